@@ -1,0 +1,116 @@
+"""Train the logging and test policies that ship with the package.
+
+    python benchmarks/policies.py MountainCar CartPole HalfCheetah
+
+DQN for the discrete tasks and TD3 for HalfCheetah, online in the true system, each stopped at the first evaluation
+above its threshold (paper, appendix D). A policy whose file exists is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DQN, TD3
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+
+from persim_gym.interop.sb3 import policy_from_sb3
+from persim_gym.tasks import Task, get_task
+from persim_gym.tasks.heterogeneous import HeterogeneousEnv
+
+OUT = Path(__file__).parents[1] / "persim_gym" / "assets" / "policies"
+LOGGING_THRESHOLD = {"MountainCar": -200.0, "CartPole": 120.0, "HalfCheetah": 3000.0}
+# The strength of the test policies behind the paper's published tables, measured in its default agent.
+TEST_THRESHOLD = {"MountainCar": -110.0, "CartPole": 195.0, "HalfCheetah": 5000.0}
+EPSILON = 0.01
+EVALUATE_EVERY = 5_000
+MAX_STEPS = {"MountainCar": 600_000, "CartPole": 600_000, "HalfCheetah": 1_000_000}
+EVALUATION_EPISODES = {"MountainCar": 50, "CartPole": 50, "HalfCheetah": 5}
+
+
+def make_env(task: Task, covariates: tuple[float, ...]) -> gym.Env:
+    """Return the true system with the task's time limit."""
+    env = HeterogeneousEnv(task.name, **dict(zip(task.covariate_names, covariates, strict=True)))
+    return gym.wrappers.TimeLimit(env, task.max_episode_steps)
+
+
+def make_learner(task: Task, env: gym.Env, seed: int) -> DQN | TD3:
+    """Return the untrained learner of a task."""
+    if task.name == "MountainCar":
+        return DQN(
+            "MlpPolicy", env, learning_rate=4e-3, batch_size=128, buffer_size=50_000, learning_starts=1_000,
+            gamma=0.99, target_update_interval=600, train_freq=16, gradient_steps=8, exploration_fraction=0.1,
+            exploration_final_eps=0.07, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
+        )  # fmt: skip
+    if task.name == "CartPole":
+        return DQN(
+            "MlpPolicy", env, learning_rate=2.3e-3, batch_size=64, buffer_size=50_000, learning_starts=1_000,
+            gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128, exploration_fraction=0.02,
+            exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
+        )  # fmt: skip
+    return TD3(
+        "MlpPolicy", env, learning_rate=3e-4, batch_size=256, buffer_size=1_000_000, learning_starts=25_000,
+        gamma=0.99, tau=0.005, action_noise=NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)), policy_delay=2,
+        target_policy_noise=0.2, target_noise_clip=0.5, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
+    )  # fmt: skip
+
+
+def train(task: Task, name: str, covariates: tuple[float, ...], threshold: float, seed: int) -> None:
+    """Train one policy until an evaluation exceeds the threshold, and save it."""
+    path = OUT / f"{task.name}-{name}.safetensors"
+    if path.exists():
+        print(f"{path.name}: exists", flush=True)
+        return
+    start = time.perf_counter()
+    evaluation = EvalCallback(
+        Monitor(make_env(task, covariates)),
+        callback_on_new_best=StopTrainingOnRewardThreshold(threshold),
+        n_eval_episodes=EVALUATION_EPISODES[task.name],
+        eval_freq=EVALUATE_EVERY,
+        verbose=1,
+    )
+    learner = make_learner(task, make_env(task, covariates), seed).learn(MAX_STEPS[task.name], callback=evaluation)
+    reached = float(evaluation.best_mean_reward)
+    print(f"{path.name}: {learner.num_timesteps} steps, {reached:.1f}, {time.perf_counter() - start:.0f} s", flush=True)
+    if reached < threshold:
+        print(f"{path.name}: not saved, the threshold is {threshold}", flush=True)
+        return
+    provenance = {
+        "algorithm": type(learner).__name__,
+        "covariates": dict(zip(task.covariate_names, covariates, strict=True)),
+        "steps": learner.num_timesteps,
+        "return": reached,
+        "threshold": threshold,
+        "seed": seed,
+    }
+    epsilon = EPSILON if task.discrete else 0.0
+    policy_from_sb3(learner, task, epsilon=epsilon, provenance=provenance).save(path)
+
+
+def main() -> None:
+    """Train every policy of the named tasks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole", "HalfCheetah"])
+    parser.add_argument("--only", help="train only the policies whose name contains this")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for task in map(get_task, arguments.tasks):
+        wanted = [("test", tuple(task.default_covariates), TEST_THRESHOLD[task.name])]
+        wanted += [
+            (f"logging{index}", covariates, LOGGING_THRESHOLD[task.name])
+            for index, covariates in enumerate(task.policy_training_agents)
+        ]
+        for name, covariates, threshold in wanted:
+            if arguments.only is None or arguments.only in name:
+                train(task, name, covariates, threshold, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

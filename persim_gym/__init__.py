@@ -1,0 +1,89 @@
+"""Personalized simulators from one logged trajectory of each of many agents, as Gymnasium environments.
+
+Importing the package registers the environments' ids and loads no learning library; everything else comes on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from persim_gym import errors, registration
+from persim_gym.registration import register_ensemble
+
+if TYPE_CHECKING:
+    from persim_gym.collect import collect
+    from persim_gym.config import PerSimConfig
+    from persim_gym.data import Trajectories
+    from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
+    from persim_gym.model import Ensemble
+    from persim_gym.planning import MPCAgent
+    from persim_gym.policies import MLPPolicy
+    from persim_gym.simulator import Simulator
+    from persim_gym.tasks import Task, get_task, register_task, task_names
+    from persim_gym.training import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ensemble",
+    "MLPPolicy",
+    "MPCAgent",
+    "PerSimConfig",
+    "Simulator",
+    "Task",
+    "Trajectories",
+    "collect",
+    "errors",
+    "fit",
+    "get_task",
+    "load",
+    "mpc_returns",
+    "policy_returns",
+    "prediction_error",
+    "register_ensemble",
+    "register_task",
+    "task_names",
+    "true_mpc_returns",
+]
+
+_HOMES = {
+    "Ensemble": "model",
+    "MLPPolicy": "policies",
+    "MPCAgent": "planning",
+    "PerSimConfig": "config",
+    "Simulator": "simulator",
+    "Task": "tasks",
+    "Trajectories": "data",
+    "collect": "collect",
+    "fit": "training",
+    "get_task": "tasks",
+    "mpc_returns": "evaluation",
+    "policy_returns": "evaluation",
+    "prediction_error": "evaluation",
+    "register_task": "tasks",
+    "task_names": "tasks",
+    "true_mpc_returns": "evaluation",
+}
+
+
+def load(path: Any, *, task: Any = None) -> Ensemble:
+    """Read an ensemble's file; see `persim_gym.model.Ensemble.load`."""
+    from persim_gym.model import Ensemble
+
+    return Ensemble.load(path, task=task)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"persim_gym.{_HOMES[name]}"), name)
+    globals()[name] = value  # a function may share its module's name (persim_gym.collect)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+registration.register_all()

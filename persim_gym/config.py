@@ -1,0 +1,84 @@
+"""`PerSimConfig`: the settings of the model and of its training, and the paper's settings by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
+
+RANKS = (3, 5, 10, 15, 20, 30)
+"""The ranks among which the paper selects by validation error."""
+
+
+@dataclass(frozen=True)
+class PerSimConfig:
+    """PerSim (Agarwal et al., NeurIPS 2021): change of coordinate d = Σ_l u_l(agent)·v_l(state, d)·w_l(action)."""
+
+    rank: int = 5
+    """r, the number of latent factors."""
+    state_hidden: tuple[int, ...] = (256,)
+    """Widths of the state encoder's ReLU layers."""
+    action_hidden: tuple[int, ...] = (256, 256)
+    """Widths of the action encoder's ReLU layers; not used for discrete actions, which have a table."""
+    normalize: bool = True
+    """Whether states and their changes are standardized over the log."""
+    num_members: int = 5
+    """M: same data, different initial weights and batches."""
+    epochs: int = 300
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    halve_learning_rate_every: int = 150
+    """Epochs after which the learning rate is halved, again and again; 0 for never."""
+    weight_decay: float = 0.0
+    """L2 penalty through Adam, as torch.optim.Adam has it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state_hidden", tuple(self.state_hidden))
+        object.__setattr__(self, "action_hidden", tuple(self.action_hidden))
+        for name in ("rank", "num_members", "epochs", "batch_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        if not self.state_hidden or min((*self.state_hidden, *self.action_hidden)) < 1:
+            raise InvalidArgumentError("state_hidden needs at least one layer, and every layer at least one unit")
+        if not self.learning_rate > 0:
+            raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be above 0")
+
+    def with_changes(self, **changes: Any) -> PerSimConfig:
+        """Return a copy with some settings changed."""
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise UnknownNameError(f"no setting {unknown[0]!r}; settings are {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that JSON can hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> PerSimConfig:
+        """Return the settings that `to_json` wrote."""
+        return cls().with_changes(**document)
+
+
+# The settings of the authors' released code, which are later than the paper's text; "-paper" is the text.
+CONFIGS: dict[str, PerSimConfig] = {
+    "default": PerSimConfig(),
+    "MountainCar": PerSimConfig(rank=3, normalize=False, batch_size=512, halve_learning_rate_every=0),
+    "CartPole": PerSimConfig(rank=5, normalize=False, batch_size=64, halve_learning_rate_every=0),
+    "HalfCheetah": PerSimConfig(rank=15, state_hidden=(512,) * 4, action_hidden=(512, 512), batch_size=1024),
+    "HalfCheetah-paper": PerSimConfig(rank=15, state_hidden=(256,) * 4, action_hidden=(256, 256), batch_size=512),
+}
+
+
+def get_config(config: str | PerSimConfig | None, task_name: str) -> PerSimConfig:
+    """Return a configuration by name; None means the task's own, or "default" where it has none."""
+    if isinstance(config, PerSimConfig):
+        return config
+    name = config if config is not None else (task_name if task_name in CONFIGS else "default")
+    if name not in CONFIGS:
+        raise UnknownNameError(f"unknown config {name!r}; named ones are {', '.join(CONFIGS)}")
+    return CONFIGS[name]

@@ -1,0 +1,494 @@
+"""`Trajectories`: an offline data set in columns, one or more episodes of each of many agents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persim_gym import storage
+from persim_gym.errors import InvalidDataError, UnknownNameError
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+_KIND = "trajectories"
+_COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectories:
+    """A log of T transitions of N agents in E episodes.
+
+    The rows of an episode are consecutive and in time order. Every agent has at least one transition. Made by
+    `Trajectories.from_arrays`, `persim_gym.collect` or `Trajectories.load`, which validate; do not fill it by hand.
+    """
+
+    agents: IntArray
+    """(T,) int32: index of the acting agent, 0 … N − 1."""
+    observations: FloatArray
+    """(T, D) float32."""
+    actions: FloatArray | IntArray
+    """(T,) int64 for discrete actions, (T, A) float32 for continuous ones."""
+    rewards: FloatArray
+    """(T,) float32."""
+    next_observations: FloatArray
+    """(T, D) float32."""
+    terminated: BoolArray
+    """(T,): the transition reached a terminal state."""
+    truncated: BoolArray
+    """(T,): the episode was cut after the transition, by a time limit or by the end of the recording."""
+    episode_starts: IntArray
+    """(E,) int64: row of each episode's first transition, ascending, the first 0."""
+    agent_labels: tuple[str, ...]
+    """(N,): a name for each agent."""
+    covariates: FloatArray | None = None
+    """(N, K) float64: hidden properties of the agents, if known. Never shown to the model."""
+    covariate_names: tuple[str, ...] = ()
+    task: str | None = None
+    """Name of the task the log belongs to, if known."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the log comes from: policy, seed, or the synthetic data's simulator."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        agents: Sequence[Any] | np.ndarray,
+        observations: Any,
+        actions: Any,
+        next_observations: Any = None,
+        rewards: Any = None,
+        terminated: Any = None,
+        truncated: Any = None,
+        episode_starts: Any = None,
+        agent_labels: Sequence[Any] | None = None,
+        covariates: Any = None,
+        covariate_names: Sequence[str] = (),
+        task: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trajectories:
+        """Make trajectories from a user's own log, in time order within each episode.
+
+        Args:
+            agents: (T,) who acted in each row: labels of any kind, or indices into ``agent_labels`` if that is given.
+            observations: (T, D) observation before the action.
+            actions: (T,) integers for discrete actions, (T, A) numbers for continuous ones.
+            next_observations: (T, D) observation after the action. Without it each row's successor in its episode is
+                taken, and the last row of each episode, which has none, is dropped.
+            rewards: (T,); zero where not given.
+            terminated: (T,) whether the row reached a terminal state; False where not given.
+            truncated: (T,) whether the episode was cut after the row; where not given, every episode's last row that
+                is not terminated.
+            episode_starts: (E,) rows at which episodes begin. Without it an episode begins with the log, where the
+                agent changes, and after a row that is terminated or truncated.
+            agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
+            covariates: (N, K) known properties of the agents, in the order of their labels.
+            covariate_names: (K,) their names.
+            task: name of the task.
+            provenance: anything JSON can hold that says where the log comes from.
+
+        Raises:
+            InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition.
+
+        """
+        observations = _numbers("observations", observations, 2)
+        count = len(observations)
+        if count == 0:
+            raise InvalidDataError("the log has no transition")
+        indices, labels = _agent_indices(agents, agent_labels, count)
+        ended = _flags("terminated", terminated, count)
+        cut = _flags("truncated", truncated, count)
+        starts = _episode_starts(episode_starts, indices, ended | cut)
+        columns: dict[str, Any] = {
+            "agents": indices,
+            "observations": observations,
+            "actions": _actions(actions, count),
+            "rewards": np.zeros(count, np.float32) if rewards is None else _numbers("rewards", rewards, 1, count),
+            "terminated": ended,
+            "truncated": cut,
+        }
+        if next_observations is None:
+            columns, starts = _with_successors(columns, starts)
+        else:
+            columns["next_observations"] = _numbers("next_observations", next_observations, 2, count)
+        if truncated is None:
+            columns["truncated"] = _cut_ends(columns["terminated"], starts)
+        log = cls(
+            **columns,
+            episode_starts=starts,
+            agent_labels=labels,
+            covariates=None if covariates is None else np.asarray(covariates, dtype=np.float64),
+            covariate_names=tuple(covariate_names),
+            task=task,
+            provenance=dict(provenance or {}),
+        )
+        log._validate()
+        return log
+
+    @property
+    def num_transitions(self) -> int:
+        """T."""
+        return len(self.agents)
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.agent_labels)
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_starts)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are indices."""
+        return self.actions.ndim == 1
+
+    @cached_property
+    def episode_ends(self) -> IntArray:
+        """(E,): the row after each episode's last."""
+        return np.append(self.episode_starts[1:], self.num_transitions)
+
+    @property
+    def episode_lengths(self) -> IntArray:
+        """(E,)."""
+        return self.episode_ends - self.episode_starts
+
+    @property
+    def episode_agents(self) -> IntArray:
+        """(E,): index of each episode's agent."""
+        return self.agents[self.episode_starts]
+
+    @property
+    def episode_returns(self) -> FloatArray:
+        """(E,) float64: sum of each episode's rewards."""
+        return np.add.reduceat(np.asarray(self.rewards, dtype=np.float64), self.episode_starts)
+
+    @property
+    def initial_observations(self) -> FloatArray:
+        """(E, D): the first observation of each episode."""
+        return np.asarray(self.observations[self.episode_starts])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all columns: the identity of the data a model was trained on."""
+        digest = hashlib.sha256()
+        for name in (*_COLUMNS, "episode_starts"):
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return digest.hexdigest()
+
+    def agent_index(self, agent: int | str) -> int:
+        """Return the index of an agent given by index (int) or label (str)."""
+        return find_agent(agent, self.agent_labels)
+
+    def select(self, agents: Sequence[int | str]) -> Trajectories:
+        """Return the trajectories of some agents, in the order given."""
+        chosen = [self.agent_index(agent) for agent in agents]
+        if len(set(chosen)) != len(chosen):
+            raise InvalidDataError(f"agents {list(agents)} name an agent twice")
+        episodes = [episode for agent in chosen for episode in np.flatnonzero(self.episode_agents == agent)]
+        rows = np.concatenate([np.arange(self.episode_starts[e], self.episode_ends[e]) for e in episodes])
+        new_index = np.full(self.num_agents, -1, np.int32)
+        new_index[chosen] = np.arange(len(chosen))
+        columns = {name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS}
+        columns["agents"] = new_index[columns["agents"]]
+        lengths = self.episode_lengths[episodes]
+        return replace(
+            self,
+            **columns,
+            episode_starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+            agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
+            covariates=None if self.covariates is None else self.covariates[chosen],
+        )
+
+    @staticmethod
+    def concatenate(logs: Sequence[Trajectories]) -> Trajectories:
+        """Join logs of the same kind; agents with the same label are the same agent.
+
+        Raises:
+            InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
+
+        """
+        if not logs:
+            raise InvalidDataError("there is nothing to concatenate")
+        first = logs[0]
+        for log in logs[1:]:
+            _check_same_kind(first, log)
+        labels = tuple(dict.fromkeys(label for log in logs for label in log.agent_labels))
+        position = {label: index for index, label in enumerate(labels)}
+        columns = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _COLUMNS}
+        columns["agents"] = np.concatenate(
+            [np.array([position[label] for label in log.agent_labels], np.int32)[log.agents] for log in logs]
+        )
+        offsets = np.cumsum([0, *(log.num_transitions for log in logs[:-1])])
+        joined = replace(
+            first,
+            **columns,
+            episode_starts=np.concatenate(
+                [log.episode_starts + offset for log, offset in zip(logs, offsets, strict=True)]
+            ),
+            agent_labels=labels,
+            covariates=_join_covariates(logs, labels),
+            provenance={"concatenated": [dict(log.provenance) for log in logs]},
+        )
+        joined._validate()
+        return joined
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, as a whole or not at all."""
+        arrays = {name: getattr(self, name) for name in (*_COLUMNS, "episode_starts")}
+        if self.covariates is not None:
+            arrays["covariates"] = self.covariates
+        storage.write(
+            path,
+            _KIND,
+            arrays,
+            {
+                "task": self.task,
+                "agent_labels": list(self.agent_labels),
+                "covariate_names": list(self.covariate_names),
+                "provenance": dict(self.provenance),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectories:
+        """Open a file written by `save`; columns are memory-mapped, so the log may be larger than memory."""
+        arrays, document = storage.read(path, _KIND)
+        missing = [name for name in (*_COLUMNS, "episode_starts") if name not in arrays]
+        if missing:
+            raise InvalidDataError(f"{path} lacks the column {missing[0]!r}")
+        log = cls(
+            **arrays,
+            agent_labels=tuple(document["agent_labels"]),
+            covariate_names=tuple(document["covariate_names"]),
+            task=document["task"],
+            provenance=document["provenance"],
+        )
+        log._validate()
+        return log
+
+    def __repr__(self) -> str:
+        action = "discrete actions" if self.discrete else f"{self.actions.shape[1]} continuous actions"
+        lengths, returns = self.episode_lengths, self.episode_returns
+        return (
+            f"Trajectories({self.task or 'no task'}: {self.num_agents} agents, {self.num_episodes} episodes, "
+            f"{self.num_transitions} transitions; {self.observations.shape[1]} observations, {action}; "
+            f"episode length {lengths.mean():.1f} ({lengths.min()}–{lengths.max()}), return {returns.mean():.1f}"
+            f"{', synthetic' if self.provenance.get('synthetic') else ''})"
+        )
+
+    def __len__(self) -> int:
+        return self.num_transitions
+
+    def _validate(self) -> None:
+        count = self.num_transitions
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if len(column) != count:
+                raise InvalidDataError(f"{name} has {len(column)} rows, agents has {count}")
+            if column.dtype.kind == "f":
+                _check_finite(name, column)
+        if self.next_observations.shape != self.observations.shape:
+            raise InvalidDataError(
+                f"next_observations have shape {self.next_observations.shape}, observations {self.observations.shape}"
+            )
+        self._validate_agents()
+        self._validate_episodes()
+
+    def _validate_agents(self) -> None:
+        if len(set(self.agent_labels)) != self.num_agents:
+            twice = next(label for label in self.agent_labels if self.agent_labels.count(label) > 1)
+            raise InvalidDataError(f"agent label {twice!r} is used twice")
+        if self.agents.min() < 0 or self.agents.max() >= self.num_agents:
+            raise InvalidDataError(
+                f"agent indices run from {self.agents.min()} to {self.agents.max()}, but there are "
+                f"{self.num_agents} agents"
+            )
+        idle = np.flatnonzero(np.bincount(self.agents, minlength=self.num_agents) == 0)
+        if len(idle):
+            raise InvalidDataError(
+                f"agent {self.agent_labels[idle[0]]!r} has no transition ({len(idle)} such agents): "
+                "leave such agents out of the log and of agent_labels"
+            )
+        expected = (self.num_agents, len(self.covariate_names))
+        if self.covariates is not None:
+            if self.covariates.shape != expected:
+                raise InvalidDataError(
+                    f"covariates have shape {self.covariates.shape}, expected (agents, names) = {expected}"
+                )
+            _check_finite("covariates", self.covariates)
+
+    def _validate_episodes(self) -> None:
+        starts = self.episode_starts
+        if len(starts) == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= self.num_transitions:
+            raise InvalidDataError("episode_starts must begin with 0, ascend, and stay below the number of rows")
+        change = np.flatnonzero(np.diff(self.agents)) + 1
+        stray = change[~np.isin(change, starts)]
+        if len(stray):
+            raise InvalidDataError(f"the agent changes within an episode, at row {stray[0]}")
+        inner = np.ones(self.num_transitions, bool)
+        inner[self.episode_ends - 1] = False
+        late = np.flatnonzero(inner & (self.terminated | self.truncated))
+        if len(late):
+            raise InvalidDataError(
+                f"row {late[0]} is terminated or truncated, yet its episode goes on; begin a new episode after it"
+            )
+
+
+def find_agent(agent: int | str, labels: Sequence[str]) -> int:
+    """Return the index of an agent given by index (int) or by label (str).
+
+    Raises:
+        UnknownNameError: no such agent.
+
+    """
+    if isinstance(agent, str):
+        if agent in labels:
+            return labels.index(agent)
+        few = ", ".join(repr(label) for label in labels[:5])
+        raise UnknownNameError(f"no agent is labelled {agent!r}; labels are {few}{', …' if len(labels) > 5 else ''}")
+    if isinstance(agent, bool) or not isinstance(agent, (int, np.integer)) or not 0 <= agent < len(labels):
+        raise UnknownNameError(
+            f"no agent {agent!r}: agents are indices 0 … {len(labels) - 1} (int) or labels (str) such as {labels[0]!r}"
+        )
+    return int(agent)
+
+
+def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: Any = None, high: Any = None) -> None:
+    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task."""
+    if discrete:
+        if actions.ndim != 1:
+            raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
+        if actions.min() < 0 or actions.max() >= action_size:
+            row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
+            raise InvalidDataError(f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}")
+        return
+    if actions.ndim != 2 or actions.shape[1] != action_size:
+        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {action_size})")
+    outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
+    if len(outside):
+        raise InvalidDataError(f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space")
+
+
+def _numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
+    try:
+        array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype != np.float32 else array
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(f"{name} must be numbers; {error}") from error
+    if array.ndim != axes:
+        raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
+    if count is not None and len(array) != count:
+        raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
+    _check_finite(name, array)
+    return array
+
+
+def _check_finite(name: str, array: FloatArray) -> None:
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise InvalidDataError(f"{name} holds {array[row].tolist()} in row {row}: NaN and infinity are not allowed")
+
+
+def _flags(name: str, values: Any, count: int) -> BoolArray:
+    if values is None:
+        return np.zeros(count, bool)
+    array = np.asarray(values)
+    if array.shape != (count,):
+        raise InvalidDataError(f"{name} has shape {array.shape}, expected ({count},)")
+    return array.astype(bool)
+
+
+def _actions(actions: Any, count: int) -> FloatArray | IntArray:
+    array = np.asarray(actions)
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        if len(array) != count:
+            raise InvalidDataError(f"actions has {len(array)} rows, observations has {count}")
+        return array.astype(np.int64)
+    if array.ndim == 1:
+        raise InvalidDataError(
+            f"actions of shape {array.shape} and type {array.dtype}: give integers for discrete actions, "
+            "or shape (rows, action coordinates) for continuous ones"
+        )
+    return _numbers("actions", array, 2, count)
+
+
+def _agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tuple[IntArray, tuple[str, ...]]:
+    array = np.asarray(agents)
+    if array.shape != (count,):
+        raise InvalidDataError(f"agents has shape {array.shape}, expected ({count},): one agent for each row")
+    if labels is not None:
+        if array.dtype.kind not in "iu":
+            raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
+        return array.astype(np.int32), tuple(str(label) for label in labels)
+    unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(unique), np.int32)
+    rank[order] = np.arange(len(unique))
+    return rank[inverse], tuple(str(label) for label in unique[order])
+
+
+def _episode_starts(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
+    if starts is not None:
+        return np.asarray(starts, dtype=np.int64)
+    begins = np.ones(len(agents), bool)
+    begins[1:] = (agents[1:] != agents[:-1]) | ended[:-1]
+    return np.flatnonzero(begins)
+
+
+def _cut_ends(terminated: BoolArray, starts: IntArray) -> BoolArray:
+    truncated = np.zeros(len(terminated), bool)
+    truncated[np.append(starts[1:], len(terminated)) - 1] = True
+    return truncated & ~terminated
+
+
+def _with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str, Any], IntArray]:
+    """Take each row's successor as its next observation; the last row of each episode has none and goes."""
+    count = len(columns["agents"])
+    last = np.append(starts[1:], count) - 1
+    if np.any(last == starts):
+        raise InvalidDataError(
+            f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
+            "give next_observations"
+        )
+    kept = np.ones(count, bool)
+    kept[last] = False
+    successors = columns["observations"][np.flatnonzero(kept) + 1]
+    for flag in ("terminated", "truncated"):
+        columns[flag] = columns[flag].copy()
+        columns[flag][last - 1] |= columns[flag][last]
+    shortened = {name: column[kept] for name, column in columns.items()}
+    shortened["next_observations"] = successors
+    return shortened, starts - np.arange(len(starts))
+
+
+def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
+    for what, one, other in (
+        ("tasks", first.task, log.task),
+        ("observation sizes", first.observations.shape[1], log.observations.shape[1]),
+        ("kinds of actions", first.actions.shape[1:], log.actions.shape[1:]),
+        ("covariate names", first.covariate_names, log.covariate_names),
+    ):
+        if one != other:
+            raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
+
+
+def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
+    if any(log.covariates is None for log in logs):
+        return None
+    known: dict[str, FloatArray] = {}
+    for log in logs:
+        for label, row in zip(log.agent_labels, log.covariates, strict=True):
+            if label in known and not np.array_equal(known[label], row):
+                raise InvalidDataError(
+                    f"agent {label!r} has covariates {known[label].tolist()} in one log and {row.tolist()} in another; "
+                    "give different agents different labels"
+                )
+            known[label] = row
+    return np.stack([known[label] for label in labels])

@@ -1,0 +1,41 @@
+"""Which device and how many threads to compute with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from persim_gym.errors import InvalidArgumentError
+
+SMALL_NETWORK_WIDTH = 256
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device of that name; "auto" is the GPU if there is one.
+
+    Raises:
+        InvalidArgumentError: no such device on this machine.
+
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidArgumentError(f"device={device!r} is not available here ({error}); use 'auto' or 'cpu'") from error
+    return found
+
+
+@contextlib.contextmanager
+def threads_for(hidden_layers: tuple[int, ...]) -> Iterator[None]:
+    """Use one thread while computing with a small network, where handing out work costs more than the work."""
+    before = torch.get_num_threads()
+    small = len(hidden_layers) <= 1 and max(hidden_layers) <= SMALL_NETWORK_WIDTH
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,266 @@
+"""`Ensemble`: the learned parameters of all members, stacked, with all that is known about where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persim_gym import storage
+from persim_gym.config import PerSimConfig
+from persim_gym.data import find_agent
+from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.tasks import Task, get_task
+from persim_gym.types import FloatArray
+
+if TYPE_CHECKING:
+    from persim_gym.simulator import Simulator
+
+AGGREGATES = ("mean", "median")
+"""How the members' predictions become one."""
+_KIND = "ensemble"
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Standardization of states and of their changes; zeros and ones when there is none."""
+
+    state_mean: FloatArray
+    """(D,)."""
+    state_scale: FloatArray
+    """(D,)."""
+    change_mean: FloatArray
+    """(D,)."""
+    change_scale: FloatArray
+    """(D,)."""
+
+    @classmethod
+    def identity(cls, size: int) -> Normalizer:
+        """Return the normalizer that changes nothing."""
+        return cls(np.zeros(size), np.ones(size), np.zeros(size), np.ones(size))
+
+    @classmethod
+    def of(cls, observations: FloatArray, next_observations: FloatArray) -> Normalizer:
+        """Return mean and unbiased deviation over all transitions (T, D); a constant coordinate keeps scale 1."""
+        states = np.asarray(observations, np.float64)
+        changes = np.asarray(next_observations, np.float64) - states
+        return cls(states.mean(0), _deviation(states), changes.mean(0), _deviation(changes))
+
+
+def _deviation(values: FloatArray) -> FloatArray:
+    deviation = values.std(axis=0, ddof=min(1, len(values) - 1))
+    return np.where(deviation > 1e-12, deviation, 1.0)
+
+
+def parameter_shapes(
+    config: PerSimConfig, *, num_agents: int, observation_size: int, action_size: int, discrete: bool
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and fan-in of every parameter; layers are (M, outputs, inputs).
+
+    The encoders are u: agent table (M, N, r) plus a shared bias; v: ReLU layers with D·r linear outputs;
+    w: action table (M, A, r) plus a bias, or ReLU layers with r linear outputs.
+    """
+    members, rank = config.num_members, config.rank
+    shapes = {
+        "agent.weight": ((members, num_agents, rank), num_agents),
+        "agent.bias": ((members, rank), num_agents),
+    }
+    shapes.update(_layer_shapes("state", members, (observation_size, *config.state_hidden, observation_size * rank)))
+    if discrete:
+        shapes["action.weight"] = ((members, action_size, rank), action_size)
+        shapes["action.bias"] = ((members, rank), action_size)
+    else:
+        shapes.update(_layer_shapes("action", members, (action_size, *config.action_hidden, rank)))
+    return shapes
+
+
+def _layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tuple[tuple[int, ...], int]]:
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+    for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        shapes[f"{name}.{index}.weight"] = ((members, outputs, inputs), inputs)
+        shapes[f"{name}.{index}.bias"] = ((members, outputs, 1), inputs)
+    return shapes
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ensemble:
+    """M trained members for N agents of one task. Made by `persim_gym.fit` or `Ensemble.load`."""
+
+    task: Task
+    config: PerSimConfig
+    parameters: Mapping[str, np.ndarray]
+    """float32, as `parameter_shapes` says; memory-mapped when loaded."""
+    normalizer: Normalizer
+    agent_labels: tuple[str, ...]
+    initial_observations: FloatArray
+    """(E, D) float32: first observations of the log's episodes."""
+    covariates: FloatArray | None = None
+    """(N, K), if known: for evaluation in the true system, never used by the model."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Data digest, seed, versions, wall time, validation error, number of transitions."""
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.config.num_members
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.agent_labels)
+
+    def agent_index(self, agent: int | str) -> int:
+        """Return the index of an agent given by index (int) or label (str)."""
+        return find_agent(agent, self.agent_labels)
+
+    def agent_factors(self, agents: Any = slice(None)) -> FloatArray:
+        """Return u (M, N, r) of the chosen agents, shared bias included."""
+        return self.parameters["agent.weight"][:, agents] + self.parameters["agent.bias"][:, None]
+
+    def action_factors(self) -> FloatArray:
+        """Return w (M, A, r) of every discrete action, bias included."""
+        return self.parameters["action.weight"] + self.parameters["action.bias"][:, None]
+
+    def layers(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return weights (M, outputs, inputs) and biases (M, outputs, 1) of the "state" or "action" encoder."""
+        count = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in self.parameters)
+        return [(self.parameters[f"{name}.{i}.weight"], self.parameters[f"{name}.{i}.bias"]) for i in range(count)]
+
+    def agent_covariates(self, agent: int | str) -> FloatArray:
+        """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
+        if self.covariates is None:
+            raise InvalidArgumentError(
+                "this ensemble's log did not record the agents' covariates, so their true systems are unknown; "
+                "give them (covariates=...)"
+            )
+        return self.covariates[self.agent_index(agent)]
+
+    def simulator(
+        self,
+        agent: int | str | None = None,
+        *,
+        agents: Sequence[int | str] | None = None,
+        aggregate: str = "mean",
+        device: str = "cpu",
+    ) -> Simulator:
+        """Bind the ensemble to one agent, or to one agent for each row of a batch.
+
+        Args:
+            agent: index or label.
+            agents: B indices or labels, instead of ``agent``.
+            aggregate: "mean" or "median" over the members; the median survives a member that diverges.
+            device: any torch device.
+
+        """
+        from persim_gym.simulator import Simulator
+
+        if (agent is None) == (agents is None):
+            raise InvalidArgumentError("give either agent or agents")
+        chosen = [agent] if agents is None else agents
+        indices = np.array([self.agent_index(one) for one in chosen], np.int64)
+        return Simulator(self, indices, aggregate=aggregate, device=device)
+
+    def with_members(self, members: Sequence[int]) -> Ensemble:
+        """Return the ensemble of some of the members only."""
+        chosen = list(members)
+        if not chosen or min(chosen) < 0 or max(chosen) >= self.num_members:
+            raise InvalidArgumentError(f"members={chosen} must be some of 0 … {self.num_members - 1}")
+        return replace(
+            self,
+            config=self.config.with_changes(num_members=len(chosen)),
+            parameters={name: array[chosen] for name, array in self.parameters.items()},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file with everything else as JSON in its header, as a whole or not at all."""
+        arrays = dict(self.parameters)
+        arrays["initial_observations"] = self.initial_observations
+        for name in ("state_mean", "state_scale", "change_mean", "change_scale"):
+            arrays[f"normalizer.{name}"] = getattr(self.normalizer, name)
+        if self.covariates is not None:
+            arrays["covariates"] = self.covariates
+        # A log of half a million agents without names needs no list of names.
+        numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
+        storage.write(
+            path,
+            _KIND,
+            arrays,
+            {
+                "task": self.task.name,
+                "num_agents": self.num_agents,
+                "agent_labels": None if numbered else list(self.agent_labels),
+                "config": self.config.to_json(),
+                "provenance": dict(self.provenance),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, task: str | Task | None = None) -> Ensemble:
+        """Read a file written by `save`.
+
+        Args:
+            path: the file.
+            task: the task it must be for; found by the name in the file if not given.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileFormatError: cut short, damaged, of a newer format, of another task, or not an ensemble.
+            UnknownNameError: its task is not registered.
+
+        """
+        arrays, document = storage.read(path, _KIND)
+        try:
+            name, count = document["task"], int(document["num_agents"])
+            labels = document["agent_labels"] or [str(index) for index in range(count)]
+            config = PerSimConfig.from_json(document["config"])
+            provenance = document["provenance"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path}: the header is damaged ({error})") from error
+        if task is not None and get_task(task).name != name:
+            raise FileFormatError(f"{path} is an ensemble of task {name}, not of {get_task(task).name}")
+        found = get_task(name if task is None else task)
+        shapes = _expected_shapes(found, config, count)
+        for key, shape in shapes.items():
+            if key not in arrays or arrays[key].shape[: len(shape)] != shape:
+                raise FileFormatError(f"{path}: array {key!r} is missing or has the wrong shape, expected {shape}")
+        normalizer = Normalizer(
+            *(np.array(arrays.pop(f"normalizer.{n}")) for n in ("state_mean", "state_scale", "change_mean", "change_scale"))
+        )
+        initial = np.array(arrays.pop("initial_observations"))
+        covariates = arrays.pop("covariates", None)
+        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance)
+
+    def __repr__(self) -> str:
+        size = sum(array.nbytes for array in self.parameters.values()) / 1e6
+        error = self.provenance.get("validation_rmse")
+        return (
+            f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, rank {self.config.rank}, "
+            f"{size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'})"
+        )
+
+
+def _expected_shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[str, tuple[int, ...]]:
+    size = task.observation_size
+    shapes = {
+        key: shape
+        for key, (shape, _) in parameter_shapes(
+            config,
+            num_agents=num_agents,
+            observation_size=size,
+            action_size=task.action_size,
+            discrete=task.discrete,
+        ).items()
+    }
+    for name in ("state_mean", "state_scale", "change_mean", "change_scale"):
+        shapes[f"normalizer.{name}"] = (size,)
+    shapes["initial_observations"] = ()
+    return shapes
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Return the header of an ensemble's file: task, agents, configuration, provenance. No array is read."""
+    return json.loads(json.dumps(storage.read_document(path, _KIND)))

@@ -1,0 +1,8 @@
+"""Planners, pure searches over action sequences that see only what a sequence earns, and `MPCAgent` on top."""
+
+from persim_gym.planning.agent import PLANNERS, MPCAgent
+from persim_gym.planning.cem import cross_entropy_method
+from persim_gym.planning.random_shooting import random_shooting
+from persim_gym.planning.search import Plan
+
+__all__ = ["PLANNERS", "MPCAgent", "Plan", "cross_entropy_method", "random_shooting"]

@@ -1,0 +1,153 @@
+"""`MPCAgent`: model-predictive control with `predict`, as Stable-Baselines3 and d3rlpy evaluators expect it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from persim_gym.errors import InvalidArgumentError, InvalidStateError
+from persim_gym.planning.cem import cross_entropy_method
+from persim_gym.planning.random_shooting import random_shooting
+from persim_gym.planning.search import Plan
+from persim_gym.rollouts import PROPAGATIONS, ReturnFn, simulated_returns, true_returns
+from persim_gym.simulator import Simulator
+from persim_gym.tasks import PlanningObjective, System, Task
+
+PLANNERS = ("random_shooting", "cem")
+_DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30}
+
+
+class MPCAgent:
+    """At every step, search for the best action sequence in a model and execute its first action.
+
+    The model is a simulator, a ``PerSim-…`` environment (its simulator), or a true system: a ``Heterogeneous-…``
+    environment, or a `System` with its task. `predict` keeps nothing between calls: the previous plan travels in
+    ``state``, as a recurrent policy's does.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        task: Task | None = None,
+        planner: str | None = None,
+        horizon: int | None = None,
+        propagation: str | None = None,
+        objective: PlanningObjective | None = None,
+        seed: int | np.random.Generator = 0,
+        **settings: Any,
+    ) -> None:
+        """Make the agent.
+
+        Args:
+            model: a simulator, an environment of this package, or a true system.
+            task: only needed with a bare system.
+            planner: "random_shooting" (default for discrete actions) or "cem" (default for continuous ones).
+            horizon: H; 50 for random shooting, 30 for the cross-entropy method.
+            propagation: "per_member" or "mean_state" (`persim_gym.rollouts.simulated_returns`); as in the paper's
+                code, the first for discrete, the second for continuous actions.
+            objective: what to maximize; the task's if not given.
+            seed: of the candidates.
+            **settings: more of the planner's own: num_candidates, num_elites, …
+
+        """
+        inner = getattr(model, "unwrapped", model)
+        self._model: Simulator | System = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
+        found = task or getattr(inner, "task", None)
+        if found is None or not (isinstance(self._model, Simulator) or hasattr(self._model, "branch")):
+            raise InvalidArgumentError(
+                f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
+            )
+        self.task: Task = found
+        self.horizon, self._plan = _bind_planner(self.task, planner, horizon, settings)
+        self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
+        if self._propagation not in PROPAGATIONS:
+            raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
+        self._objective = objective or self.task.planning_objective
+        self._rng = np.random.default_rng(seed)
+        bound = self._objective.max_reward
+        if self.task.discrete and bound is not None and self._objective.progress is None:
+            self._plan = partial(self._plan, max_return=bound * self.horizon)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Plan for one observation (D,) or for E of them (E, D), together.
+
+        Args:
+            observation: current observation of each environment.
+            state: what the previous call returned, or None at the start.
+            episode_start: (E,) whether an episode begins here; the previous plan is then forgotten.
+            deterministic: not used; plans are drawn from the agent's own generator.
+
+        Returns:
+            actions (E,) or (E, A), without the first axis for a single observation, and the plans (E, H) or (E, H, A).
+
+        """
+        single = np.ndim(observation) == 1
+        observations = np.atleast_2d(np.asarray(observation))
+        plan = self.plan(observations, state, episode_start)
+        actions = plan.actions[:, 0]
+        if not self.task.discrete:
+            actions = actions.astype(np.float32)
+        return (actions[0] if single else actions), plan.warm_start
+
+    def plan(self, observations: np.ndarray, state: Any = None, episode_start: Any = None) -> Plan:
+        """Return the whole plan for E observations (E, D); arguments as in `predict`."""
+        count = len(observations)
+        if observations.shape[1:] != (self.task.observation_size,):
+            raise InvalidStateError(
+                f"observations must have shape (E, {self.task.observation_size}), got {observations.shape}"
+            )
+        tail = () if self.task.discrete else (self.task.action_size,)
+        if state is None:
+            warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
+        else:
+            begun = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
+            warm, previous = ~np.broadcast_to(begun, count), np.asarray(state)
+            if previous.shape != (count, self.horizon, *tail):
+                raise InvalidArgumentError(
+                    f"state has shape {previous.shape}, expected {(count, self.horizon, *tail)}: "
+                    "pass what predict returned for the same environments"
+                )
+        return self._plan(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
+
+    def _returns(self, observations: np.ndarray) -> ReturnFn:
+        if isinstance(self._model, Simulator):
+            agents = len(self._model.agents)
+            if agents not in (1, len(observations)):
+                raise InvalidStateError(f"the simulator has {agents} agents, but {len(observations)} observations came")
+            return simulated_returns(
+                self._model, observations, objective=self._objective, propagation=self._propagation
+            )
+        if self._model.num_copies != len(observations):
+            raise InvalidStateError(
+                f"the true system has {self._model.num_copies} copies, but {len(observations)} observations came"
+            )
+        return true_returns(self._model, self._objective)
+
+
+def _bind_planner(
+    task: Task, planner: str | None, horizon: int | None, settings: dict[str, Any]
+) -> tuple[int, Callable[..., Plan]]:
+    """Return the horizon and the planner with all that does not change from step to step."""
+    name = planner or ("random_shooting" if task.discrete else "cem")
+    if name not in PLANNERS:
+        raise InvalidArgumentError(f"planner={planner!r} must be one of {', '.join(PLANNERS)}")
+    if (name == "random_shooting") != task.discrete:
+        kind = "discrete" if task.discrete else "continuous"
+        raise InvalidArgumentError(f"planner={name!r} does not plan {kind} actions, which task {task.name} has")
+    steps = _DEFAULT_HORIZON[name] if horizon is None else horizon
+    if steps < 1:
+        raise InvalidArgumentError(f"horizon={horizon} must be at least 1")
+    if task.discrete:
+        return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
+    low, high = task.action_space.low.astype(np.float64), task.action_space.high.astype(np.float64)
+    return steps, partial(cross_entropy_method, low=low, high=high, horizon=steps, **settings)

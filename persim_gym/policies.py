@@ -1,0 +1,140 @@
+"""Policies that need no reinforcement-learning library: random actions, any callable, a saved network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from persim_gym import storage
+from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.tasks import Task, get_task
+from persim_gym.types import FloatArray, Policy
+
+_KIND = "policy"
+
+
+class RandomPolicy:
+    """Uniform actions of an action space, from its own generator."""
+
+    def __init__(self, action_space: spaces.Space[Any], seed: int | np.random.Generator = 0) -> None:
+        self._space = action_space
+        self._rng = np.random.default_rng(seed)
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+        count = len(np.atleast_2d(observation))
+        if isinstance(self._space, spaces.Discrete):
+            actions = self._rng.integers(self._space.n, size=count)
+        else:
+            actions = self._rng.uniform(self._space.low, self._space.high, (count, *self._space.shape))
+        return (actions if np.ndim(observation) > 1 else actions[0]), None
+
+
+class FunctionPolicy:
+    """A plain function from observations (B, D) to actions (B,) or (B, A)."""
+
+    def __init__(self, function: Callable[[FloatArray], Any]) -> None:
+        self._function = function
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+        return np.asarray(self._function(observation)), None
+
+
+class MLPPolicy:
+    """A ReLU network with a greedy or tanh head: what DQN and TD3 leave behind.
+
+    Discrete actions are the arg max of the outputs, replaced by a uniform action with probability ``epsilon``;
+    continuous ones are tanh of the outputs, scaled to the action space.
+    """
+
+    def __init__(
+        self,
+        task: str | Task,
+        layers: list[tuple[FloatArray, FloatArray]],
+        *,
+        epsilon: float = 0.0,
+        provenance: Mapping[str, Any] | None = None,
+        seed: int | np.random.Generator = 0,
+    ) -> None:
+        """Make the policy.
+
+        Args:
+            task: the task it acts in.
+            layers: weight (inputs, outputs) and bias (outputs,) of each layer.
+            epsilon: probability of a uniform action (discrete actions only).
+            provenance: how it was trained.
+            seed: of the uniform actions.
+
+        """
+        self.task = get_task(task)
+        self.layers = [(np.asarray(weight, np.float32), np.asarray(bias, np.float32)) for weight, bias in layers]
+        self.epsilon = float(epsilon)
+        self.provenance = dict(provenance or {})
+        sizes = (self.layers[0][0].shape[0], self.layers[-1][0].shape[1])
+        if sizes != (self.task.observation_size, self.task.action_size):
+            raise InvalidArgumentError(
+                f"a policy of task {self.task.name} maps {self.task.observation_size} numbers to "
+                f"{self.task.action_size}, this one {sizes[0]} to {sizes[1]}"
+            )
+        self._random = RandomPolicy(self.task.action_space, seed)
+        self._rng = self._random._rng
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+        """Return actions for observations (B, D) or (D,), and None."""
+        hidden = np.atleast_2d(np.asarray(observation, np.float32))
+        for weight, bias in self.layers[:-1]:
+            hidden = np.maximum(hidden @ weight + bias, 0.0)
+        outputs = hidden @ self.layers[-1][0] + self.layers[-1][1]
+        if self.task.discrete:
+            actions = outputs.argmax(axis=1)
+            if self.epsilon:
+                explore = self._rng.random(len(actions)) < self.epsilon
+                actions = np.where(explore, self._random.predict(hidden)[0], actions)
+        else:
+            space = self.task.action_space
+            actions = space.low + 0.5 * (np.tanh(outputs) + 1.0) * (space.high - space.low)
+        return (actions if np.ndim(observation) > 1 else actions[0]), None
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        arrays = {}
+        for index, (weight, bias) in enumerate(self.layers):
+            arrays[f"weight{index}"], arrays[f"bias{index}"] = weight, bias
+        storage.write(
+            path,
+            _KIND,
+            arrays,
+            {"task": self.task.name, "epsilon": self.epsilon, "provenance": self.provenance},
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, seed: int | np.random.Generator = 0) -> MLPPolicy:
+        """Read a file written by `save`."""
+        arrays, document = storage.read(path, _KIND)
+        try:
+            layers = [(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(len(arrays) // 2)]
+        except KeyError as error:
+            raise FileFormatError(f"{path} lacks the array {error}") from error
+        return cls(
+            document["task"],
+            [(np.array(weight), np.array(bias)) for weight, bias in layers],
+            epsilon=document["epsilon"],
+            provenance=document["provenance"],
+            seed=seed,
+        )
+
+
+def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:
+    """Return something with `predict` from "random", an object that has it, or a function of observations."""
+    if isinstance(policy, str):
+        if policy != "random":
+            raise InvalidArgumentError(f"policy={policy!r}: the only policy known by name is 'random'")
+        return RandomPolicy(task.action_space, seed)
+    if hasattr(policy, "predict"):
+        return policy
+    if callable(policy):
+        return FunctionPolicy(policy)
+    raise InvalidArgumentError(f"policy {policy!r} is neither a name, nor a function, nor an object with predict()")

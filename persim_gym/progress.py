@@ -1,0 +1,47 @@
+"""Progress bars on the terminal's error stream."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+
+class ProgressBar:
+    """A bar with a note, what is done and the time left; silent when ``show`` is False."""
+
+    def __init__(self, title: str, total: int, show: bool, done: int = 0) -> None:
+        self._bar: Any = None
+        if show:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, note: str = "", steps: int = 1) -> None:
+        """Count steps as done."""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, note=note)
+
+    def complete(self, done: int, note: str = "") -> None:
+        """Set what is done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, note=note)
+
+    def __enter__(self) -> ProgressBar:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,149 @@
+"""Environment ids: of the true systems, of the models that ship, and of those in the user's model home."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import EnvSpec, registry
+
+from persim_gym import storage
+from persim_gym.errors import FileFormatError, ModelHomeError, UnknownNameError
+
+if TYPE_CHECKING:
+    from persim_gym.model import Ensemble
+
+SHIPPED_MODELS = Path(__file__).parent / "assets" / "models"
+SUFFIX = ".persim"
+MAX_AGENT_IDS = 10_000
+"""Agents beyond this number have no id of their own; the generic id with ``agent=`` reaches them all."""
+
+_BUILT_IN = {"MountainCar": 500, "CartPole": 200, "HalfCheetah": 1000}  # step limits; a test holds them to the tasks
+
+
+def model_home() -> Path:
+    """Return the folder of installed models: $PERSIM_HOME, or the platform's folder for a user's data."""
+    if "PERSIM_HOME" in os.environ:
+        return Path(os.environ["PERSIM_HOME"])
+    from platformdirs import user_data_path
+
+    return user_data_path("persim-gym", appauthor=False)
+
+
+def register_all() -> None:
+    """Register the true systems, the shipped models, and the installed ones, which take precedence."""
+    for task, steps in _BUILT_IN.items():
+        _add(
+            EnvSpec(
+                id=f"Heterogeneous-{task}-v0",
+                entry_point="persim_gym.tasks.heterogeneous:HeterogeneousEnv",
+                max_episode_steps=steps,
+                kwargs={"task": task},
+            )
+        )
+    for path in _model_files():
+        try:
+            _register_file(path)
+        except (FileFormatError, OSError) as error:
+            warnings.warn(f"model left out: {error}", RuntimeWarning, stacklevel=2)
+
+
+def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = None, install: bool = False) -> list[str]:
+    """Register ``PerSim-<name>-v0`` and ``PerSim-<name>-agent0-v0``, … for a trained ensemble.
+
+    Args:
+        ensemble: a file, or an `Ensemble`, which is then installed, for an id must name a file.
+        name: by default the task's name; ids of the same name are replaced.
+        install: whether to copy the file into the model home, so that later sessions have the ids too.
+
+    Returns:
+        The ids.
+
+    Raises:
+        FileFormatError: the file is not a whole ensemble file.
+        UnknownNameError: its task is not known; call `persim_gym.register_task` first.
+        ModelHomeError: the model home cannot be written.
+
+    """
+    from persim_gym.model import Ensemble
+
+    given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
+    name = given.task.name if name is None else name
+    if not isinstance(ensemble, Ensemble) and not install:
+        return _register_file(Path(ensemble).absolute(), name)
+    path = model_home() / f"{name}{SUFFIX}"
+    try:
+        given.save(path)
+    except OSError as error:
+        raise ModelHomeError(
+            f"the model home {path.parent} cannot be written ({error}); set PERSIM_HOME to a folder of yours"
+        ) from error
+    return _register_file(path, name)
+
+
+def installed_models() -> list[tuple[Path, dict[str, Any]]]:
+    """Return file and header of every model with ids: the shipped and the installed ones."""
+    found = {path.stem: path for path in _model_files()}
+    return [(path, storage.read_document(path, "ensemble")) for path in found.values()]
+
+
+def find_model(name: str) -> Path:
+    """Return the file of the model of that name.
+
+    Raises:
+        UnknownNameError: no such model.
+
+    """
+    spec = registry.get(f"PerSim-{name}-v0")
+    if spec is None:
+        raise UnknownNameError(f"no model named {name!r}; `persim-gym models` lists those there are")
+    return Path(spec.kwargs["model"])
+
+
+def _model_files() -> Iterator[Path]:
+    yield from sorted(SHIPPED_MODELS.glob(f"*{SUFFIX}"))
+    home = model_home()
+    if home.is_dir():
+        yield from sorted(home.glob(f"*{SUFFIX}"))
+
+
+def _register_file(path: Path, name: str | None = None) -> list[str]:
+    """Write the specs of a model into Gymnasium's registry; only the file's header is read."""
+    document = storage.read_document(path, "ensemble")
+    task, count = document["task"], int(document["num_agents"])
+    name = path.stem if name is None else name
+    steps = _BUILT_IN.get(task) or _step_limit(task)
+    ids = [_add_simulator(f"PerSim-{name}-v0", path, steps, {})]
+    for agent in range(min(count, MAX_AGENT_IDS)):
+        ids.append(_add_simulator(f"PerSim-{name}-agent{agent}-v0", path, steps, {"agent": agent}))
+    return ids
+
+
+def _step_limit(task: str) -> int | None:
+    """Return the step limit of a user's own task; unknown in a session that has not registered the task."""
+    from persim_gym.tasks import get_task
+
+    try:
+        return get_task(task).max_episode_steps
+    except UnknownNameError:
+        return None
+
+
+def _add_simulator(env_id: str, path: Path, steps: int | None, kwargs: dict[str, Any]) -> str:
+    spec = EnvSpec(
+        id=env_id,
+        entry_point="persim_gym.envs:PersonalizedEnv",
+        vector_entry_point="persim_gym.envs:PersonalizedVectorEnv",
+        max_episode_steps=steps,
+        kwargs={"model": str(path), **kwargs},
+    )
+    _add(spec)
+    return env_id
+
+
+def _add(spec: EnvSpec) -> None:
+    # gymnasium.register compares each new id with all the others: 500 agents are fine, 10 000 are not.
+    registry[spec.id] = spec

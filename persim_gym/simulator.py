@@ -1,0 +1,206 @@
+"""`Simulator`: an ensemble bound to one or many agents. Environments, planners and evaluation reach the model here."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym.devices import resolve_device, threads_for
+from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
+from persim_gym.folding import FoldedNetwork, fold
+from persim_gym.gradients import predict
+from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.types import FloatArray, IntArray, Prediction
+
+
+class AgentNetwork:
+    """One agent's folded members on a torch device, feature-major."""
+
+    def __init__(self, folded: FoldedNetwork, device: torch.device) -> None:
+        def move(layers: Any) -> list[tuple[Tensor, Tensor]]:
+            return [(torch.tensor(weight, device=device), torch.tensor(bias, device=device)) for weight, bias in layers]
+
+        self.num_members = folded.head[0].shape[0]
+        self.num_actions = folded.num_actions
+        self._hidden, self._head, self._action = move(folded.hidden), move([folded.head])[0], move(folded.action)
+        self._change_mean = torch.tensor(folded.change_mean, device=device)[:, None]
+
+    def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
+        """Return w (m, r, B) of continuous actions (A, B)."""
+        hidden = actions.expand(len(range(*members.indices(self.num_members))), -1, -1)
+        for index, (weight, bias) in enumerate(self._action):
+            hidden = torch.baddbmm(bias[members], weight[members], hidden)
+            if index < len(self._action) - 1:
+                hidden = hidden.relu_()
+        return hidden
+
+    def changes(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
+        """Return the changes (m, D, B) that some members predict for their states (m, D, B).
+
+        ``actions`` are (B,) indices, or the factors (m, r, B) that `action_factors` made of continuous actions.
+        """
+        hidden = states
+        for weight, bias in self._hidden:
+            hidden = torch.baddbmm(bias[members], weight[members], hidden).relu_()
+        outputs = torch.baddbmm(self._head[1][members], self._head[0][members], hidden)
+        count, size, batch = states.shape
+        if self.num_actions == 0:
+            return (outputs.view(count, size, -1, batch) * actions[:, None]).sum(2).add_(self._change_mean)
+        by_action = outputs.view(count, self.num_actions, size, batch)
+        chosen = by_action[:, 0]
+        for action in range(1, self.num_actions):
+            chosen = torch.where(actions == action, by_action[:, action], chosen)
+        return chosen
+
+
+class Simulator:
+    """The learned dynamics of one agent, for any number of states, or of B agents, for one state each.
+
+    Made by `Ensemble.simulator`. States are raw observations; nothing is clipped.
+    """
+
+    def __init__(
+        self, ensemble: Ensemble, agents: IntArray, *, aggregate: str = "mean", device: str | torch.device = "cpu"
+    ) -> None:
+        if aggregate not in AGGREGATES:
+            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
+        if len(agents) == 0:
+            raise InvalidArgumentError("a simulator needs at least one agent")
+        self.ensemble = ensemble
+        self.task = ensemble.task
+        self.agents = agents
+        self.aggregate = aggregate
+        self.device = resolve_device(str(device))
+        self._networks: dict[int, AgentNetwork] = {}
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.ensemble.num_members
+
+    def network(self, agent: int) -> AgentNetwork:
+        """Return the folded network of an agent's index; folded once."""
+        if agent not in self._networks:
+            self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self.device)
+        return self._networks[agent]
+
+    def step(self, observations: Any, actions: Any) -> Prediction:
+        """Predict one step.
+
+        Args:
+            observations: (B, D).
+            actions: (B,) integers or (B, A) numbers.
+
+        """
+        members = self.step_members(observations, actions)
+        return Prediction(self.combine(members), members.std(axis=0))
+
+    def step_members(self, observations: Any, actions: Any) -> FloatArray:
+        """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""
+        states, moves = self._check(observations, actions, horizon=False)
+        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+            stacked = states.T.expand(self.num_members, -1, -1)
+            return _batch_major(stacked + self._changes(stacked, moves))
+
+    def rollout(self, observations: Any, actions: Any) -> FloatArray:
+        """Follow action sequences, each member on its own trajectory.
+
+        Args:
+            observations: (B, D) start states.
+            actions: (B, H) integers or (B, H, A) numbers.
+
+        Returns:
+            (M, B, H, D) float32: the state after each action.
+
+        """
+        states, moves = self._check(observations, actions, horizon=True)
+        horizon = moves.shape[1]
+        stacked = states.T.expand(self.num_members, -1, -1)
+        trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
+        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+            for step in range(horizon):
+                stacked = stacked + self._changes(stacked, moves[:, step])
+                trajectory[:, :, step] = _batch_major(stacked)
+        return trajectory
+
+    def combine(self, members: FloatArray) -> FloatArray:
+        """Aggregate over the first axis: members (M, …) -> (…)."""
+        return members.mean(axis=0) if self.aggregate == "mean" else np.median(members, axis=0)
+
+    def _changes(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return the members' changes (M, D, B) for states (M, D, B) and actions (B,) or (B, A)."""
+        if len(self.agents) > 1:
+            return self._changes_of_many_agents(states, actions)
+        network = self.network(int(self.agents[0]))
+        if not self.task.discrete:
+            actions = network.action_factors(actions.T)
+        return network.changes(states.contiguous(), actions)
+
+    def _changes_of_many_agents(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Evaluate the unfolded model: each column has an agent of its own."""
+        parameters, mean, scale, change_mean, change_scale = self._shared
+        members, batch = states.shape[0], states.shape[2]
+        member = torch.arange(members, device=self.device)[:, None]
+        rows = torch.arange(batch, device=self.device) + member * batch
+        if self.task.discrete:
+            moves = (actions + member * self.task.action_size).view(-1)
+        else:
+            moves = actions.T.expand(members, -1, -1)
+        changes = predict(parameters, (states - mean) / scale, rows.view(-1), moves)
+        return changes * change_scale + change_mean
+
+    @cached_property
+    def _shared(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """The parameters, with the table of agents cut down to those bound, and the normalizer as columns (D, 1)."""
+        arrays = dict(self.ensemble.parameters)
+        arrays["agent.weight"] = arrays["agent.weight"][:, self.agents]
+        parameters = {name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()}
+        normalizer = self.ensemble.normalizer
+        mean, scale, change_mean, change_scale = (
+            torch.tensor(column, dtype=torch.float32, device=self.device)[:, None]
+            for column in (
+                normalizer.state_mean,
+                normalizer.state_scale,
+                normalizer.change_mean,
+                normalizer.change_scale,
+            )
+        )
+        return parameters, mean, scale, change_mean, change_scale
+
+    def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[Tensor, Tensor]:
+        states = np.ascontiguousarray(observations, np.float32)
+        size = self.task.observation_size
+        if states.ndim != 2 or states.shape[1] != size or len(states) == 0:
+            raise InvalidStateError(f"observations must have shape (B, {size}) with B at least 1, got {states.shape}")
+        if len(self.agents) > 1 and len(states) != len(self.agents):
+            raise InvalidStateError(
+                f"the simulator is bound to {len(self.agents)} agents, one for each row; got {len(states)} rows"
+            )
+        moves = self._check_actions(np.asarray(actions), len(states), horizon)
+        return torch.tensor(states, device=self.device), torch.tensor(moves, device=self.device)
+
+    def _check_actions(self, actions: np.ndarray, batch: int, horizon: bool) -> np.ndarray:
+        axes = "(B, H" if horizon else "(B"
+        leading = actions.shape[: 1 + horizon]
+        if self.task.discrete:
+            if actions.ndim != 1 + horizon or leading[0] != batch or actions.dtype.kind not in "iu":
+                raise InvalidActionError(f"actions must be integers of shape {axes}) with B={batch}, got {actions.shape}")
+            if actions.size and (actions.min() < 0 or actions.max() >= self.task.action_size):
+                raise InvalidActionError(
+                    f"actions must be from 0 to {self.task.action_size - 1}, got {actions.min()} to {actions.max()}"
+                )
+            return actions.astype(np.int64)
+        if actions.ndim != 2 + horizon or leading[0] != batch or actions.shape[-1] != self.task.action_size:
+            raise InvalidActionError(
+                f"actions must have shape {axes}, {self.task.action_size}) with B={batch}, got {actions.shape}"
+            )
+        return actions.astype(np.float32)
+
+
+def _batch_major(states: Tensor) -> FloatArray:
+    """(M, D, B) tensor -> (M, B, D) array."""
+    return states.transpose(1, 2).contiguous().cpu().numpy()

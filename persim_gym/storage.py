@@ -1,0 +1,139 @@
+"""Our files: safetensors with one JSON document in the header, written atomically, never pickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persim_gym.errors import FileFormatError
+
+FORMAT_VERSION = 1
+_METADATA_KEY = "persim_gym"
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
+    """Write arrays and a JSON document to ``path`` as a whole or not at all.
+
+    Args:
+        path: where to; missing folders are made.
+        kind: what the file holds ("ensemble", "trajectories", …); checked again by `read`.
+        arrays: named arrays.
+        document: anything JSON can hold.
+
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(header)})
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file as a whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
+        temporary.write(text)
+    os.chmod(temporary.name, 0o666 & ~_umask())
+    os.replace(temporary.name, path)
+
+
+def read_document(path: str | Path, kind: str) -> dict[str, Any]:
+    """Return the JSON document of a file of ours without touching its arrays."""
+    document, _, _ = _read_header(Path(path), kind)
+    return document
+
+
+def read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the arrays, memory-mapped and read-only, and the JSON document of a file of ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileFormatError: the file is cut short, of a newer format, of another kind, or not ours.
+
+    """
+    path = Path(path)
+    document, entries, start = _read_header(path, kind)
+    arrays = {name: _map(path, name, entry, start) for name, entry in entries.items()}
+    return arrays, document
+
+
+def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    size = path.stat().st_size
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder, not a file of persim-gym")
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise FileFormatError(f"{path} is cut short or is not a file of persim-gym; write or fetch it again")
+        raw = file.read(length)
+    try:
+        entries = json.loads(raw)
+        document = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
+        found_kind, version = document["kind"], int(document["format_version"])
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} is not a file of persim-gym") from error
+    if version > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{path} has format {version}; this persim-gym reads up to {FORMAT_VERSION}: upgrade persim-gym"
+        )
+    if found_kind != kind:
+        raise FileFormatError(f"{path} holds {found_kind}, but {kind} was asked for")
+    if size < 8 + length + end:
+        raise FileFormatError(
+            f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again"
+        )
+    return document, entries, 8 + length
+
+
+def _map(path: Path, name: str, entry: Mapping[str, Any], start: int) -> np.ndarray:
+    try:
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        shape = tuple(int(length) for length in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: the entry of array {name!r} is damaged") from error
+    if begin < 0 or end - begin != dtype.itemsize * int(np.prod(shape)):
+        raise FileFormatError(f"{path}: the entry of array {name!r} is damaged")
+    if begin == end:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=shape)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

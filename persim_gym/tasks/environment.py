@@ -1,0 +1,83 @@
+"""What the true environment and the simulated one have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from persim_gym.errors import EpisodeOverError, InvalidArgumentError, PerSimError
+from persim_gym.tasks.base import Renderer, Task
+from persim_gym.types import FloatArray
+
+
+class TaskEnv(gymnasium.Env[np.ndarray, Any]):
+    """A Gymnasium environment whose spaces, reward, termination and pictures are a `Task`'s.
+
+    ``reset(options={"state": observation})`` starts from a given state.
+    """
+
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}
+
+    def __init__(self, task: Task, covariates: FloatArray, render_mode: str | None) -> None:
+        self.task = task
+        self.covariates = covariates
+        self.metadata = {**type(self).metadata, "render_fps": task.render_fps}
+        self.observation_space = task.observation_space
+        self.action_space = task.action_space
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise InvalidArgumentError(f"render_mode={render_mode!r} must be None, 'human' or 'rgb_array'")
+        if render_mode is not None and task.make_renderer is None:
+            raise PerSimError(f"task {task.name} has no renderer; make the environment with render_mode=None")
+        self.render_mode = render_mode
+        self._renderer: Renderer | None = None
+        self._observation: FloatArray | None = None
+        self._over = True
+
+    @abstractmethod
+    def _begin(self, state: FloatArray | None) -> FloatArray:
+        """Start an episode in ``state`` (D,), or in a random initial state; return the observation (D,)."""
+
+    @abstractmethod
+    def _advance(self, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+        """Apply a checked action; return the next observation (D,), whether to truncate here, and info."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        state = None if not options else options.get("state")
+        self._observation = self._begin(None if state is None else self.task.check_observation(state))
+        self._over = False
+        if self.render_mode == "human":
+            self.render()
+        return self._observation.astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if self._over:
+            raise EpisodeOverError("the episode is over or has not begun: call reset() before step()")
+        task = self.task
+        action = task.check_action(action)
+        next_observation, truncated, info = self._advance(action)
+        reward = float(task.reward(self._observation, action, next_observation))
+        terminated = bool(task.terminated(next_observation))
+        self._over = terminated or truncated
+        self._observation = next_observation
+        if self.render_mode == "human":
+            self.render()
+        return next_observation.astype(np.float32), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() needs a render mode: gym.make(..., render_mode='rgb_array')")
+            return None
+        if self._observation is None:
+            raise EpisodeOverError("nothing to draw yet: call reset() before render()")
+        if self._renderer is None:
+            self._renderer = self.task.make_renderer(self.covariates, self.render_mode)
+        return self._renderer.draw(self._observation)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

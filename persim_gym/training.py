@@ -1,0 +1,387 @@
+"""`fit`: from trajectories to an ensemble."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from persim_gym import storage
+from persim_gym.config import RANKS, PerSimConfig, get_config
+from persim_gym.data import Trajectories, check_actions
+from persim_gym.devices import resolve_device, threads_for
+from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
+from persim_gym.gradients import loss_and_gradients, predict
+from persim_gym.model import Ensemble, Normalizer, parameter_shapes
+from persim_gym.progress import ProgressBar
+from persim_gym.tasks import Task, get_task
+from persim_gym.types import IntArray
+
+_CHECKPOINT = "checkpoint"
+_CHECKPOINT_SECONDS = 30.0
+_MAX_INITIAL_OBSERVATIONS = 10_000
+_EVALUATION_BATCH = 8192
+_FLOATS_PER_CACHE_LINE = 16
+
+
+def fit(
+    trajectories: Trajectories,
+    *,
+    task: str | Task | None = None,
+    config: str | PerSimConfig | None = None,
+    rank: int | str | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    validation_fraction: float = 0.2,
+    refit: bool = True,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> Ensemble:
+    """Learn one simulator for all agents of a log.
+
+    First a part of the transitions is held out, drawn at random, to measure the one-step validation error; then
+    (``refit``) the ensemble is trained anew on all of them, as the paper's is.
+
+    Args:
+        trajectories: the log.
+        task: what it is a log of; by default the task named in it.
+        config: the settings or their name (`persim_gym.config.CONFIGS`); by default the task's own.
+        rank: instead of the configuration's; "auto" selects it by validation error among 3, 5, 10, 15, 20 and 30.
+        epochs: instead of the configuration's.
+        seed: of the initial weights, the batches and the held-out transitions. Same seed, same device: same bits.
+        validation_fraction: part of the transitions held out; 0 for none.
+        refit: whether to train again on everything. Without it the result is the ensemble that was validated.
+        device: "auto", "cpu", "cuda", … .
+        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InvalidDataError: the log does not fit the task.
+        TrainingDivergedError: the loss is no longer finite.
+
+    """
+    task = _task_of(trajectories, task)
+    _check_log(trajectories, task)
+    chosen = get_config(config, task.name)
+    if epochs is not None:
+        chosen = chosen.with_changes(epochs=epochs)
+    if not 0 <= validation_fraction < 1:
+        raise InvalidArgumentError(f"validation_fraction={validation_fraction} must be at least 0 and below 1")
+    if rank == "auto" and validation_fraction == 0:
+        raise InvalidArgumentError("rank='auto' selects by validation error: give a validation_fraction above 0")
+    if rank is not None and rank != "auto":
+        chosen = chosen.with_changes(rank=rank)
+    candidates = [chosen.with_changes(rank=r) for r in RANKS] if rank == "auto" else [chosen]
+
+    start = time.perf_counter()
+    kept, held_out = _split(trajectories.num_transitions, validation_fraction, seed)
+    runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
+    provenance: dict[str, Any] = {}
+    parameters = None
+    with threads_for(chosen.state_hidden):
+        if len(held_out):
+            scored = [(runs.validate(candidate, kept, held_out), candidate) for candidate in candidates]
+            (validation, parameters), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
+            provenance.update(validation)
+            if rank == "auto":
+                provenance["validation_loss_by_rank"] = {c.rank: v[0]["validation_loss"] for v, c in scored}
+        if refit or parameters is None:
+            parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
+            provenance["training_loss"] = loss
+    ensemble = runs.ensemble(chosen, parameters)
+    runs.forget_checkpoints()
+    provenance |= {
+        "data_digest": trajectories.digest,
+        "data": dict(trajectories.provenance),
+        "num_transitions": trajectories.num_transitions,
+        "seed": seed,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "device": str(runs.device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+    return replace(ensemble, provenance=provenance)
+
+
+def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None) -> np.ndarray:
+    """Return the squared one-step error (M + 1, D), in squared units of the observation, averaged over some rows.
+
+    The first M rows are the members', the last is that of their mean prediction.
+    """
+    rows = np.arange(trajectories.num_transitions) if rows is None else rows
+    columns = _Columns.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
+    parameters = {name: torch.tensor(array) for name, array in ensemble.parameters.items()}
+    scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float32)
+    members = ensemble.num_members
+    total = torch.zeros(members + 1, trajectories.observations.shape[1], dtype=torch.float64)
+    for part in torch.as_tensor(rows).split(_EVALUATION_BATCH):
+        states, agents, actions, changes = columns.batch(part.expand(members, -1))
+        errors = predict(parameters, states, agents, actions) - changes
+        errors = torch.cat([errors, errors.mean(0, keepdim=True)]) * scale[:, None]
+        total += errors.square().sum(2)
+    return (total / len(rows)).numpy()
+
+
+def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+    if task is None and trajectories.task is None:
+        raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
+    return get_task(task if task is not None else trajectories.task)
+
+
+def _check_log(log: Trajectories, task: Task) -> None:
+    if log.observations.shape[1] != task.observation_size:
+        raise InvalidDataError(
+            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
+            f"{task.observation_size}: {', '.join(task.observation_names)}"
+        )
+    if log.discrete != task.discrete:
+        kinds = {True: "discrete (integers)", False: "continuous"}
+        raise InvalidDataError(f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}")
+    low, high = (None, None) if task.discrete else (task.action_space.low, task.action_space.high)
+    check_actions(log.actions, task.action_size, task.discrete, low, high)
+
+
+def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    held = int(count * fraction)
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The log on the device, a row a transition."""
+
+    numbers: Tensor
+    """(T, 2·D): standardized state and change, side by side, so that one gather fetches both."""
+    agents: Tensor
+    """(T,) int64."""
+    actions: Tensor
+    """(T,) int64 or (T, A) float32."""
+    num_agents: int
+    num_actions: int
+
+    @classmethod
+    def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> _Columns:
+        observations = np.asarray(log.observations, np.float64)
+        changes = np.asarray(log.next_observations, np.float64) - observations
+        states = (observations - normalizer.state_mean) / normalizer.state_scale
+        changes = (changes - normalizer.change_mean) / normalizer.change_scale
+        numbers = np.concatenate([states, changes], axis=1).astype(np.float32)
+        return cls(
+            torch.as_tensor(numbers, device=device),
+            torch.as_tensor(np.asarray(log.agents, np.int64), device=device),
+            torch.as_tensor(np.array(log.actions), device=device),
+            log.num_agents,
+            task.action_size,
+        )
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return states (M, D, B), agent rows (M·B,), actions and changes (M, D, B) of transitions (M, B)."""
+        members, batch = rows.shape
+        flat = rows.reshape(-1)
+        numbers = self.numbers.index_select(0, flat).view(members, batch, -1).transpose(1, 2)
+        states, changes = numbers.chunk(2, dim=1)
+        member = torch.arange(members, device=rows.device)[:, None]
+        agents = self.agents.index_select(0, flat).view(members, batch) + member * self.num_agents
+        actions = self.actions.index_select(0, flat)
+        if actions.dim() == 1:
+            actions = (actions.view(members, batch) + member * self.num_actions).view(-1)
+        else:
+            actions = actions.view(members, batch, -1).transpose(1, 2).contiguous()
+        return states.contiguous(), agents.view(-1), actions, changes.contiguous()
+
+
+class _Trainer:
+    """The parameters, the optimizer and the random generator of one training run."""
+
+    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], int]], config: PerSimConfig, seed: int, device) -> None:
+        self.config = config
+        self.epoch = 0
+        self.generator = torch.Generator(device).manual_seed(seed)
+        count = sum(_padded(shape) for shape, _ in shapes.values())
+        self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.step = torch.zeros((), device=device)
+        self.parameters = _views(self.flat, shapes)
+        self.gradients = _views(self.flat_gradient, shapes)
+        for name, (_, fan_in) in shapes.items():
+            bound = fan_in**-0.5  # torch's own initialization of a linear layer
+            self.parameters[name].uniform_(-bound, bound, generator=self.generator)
+
+    def run_epoch(self, columns: _Columns, rows: Tensor) -> float:
+        """Visit every transition once, each member in its own order; return the mean loss."""
+        config, count = self.config, len(rows)
+        every = config.halve_learning_rate_every
+        halvings = self.epoch // every if every else 0
+        learning_rate = config.learning_rate * 0.5**halvings
+        order = torch.stack(
+            [
+                rows[torch.randperm(count, generator=self.generator, device=rows.device)]
+                for _ in range(config.num_members)
+            ]
+        )
+        total = torch.zeros(config.num_members, device=rows.device)
+        for part in order.split(config.batch_size, dim=1):
+            losses = loss_and_gradients(self.parameters, self.gradients, *columns.batch(part))
+            total.add_(losses, alpha=part.shape[1] / count)
+            self._descend(learning_rate)
+        self.epoch += 1
+        return float(total.mean())
+
+    def _descend(self, learning_rate: float) -> None:
+        """Take one step of Adam on all parameters of all members, which are one tensor."""
+        adam(
+            [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
+            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
+            weight_decay=self.config.weight_decay, eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that the rest of the run depends on."""
+        tensors = {name: getattr(self, name).cpu().numpy() for name in _TRAINER_TENSORS}
+        return {**tensors, "generator": self.generator.get_state().numpy()}
+
+    def resume(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
+        """Continue from what `state` returned after ``epoch`` epochs."""
+        for name in _TRAINER_TENSORS:
+            getattr(self, name).copy_(torch.tensor(arrays[name]))
+        self.generator.set_state(torch.tensor(arrays["generator"]))
+        self.epoch = epoch
+
+
+_TRAINER_TENSORS = ("flat", "first_moment", "second_moment", "step")
+
+
+def _padded(shape: tuple[int, ...]) -> int:
+    """Return the number of floats a parameter takes in the flat tensor: it begins on a cache line."""
+    return -(-int(np.prod(shape)) // _FLOATS_PER_CACHE_LINE) * _FLOATS_PER_CACHE_LINE
+
+
+def _views(flat: Tensor, shapes: dict[str, tuple[tuple[int, ...], int]]) -> dict[str, Tensor]:
+    views, offset = {}, 0
+    for name, (shape, _) in shapes.items():
+        views[name] = flat[offset : offset + int(np.prod(shape))].view(shape)
+        offset += _padded(shape)
+    return views
+
+
+class _Runs:
+    """The training runs of one `fit`: validation runs, then the final one, each with its own checkpoint."""
+
+    def __init__(
+        self, log: Trajectories, task: Task, seed: int, device: torch.device, checkpoint: Any, progress: bool
+    ) -> None:
+        self.device = device
+        self._log, self._task, self._seed, self._progress = log, task, seed, progress
+        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._written: list[Path] = []
+
+    def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[dict[str, np.ndarray], float]:
+        """Train on some rows; return the parameters and the last epoch's loss."""
+        columns = _Columns.of(self._log, self._task, self._normalizer(config), self.device)
+        trainer = _Trainer(self._shapes(config), config, self._seed, self.device)
+        path, identity = self._checkpoint_of(config, stage)
+        loss = _resume(trainer, path, identity)
+        device_rows = torch.as_tensor(rows, device=self.device)
+        title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
+        saved = time.monotonic()
+        with ProgressBar(title, config.epochs, self._progress, done=trainer.epoch) as bar:
+            while trainer.epoch < config.epochs:
+                loss = trainer.run_epoch(columns, device_rows)
+                if not np.isfinite(loss):
+                    raise TrainingDivergedError(
+                        f"the loss is {loss} after epoch {trainer.epoch}; lower the learning rate "
+                        f"(learning_rate={config.learning_rate}) or set normalize=True"
+                    )
+                bar.advance(f"loss {loss:.3e}")
+                due = time.monotonic() - saved > _CHECKPOINT_SECONDS or trainer.epoch == config.epochs
+                if path is not None and due:
+                    storage.write(path, _CHECKPOINT, trainer.state(), {**identity, "epoch": trainer.epoch, "loss": loss})
+                    saved = time.monotonic()
+        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()}, loss
+
+    def validate(
+        self, config: PerSimConfig, kept: IntArray, held_out: IntArray
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Train on the kept rows; return the one-step errors on the held-out ones, and the parameters."""
+        parameters, _ = self.train(config, kept, "validation")
+        ensemble = self.ensemble(config, parameters)
+        errors = one_step_errors(ensemble, self._log, held_out)
+        scaled = errors[:-1] / ensemble.normalizer.change_scale**2
+        return {
+            "validation_loss": float(scaled.mean()),
+            "validation_rmse": float(np.sqrt(errors[-1].mean())),
+        }, parameters
+
+    def ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
+        """Return the ensemble with these parameters."""
+        log = self._log
+        return Ensemble(
+            task=self._task,
+            config=config,
+            parameters=parameters,
+            normalizer=self._normalizer(config),
+            agent_labels=log.agent_labels,
+            initial_observations=log.initial_observations[:_MAX_INITIAL_OBSERVATIONS],
+            covariates=None if log.covariates is None else np.asarray(log.covariates),
+        )
+
+    def forget_checkpoints(self) -> None:
+        """Remove the checkpoints of finished training."""
+        for path in self._written:
+            path.unlink(missing_ok=True)
+
+    def _normalizer(self, config: PerSimConfig) -> Normalizer:
+        if config.normalize:
+            return Normalizer.of(self._log.observations, self._log.next_observations)
+        return Normalizer.identity(self._task.observation_size)
+
+    def _shapes(self, config: PerSimConfig) -> dict[str, tuple[tuple[int, ...], int]]:
+        return parameter_shapes(
+            config,
+            num_agents=self._log.num_agents,
+            observation_size=self._task.observation_size,
+            action_size=self._task.action_size,
+            discrete=self._task.discrete,
+        )
+
+    def _checkpoint_of(self, config: PerSimConfig, stage: str) -> tuple[Path | None, dict[str, Any]]:
+        identity = {
+            "task": self._task.name,
+            "config": config.to_json(),
+            "seed": self._seed,
+            "stage": stage,
+            "data_digest": self._log.digest,
+        }
+        if self._checkpoint is None:
+            return None, identity
+        path = self._checkpoint.with_name(f"{self._checkpoint.name}.rank{config.rank}-{stage}.part")
+        self._written.append(path)
+        return path, identity
+
+
+def _resume(trainer: _Trainer, path: Path | None, identity: dict[str, Any]) -> float:
+    """Continue from a checkpoint of exactly this run, if there is one; return its last loss."""
+    if path is None or not path.exists():
+        return float("nan")
+    arrays, document = storage.read(path, _CHECKPOINT)
+    found = {key: document.get(key) for key in identity}
+    wanted = {**identity, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in identity["config"].items()}}
+    if found != wanted:
+        different = ", ".join(key for key in wanted if found[key] != wanted[key])
+        raise FileFormatError(
+            f"{path} is a checkpoint of another training run (different {different}); "
+            "delete it, or give another checkpoint name"
+        )
+    trainer.resume(arrays, int(document["epoch"]))
+    return float(document["loss"])
+
+

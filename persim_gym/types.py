@@ -1,0 +1,50 @@
+"""The axis letters used in every docstring, and the array types that go with them.
+
+======  ==================================================================
+letter  axis
+======  ==================================================================
+B       batch of states, environments or transitions
+M       ensemble members
+N       agents
+D       observation coordinates
+A       action coordinates (continuous) or number of actions (discrete)
+C       candidate action sequences of a planner
+E       environments planned for at once
+H       planning or prediction horizon, in steps
+K       covariates
+L       latent factors (the rank r of the factorization)
+T       transitions of a log
+======  ==================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One simulated step of B states."""
+
+    next_observations: FloatArray
+    """(B, D): the aggregate of the members."""
+    disagreement: FloatArray
+    """(B, D): standard deviation over the members, in the units of the observation."""
+
+
+class Policy(Protocol):
+    """Anything that acts: Stable-Baselines3's `predict` signature."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Any, Any]:
+        """Return actions (B,) or (B, A) for observations (B, D), and the policy's own state or None."""
+        ...
