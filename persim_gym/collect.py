@@ -9,6 +9,7 @@ import numpy as np
 
 from persim_gym.data import Trajectories
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.logging_policies import logging_policy
 from persim_gym.policies import as_policy
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray, Policy
@@ -26,8 +27,9 @@ def collect(
 
     Args:
         task: the task or its name.
-        policy: "random", an object with Stable-Baselines3's `predict`, or a function from observations (B, D) to
-            actions. It sees all agents that still run, and nothing of their covariates.
+        policy: one of the paper's four, "pure", "pure-eps-20", "pure-eps-40" or "random"
+            (`persim_gym.logging_policies`), an object with Stable-Baselines3's `predict`, or a function from
+            observations (B, D) to actions. It sees all agents that still run, and nothing of their covariates.
         num_agents: N. The first agents are the task's test agents, the others are drawn from the covariates' ranges.
         seed: of the agents, the initial states and the random actions.
         covariates: (N, K) of the agents, instead of the drawn ones.
@@ -43,7 +45,11 @@ def collect(
             raise InvalidArgumentError(f"num_agents={num_agents} must be at least 1")
         covariates = task.sample_covariates(np.random.default_rng(agent_seed), num_agents)
     covariates = np.atleast_2d(np.asarray(covariates, dtype=np.float64))
-    actor = as_policy(policy, task, int(action_seed.generate_state(1)[0]))
+    exploration_seed = int(action_seed.generate_state(1)[0])
+    if isinstance(policy, str):
+        actor = logging_policy(policy, task, covariates, seed=exploration_seed)
+    else:
+        actor = as_policy(policy, task, exploration_seed)
     steps = _run(task, actor, covariates, np.random.default_rng(start_seed))
     name = policy if isinstance(policy, str) else type(policy).__name__
     return Trajectories.from_arrays(

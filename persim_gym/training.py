@@ -22,6 +22,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidData
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
 from persim_gym.progress import ProgressBar
+from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import IntArray
 
@@ -285,7 +286,9 @@ class _Runs:
         self._written: list[Path] = []
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[dict[str, np.ndarray], float]:
-        """Train on some rows; return the parameters and the last epoch's loss."""
+        """Train all candidates on some rows; return the parameters of those kept and the last epoch's mean loss."""
+        kept = config
+        config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = _Columns.of(self._log, self._task, self._normalizer(config), self.device)
         trainer = _Trainer(self._shapes(config), config, self._seed, self.device)
         path, identity = self._checkpoint_of(config, stage)
@@ -306,7 +309,11 @@ class _Runs:
                 if path is not None and due:
                     storage.write(path, _CHECKPOINT, trainer.state(), {**identity, "epoch": trainer.epoch, "loss": loss})
                     saved = time.monotonic()
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()}, loss
+        parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        if config.num_members > kept.num_members:
+            candidates = self.ensemble(config, parameters)
+            parameters = best_members(candidates, self._log, kept.num_members).parameters
+        return dict(parameters), loss
 
     def validate(
         self, config: PerSimConfig, kept: IntArray, held_out: IntArray

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
@@ -27,13 +28,21 @@ NUM_POSITIONS = 9
 
 @cache
 def _base_model() -> Any:
-    """Gymnasium's planar cheetah, compiled."""
+    """Gymnasium's planar cheetah, compiled.
+
+    Its file fixes the total mass by a compiler attribute that MuJoCo 4 warns about and a later one drops; the call that
+    replaces the attribute gives bit-equal constants.
+    """
     try:
         import mujoco
     except ImportError as error:
         raise MissingExtraError("mujoco", "mujoco") from error
-    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-    return mujoco.MjModel.from_xml_path(str(assets / "half_cheetah.xml"))
+    file = ElementTree.parse(Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "half_cheetah.xml")
+    total_mass = float(file.getroot().find("compiler").attrib.pop("settotalmass"))
+    model = mujoco.MjModel.from_xml_string(ElementTree.tostring(file.getroot(), encoding="unicode"))
+    mujoco.mj_setTotalmass(model, total_mass)
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
 
 
 def scaled_model(mass: float, damping: float) -> Any:

@@ -1,0 +1,131 @@
+"""Reproduce a table of the paper, or a part of it, and print our figures beside the published ones.
+
+    python benchmarks/paper.py --table 6 --data random --seeds 3 --scale full
+
+Writes benchmarks/results/table6.csv after every finished method. What is in that file is not measured again, and an
+interrupted run goes on: trained ensembles and finished seeds are kept in benchmarks/.cache, which all tables share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import protocol
+import results
+from measure import CACHE, Cell, measure
+from protocol import NO_DATA, Scale, Table
+
+from persim_gym.errors import InvalidArgumentError, PerSimError
+
+
+def reproduce(
+    table: Table,
+    scale: Scale,
+    *,
+    data: Sequence[str],
+    methods: Sequence[str] | None = None,
+    envs: Sequence[str] | None = None,
+    seeds: int = 3,
+    device: str = "auto",
+    folder: Path = results.RESULTS,
+    cache: Path = CACHE,
+) -> list[str]:
+    """Measure what of a table is not measured yet, and write it down.
+
+    Args:
+        table: of the paper.
+        scale: of the experiment.
+        data: names of data sets, "-" for the methods that plan in the true system.
+        methods: only these; all if not given.
+        envs: only these of the table's environments; all if not given.
+        seeds: how many; the first is 0.
+        device: to train, predict and plan on.
+        folder: of the results file.
+        cache: of trained ensembles and finished seeds.
+
+    Returns:
+        What could not be measured, and why; a line each.
+
+    """
+    if seeds < 1:
+        raise InvalidArgumentError(f"seeds={seeds} must be at least 1")
+    _check_names("method", methods, (*table.learned, *table.true))
+    _check_names("environment", envs, table.envs)
+    rows, problems = results.read(table, scale, folder), []
+    wanted = [
+        (env, one, method)
+        for env in envs or table.envs
+        for one in data
+        for method in table.methods(protocol.check_data(table, one))
+        if methods is None or method in methods
+    ]
+    for key in wanted:
+        if results.finished(rows, key, seeds):
+            continue
+        cells = [Cell(table, *key, seed, scale) for seed in range(seeds)]
+        try:
+            measured = [measure(cell, device=device, cache=cache) for cell in cells]
+        except PerSimError as error:
+            problems.append(f"{' · '.join(key)}: {error}")
+            continue
+        rows = results.with_measured(results.read(table, scale, folder), cells[0], measured)
+        results.write(table, scale, rows, folder)
+    return problems
+
+
+def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise InvalidArgumentError(f"no {what} {unknown[0]!r} in this table; there are {', '.join(known)}")
+
+
+def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
+    """Return our rows beside the paper's, as text."""
+    rows = results.read(table, scale, folder)
+    text = f"Table {table.number}: {table.title} (scale {scale.name})"
+    if not rows:
+        return f"{text}\nnothing measured yet"
+    tally = f"\n\n{results.tally(table, rows)}" if any(row.method == protocol.PERSIM for row in rows) else ""
+    return f"{text}\n\n{results.comparison(table, rows)}{tally}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=int, required=True, help=", ".join(map(str, protocol.TABLES)))
+    parser.add_argument("--data", nargs="+", help=f"{', '.join(protocol.DATA)} (the true system); default: all")
+    parser.add_argument("--method", nargs="+", help="only these methods")
+    parser.add_argument("--env", nargs="+", help="only these environments")
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
+    parser.add_argument("--device", default="auto", help="a torch device")
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of the results files")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained ensembles and finished seeds")
+    given = parser.parse_args(arguments)
+    try:
+        table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
+        everything = [data for data in protocol.DATA if data != NO_DATA or table.true]
+        problems = reproduce(
+            table,
+            scale,
+            data=given.data or everything,
+            methods=given.method,
+            envs=given.env,
+            seeds=given.seeds,
+            device=given.device,
+            folder=given.results,
+            cache=given.cache,
+        )
+        print(report(table, scale, given.results))
+    except PerSimError as error:
+        parser.error(str(error))
+    for problem in problems:
+        print(f"not measured: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

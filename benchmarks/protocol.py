@@ -1,0 +1,147 @@
+"""What is measured for each of the paper's tables, and at which scale.
+
+Raise `PROTOCOL` whenever figures would come out differently: other data sets, shipped policies, settings, scores.
+Results and cached models of another version are then refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.logging_policies import LOGGING_POLICIES
+from persim_gym.tasks.cart_pole import MAX_ANGLE, MAX_POSITION
+
+PROTOCOL = 1
+DATA_SEED = 0
+"""All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
+NO_DATA = "-"
+"""Data of the methods that plan in the true system."""
+DATA = (*LOGGING_POLICIES, NO_DATA)
+
+LOG = "log"
+PERSIM = "PerSim"
+PERSIM_MEDIAN = "PerSim median"
+PERSIM_VI = "PerSim + VI"
+TRUE_MPC = "True env + MPC"
+TRUE_VI = "True env + VI"
+
+PAPER_METHOD = {
+    LOG: LOG,
+    PERSIM: "PerSim",
+    PERSIM_MEDIAN: "PerSim",
+    PERSIM_VI: "PerSim",
+    TRUE_MPC: "True env+MPC",
+    TRUE_VI: "True env+MPC",
+}
+"""Which of the paper's rows a method of ours stands beside."""
+
+_CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
+GRID_BOUNDS = {"CartPole": (tuple(-limit for limit in _CART_POLE_CORNER), _CART_POLE_CORNER)}
+"""Of value iteration, where the observation space has none: the limits of a running episode, speeds rarely reached."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables."""
+
+    number: int
+    title: str
+    envs: tuple[str, ...]
+    metrics: tuple[str, ...]
+    learned: tuple[str, ...]
+    """Methods that need a data set."""
+    true: tuple[str, ...] = ()
+    """Methods that plan in the true system."""
+    max_episodes: int | None = None
+    """Limit on the episodes of each agent, where they are dear."""
+
+    def methods(self, data: str) -> tuple[str, ...]:
+        """Return the methods measured with one data set, or without any."""
+        return self.true if data == NO_DATA else self.learned
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the experiment is."""
+
+    name: str
+    num_agents: int
+    prediction_episodes: int
+    return_episodes: int
+    grids: Mapping[str, Any]
+    """By environment, the points of `persim_gym.planning.value_iteration` along each coordinate."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """To the task's `persim_gym.config.CONFIGS`."""
+    planner: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `persim_gym.MPCAgent` other than the paper's."""
+
+
+def _prediction(number: int, env: str) -> Table:
+    title = f"Prediction error, {env}: RMSE (mean over episodes) and R² (median)"
+    return Table(number, title, (env,), ("rmse", "r2"), (PERSIM, PERSIM_MEDIAN))
+
+
+def _returns(number: int, env: str, *, grid: bool = False, max_episodes: int | None = None) -> Table:
+    learned, true = (PERSIM, PERSIM_VI) if grid else (PERSIM,), (TRUE_MPC, TRUE_VI) if grid else (TRUE_MPC,)
+    return Table(number, f"Average return, {env}", (env,), ("return",), learned, true, max_episodes)
+
+
+TABLES = {
+    5: Table(
+        5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
+        ("return", "length"), (LOG,),
+    ),
+    6: _prediction(6, "MountainCar"),
+    7: _prediction(7, "CartPole"),
+    8: _prediction(8, "HalfCheetah"),
+    9: _returns(9, "MountainCar", grid=True),
+    10: _returns(10, "CartPole", grid=True),
+    11: _returns(11, "HalfCheetah", max_episodes=5),
+}  # fmt: skip
+
+SCALES = {
+    "full": Scale(
+        "full",
+        num_agents=500,
+        prediction_episodes=200,
+        return_episodes=20,
+        grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
+    ),
+    "quick": Scale(
+        "quick",
+        num_agents=8,
+        prediction_episodes=4,
+        return_episodes=1,
+        grids={"MountainCar": (31, 29), "CartPole": (5, 7, 7, 7)},
+        changes={"epochs": 2, "num_members": 2, "state_hidden": (16,), "action_hidden": (16,)},
+        planner={"num_candidates": 20, "horizon": 5},
+    ),
+}
+
+
+def get_table(number: int) -> Table:
+    """Return a table by its number in the paper."""
+    if number not in TABLES:
+        raise UnknownNameError(f"table {number} is not reproduced here; there are {', '.join(map(str, TABLES))}")
+    return TABLES[number]
+
+
+def get_scale(name: str) -> Scale:
+    """Return a scale by name."""
+    if name not in SCALES:
+        raise UnknownNameError(f"no scale {name!r}; there are {', '.join(SCALES)}")
+    return SCALES[name]
+
+
+def check_data(table: Table, data: str) -> str:
+    """Return the name of a data set if the table has it."""
+    if data not in DATA:
+        raise UnknownNameError(f"no data set {data!r}; there are {', '.join(LOGGING_POLICIES)}, and {NO_DATA} for none")
+    if not table.methods(data):
+        raise InvalidArgumentError(
+            f"table {table.number} has no rows without data; give one of {', '.join(LOGGING_POLICIES)}"
+        )
+    return data

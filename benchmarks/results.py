@@ -1,0 +1,219 @@
+"""The results files, one a table and scale, and their comparison with the paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import protocol
+from measure import Cell, Measured
+from protocol import PAPER_METHOD, Scale, Table
+
+from persim_gym import storage
+from persim_gym.errors import FileFormatError
+
+RESULTS = Path(__file__).parent / "results"
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results file."""
+
+    table: int
+    env: str
+    data: str
+    method: str
+    agent: str
+    metric: str
+    mean: float
+    """Over the seeds."""
+    std: float
+    """Over the seeds, unbiased; not a number for a single one."""
+    seeds: int
+    scale: str
+    commit: str
+    wall_s: float
+    """Seconds to come by all seeds and agents of this method and data set from nothing."""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+Key = tuple[str, str, str]
+"""(env, data, method)."""
+
+
+def results_file(table: Table, scale: Scale, folder: Path = RESULTS) -> Path:
+    """Return the name of a results file: scales do not share one."""
+    return folder / f"table{table.number}{'' if scale.name == 'full' else f'-{scale.name}'}.csv"
+
+
+def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
+    """Return the rows of a results file, none if there is no file.
+
+    Raises:
+        FileFormatError: the file is of another version of the protocol, or not a results file.
+
+    """
+    path = results_file(table, scale, folder)
+    if not path.exists():
+        return []
+    _check_protocol(path)
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise FileFormatError(f"{path} must have the columns {','.join(COLUMNS)}; move it away and measure again")
+        try:
+            rows = [Row(**{f.name: _parse(line[f.name], str(f.type)) for f in fields(Row)}) for line in reader]
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
+    if any((row.table, row.scale) != (table.number, scale.name) for row in rows):
+        raise FileFormatError(f"{path} holds rows of another table or scale; move it away and measure again")
+    return rows
+
+
+def write(table: Table, scale: Scale, rows: Iterable[Row], folder: Path = RESULTS) -> None:
+    """Write a results file and the version of its protocol, each as a whole or not at all."""
+    path = results_file(table, scale, folder)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(row)])
+    storage.write_text(_meta(path), json.dumps({"protocol": protocol.PROTOCOL}) + "\n")
+    storage.write_text(path, text.getvalue())
+
+
+def finished(rows: Sequence[Row], key: Key, seeds: int) -> bool:
+    """Whether a method was measured with so many seeds."""
+    counts = [row.seeds for row in rows if (row.env, row.data, row.method) == key]
+    return bool(counts) and min(counts) >= seeds
+
+
+def with_measured(rows: Sequence[Row], cell: Cell, measured: Sequence[Measured]) -> list[Row]:
+    """Return the rows with those of one method and data set replaced, from its seeds' scores."""
+    scores: dict[tuple[str, str], list[float]] = {}
+    for one in measured:
+        for score in one.scores:
+            scores.setdefault((score.agent, score.metric), []).append(score.value)
+    wall = round(sum(one.wall_s for one in measured), 1)
+    new = [
+        Row(
+            cell.table.number, cell.env, cell.data, cell.method, agent, metric, float(np.mean(values)),
+            float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
+            len(values), cell.scale.name, measured[-1].commit, wall,
+        )
+        for (agent, metric), values in scores.items()
+    ]  # fmt: skip
+    key = (cell.env, cell.data, cell.method)
+    kept = [row for row in rows if (row.env, row.data, row.method) != key]
+    return sorted([*kept, *new], key=_order)
+
+
+def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, float]]:
+    """Return the paper's mean and deviation (not a number if not given) by (env, data, method, agent, metric)."""
+    figures, unknown = {}, float("nan")
+    for line in _reference("observed_reward.csv", table):
+        key = (line["env"], line["data"], protocol.LOG, line["agent"], line["metric"])
+        figures[key] = float(line["mean"]), unknown
+    for line in _reference("prediction_error.csv", table):
+        for metric in ("rmse", "r2"):
+            key = (line["env"], line["data"], line["method"], line["agent"], metric)
+            figures[key] = float(line[metric]), unknown
+    for line in _reference("average_reward.csv", table):
+        key = (line["env"], line["data"], line["method"], line["agent"], "return")
+        figures[key] = float(line["mean"]), float(line["std"])
+    return figures
+
+
+def comparison(table: Table, rows: Sequence[Row]) -> str:
+    """Return a Markdown table of our rows beside the paper's."""
+    figures = paper(table)
+    agents = list(dict.fromkeys(row.agent for row in rows))
+    lines = [["env", "data", "score", "method", *(f"agent {a}" if a.isdigit() else a for a in agents)]]
+    groups = dict.fromkeys((row.env, row.data, metric) for row in rows for metric in table.metrics)
+    for env, data, metric in groups:
+        group = [row for row in rows if (row.env, row.data, row.metric) == (env, data, metric)]
+        for method in dict.fromkeys(row.method for row in group):
+            of_agent = {row.agent: row for row in group if row.method == method}
+            label = f"{method} ({next(iter(of_agent.values())).seeds} seeds)"
+            ours = [_format(of_agent[a].mean, of_agent[a].std, metric) if a in of_agent else "" for a in agents]
+            lines.append([env, data, metric, label, *ours])
+        for method in dict.fromkeys(PAPER_METHOD[row.method] for row in group):
+            theirs = [figures.get((env, data, method, agent, metric)) for agent in agents]
+            if any(theirs):
+                published = ["" if figure is None else _format(*figure, metric) for figure in theirs]
+                lines.append([env, data, metric, f"*paper: {method}*", *published])
+    return _markdown(lines)
+
+
+def tally(table: Table, rows: Sequence[Row], method: str = protocol.PERSIM) -> str:
+    """Return in how many cells a method reaches the paper's figure."""
+    figures = paper(table)
+    metric = table.metrics[0]
+    pairs = [
+        (row.mean, figures[key])
+        for row in rows
+        if (row.method, row.metric) == (method, metric)
+        and (key := (row.env, row.data, PAPER_METHOD[method], row.agent, metric)) in figures
+    ]
+    if metric == "rmse":
+        half_digit = 0.0005  # the paper prints three decimals
+        good = sum(ours <= theirs + half_digit for ours, (theirs, _) in pairs)
+        near = sum(ours <= 2 * (theirs + half_digit) for ours, (theirs, _) in pairs)
+        return f"{method}: RMSE at or below the paper's in {good} of {len(pairs)} cells, within twice in {near}."
+    good = sum(ours >= mean - np.nan_to_num(std) for ours, (mean, std) in pairs)
+    return f"{method}: return at or above the paper's mean minus one deviation in {good} of {len(pairs)} cells."
+
+
+def _check_protocol(path: Path) -> None:
+    try:
+        version = json.loads(_meta(path).read_text())["protocol"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = "unknown"
+    if version != protocol.PROTOCOL:
+        raise FileFormatError(
+            f"{path} was measured under protocol {version}, this is protocol {protocol.PROTOCOL}: "
+            "their figures do not mix; move the file away and measure again"
+        )
+
+
+def _meta(path: Path) -> Path:
+    return path.with_suffix(".meta.json")
+
+
+def _parse(text: str, kind: str) -> str | int | float:
+    return {"int": int, "float": float, "str": str}[kind](text)
+
+
+def _order(row: Row) -> tuple[int | str, ...]:
+    table = protocol.get_table(row.table)
+    methods = list(PAPER_METHOD)
+    return (
+        table.envs.index(row.env),
+        protocol.DATA.index(row.data),
+        methods.index(row.method),
+        table.metrics.index(row.metric),
+        row.agent,
+    )
+
+
+def _reference(name: str, table: Table) -> list[dict[str, str]]:
+    with open(REFERENCE / name, newline="") as file:
+        return [line for line in csv.DictReader(file) if int(line["table"]) == table.number]
+
+
+def _format(mean: float, std: float, metric: str) -> str:
+    digits = {"rmse": 4, "r2": 3}.get(metric, 1)
+    return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    ruled = (lines[0], ["-" * width for width in widths], *lines[1:])
+    padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in ruled]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)

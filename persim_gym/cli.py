@@ -1,0 +1,241 @@
+"""The command line: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from persim_gym import storage
+from persim_gym.errors import InvalidArgumentError, PerSimError
+
+app = typer.Typer(
+    help="Personalized simulators from one logged trajectory of each of many agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console()
+
+Agents = Annotated[str | None, typer.Option(help='Agents, e.g. "0-4" or "0,7"; the test agents by default.')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@app.command()
+def collect(
+    task: Annotated[str, typer.Argument(help="MountainCar, CartPole or HalfCheetah.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    policy: Annotated[str, typer.Option(help="random, pure, pure-eps-20 or pure-eps-40.")] = "random",
+    agents: Annotated[int, typer.Option(help="Number of agents.", min=1)] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Record one trajectory of each of many heterogeneous agents in their true systems."""
+    from persim_gym import collect as collect_log
+
+    log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
+    log.save(out)
+    _console.print(f"{log}\nwritten to {out}", highlight=False)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Trajectories written by `collect` or Trajectories.save.")],
+    out: Annotated[Path, typer.Option(help="File to write, suffix .persim.")],
+    task: Annotated[str | None, typer.Option(help="Task of the log, if it names none.")] = None,
+    config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
+    rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
+    validation: Annotated[float, typer.Option(help="Part of the transitions held out to measure the error.")] = 0.2,
+    refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
+    install: Annotated[bool, typer.Option("--install", help="Also install it: its ids exist from now on.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Learn one simulator for all agents of a log. An interrupted training goes on when called again."""
+    from persim_gym import Trajectories, fit, register_ensemble
+
+    ensemble = fit(
+        Trajectories.load(data),
+        task=task,
+        config=config,
+        rank=_rank(rank),
+        epochs=epochs,
+        seed=seed,
+        validation_fraction=validation,
+        refit=refit,
+        device=device,
+        checkpoint=out,
+        progress=not quiet,
+    )
+    ensemble.save(out)
+    _console.print(f"{ensemble}\nwritten to {out}", highlight=False)
+    if install:
+        ids = register_ensemble(ensemble, install=True)
+        _console.print(f"installed: {ids[1]} … {ids[-1]}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")],
+    agents: Agents = None,
+    policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
+    episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
+    mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
+    aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",
+    json_path: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Measure prediction error and MPC return in the agents' true systems."""
+    from persim_gym import evaluation
+
+    ensemble = _ensemble(model)
+    chosen = _agents(agents, ensemble.num_agents)
+    errors = evaluation.prediction_error(
+        ensemble,
+        policy=_policy(policy, ensemble.task, seed),
+        agents=chosen,
+        episodes=episodes,
+        seed=seed,
+        aggregate=aggregate,
+        device=device,
+        progress=not quiet,
+    )
+    _print_rows(f"prediction error, {evaluation.HORIZON} steps", errors)
+    returns = []
+    if mpc_episodes:
+        returns = evaluation.mpc_returns(
+            ensemble, agents=chosen, episodes=mpc_episodes, seed=seed, device=device, progress=not quiet
+        )
+        _print_rows("return by MPC in the true system", returns)
+    if json_path is not None:
+        records = {
+            "model": str(model),
+            "test_policy": policy,
+            "seed": seed,
+            "prediction_error": evaluation.to_records(errors),
+            "mpc_returns": evaluation.to_records(returns),
+        }
+        storage.write_text(json_path, json.dumps(records, indent=2) + "\n")
+
+
+@app.command()
+def models() -> None:
+    """List the models that have environment ids: shipped and installed."""
+    from persim_gym.registration import installed_models, model_home
+
+    table = Table("name", "task", "agents", "members", "rank", "trained on", "epochs", "validation RMSE", "file")
+    for path, header in installed_models():
+        config, provenance = header["config"], header["provenance"]
+        data = provenance.get("data", {}).get("policy", "?")
+        error = provenance.get("validation_rmse")
+        table.add_row(
+            path.stem,
+            header["task"],
+            str(header["num_agents"]),
+            str(config["num_members"]),
+            str(config["rank"]),
+            f"{data}, {provenance.get('num_transitions', '?')} transitions",
+            str(config["epochs"]),
+            "–" if error is None else f"{error:.3g}",
+            str(path),
+        )
+    _console.print(table)
+    _console.print(f"model home: {model_home()}", highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the model, the table and the picture.")] = Path(
+        "demo-output"
+    ),
+    agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the paper's 300.", min=1)] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 3,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Go the whole road in a few minutes: collect, train, evaluate, draw."""
+    from persim_gym.demo import run_demo
+
+    run_demo(out, num_agents=agents, epochs=epochs, episodes=episodes, seed=seed, console=_console, progress=not quiet)
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line on the error stream and exit status 1."""
+    try:
+        app()
+    except (PerSimError, FileNotFoundError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _print_rows(title: str, rows: Sequence[Any]) -> None:
+    from persim_gym.evaluation import to_records
+
+    records = to_records(rows)
+    table = Table(*records[0], title=title)
+    for record in records:
+        table.add_row(*(_cell(value) for value in record.values()))
+    _console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(f"{number:g}" for number in value)
+    return str(value)
+
+
+def _ensemble(model: Path) -> Any:
+    from persim_gym import Ensemble
+    from persim_gym.registration import find_model
+
+    return Ensemble.load(model if model.exists() or model.suffix else find_model(str(model)))
+
+
+def _policy(policy: str, task: Any, seed: int) -> Any:
+    from persim_gym.logging_policies import test_policy
+    from persim_gym.policies import MLPPolicy
+
+    if policy == "random":
+        return policy
+    return test_policy(task) if policy == "test" else MLPPolicy.load(policy, seed=seed)
+
+
+def _agents(text: str | None, count: int) -> list[int] | None:
+    """Parse "0-4,7"; None stays None."""
+    if text is None:
+        return None
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+            raise InvalidArgumentError(f'--agents {text!r} must look like "0-4" or "0,7", with agents 0 … {count - 1}')
+        chosen.extend(range(int(first), int(last or first) + 1))
+    return chosen
+
+
+def _rank(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not text.isdigit():
+        raise InvalidArgumentError(f'--rank {text!r} must be a whole number or "auto"')
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The whole road on CartPole in a few minutes: collect, train, evaluate, draw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from persim_gym import storage
+from persim_gym.collect import collect
+from persim_gym.evaluation import (
+    AverageReturn,
+    PredictionError,
+    mpc_returns,
+    policy_returns,
+    prediction_error,
+    to_records,
+    true_mpc_returns,
+)
+from persim_gym.logging_policies import test_policy
+from persim_gym.model import Ensemble
+from persim_gym.plotting import plot_trajectories
+from persim_gym.training import fit
+
+TASK = "CartPole"
+WEAK_AND_SHORT = (0, 4)
+"""Two very different test agents: a weak push, and a short pole."""
+_PREDICTION_EPISODES = 200
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured, for the five test agents."""
+
+    errors: list[PredictionError]
+    random: list[AverageReturn]
+    simulator: list[AverageReturn]
+    true: list[AverageReturn]
+
+
+def run_demo(
+    out: Path, *, num_agents: int, epochs: int | None, episodes: int, seed: int, console: Console, progress: bool
+) -> DemoResult:
+    """Collect random trajectories, train, evaluate agents 0–4, save a picture, and say how to go on.
+
+    Args:
+        out: folder for the data, the model, the records and the picture.
+        num_agents: N.
+        epochs: instead of the paper's.
+        episodes: an agent, for the returns.
+        seed: of everything.
+        console: to print on.
+        progress: whether to show bars.
+
+    """
+    data_path, model_path = out / "cartpole-random.safetensors", out / "cartpole.persim"
+    console.rule("1. one random trajectory of each agent")
+    log = collect(TASK, policy="random", num_agents=num_agents, seed=seed)
+    log.save(data_path)
+    console.print(log, highlight=False)
+
+    console.rule("2. learn one simulator for each agent")
+    ensemble = fit(log, epochs=epochs, seed=seed, checkpoint=model_path, progress=progress)
+    ensemble.save(model_path)
+    console.print(ensemble, highlight=False)
+
+    console.rule("3. evaluate agents 0–4, which were seen once, failing")
+    result = _evaluate(ensemble, episodes, seed, progress)
+    console.print(_table(result, episodes))
+    records = {
+        "prediction_error": to_records(result.errors),
+        "returns": to_records([*result.random, *result.simulator, *result.true]),
+    }
+    storage.write_text(out / "demo.json", json.dumps(records, indent=2) + "\n")
+    picture = plot_trajectories(
+        ensemble, out / "demo.png", agents=WEAK_AND_SHORT, steps=50, policy=test_policy(TASK), seed=seed
+    )
+    console.print(f"picture: {picture}   records: {out / 'demo.json'}", highlight=False)
+
+    console.rule("4. use it")
+    console.print(
+        "import gymnasium as gym, persim_gym\n"
+        f'persim_gym.register_ensemble("{model_path}")\n'
+        'env = gym.make("PerSim-CartPole-agent4-v0")',
+        highlight=False,
+        markup=False,
+    )
+    return result
+
+
+def _evaluate(ensemble: Ensemble, episodes: int, seed: int, progress: bool) -> DemoResult:
+    common: dict[str, Any] = {"episodes": episodes, "seed": seed, "progress": progress}
+    return DemoResult(
+        errors=prediction_error(
+            ensemble, policy=test_policy(TASK), episodes=_PREDICTION_EPISODES, seed=seed, progress=progress
+        ),
+        random=policy_returns(ensemble, "random", **{**common, "episodes": 100}),
+        simulator=mpc_returns(ensemble, **common),
+        true=true_mpc_returns(ensemble, **common),
+    )
+
+
+def _table(result: DemoResult, episodes: int) -> Table:
+    table = Table(
+        "agent", "hidden force, length", "RMSE, 51 steps", "median R²", "random policy", "MPC in simulator",
+        "MPC in true system", title=f"CartPole, limit 200 steps; returns in the true system, {episodes} episodes of MPC",
+    )  # fmt: skip
+    for error, random, simulator, true in zip(
+        result.errors, result.random, result.simulator, result.true, strict=True
+    ):
+        table.add_row(
+            error.agent,
+            ", ".join(f"{value:g}" for value in error.covariates),
+            f"{error.rmse:.4f}",
+            f"{error.r2:.3f}",
+            f"{random.mean:.1f}",
+            f"{simulator.mean:.1f} ± {simulator.std:.1f}",
+            f"{true.mean:.1f} ± {true.std:.1f}",
+        )
+    return table

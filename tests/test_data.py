@@ -1,0 +1,131 @@
+"""`Trajectories`: made from a user's arrays, selected, joined, written and read."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from persim_gym import Trajectories
+
+COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+
+
+@pytest.fixture
+def log():
+    """Two episodes of "b" (3 rows, then 1), one of "a" (2 rows)."""
+    return Trajectories.from_arrays(
+        agents=["b", "b", "b", "b", "a", "a"],
+        observations=np.arange(12).reshape(6, 2),
+        actions=[0, 1, 0, 1, 0, 1],
+        next_observations=np.arange(12).reshape(6, 2) + 1,
+        rewards=[1, 2, 3, 4, 5, 6],
+        terminated=[False, False, True, False, False, False],
+        covariates=[[0.5], [0.25]],
+        covariate_names=["mass"],
+        task="Mine",
+        provenance={"policy": "nurse"},
+    )
+
+
+def test_from_arrays(log):
+    """Labels in order of appearance, episodes where the agent changes or one ended, the last rows cut."""
+    assert log.agent_labels == ("b", "a")
+    assert (log.num_transitions, log.num_agents, log.num_episodes, log.discrete) == (6, 2, 3, True)
+    np.testing.assert_array_equal(log.agents, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(log.episode_starts, [0, 3, 4])
+    np.testing.assert_array_equal(log.episode_lengths, [3, 1, 2])
+    np.testing.assert_array_equal(log.episode_agents, [0, 0, 1])
+    np.testing.assert_array_equal(log.episode_returns, [6, 4, 11])
+    np.testing.assert_array_equal(log.initial_observations, [[0, 1], [6, 7], [8, 9]])
+    np.testing.assert_array_equal(log.truncated, [False, False, False, True, False, True])
+    assert log.agent_index("a") == log.agent_index(1) == 1
+
+
+def test_next_observations_are_successors():
+    """Without them each row's successor is taken, within its episode only, and the last rows go."""
+    log = Trajectories.from_arrays(
+        agents=[7, 7, 7, 9, 9],
+        observations=[[0.0], [1.0], [2.0], [10.0], [11.0]],
+        actions=[[0.1], [0.2], [0.3], [0.4], [0.5]],
+    )
+    np.testing.assert_array_equal(log.observations[:, 0], [0, 1, 10])
+    np.testing.assert_array_equal(log.next_observations[:, 0], [1, 2, 11])
+    np.testing.assert_allclose(log.actions[:, 0], [0.1, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_array_equal(log.episode_starts, [0, 2])
+    np.testing.assert_array_equal(log.truncated, [False, True, True])
+    assert log.agent_labels == ("7", "9") and not log.discrete
+
+
+def test_episode_starts_may_be_given():
+    """Two episodes of one agent, told apart by nothing in the columns."""
+    log = Trajectories.from_arrays(
+        agents=np.zeros(4, int), observations=np.zeros((4, 1)), actions=np.zeros(4, int),
+        next_observations=np.zeros((4, 1)), episode_starts=[0, 1], agent_labels=["x"],
+    )  # fmt: skip
+    np.testing.assert_array_equal(log.episode_lengths, [1, 3])
+    np.testing.assert_array_equal(log.truncated, [True, False, False, True])
+
+
+def test_select(log):
+    """Agents in the order asked for, each with its own rows, episodes, label and covariates."""
+    swapped = log.select(["a", "b"])
+    rows = [4, 5, 0, 1, 2, 3]
+    for name in COLUMNS[1:]:
+        np.testing.assert_array_equal(getattr(swapped, name), getattr(log, name)[rows])
+    np.testing.assert_array_equal(swapped.agents, [0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(swapped.episode_starts, [0, 2, 5])
+    np.testing.assert_array_equal(swapped.covariates, [[0.25], [0.5]])
+    assert swapped.agent_labels == ("a", "b")
+    assert len(log.select([1])) == 2
+
+
+def test_concatenate(log):
+    """What was taken apart fits together again; a label is one agent wherever it appears."""
+    parts = [log.select(["b"]), log.select(["a"]), log.select(["b"])]
+    joined = Trajectories.concatenate(parts)
+    assert joined.agent_labels == ("b", "a")
+    np.testing.assert_array_equal(joined.agents, [0] * 4 + [1] * 2 + [0] * 4)
+    np.testing.assert_array_equal(joined.episode_starts, [0, 3, 4, 6, 9])
+    np.testing.assert_array_equal(joined.rewards, [1, 2, 3, 4, 5, 6, 1, 2, 3, 4])
+    np.testing.assert_array_equal(joined.covariates, log.covariates)
+
+
+def test_save_and_load(log, tmp_path):
+    """Every column to the bit, mapped and not read, and everything else."""
+    path = tmp_path / "folder" / "log.safetensors"
+    log.save(path)
+    loaded = Trajectories.load(path)
+    for name in (*COLUMNS, "episode_starts", "covariates"):
+        saved, found = getattr(log, name), getattr(loaded, name)
+        assert isinstance(found, np.memmap) and found.dtype == saved.dtype
+        np.testing.assert_array_equal(found, saved)
+    for name in ("agent_labels", "covariate_names", "task", "provenance"):
+        assert getattr(loaded, name) == getattr(log, name)
+    assert loaded.digest == log.digest
+
+
+def test_a_log_without_extras_survives_saving(tmp_path):
+    """No covariates, no task, continuous actions."""
+    log = Trajectories.from_arrays(agents=[0, 0], observations=[[1.0], [2.0]], actions=[[1.0, 2.0], [3.0, 4.0]])
+    log.save(tmp_path / "log")
+    loaded = Trajectories.load(tmp_path / "log")
+    assert loaded.covariates is None and loaded.task is None
+    np.testing.assert_array_equal(loaded.actions, [[1.0, 2.0]])
+
+
+def test_digest_sees_every_column(log):
+    """Changing a single number or an episode's bound changes the digest."""
+    digests = {log.digest}
+    for name in COLUMNS:
+        changed = getattr(log, name).copy()
+        changed[-1] = 1 - changed[-1] if changed.dtype != bool else ~changed[-1]
+        digests.add(dataclasses.replace(log, **{name: changed}).digest)
+    digests.add(dataclasses.replace(log, episode_starts=np.array([0, 2, 4])).digest)
+    assert len(digests) == len(COLUMNS) + 2
+
+
+def test_repr_says_what_it_is(log):
+    """Task, sizes, mean length and mean return."""
+    text = repr(log)
+    for part in ("Mine", "2 agents", "3 episodes", "6 transitions", "2 observations", "length 2.0", "return 7.0"):
+        assert part in text

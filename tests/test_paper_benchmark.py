@@ -1,0 +1,212 @@
+"""The command that reproduces the paper's tables, at a scale that shows only that it works."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from persim_gym.errors import FileFormatError, UnknownNameError
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def search_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def benchmark(search_path):
+    return {name: importlib.import_module(name) for name in ("measure", "paper", "protocol", "readme", "results")}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return ["--results", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
+
+
+def run(benchmark, folders, *arguments):
+    return benchmark["paper"].main([*arguments, "--scale", "quick", "--device", "cpu", *folders])
+
+
+def rows_of(benchmark, tmp_path, number):
+    protocol = benchmark["protocol"]
+    return benchmark["results"].read(protocol.get_table(number), protocol.get_scale("quick"), tmp_path / "results")
+
+
+def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, folders, tmp_path, capsys):
+    assert run(benchmark, folders, "--table", "7", "--data", "random", "--seeds", "2") == 0
+    rows = rows_of(benchmark, tmp_path, 7)
+    assert len(rows) == 2 * 5 * 2  # methods, agents, metrics
+    assert {(row.method, row.seeds) for row in rows} == {("PerSim", 2), ("PerSim median", 2)}
+    header = (tmp_path / "results" / "table7-quick.csv").read_text().splitlines()[0]
+    assert header == "table,env,data,method,agent,metric,mean,std,seeds,scale,commit,wall_s"
+    printed = capsys.readouterr().out
+    assert "*paper: PerSim*" in printed and "0.0140" in printed  # Table 7, random, agent 1
+
+
+def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchmark, folders, tmp_path, monkeypatch):
+    measure = benchmark["measure"]
+
+    def pretend(cell, **_):
+        calls.append(cell)
+        return measure.Measured((measure.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
+
+    calls = []
+    monkeypatch.setattr(benchmark["paper"], "measure", pretend)
+    arguments = ("--table", "6", "--data", "random", "--method", "PerSim", "--seeds")
+    run(benchmark, folders, *arguments, "3")
+    run(benchmark, folders, *arguments, "2")
+    assert [cell.seed for cell in calls] == [0, 1, 2]
+    (row,) = rows_of(benchmark, tmp_path, 6)
+    assert (row.mean, row.std, row.wall_s, row.commit) == (2.0, 1.0, 30.0, "abc")
+    run(benchmark, folders, *arguments, "4")
+    assert [cell.seed for cell in calls[3:]] == [0, 1, 2, 3]
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(benchmark, folders, tmp_path, monkeypatch):
+    paper, measure = benchmark["paper"], benchmark["measure"]
+
+    def interrupted(cell, **settings):
+        if cell.seed == 1:
+            raise KeyboardInterrupt
+        return measure.measure(cell, **settings)
+
+    arguments = ("--table", "10", "--data", "-", "--method", "True env + VI", "--seeds", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(benchmark, folders, *arguments)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.json")}
+    assert len(kept) == 5  # the agents of the first seed
+    assert run(benchmark, folders, *arguments) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert [row.seeds for row in rows_of(benchmark, tmp_path, 10)] == [2] * 5
+
+
+def test_tables_share_trained_ensembles(benchmark, folders, tmp_path):
+    assert run(benchmark, folders, "--table", "7", "--data", "random", "--seeds", "1", "--method", "PerSim") == 0
+    (model,) = (tmp_path / "cache").rglob("*.persim")
+    written = model.stat().st_mtime_ns
+    assert run(benchmark, folders, "--table", "10", "--data", "random", "--seeds", "1") == 0
+    assert model.stat().st_mtime_ns == written
+    assert {row.method for row in rows_of(benchmark, tmp_path, 10)} == {"PerSim", "PerSim + VI"}
+
+
+def test_results_of_another_protocol_are_refused(benchmark, folders, tmp_path, capsys):
+    arguments = ("--table", "5", "--env", "CartPole", "--data", "random", "--seeds", "1")
+    assert run(benchmark, folders, *arguments) == 0
+    meta = tmp_path / "results" / "table5-quick.meta.json"
+    meta.write_text(json.dumps({"protocol": 0}))
+    with pytest.raises(SystemExit):
+        run(benchmark, folders, *arguments)
+    assert "was measured under protocol 0" in capsys.readouterr().err
+    meta.unlink()
+    with pytest.raises(FileFormatError, match="under protocol unknown"):
+        rows_of(benchmark, tmp_path, 5)
+
+
+def test_table_5_holds_the_logged_returns(benchmark, folders, tmp_path):
+    from persim_gym import collect
+
+    assert run(benchmark, folders, "--table", "5", "--env", "CartPole", "--data", "pure", "--seeds", "1") == 0
+    log = collect("CartPole", policy="pure", num_agents=8, seed=0)
+    found = {(row.agent, row.metric): row.mean for row in rows_of(benchmark, tmp_path, 5)}
+    assert found["3", "return"] == log.episode_returns[3]
+    assert found["mean", "length"] == pytest.approx(log.episode_lengths.mean())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--table", "4"), "table 4 is not reproduced here; there are 5, 6"),
+        (("--table", "6", "--data", "randon"), "no data set 'randon'; there are pure, pure-eps-20"),
+        (("--table", "6", "--data", "-"), "table 6 has no rows without data"),
+        (("--table", "6", "--method", "CaDM"), "no method 'CaDM' in this table; there are PerSim"),
+        (("--table", "6", "--seeds", "0"), "seeds=0 must be at least 1"),
+    ],
+)
+def test_what_does_not_exist(benchmark, folders, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(benchmark, folders, *arguments)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_scale_that_does_not_exist(benchmark):
+    with pytest.raises(UnknownNameError, match="no scale 'big'; there are full, quick"):
+        benchmark["protocol"].get_scale("big")
+
+
+def test_a_missing_policy_is_reported_and_the_rest_is_measured(benchmark, folders, tmp_path, monkeypatch, capsys):
+    from persim_gym import logging_policies
+
+    def missing(name, task, *arguments, **settings):
+        if name == "pure":
+            raise logging_policies.PerSimError("the policy is not among the shipped ones")
+        return original(name, task, *arguments, **settings)
+
+    collect = importlib.import_module("persim_gym.collect")
+    original = logging_policies.logging_policy
+    monkeypatch.setattr(collect, "logging_policy", missing)
+    arguments = ("--table", "5", "--env", "CartPole", "--data", "pure", "random", "--seeds", "1")
+    assert run(benchmark, folders, *arguments) == 1
+    assert "not measured: CartPole · pure · log: the policy is not" in capsys.readouterr().err
+    assert {row.data for row in rows_of(benchmark, tmp_path, 5)} == {"random"}
+
+
+def test_the_papers_figures_are_complete(benchmark):
+    protocol, results = benchmark["protocol"], benchmark["results"]
+    assert len(results.paper(protocol.get_table(5))) == 3 * 4 * 7
+    for number in (6, 7, 8):
+        assert len(results.paper(protocol.get_table(number))) == 3 * 4 * 5 * 2
+    figures = results.paper(protocol.get_table(9))
+    assert figures["MountainCar", "-", "True env+MPC", "0", "return"] == (-53.95, 4.10)
+
+
+def test_committed_results_are_readable_and_the_readme_is_up_to_date(benchmark):
+    readme, protocol, results = benchmark["readme"], benchmark["protocol"], benchmark["results"]
+    for table in protocol.TABLES.values():
+        for row in results.read(table, protocol.get_scale("full")):
+            assert np.isfinite(row.mean) and row.scale == "full"
+    if readme.README.exists():
+        text = readme.README.read_text()
+        assert readme.update(text, readme.tables()) == text, "run python benchmarks/readme.py"
+
+
+def test_the_readme_keeps_what_stands_around_the_tables(benchmark):
+    readme = benchmark["readme"]
+    text = f"intro\n{readme.BEGIN}\nold\n{readme.END}\noutro\n"
+    once = readme.update(text, "new")
+    assert once == readme.update(once, "new")
+    assert once.startswith("intro\n") and once.endswith("outro\n") and "old" not in once
+    with pytest.raises(FileFormatError, match="once each"):
+        readme.update("no markers", "new")
+
+
+def test_factors_know_the_covariate(benchmark, tmp_path, folders, capsys):
+    factors = importlib.import_module("factors")
+    factors.main(["--env", "CartPole", "--data", "random", "--scale", "quick", "--device", "cpu", *folders])
+    assert "R² of length" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names == ["factors-CartPole-random-pca-quick.png", "factors-quick.csv"]
+
+
+def test_regression_from_factors_recovers_a_known_function(benchmark):
+    factors = importlib.import_module("factors")
+
+    class Stub:
+        """Factors that are a known, nonlinear function of the covariate."""
+
+        num_agents = 100
+        covariates = np.linspace(0.1, 1.0, 100)[:, None]
+        task = type("Task", (), {"covariate_names": ("gravity",)})
+
+        def agent_factors(self):
+            c = self.covariates[:, 0]
+            return np.stack([np.stack([c**2, c], 1), np.stack([1 / c, 3 * c], 1)])
+
+    rows = factors.knowledge(Stub(), env="", data="", seed=0, scale="quick")
+    assert min(row.r2 for row in rows) > 0.99
+    assert factors.factor_matrix(Stub()).shape == (100, 4)

@@ -1,0 +1,116 @@
+"""Our files: readable by safetensors, whole or absent, refused when damaged."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from persim_gym import errors, storage
+
+ARRAYS = {
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "flags": np.array([True, False, True]),
+    "counts": np.array([2**40, -1]),
+    "nothing": np.zeros((0, 4)),
+    "scalar": np.array(2.5),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with `ARRAYS`."""
+    storage.write(tmp_path / "file", "thing", ARRAYS, {"note": "é", "list": [1, None]})
+    return tmp_path / "file"
+
+
+def rewrite_header(path, **changes):
+    """Write the file again with another document, by safetensors alone."""
+    with safe_open(path, "numpy") as file:
+        document = json.loads(file.metadata()["persim_gym"])
+    save_file(load_file(path), path, metadata={"persim_gym": json.dumps({**document, **changes})})
+
+
+def test_round_trip(path):
+    """Arrays and document come back; `read_document` returns the same document."""
+    arrays, document = storage.read(path, "thing")
+    assert set(arrays) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
+        np.testing.assert_array_equal(arrays[name], array)
+    assert document["note"] == "é" and document["list"] == [1, None]
+    assert storage.read_document(path, "thing") == document
+
+
+def test_the_file_is_plain_safetensors(path):
+    """The library itself reads it, and the document is JSON in its metadata."""
+    for name, array in load_file(path).items():
+        np.testing.assert_array_equal(array, ARRAYS[name])
+    with safe_open(path, "numpy") as file:
+        assert json.loads(file.metadata()["persim_gym"])["format_version"] == storage.FORMAT_VERSION
+
+
+def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
+    """Neither half a file nor a stray one."""
+    before = path.read_bytes()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write(path, "thing", {"matrix": np.zeros(1000)}, {})
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_text(path, "half")
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_every_truncation_is_noticed(path):
+    """Whatever is missing at the end, the file is refused and not half read."""
+    whole = path.read_bytes()
+    for length in [*range(0, 40), *range(40, len(whole), 17), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(errors.FileFormatError, match=path.name):
+            storage.read(path, "thing")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"not ours at all", b"PK\x03\x04" + bytes(100), b"\x80\x04\x95pickle" + bytes(50), b"\x02" + bytes(7) + b"[]", bytes(64)],
+)
+def test_foreign_files_are_refused(path, content):
+    """Text, archives, pickles and zeros."""
+    path.write_bytes(content)
+    with pytest.raises(errors.FileFormatError, match="not a file of persim-gym"):
+        storage.read(path, "thing")
+
+
+def test_safetensors_of_others_are_refused(tmp_path):
+    """With and without metadata of their own."""
+    for metadata in (None, {"format": "pt"}):
+        save_file({"matrix": np.zeros(2)}, tmp_path / "other", metadata=metadata)
+        with pytest.raises(errors.FileFormatError, match="not a file of persim-gym"):
+            storage.read(tmp_path / "other", "thing")
+
+
+def test_a_newer_format_says_upgrade(path):
+    """The next format is not guessed at."""
+    rewrite_header(path, format_version=storage.FORMAT_VERSION + 1)
+    with pytest.raises(errors.FileFormatError, match="upgrade"):
+        storage.read(path, "thing")
+
+
+def test_another_kind_is_refused(path):
+    """The message names both kinds."""
+    with pytest.raises(errors.FileFormatError, match=r"holds thing, but ensemble"):
+        storage.read(path, "ensemble")
+
+
+def test_entries_that_lie_are_refused(path):
+    """A shape that does not fit its bytes."""
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"shape":[2,3]', b'"shape":[9,3]'))
+    with pytest.raises(errors.FileFormatError, match="matrix"):
+        storage.read(path, "thing")

@@ -1,0 +1,228 @@
+"""`fit`: Adam on the paper's loss, the same bits for the same seed, and a model that finds a known system."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support import walk_dynamics, walk_task
+from test_gradients import paper_loss
+
+import persim_gym
+from persim_gym import PerSimConfig, Trajectories, errors, fit, training
+from persim_gym.config import CONFIGS, RANKS
+
+TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
+
+
+@pytest.fixture(scope="module")
+def log():
+    """Random trajectories of 5 CartPoles, some 100 rows."""
+    return persim_gym.collect("CartPole", num_agents=5, seed=0)
+
+
+def same_bits(first, second):
+    """Whether two ensembles have bit-equal parameters."""
+    return all(np.array_equal(first.parameters[name], second.parameters[name]) for name in first.parameters)
+
+
+@pytest.mark.parametrize(("normalize", "weight_decay"), [(False, 0.0), (True, 0.0), (False, 0.1)])
+def test_full_batches_are_torch_adam(log, normalize, weight_decay):
+    """With one batch an epoch the order does not matter: six steps equal torch.optim.Adam's with autograd."""
+    config = TINY.with_changes(
+        normalize=normalize, weight_decay=weight_decay, batch_size=10_000, learning_rate=1e-2, halve_learning_rate_every=2
+    )
+    untrained = config.with_changes(learning_rate=1e-30, weight_decay=0.0)
+    start = fit(log, config=untrained, epochs=1, validation_fraction=0, progress=False)
+    trained = fit(log, config=config, epochs=6, validation_fraction=0, progress=False)
+
+    observations = log.observations.astype(np.float64)
+    changes = log.next_observations - observations
+    if normalize:
+        observations = (observations - observations.mean(0)) / observations.std(0, ddof=1)
+        changes = (changes - changes.mean(0)) / changes.std(0, ddof=1)
+    states, targets = (torch.tensor(array.T, dtype=torch.float32) for array in (observations, changes))
+    agents, actions = torch.tensor(log.agents.astype(int)), torch.tensor(log.actions)
+    leaves = {name: torch.tensor(array).requires_grad_() for name, array in start.parameters.items()}
+    optimizer = torch.optim.Adam(leaves.values(), lr=1e-2, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    for _ in range(6):
+        optimizer.zero_grad()
+        losses = [paper_loss(leaves, member, states, agents, actions, targets) for member in range(2)]
+        sum(losses).backward()
+        optimizer.step()
+        schedule.step()
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(trained.parameters[name], leaf.detach(), atol=1e-4, err_msg=name)
+        assert np.abs(trained.parameters[name] - start.parameters[name]).max() > 1e-2
+    assert trained.provenance["training_loss"] == pytest.approx(float(sum(losses).detach() / 2), rel=1e-3)
+
+
+def test_initial_weights_are_torchs(log):
+    """Uniform within ±1/√fan-in, the agent table's fan-in being the number of agents; members differ."""
+    config = PerSimConfig(rank=20, state_hidden=(128,), num_members=3, learning_rate=1e-30, halve_learning_rate_every=0)
+    start = fit(log, config=config, epochs=1, validation_fraction=0, progress=False)
+    for name, fan_in in (("agent.weight", 5), ("action.weight", 2), ("state.0.weight", 4), ("state.1.weight", 128)):
+        weights, bound = start.parameters[name], fan_in**-0.5
+        assert np.abs(weights).max() <= bound
+        assert weights.std() == pytest.approx(bound / 3**0.5, rel=0.15)
+        assert not np.array_equal(weights[0], weights[1])
+
+
+def test_same_seed_same_bits(log):
+    """And another seed, other bits; no global generator is touched, nor the number of threads."""
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    first, second, third = (fit(log, config=TINY, seed=seed, progress=False) for seed in (3, 3, 4))
+    assert same_bits(first, second) and not same_bits(first, third)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.equal(torch.get_rng_state(), torch_state) and torch.get_num_threads() == 1
+
+
+def test_provenance(log):
+    """What it was trained on, with which seed and versions, and how well."""
+    provenance = fit(log, config=TINY, seed=3, progress=False).provenance
+    assert provenance["data_digest"] == log.digest
+    assert provenance["data"] == {"policy": "random", "seed": 0}
+    assert (provenance["seed"], provenance["num_transitions"]) == (3, log.num_transitions)
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert provenance["training_loss"] > 0 and provenance["validation_rmse"] > 0 and provenance["wall_seconds"] >= 0
+
+
+def walk_log(num_agents=6, rows=80):
+    """The walk of agents of different speed, from random places, under random actions."""
+    rng = np.random.default_rng(0)
+    speeds = np.linspace(0.5, 2, num_agents)[:, None]
+    agents = np.repeat(np.arange(num_agents), rows)
+    states = rng.uniform(-1, 1, (len(agents), 2))
+    actions = rng.integers(3, size=len(agents))
+    after = walk_dynamics(states, actions, speeds[agents])
+    return speeds, Trajectories.from_arrays(
+        agents=agents, observations=states, actions=actions, next_observations=after,
+        agent_labels=[f"walker {n}" for n in range(num_agents)],
+    )  # fmt: skip
+
+
+def test_finds_a_system_of_its_own_form():
+    """Change = speed of the agent × direction of the action: every agent's speed comes out, at states never seen."""
+    speeds, log = walk_log()
+    config = PerSimConfig(rank=2, state_hidden=(16,), num_members=3, batch_size=32, learning_rate=5e-3, normalize=False)
+    ensemble = fit(log, task=walk_task(), config=config, epochs=80, validation_fraction=0.2, progress=False)
+    states = np.random.default_rng(9).uniform(-1, 1, (30, 2))
+    for agent, (speed,) in enumerate(speeds):
+        for action in (0, 1, 2):
+            predicted = ensemble.simulator(agent).step(states, np.full(30, action)).next_observations
+            np.testing.assert_allclose(predicted - states, np.tile([speed * (action - 1), 0], (30, 1)), atol=0.1)
+    assert ensemble.provenance["validation_rmse"] < 0.05
+    assert ensemble.provenance["training_loss"] < 0.01
+
+
+def test_validation_error_is_that_of_new_data(cart_pole, cart_pole_log):
+    """The held-out error is about that on another log of the same agents, measured through their simulators."""
+    fresh = persim_gym.collect("CartPole", covariates=cart_pole_log.covariates, seed=77)
+    squared = [
+        np.square(
+            cart_pole.simulator(agent).step(fresh.observations[rows], fresh.actions[rows]).next_observations
+            - fresh.next_observations[rows]
+        )
+        for agent in range(fresh.num_agents)
+        for rows in [fresh.agents == agent]
+    ]
+    measured = np.sqrt(np.concatenate(squared).mean())
+    assert 0.4 < cart_pole.provenance["validation_rmse"] / measured < 2.5
+    no_change = np.sqrt(np.square(fresh.next_observations - fresh.observations).mean())
+    assert measured < 0.5 * no_change
+
+
+def test_without_refit_the_validated_ensemble_is_returned(log):
+    """It has not seen the held-out rows, so it differs from the refitted one, and reports no training loss."""
+    validated = fit(log, config=TINY, refit=False, progress=False)
+    refitted = fit(log, config=TINY, progress=False)
+    assert validated.provenance["validation_rmse"] == refitted.provenance["validation_rmse"]
+    assert not same_bits(validated, refitted)
+    assert same_bits(refitted, fit(log, config=TINY, validation_fraction=0, progress=False))
+
+
+def test_rank_auto_takes_the_lowest_validation_error(log):
+    """Among the paper's six."""
+    ensemble = fit(log, config=TINY, rank="auto", progress=False)
+    losses = {int(rank): loss for rank, loss in ensemble.provenance["validation_loss_by_rank"].items()}
+    assert tuple(losses) == RANKS == (3, 5, 10, 15, 20, 30)
+    assert ensemble.config.rank == min(losses, key=losses.get)
+    assert ensemble.parameters["agent.weight"].shape[2] == ensemble.config.rank
+    for rank in (3, 30):
+        alone = fit(log, config=TINY, rank=rank, refit=False, progress=False)
+        assert alone.provenance["validation_loss"] == losses[rank]
+
+
+@pytest.mark.parametrize("interrupted_after", [3, 9])
+def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatch, interrupted_after):
+    """Interrupted while validating or while refitting; the same call goes on, and cleans up when done."""
+    config = TINY.with_changes(batch_size=40)  # 3 batches an epoch in validation, 3 or 4 after it
+    whole = fit(log, config=config, seed=1, progress=False)
+    batches, loss_and_gradients = iter(range(10**6)), training.loss_and_gradients
+
+    def interrupting(*arguments):
+        if next(batches) == 2 * interrupted_after:
+            raise KeyboardInterrupt
+        return loss_and_gradients(*arguments)
+
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "loss_and_gradients", interrupting)
+    checkpoint = tmp_path / "cartpole.persim"
+    with pytest.raises(KeyboardInterrupt):
+        fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
+    assert list(tmp_path.iterdir()) and not checkpoint.exists()
+    resumed = fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
+    assert next(batches) < 2 * interrupted_after + 2 + 8 * 4  # nothing done twice but the interrupted epoch
+    assert same_bits(resumed, whole)
+    assert resumed.provenance["validation_loss"] == whole.provenance["validation_loss"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_run_is_refused(log, tmp_path, monkeypatch):
+    """Another seed must not continue it; the message names the file and the difference."""
+    monkeypatch.setattr(training._Runs, "forget_checkpoints", lambda _: None)
+    fit(log, config=TINY, seed=1, checkpoint=tmp_path / "run", progress=False)
+    with pytest.raises(errors.FileFormatError, match=r"run\.rank3.*seed"):
+        fit(log, config=TINY, seed=2, checkpoint=tmp_path / "run", progress=False)
+
+
+def test_a_mapped_log_trains_like_one_in_memory(log, tmp_path):
+    """Columns that are read-only maps of a file."""
+    log.save(tmp_path / "log")
+    mapped = Trajectories.load(tmp_path / "log")
+    assert same_bits(fit(mapped, config=TINY, progress=False), fit(log, config=TINY, progress=False))
+
+
+def test_one_step_errors(cart_pole, cart_pole_log):
+    """Every member's and the mean prediction's, against the simulators."""
+    found = training.one_step_errors(cart_pole, cart_pole_log)
+    expected = np.zeros_like(found)
+    for agent in range(cart_pole_log.num_agents):
+        rows = cart_pole_log.agents == agent
+        members = cart_pole.simulator(agent).step_members(cart_pole_log.observations[rows], cart_pole_log.actions[rows])
+        predictions = np.concatenate([members, members.mean(0, keepdims=True)]).astype(np.float64)
+        expected += np.square(predictions - cart_pole_log.next_observations[rows]).sum(1)
+    np.testing.assert_allclose(found, expected / len(cart_pole_log), rtol=1e-3)
+
+
+def test_progress_goes_to_the_error_stream(log, capsys):
+    """A bar with the loss where asked for, else silence."""
+    fit(log, config=TINY, progress=False)
+    assert capsys.readouterr() == ("", "")
+    fit(log, config=TINY, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "CartPole" in err and "loss" in err
+
+
+def test_named_settings_are_the_papers():
+    """Section 3.1 of the specification, the column of the released code."""
+    cart_pole, mountain_car, half_cheetah = (CONFIGS[name] for name in ("CartPole", "MountainCar", "HalfCheetah"))
+    assert (mountain_car.rank, mountain_car.state_hidden, mountain_car.batch_size) == (3, (256,), 512)
+    assert (cart_pole.rank, cart_pole.state_hidden, cart_pole.batch_size) == (5, (256,), 64)
+    assert (half_cheetah.rank, half_cheetah.state_hidden, half_cheetah.batch_size) == (15, (512,) * 4, 1024)
+    assert half_cheetah.action_hidden == (512, 512) and half_cheetah.halve_learning_rate_every == 150
+    assert [config.normalize for config in (mountain_car, cart_pole, half_cheetah)] == [False, False, True]
+    for config in (mountain_car, cart_pole, half_cheetah):
+        assert (config.epochs, config.learning_rate, config.num_members, config.weight_decay) == (300, 1e-3, 5, 0.0)
+        assert PerSimConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
