@@ -16,7 +16,7 @@ from protocol import Scale, Table
 
 from persim_gym import Ensemble, MPCAgent, Trajectories, collect, fit, get_task, prediction_error, storage
 from persim_gym.config import get_config
-from persim_gym.errors import InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.evaluation import run_episodes
 from persim_gym.logging_policies import test_policy
 from persim_gym.planning.value_iteration import ValueIterationAgent
@@ -69,7 +69,8 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         return _once(folder / cell.name, lambda: _score_log(cell))
     if cell.data == protocol.NO_DATA:
         return _returns(cell, folder, None, device)
-    ensemble = trained(cell.env, cell.data, cell.scale, cell.seed, device=device, cache=cache)
+    config = protocol.config_name(cell.env, cell.method)
+    ensemble = trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
     if "rmse" in cell.table.metrics:
         measured = _once(folder / cell.name, lambda: _score_predictions(cell, ensemble, device))
     else:
@@ -82,15 +83,31 @@ def logged(env: str, data: str, scale: Scale, seed: int = protocol.DATA_SEED) ->
     return collect(env, policy=data, num_agents=scale.num_agents, seed=seed)
 
 
-def trained(env: str, data: str, scale: Scale, seed: int, *, device: str = "auto", cache: Path = CACHE) -> Ensemble:
-    """Return the ensemble learned from all of a data set, trained now or earlier; interrupted training goes on."""
-    path = _folder(cache) / "models" / f"{env}-{data}-{scale.name}-seed{seed}.persim"
+def trained(
+    env: str,
+    data: str,
+    scale: Scale,
+    seed: int,
+    *,
+    config: str | None = None,
+    device: str = "auto",
+    cache: Path = CACHE,
+) -> Ensemble:
+    """Return the ensemble learned from all of a data set, trained now or earlier; interrupted training goes on.
+
+    Without a config it is the paper's.
+    """
+    path = _folder(cache) / "models" / f"{config or env}-{data}-{scale.name}-seed{seed}.persim"
+    settings = get_config(config or env, env).with_changes(**scale.changes)
     if path.exists():
-        return Ensemble.load(path, task=env)
+        ensemble = Ensemble.load(path, task=env)
+        if ensemble.config != settings:
+            raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
+        return ensemble
     path.parent.mkdir(parents=True, exist_ok=True)
     ensemble = fit(
         logged(env, data, scale),
-        config=get_config(env, env).with_changes(**scale.changes),
+        config=settings,
         validation_fraction=0.0,
         seed=seed,
         device=device,

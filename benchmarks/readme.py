@@ -7,6 +7,7 @@ What stands outside the two marker lines is left as it is.
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import protocol
@@ -22,6 +23,25 @@ _TEMPLATE = f"""# Benchmarks
 
 Everything here is measured by the commands in this folder; figures of the paper stand beside ours in italics.
 
+| command | what it does |
+| --- | --- |
+| `policies.py` | trains the logging and test policies that ship with the package |
+| `shipped_models.py` | trains the ensembles that ship with the package |
+| `paper.py --table 6 [--data random] [--seeds 3] [--scale full]` | reproduces a table of the paper, or a part of it |
+| `factors.py --env CartPole --data pure` | what the learned factors know of the covariates (figures 1 and 5) |
+| `readme.py` | writes the tables below from `results/*.csv` |
+
+How the tables are made (`protocol.py`):
+
+* 500 agents, one trajectory each; the first five are the test agents. All models of a table learn from the same data
+  sets (seed 0); seeds differ in the training, the planner and the evaluation episodes. Table 5 varies the data.
+* mean ± standard deviation over seeds (unbiased) of each seed's mean over episodes: 200 for prediction errors, whose R²
+  is the median, and 20 for returns (5 for HalfCheetah).
+* "PerSim" has the settings of the paper's code; "PerSim+" the package's own; "median" is over the members. "VI" is
+  value iteration on a grid, in the learned simulator or in the true environment, instead of MPC.
+* `wall_s` in the results files is what a method takes for all seeds and agents from nothing, training included.
+* The factors' R² is that of predictions for held-out agents in 10 folds.
+
 {BEGIN}
 {END}
 """
@@ -31,7 +51,8 @@ def tables(folder: Path = results.RESULTS) -> str:
     """Return all tables that have full-scale results, as Markdown."""
     full = protocol.get_scale("full")
     measured = [table for table in protocol.TABLES.values() if results.results_file(table, full, folder).exists()]
-    return "\n\n".join(f"## {_section(table, full, folder)}" for table in measured)
+    sections = [_section(table, full, folder) for table in measured]
+    return "\n\n".join([*sections, *_factors(folder)])
 
 
 def update(text: str, content: str) -> str:
@@ -53,7 +74,20 @@ def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:
     versions = ", ".join(dict.fromkeys(row.commit for row in rows))
     hours = sum({(row.env, row.data, row.method): row.wall_s for row in rows}.values()) / 3600
     note = f"`python benchmarks/paper.py --table {table.number}`; version {versions}; {hours:.1f} hours of computing."
-    return f"{report(table, scale, folder)}\n\n{note}"
+    return f"## {report(table, scale, folder)}\n\n{note}"
+
+
+def _factors(folder: Path) -> list[str]:
+    path = folder / "factors.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        lines = [
+            [line[name] for name in ("env", "data", "covariate", "regressor")] + [f"{float(line['r2']):.3f}"]
+            for line in csv.DictReader(file)
+        ]
+    table = results.markdown([["env", "data", "covariate", "regression from factors", "R²"], *lines])
+    return [f"## What the agent factors know of the hidden covariates\n\n{table}"]
 
 
 if __name__ == "__main__":

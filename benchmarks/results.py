@@ -148,7 +148,7 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
             if any(theirs):
                 published = ["" if figure is None else _format(*figure, metric) for figure in theirs]
                 lines.append([env, data, metric, f"*paper: {method}*", *published])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def tally(table: Table, rows: Sequence[Row], method: str = protocol.PERSIM) -> str:
@@ -212,7 +212,8 @@ def _format(mean: float, std: float, metric: str) -> str:
     return f"{mean:.{digits}f}" + ("" if np.isnan(std) else f" ± {std:.{digits}f}")
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table of texts, the first line its heading, as aligned Markdown."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     ruled = (lines[0], ["-" * width for width in widths], *lines[1:])
     padded = [[text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in ruled]

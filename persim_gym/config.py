@@ -35,6 +35,8 @@ class PerSimConfig:
     """Of Adam."""
     halve_learning_rate_every: int = 150
     """Epochs after which the learning rate is halved, again and again; 0 for never."""
+    huber_threshold: float | None = None
+    """Error, in units of the targets, from which the loss grows linearly; None for the squared error throughout."""
     weight_decay: float = 0.0
     """L2 penalty through Adam, as torch.optim.Adam has it."""
 
@@ -50,6 +52,8 @@ class PerSimConfig:
             raise InvalidArgumentError(
                 f"num_candidates={self.num_candidates} must be 0 or at least num_members={self.num_members}"
             )
+        if self.huber_threshold is not None and not self.huber_threshold > 0:
+            raise InvalidArgumentError(f"huber_threshold={self.huber_threshold} must be above 0, or None")
         if not self.learning_rate > 0:
             raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be above 0")
 

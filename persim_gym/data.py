@@ -480,10 +480,10 @@ def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
 
 
 def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
-    if any(log.covariates is None for log in logs):
-        return None
     known: dict[str, FloatArray] = {}
     for log in logs:
+        if log.covariates is None:
+            return None
         for label, row in zip(log.agent_labels, log.covariates, strict=True):
             if label in known and not np.array_equal(known[label], row):
                 raise InvalidDataError(

@@ -109,9 +109,7 @@ def _table(result: DemoResult, episodes: int) -> Table:
         "agent", "hidden force, length", "RMSE, 51 steps", "median R²", "random policy", "MPC in simulator",
         "MPC in true system", title=f"CartPole, limit 200 steps; returns in the true system, {episodes} episodes of MPC",
     )  # fmt: skip
-    for error, random, simulator, true in zip(
-        result.errors, result.random, result.simulator, result.true, strict=True
-    ):
+    for error, random, simulator, true in zip(result.errors, result.random, result.simulator, result.true, strict=True):
         table.add_row(
             error.agent,
             ", ".join(f"{value:g}" for value in error.covariates),

@@ -83,8 +83,8 @@ class PersonalizedEnv(TaskEnv):
             return state
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
 
-    def _advance(self, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        changes = self._stepper.changes(self._observation, action)
+    def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+        changes = self._stepper.changes(observation, action)
         mean = changes.sum(axis=0) / len(changes)
         deviation = changes - mean
         info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
@@ -92,9 +92,9 @@ class PersonalizedEnv(TaskEnv):
             mean = changes[self._member]
         elif self.aggregate == "median":
             mean = np.median(changes, axis=0)
-        proposed = self._observation + mean
+        proposed = observation + mean
         if not np.isfinite(proposed).all():
-            return self._observation, True, {**info, "diverged": True}
+            return observation, True, {**info, "diverged": True}
         return np.minimum(np.maximum(proposed, self._low), self._high), False, info
 
 
@@ -176,9 +176,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self._ended[:] = False
         return self._observations.copy(), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._observations is None:
             raise EpisodeOverError("call reset() before step()")
         actions = np.asarray(actions)
@@ -186,7 +184,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         before, resetting = self._observations, self._ended
         prediction = self.simulator.step(before, actions)
-        space = self.single_observation_space
+        space = self.task.observation_space
         after = np.clip(prediction.next_observations, space.low, space.high)
         diverged = ~np.isfinite(after).all(axis=1)
         after[diverged] = before[diverged]

@@ -266,9 +266,7 @@ def _agents(ensemble: Ensemble, agents: Sequence[int | str] | None) -> list[int]
     return [ensemble.agent_index(agent) for agent in agents]
 
 
-def _covariates_of(
-    ensemble: Ensemble, agent: int, covariates: Mapping[str, Sequence[float]] | None
-) -> FloatArray:
+def _covariates_of(ensemble: Ensemble, agent: int, covariates: Mapping[str, Sequence[float]] | None) -> FloatArray:
     label = ensemble.agent_labels[agent]
     if covariates is not None and label in covariates:
         vector = np.asarray(covariates[label], np.float64)

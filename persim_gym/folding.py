@@ -35,7 +35,9 @@ class FoldedNetwork:
 def fold(ensemble: Ensemble, agent: int) -> FoldedNetwork:
     """Return the network of one agent."""
     normalizer = ensemble.normalizer
-    layers = [(np.asarray(weight, np.float64), np.asarray(bias, np.float64)) for weight, bias in ensemble.layers("state")]
+    layers = [
+        (np.asarray(weight, np.float64), np.asarray(bias, np.float64)) for weight, bias in ensemble.layers("state")
+    ]
     first_weight, first_bias = layers[0]
     weight = first_weight / normalizer.state_scale
     layers[0] = (weight, first_bias - weight @ normalizer.state_mean[:, None])
@@ -101,7 +103,7 @@ class SingleStepper:
         outputs = self._head[0] @ column + self._head[1]
         if self._discrete:
             return outputs.reshape(self._members, self._num_actions, -1)[:, action]
-        factors = np.broadcast_to(np.asarray(action, np.float32)[:, None], (self._members, len(action), 1))
+        factors = np.broadcast_to(np.asarray(action, np.float32).reshape(1, -1, 1), (self._members, np.size(action), 1))
         for index, (weight, bias) in enumerate(self._action):
             factors = weight @ factors + bias
             if index < len(self._action) - 1:

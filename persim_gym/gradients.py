@@ -81,11 +81,18 @@ def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions:
 
 
 def loss_and_gradients(
-    parameters: Parameters, gradients: Parameters, states: Tensor, agent_rows: Tensor, actions: Tensor, changes: Tensor
+    parameters: Parameters,
+    gradients: Parameters,
+    states: Tensor,
+    agent_rows: Tensor,
+    actions: Tensor,
+    changes: Tensor,
+    huber_threshold: float | None = None,
 ) -> Tensor:
     """Fill ``gradients`` with those of the summed member losses; return each member's mean squared error (M,).
 
-    Arguments as in `predict`; ``changes`` (M, D, B) are the targets.
+    Arguments as in `predict`; ``changes`` (M, D, B) are the targets. With a threshold the loss behind the gradients is
+    Huber's, whose slope stops growing there: what hits a wall then does not bend the rest.
     """
     members, size, batch = states.shape
     agent_factors = _look_up(parameters, "agent", agent_rows, members)
@@ -100,6 +107,8 @@ def loss_and_gradients(
     weights = agent_factors * action_factors
     error = (state_factors * weights[:, None]).sum(2).sub_(changes)
     losses = error.square().mean(dim=(1, 2))
+    if huber_threshold is not None:
+        error.clamp_(-huber_threshold, huber_threshold)
 
     slope = error.mul_(2.0 / (size * batch))[:, :, None]
     _backpropagate(

@@ -158,9 +158,12 @@ class Ensemble:
         """
         from persim_gym.simulator import Simulator
 
-        if (agent is None) == (agents is None):
+        if agents is None and agent is not None:
+            chosen: Sequence[int | str] = [agent]
+        elif agents is not None and agent is None:
+            chosen = agents
+        else:
             raise InvalidArgumentError("give either agent or agents")
-        chosen = [agent] if agents is None else agents
         indices = np.array([self.agent_index(one) for one in chosen], np.int64)
         return Simulator(self, indices, aggregate=aggregate, device=device)
 
@@ -228,7 +231,10 @@ class Ensemble:
             if key not in arrays or arrays[key].shape[: len(shape)] != shape:
                 raise FileFormatError(f"{path}: array {key!r} is missing or has the wrong shape, expected {shape}")
         normalizer = Normalizer(
-            *(np.array(arrays.pop(f"normalizer.{n}")) for n in ("state_mean", "state_scale", "change_mean", "change_scale"))
+            *(
+                np.array(arrays.pop(f"normalizer.{n}"))
+                for n in ("state_mean", "state_scale", "change_mean", "change_scale")
+            )
         )
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)

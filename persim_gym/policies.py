@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -20,11 +20,13 @@ _KIND = "policy"
 class RandomPolicy:
     """Uniform actions of an action space, from its own generator."""
 
-    def __init__(self, action_space: spaces.Space[Any], seed: int | np.random.Generator = 0) -> None:
+    def __init__(self, action_space: spaces.Discrete | spaces.Box, seed: int | np.random.Generator = 0) -> None:
         self._space = action_space
         self._rng = np.random.default_rng(seed)
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> Any:
         count = len(np.atleast_2d(observation))
         if isinstance(self._space, spaces.Discrete):
             actions = self._rng.integers(self._space.n, size=count)
@@ -39,7 +41,9 @@ class FunctionPolicy:
     def __init__(self, function: Callable[[FloatArray], Any]) -> None:
         self._function = function
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> Any:
         return np.asarray(self._function(observation)), None
 
 
@@ -82,7 +86,9 @@ class MLPPolicy:
         self._random = RandomPolicy(self.task.action_space, seed)
         self._rng = self._random._rng
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> Any:
         """Return actions for observations (B, D) or (D,), and None."""
         hidden = np.atleast_2d(np.asarray(observation, np.float32))
         for weight, bias in self.layers[:-1]:
@@ -94,8 +100,8 @@ class MLPPolicy:
                 explore = self._rng.random(len(actions)) < self.epsilon
                 actions = np.where(explore, self._random.predict(hidden)[0], actions)
         else:
-            space = self.task.action_space
-            actions = space.low + 0.5 * (np.tanh(outputs) + 1.0) * (space.high - space.low)
+            low, high = self.task.action_bounds
+            actions = (low + 0.5 * (np.tanh(outputs) + 1.0) * (high - low)).astype(np.float32)
         return (actions if np.ndim(observation) > 1 else actions[0]), None
 
     def save(self, path: str | Path) -> None:
@@ -134,7 +140,7 @@ def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, se
             raise InvalidArgumentError(f"policy={policy!r}: the only policy known by name is 'random'")
         return RandomPolicy(task.action_space, seed)
     if hasattr(policy, "predict"):
-        return policy
+        return cast(Policy, policy)
     if callable(policy):
         return FunctionPolicy(policy)
     raise InvalidArgumentError(f"policy {policy!r} is neither a name, nor a function, nor an object with predict()")

@@ -158,7 +158,9 @@ class Simulator:
         """The parameters, with the table of agents cut down to those bound, and the normalizer as columns (D, 1)."""
         arrays = dict(self.ensemble.parameters)
         arrays["agent.weight"] = arrays["agent.weight"][:, self.agents]
-        parameters = {name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()}
+        parameters = {
+            name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()
+        }
         normalizer = self.ensemble.normalizer
         mean, scale, change_mean, change_scale = (
             torch.tensor(column, dtype=torch.float32, device=self.device)[:, None]
@@ -188,7 +190,9 @@ class Simulator:
         leading = actions.shape[: 1 + horizon]
         if self.task.discrete:
             if actions.ndim != 1 + horizon or leading[0] != batch or actions.dtype.kind not in "iu":
-                raise InvalidActionError(f"actions must be integers of shape {axes}) with B={batch}, got {actions.shape}")
+                raise InvalidActionError(
+                    f"actions must be integers of shape {axes}) with B={batch}, got {actions.shape}"
+                )
             if actions.size and (actions.min() < 0 or actions.max() >= self.task.action_size):
                 raise InvalidActionError(
                     f"actions must be from 0 to {self.task.action_size - 1}, got {actions.min()} to {actions.max()}"

@@ -113,9 +113,7 @@ def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any],
     if found_kind != kind:
         raise FileFormatError(f"{path} holds {found_kind}, but {kind} was asked for")
     if size < 8 + length + end:
-        raise FileFormatError(
-            f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again"
-        )
+        raise FileFormatError(f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again")
     return document, entries, 8 + length
 
 

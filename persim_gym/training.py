@@ -132,9 +132,10 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
 
 
 def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
-    if task is None and trajectories.task is None:
+    named = trajectories.task if task is None else task
+    if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
-    return get_task(task if task is not None else trajectories.task)
+    return get_task(named)
 
 
 def _check_log(log: Trajectories, task: Task) -> None:
@@ -145,8 +146,10 @@ def _check_log(log: Trajectories, task: Task) -> None:
         )
     if log.discrete != task.discrete:
         kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}")
-    low, high = (None, None) if task.discrete else (task.action_space.low, task.action_space.high)
+        raise InvalidDataError(
+            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
+        )
+    low, high = (None, None) if task.discrete else task.action_bounds
     check_actions(log.actions, task.action_size, task.discrete, low, high)
 
 
@@ -231,7 +234,9 @@ class _Trainer:
         )
         total = torch.zeros(config.num_members, device=rows.device)
         for part in order.split(config.batch_size, dim=1):
-            losses = loss_and_gradients(self.parameters, self.gradients, *columns.batch(part))
+            losses = loss_and_gradients(
+                self.parameters, self.gradients, *columns.batch(part), huber_threshold=config.huber_threshold
+            )
             total.add_(losses, alpha=part.shape[1] / count)
             self._descend(learning_rate)
         self.epoch += 1
@@ -307,7 +312,9 @@ class _Runs:
                 bar.advance(f"loss {loss:.3e}")
                 due = time.monotonic() - saved > _CHECKPOINT_SECONDS or trainer.epoch == config.epochs
                 if path is not None and due:
-                    storage.write(path, _CHECKPOINT, trainer.state(), {**identity, "epoch": trainer.epoch, "loss": loss})
+                    storage.write(
+                        path, _CHECKPOINT, trainer.state(), {**identity, "epoch": trainer.epoch, "loss": loss}
+                    )
                     saved = time.monotonic()
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         if config.num_members > kept.num_members:
@@ -390,5 +397,3 @@ def _resume(trainer: _Trainer, path: Path | None, identity: dict[str, Any]) -> f
         )
     trainer.resume(arrays, int(document["epoch"]))
     return float(document["loss"])
-
-

@@ -149,5 +149,5 @@ def _bind_planner(
         raise InvalidArgumentError(f"horizon={horizon} must be at least 1")
     if task.discrete:
         return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
-    low, high = task.action_space.low.astype(np.float64), task.action_space.high.astype(np.float64)
+    low, high = task.action_bounds
     return steps, partial(cross_entropy_method, low=low, high=high, horizon=steps, **settings)

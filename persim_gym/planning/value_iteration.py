@@ -260,7 +260,7 @@ def _outcomes(
     states: FloatArray, step: StepFn, num_actions: int, objective: PlanningObjective
 ) -> tuple[FloatArray, BoolArray, list[FloatArray]]:
     """Return rewards (A, B) float32, whether the episode goes on (A, B), and next states, A of (B, D)."""
-    next_states = [np.asarray(step(states, action), np.float64) for action in range(num_actions)]
+    next_states: list[FloatArray] = [np.asarray(step(states, action), np.float64) for action in range(num_actions)]
     rewards = [objective.reward(states, np.full(len(states), a), s) for a, s in enumerate(next_states)]
     running = [~_ends(objective, following) for following in next_states]
     return np.array(rewards, np.float32), np.array(running), next_states

@@ -132,6 +132,13 @@ class Task:
             return int(self.action_space.n)
         return int(self.action_space.shape[0])
 
+    @property
+    def action_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper bounds (A,) of continuous actions, float64."""
+        if not isinstance(self.action_space, spaces.Box):
+            raise InvalidArgumentError(f"the actions of task {self.name} are discrete and have no bounds")
+        return self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+
     @cached_property
     def covariate_names(self) -> tuple[str, ...]:
         """Names of the K covariates, in the order of every covariate array."""
@@ -206,5 +213,3 @@ class Task:
         if not np.isfinite(array).all():
             raise InvalidStateError(f"state {array.tolist()} of task {self.name} must be finite")
         return array
-
-

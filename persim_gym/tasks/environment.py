@@ -41,8 +41,8 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         """Start an episode in ``state`` (D,), or in a random initial state; return the observation (D,)."""
 
     @abstractmethod
-    def _advance(self, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        """Apply a checked action; return the next observation (D,), whether to truncate here, and info."""
+    def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+        """Apply a checked action in a state (D,); return the next observation (D,), whether to truncate here, and info."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -54,12 +54,12 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         return self._observation.astype(np.float32), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        if self._over:
+        task, observation = self.task, self._observation
+        if self._over or observation is None:
             raise EpisodeOverError("the episode is over or has not begun: call reset() before step()")
-        task = self.task
         action = task.check_action(action)
-        next_observation, truncated, info = self._advance(action)
-        reward = float(task.reward(self._observation, action, next_observation))
+        next_observation, truncated, info = self._advance(observation, action)
+        reward = float(task.reward(observation, action, next_observation))
         terminated = bool(task.terminated(next_observation))
         self._over = terminated or truncated
         self._observation = next_observation

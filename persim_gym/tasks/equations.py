@@ -25,7 +25,7 @@ class EquationSystem:
         self._dynamics = dynamics
         self._initial_observations = initial_observations
         self._covariates = covariates
-        self._observations: FloatArray | None = None
+        self._observations: FloatArray = np.full((len(covariates), 0), np.nan)  # none before reset
         self.num_copies = len(covariates)
 
     def reset(self, rng: np.random.Generator) -> FloatArray:

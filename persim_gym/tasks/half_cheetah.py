@@ -27,16 +27,22 @@ NUM_POSITIONS = 9
 
 
 @cache
+def _mujoco() -> Any:
+    try:
+        import mujoco
+    except ImportError as error:
+        raise MissingExtraError("mujoco", "mujoco") from error
+    return mujoco
+
+
+@cache
 def _base_model() -> Any:
     """Gymnasium's planar cheetah, compiled.
 
     Its file fixes the total mass by a compiler attribute that MuJoCo 4 warns about and a later one drops; the call that
     replaces the attribute gives bit-equal constants.
     """
-    try:
-        import mujoco
-    except ImportError as error:
-        raise MissingExtraError("mujoco", "mujoco") from error
+    mujoco = _mujoco()
     file = ElementTree.parse(Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "half_cheetah.xml")
     total_mass = float(file.getroot().find("compiler").attrib.pop("settotalmass"))
     model = mujoco.MjModel.from_xml_string(ElementTree.tostring(file.getroot(), encoding="unicode"))
@@ -73,8 +79,7 @@ class HalfCheetahSystem:
         self.num_copies = len(models)
 
     def reset(self, rng: np.random.Generator) -> FloatArray:
-        import mujoco
-
+        mujoco = _mujoco()
         for model, state in zip(self._models, self._states, strict=True):
             mujoco.mj_resetData(model, state)
             state.qpos[:] += INITIAL_NOISE * rng.standard_normal(NUM_POSITIONS)
@@ -84,8 +89,7 @@ class HalfCheetahSystem:
         return self.observe()
 
     def set_observations(self, observations: FloatArray) -> None:
-        import mujoco
-
+        mujoco = _mujoco()
         for model, state, observation in zip(self._models, self._states, observations, strict=True):
             mujoco.mj_resetData(model, state)
             state.qpos[1:] = observation[1:NUM_POSITIONS]
@@ -100,13 +104,14 @@ class HalfCheetahSystem:
         if workers <= 1:
             self._advance(range(self.num_copies), actions)
         else:
-            list(_pool().map(lambda part: self._advance(part, actions), np.array_split(range(self.num_copies), workers)))
+            list(
+                _pool().map(lambda part: self._advance(part, actions), np.array_split(range(self.num_copies), workers))
+            )
         self._forward_speeds = (self._forward_positions() - before) / TIME_STEP
         return self.observe()
 
     def branch(self, copies: Any) -> HalfCheetahSystem:
-        import mujoco
-
+        mujoco = _mujoco()
         branch = object.__new__(HalfCheetahSystem)
         indices = np.asarray(copies)
         models = [self._models[index] for index in indices]
@@ -117,8 +122,7 @@ class HalfCheetahSystem:
         return branch
 
     def _advance(self, copies: Any, actions: FloatArray) -> None:
-        import mujoco
-
+        mujoco = _mujoco()
         for index in copies:
             state = self._states[index]
             state.ctrl[:] = actions[index]
@@ -147,9 +151,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _new_data(model: Any) -> Any:
-    import mujoco
-
-    return mujoco.MjData(model)
+    return _mujoco().MjData(model)
 
 
 def initial_observations(rng: np.random.Generator, count: int) -> FloatArray:

@@ -32,5 +32,5 @@ class HeterogeneousEnv(TaskEnv):
         self.system.set_observations(state[None])
         return state
 
-    def _advance(self, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+    def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
         return self.system.step([action])[0], False, {}

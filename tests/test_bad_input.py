@@ -1,0 +1,406 @@
+"""Bad input: an error that is a `PerSimError` and the built-in one, says what was wrong, and leaves nothing behind."""
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
+
+import persim_gym
+from persim_gym import (
+    Ensemble,
+    MPCAgent,
+    PerSimConfig,
+    Trajectories,
+    collect,
+    errors,
+    fit,
+    mpc_returns,
+    prediction_error,
+    storage,
+)
+from persim_gym.envs import PersonalizedEnv
+
+GENERIC = "PerSim-CartPole-v0"
+TINY = PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
+
+
+def refuses(kind, builtin, message, call):
+    """The call raises this error, which is one of ours and the built-in, with a message that matches."""
+    with pytest.raises(kind, match=message) as caught:
+        call()
+    assert isinstance(caught.value, errors.PerSimError) and isinstance(caught.value, builtin)
+
+
+def small_log(**changes):
+    """Six rows of two agents for MountainCar, with some columns replaced."""
+    columns = {
+        "agents": [0, 0, 0, 1, 1, 1],
+        "observations": np.zeros((6, 2)),
+        "actions": [0, 1, 2, 0, 1, 2],
+        "next_observations": np.zeros((6, 2)),
+        "task": "MountainCar",
+    }
+    return Trajectories.from_arrays(**{**columns, **changes})
+
+
+def with_value(shape, value):
+    """Zeros, but for one value in row 4."""
+    array = np.zeros(shape)
+    array[4] = value
+    return array
+
+
+fit_tiny = partial(fit, config=TINY, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("unknown task 'Cartpole'; known are MountainCar, CartPole", lambda: collect("Cartpole")),
+        ("unknown task 'Nope'", lambda: fit_tiny(small_log(), task="Nope")),
+        ("unknown task 'Nope'", lambda: gymnasium.make("Heterogeneous-CartPole-v0", task="Nope")),
+        (r"no agent 500: agents are indices 0 … 499", lambda: gymnasium.make(GENERIC, agent=500)),
+        (r"no agent -1", lambda: gymnasium.make(GENERIC, agent=-1)),
+        (r"no agent 1\.5", lambda: gymnasium.make(GENERIC, agent=1.5)),
+        (r"no agent True", lambda: gymnasium.make(GENERIC, agent=True)),
+        (r"no agent is labelled 'bob'; labels are '0', '1'", lambda: gymnasium.make(GENERIC, agent="bob")),
+        (r"no agent 2", lambda: small_log().select([2])),
+        (r"labelled 'bob'", lambda: small_log().select(["bob"])),
+        (r"no agent 3", lambda: random_ensemble("CartPole").simulator(agents=[0, 3])),
+        (r"no agent 9", lambda: prediction_error(random_ensemble("CartPole"), policy="random", agents=[9])),
+        ("no covariate 'gravity'; it has force, length", lambda: gymnasium.make("Heterogeneous-CartPole-v0", gravity=1)),
+        ("unknown config 'CartPol'; named ones are", lambda: fit_tiny(small_log(), config="CartPol")),
+        ("no setting 'ranks'; settings are", lambda: TINY.with_changes(ranks=3)),
+    ],
+)
+def test_unknown_names(message, call):
+    """Tasks, agents, labels, covariates, settings: the message has the name and those there are."""
+    refuses(errors.UnknownNameError, KeyError, message, call)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", ["observations", "next_observations", "rewards", "actions", "covariates"])
+def test_logs_with_what_is_not_a_number(column, value):
+    """The column and the row are named."""
+    if column == "covariates":
+        changes = {"covariates": [[1.0], [value]], "covariate_names": ["mass"]}
+        row = 1
+    else:
+        changes = {column: with_value((6,) if column == "rewards" else (6, 2), value)}
+        row = 4
+    refuses(errors.InvalidDataError, ValueError, rf"{column} holds .*{value}.* in row {row}", lambda: small_log(**changes))
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("observations must have 2 axes", {"observations": np.zeros(6)}),
+        ("observations must be numbers", {"observations": [["a", "b"]] * 6}),
+        ("observations must be numbers", {"observations": [[0.0], [0.0, 1.0]]}),
+        ("next_observations has 5 rows, observations has 6", {"next_observations": np.zeros((5, 2))}),
+        (r"next_observations have shape \(6, 3\)", {"next_observations": np.zeros((6, 3))}),
+        ("actions has 5 rows, observations has 6", {"actions": np.zeros(5, int)}),
+        ("actions of shape .* integers for discrete", {"actions": np.zeros(6)}),
+        ("rewards must have 1 axes", {"rewards": np.zeros((6, 1))}),
+        (r"terminated has shape \(1,\), expected \(6,\)", {"terminated": [True]}),
+        (r"agents has shape \(5,\), expected \(6,\)", {"agents": [0] * 5}),
+        ("agents", {"agents": [0, 0, 0, 1, 1, np.nan]}),
+        ("agents", {"agents": ["a", "a", "a", "b", "b", None]}),
+        (r"covariates have shape \(3, 1\)", {"covariates": np.ones((3, 1)), "covariate_names": ["mass"]}),
+        ("covariates", {"covariates": [["heavy"], ["light"]], "covariate_names": ["mass"]}),
+        ("episode_starts", {"episode_starts": [1, 3]}),
+        ("episode_starts", {"episode_starts": [0, 3, 3]}),
+        ("episode_starts", {"episode_starts": [0, 3, 99]}),
+        ("episode_starts", {"episode_starts": [0, 3, 99], "next_observations": None}),
+        ("episode_starts", {"episode_starts": [[0], [3]]}),
+        ("episode_starts", {"episode_starts": []}),
+        ("the agent changes within an episode, at row 3", {"episode_starts": [0]}),
+        ("row 1 is terminated .* goes on", {"terminated": [0, 1, 0, 0, 0, 0], "episode_starts": [0, 3]}),
+        ("single row and no next observation", {"next_observations": None, "terminated": [1, 0, 0, 0, 0, 0]}),
+        ("has no transition", {"agents": [0, 0, 0, 2, 2, 2], "agent_labels": ["a", "b", "c"]}),
+        ("agent indices run from 0 to 1, but there are 1", {"agent_labels": ["a"]}),
+        ("'a' is used twice", {"agent_labels": ["a", "a"]}),
+        ("no transition", {"agents": [], "observations": np.zeros((0, 2)), "actions": [], "next_observations": None}),
+    ],
+)
+def test_logs_that_do_not_fit_together(message, changes):
+    """Wrong shapes, types, bounds of episodes, and agents without a transition."""
+    refuses(errors.InvalidDataError, ValueError, message, lambda: small_log(**changes))
+
+
+@pytest.mark.parametrize(
+    ("message", "log", "task"),
+    [
+        (r"action 3 in row 2 is outside 0 … 2", {"actions": [0, 1, 3, 0, 1, 2]}, "MountainCar"),
+        (r"action -1 in row 0 is outside 0 … 2", {"actions": [-1, 1, 2, 0, 1, 2]}, "MountainCar"),
+        (r"2 observation coordinates, task CartPole has 4", {}, "CartPole"),
+        (r"actions are continuous, task MountainCar's discrete", {"actions": np.zeros((6, 1))}, "MountainCar"),
+    ],
+)
+def test_logs_that_do_not_fit_the_task(message, log, task):
+    """Found before training begins."""
+    refuses(errors.InvalidDataError, ValueError, message, lambda: fit_tiny(small_log(**log), task=task))
+
+
+def test_continuous_actions_outside_the_space():
+    """The row is named; the bound itself is inside, and a rounding error too."""
+    actions = np.zeros((6, 6))
+    actions[3, 2] = -1.01
+    columns = {"observations": np.zeros((6, 18)), "next_observations": np.ones((6, 18)), "task": "HalfCheetah"}
+    log = partial(small_log, **columns)
+    refuses(errors.InvalidDataError, ValueError, "in row 3 is outside", lambda: fit_tiny(log(actions=actions)))
+    actions[3, 2] = -1.0 - 1e-7
+    assert fit_tiny(log(actions=actions), config=SMALL, epochs=1).num_agents == 2
+
+
+@pytest.mark.parametrize("actions", [7, -1, 0.5, np.nan])
+def test_a_policy_that_leaves_the_action_space_is_not_recorded(actions):
+    """MountainCar has the actions 0, 1 and 2."""
+    with pytest.raises(errors.PerSimError, match="action"):
+        collect("MountainCar", num_agents=2, policy=lambda observations: np.full(len(observations), actions))
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (3, 2)])
+def test_a_policy_whose_actions_have_the_wrong_shape(shape):
+    """CartPole takes one integer for each of the three agents."""
+    with pytest.raises(errors.PerSimError, match="action"):
+        collect("CartPole", num_agents=3, policy=lambda observations: np.ones(shape, int))
+
+
+def test_logs_of_different_kinds_do_not_join():
+    """Other tasks, other sizes, and one label with two sets of covariates."""
+    known = {"covariate_names": ["mass"], "agent_labels": ["a", "b"]}
+    for message, one, other in (
+        ("tasks", {}, {"task": "Mine"}),
+        ("observation sizes", {}, {"observations": np.zeros((6, 3)), "next_observations": np.zeros((6, 3))}),
+        ("kinds of actions", {}, {"actions": np.zeros((6, 1))}),
+        ("'b' has covariates", {"covariates": [[1], [2]], **known}, {"covariates": [[1], [3]], **known}),
+    ):
+        logs = [small_log(**one), small_log(**other)]
+        refuses(errors.InvalidDataError, ValueError, message, partial(Trajectories.concatenate, logs))
+    refuses(errors.InvalidDataError, ValueError, "nothing", partial(Trajectories.concatenate, []))
+    refuses(errors.InvalidDataError, ValueError, "agent", partial(small_log().select, []))
+    refuses(errors.InvalidDataError, ValueError, "twice", partial(small_log().select, [0, 0]))
+
+
+@pytest.fixture
+def model(tmp_path):
+    """An ensemble's file."""
+    random_ensemble("CartPole").save(tmp_path / "model.persim")
+    return tmp_path / "model.persim"
+
+
+def change_header(path, **changes):
+    """Write a file again with another document in its header."""
+    with safe_open(path, "numpy") as file:
+        document = {**json.loads(file.metadata()["persim_gym"]), **changes}
+    document = {key: value for key, value in document.items() if value is not ...}
+    save_file(load_file(path), path, metadata={"persim_gym": json.dumps(document)})
+
+
+@pytest.mark.parametrize(
+    ("message", "spoil"),
+    [
+        ("cut short", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+        ("cut short", lambda path: path.write_bytes(path.read_bytes()[:50])),
+        ("cut short", lambda path: path.write_bytes(b"")),
+        ("not a file of persim-gym", lambda path: path.write_text("observation,action\n0.1,1\n" * 20)),
+        ("not a file of persim-gym", lambda path: save_file(load_file(path), path)),
+        ("upgrade persim-gym", lambda path: change_header(path, format_version=2)),
+        ("holds trajectories, but ensemble", lambda path: change_header(path, kind="trajectories")),
+        ("missing or has the wrong shape", lambda path: change_header(path, task="MountainCar")),
+        ("missing or has the wrong shape", lambda path: change_header(path, num_agents=4, agent_labels=None)),
+        ("damaged", lambda path: change_header(path, config=...)),
+        ("damaged", lambda path: change_header(path, provenance=...)),
+        ("damaged", lambda path: change_header(path, agent_labels=["only one"])),
+        ("damaged", lambda path: change_header(path, config={"depth": 3})),
+        ("folder", lambda path: (path.unlink(), path.mkdir())),
+    ],
+)
+def test_damaged_and_foreign_models(model, registry, message, spoil):
+    """Cut short, of a newer format, of another kind, not ours, with a header that lies: never loaded or registered."""
+    spoil(model)
+    before = set(registry)
+    for call in (Ensemble.load, persim_gym.load, partial(persim_gym.register_ensemble, name="Bad")):
+        refuses(errors.FileFormatError, ValueError, message, partial(call, model))
+    assert set(registry) == before
+
+
+def test_models_of_another_task(model):
+    """Asked for by task; and of a task that this session does not know."""
+    message = "ensemble of task CartPole, not of MountainCar"
+    refuses(errors.FileFormatError, ValueError, message, lambda: persim_gym.load(model, task="MountainCar"))
+    assert persim_gym.load(model, task="CartPole").task.name == "CartPole"
+    change_header(model, task="Insulin")
+    refuses(errors.UnknownNameError, KeyError, "'Insulin'.*register_task", lambda: persim_gym.load(model))
+
+
+@pytest.mark.parametrize("column", ["actions", "next_observations", "episode_starts", "agents"])
+def test_damaged_logs(tmp_path, column):
+    """A file that lacks a column, or whose columns do not fit together."""
+    path = tmp_path / "log"
+    small_log().save(path)
+    arrays, document = storage.read(path, "trajectories")
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    short = {**arrays, column: arrays[column][:0] if column == "episode_starts" else arrays[column][:-1]}
+    missing = {name: array for name, array in arrays.items() if name != column}
+    for damaged in (short, missing):
+        storage.write(path, "trajectories", damaged, document)
+        with pytest.raises(errors.PerSimError):
+            Trajectories.load(path)
+    storage.write(path, "trajectories", arrays, {**document, "agent_labels": ["0"]})
+    with pytest.raises(errors.PerSimError, match="agent indices"):
+        Trajectories.load(path)
+    shutil.copy(persim_gym.registration.SHIPPED_MODELS / "CartPole.persim", path)
+    refuses(errors.FileFormatError, ValueError, "holds ensemble, but trajectories", lambda: Trajectories.load(path))
+
+
+@pytest.mark.parametrize("call", [persim_gym.load, persim_gym.register_ensemble, Trajectories.load])
+def test_files_that_are_not_there(tmp_path, call):
+    """The message names the file."""
+    refuses(errors.PerSimError, FileNotFoundError, "nowhere", lambda: call(tmp_path / "nowhere.persim"))
+
+
+@pytest.mark.parametrize("env_id", ["PerSim-CartPole-agent7-v0", "Heterogeneous-CartPole-v0"])
+def test_states_that_are_none(env_id):
+    """In `reset`: wrong length, wrong axes, not finite, not numbers; and the environment still works afterwards."""
+    env = gymnasium.make(env_id)
+    for state, message in (
+        ([0.0, 0.0], r"shape \(4,\): position, velocity, angle, angular velocity; got shape \(2,\)"),
+        (np.zeros((1, 4)), r"got shape \(1, 4\)"),
+        ([0.0, np.nan, 0.0, 0.0], "must be finite"),
+        ("upright", "not an array of numbers"),
+    ):
+        refuses(errors.InvalidStateError, ValueError, message, partial(env.reset, options={"state": state}))
+    env.reset(seed=0)
+    env.step(0)
+
+
+@pytest.mark.parametrize("state", [[0.0, 0.0], np.zeros((3, 4)), [np.inf] * 4, ["upright"] * 4])
+def test_states_that_are_none_in_a_vector(state):
+    """For two environments."""
+    vector = gymnasium.make_vec(GENERIC, 2, vectorization_mode="vector_entry_point")
+    refuses(errors.InvalidStateError, ValueError, "state", partial(vector.reset, options={"state": state}))
+
+
+@pytest.mark.parametrize("action", [2, -1, 0.5, None, [0, 1], "left", np.nan])
+@pytest.mark.parametrize("env_id", ["PerSim-CartPole-agent7-v0", "Heterogeneous-CartPole-v0"])
+def test_actions_that_are_none(env_id, action):
+    """Outside a discrete space."""
+    env = gymnasium.make(env_id).unwrapped
+    env.reset(seed=0)
+    refuses(errors.InvalidActionError, ValueError, "one integer from 0 to 1", lambda: env.step(action))
+    env.step(1)
+
+
+def test_continuous_actions_that_are_none(half_cheetah):
+    """Of the wrong length, or not finite."""
+    env = PersonalizedEnv(half_cheetah)
+    env.reset(seed=0)
+    for action in (np.zeros(5), np.full(6, np.nan), 0.0, "run"):
+        refuses(errors.InvalidActionError, ValueError, "6 finite numbers", partial(env.step, action))
+
+
+def test_what_a_simulator_refuses():
+    """Shapes and actions that are not its task's, named with those wanted."""
+    simulator = random_ensemble("CartPole").simulator(agents=[0, 1])
+    ones = np.ones(2, int)
+    for kind, message, call in (
+        (errors.InvalidStateError, r"\(B, 4\)", lambda: simulator.step(np.zeros((2, 3)), ones)),
+        (errors.InvalidStateError, r"\(B, 4\)", lambda: simulator.step(np.zeros(4), ones)),
+        (errors.InvalidStateError, "2 agents", lambda: simulator.step(np.zeros((3, 4)), np.ones(3, int))),
+        (errors.InvalidActionError, "from 0 to 1, got 1 to 2", lambda: simulator.step(np.zeros((2, 4)), ones + [0, 1])),
+        (errors.InvalidActionError, "integers of shape", lambda: simulator.step(np.zeros((2, 4)), ones.astype(float))),
+        (errors.InvalidActionError, r"\(B, H\)", lambda: simulator.rollout(np.zeros((2, 4)), ones)),
+    ):
+        refuses(kind, ValueError, message, call)
+
+
+def with_arguments(call, *arguments, **settings):
+    return lambda: call(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("num_agents=0", with_arguments(collect, "CartPole", num_agents=0)),
+        ("covariates", with_arguments(collect, "CartPole", covariates=[[1.0]])),
+        ("length", with_arguments(collect, "CartPole", covariates=[[10.0, -0.5]])),
+        ("length=-3", with_arguments(gymnasium.make, "Heterogeneous-CartPole-v0", length=-3)),
+        ("length", with_arguments(gymnasium.make, "Heterogeneous-CartPole-v0", length="long")),
+        ("render_mode", with_arguments(PersonalizedEnv, random_ensemble("CartPole"), render_mode="ascii")),
+        ("aggregate='mode' must be one of mean, median", with_arguments(gymnasium.make, GENERIC, aggregate="mode")),
+        ("ensemble='all' must be one of", with_arguments(gymnasium.make, GENERIC, ensemble="all")),
+        ("num_envs", with_arguments(gymnasium.make_vec, GENERIC, 3, "vector_entry_point", agent=[0, 1])),
+        ("rank=0", lambda: fit_tiny(small_log(), rank=0)),
+        ("rank='many'", lambda: fit_tiny(small_log(), rank="many")),
+        ("epochs=0", lambda: fit_tiny(small_log(), epochs=0)),
+        ("validation_fraction", lambda: fit_tiny(small_log(), validation_fraction=1.0)),
+        ("validation_fraction", lambda: fit_tiny(small_log(), validation_fraction=0, rank="auto")),
+        ("device='abacus'", lambda: fit_tiny(small_log(), device="abacus")),
+        ("the log names no task", lambda: fit_tiny(small_log(task=None))),
+        ("planner='grid' must be one of", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), planner="grid")),
+        ("does not plan discrete", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), planner="cem")),
+        ("horizon=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), horizon=0)),
+        ("num_candidates=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=0)),
+        ("cannot plan in 3", lambda: MPCAgent(3)),
+        ("episodes=0", lambda: prediction_error(perfect_walk_ensemble(walk_task()), policy="random", episodes=0)),
+        ("episodes=0", lambda: mpc_returns(perfect_walk_ensemble(walk_task()), episodes=0)),
+    ],
+)
+def test_arguments_out_of_range(message, call):
+    """The message names the argument, or its value."""
+    refuses(errors.InvalidArgumentError, ValueError, message, call)
+
+
+def test_training_that_diverges():
+    """It says what to change, and no ensemble of NaN is returned."""
+    log = collect("CartPole", num_agents=5, seed=0)
+    config = TINY.with_changes(learning_rate=1e18, epochs=5)
+    refuses(errors.TrainingDivergedError, ArithmeticError, "learning_rate", lambda: fit_tiny(log, config=config))
+
+
+def test_a_damaged_checkpoint(tmp_path, monkeypatch):
+    """It is refused by name and left where it is."""
+    monkeypatch.setattr("persim_gym.training._Runs.forget_checkpoints", lambda _: None)
+    fit_tiny(small_log(), checkpoint=tmp_path / "run", validation_fraction=0)
+    (checkpoint,) = tmp_path.iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-20])
+    resume = partial(fit_tiny, small_log(), checkpoint=tmp_path / "run", validation_fraction=0)
+    refuses(errors.FileFormatError, ValueError, checkpoint.name, resume)
+    assert checkpoint.exists()
+
+
+def test_a_task_without_a_true_system():
+    """Nothing can be collected or measured in it, and it has no pictures; simulating it works."""
+    task = dataclasses.replace(walk_task(), make_system=None)
+    with pytest.raises(errors.PerSimError, match="make_system"):
+        collect(task, num_agents=2)
+    ensemble = random_ensemble(task)
+    with pytest.raises(errors.PerSimError, match="renderer"):
+        PersonalizedEnv(ensemble, render_mode="rgb_array")
+    env = PersonalizedEnv(ensemble)
+    env.reset(seed=0)
+    assert env.step(1)[0].shape == (2,)
+
+
+def test_a_missing_library_names_its_extra(run_python):
+    """Without MuJoCo the cheetah says what to install, and CartPole works."""
+    code = """
+import sys
+sys.modules["mujoco"] = None
+import gymnasium, persim_gym
+gymnasium.make("Heterogeneous-CartPole-v0")
+try:
+    gymnasium.make("Heterogeneous-HalfCheetah-v0")
+except persim_gym.errors.MissingExtraError as error:
+    print(isinstance(error, ImportError), error)
+"""
+    assert run_python(code).startswith('True mujoco is needed for this: pip install "persim-gym[mujoco]"')

@@ -1,0 +1,91 @@
+"""The command line as a user types it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, cwd, home):
+    """Run ``persim-gym …`` in a folder with its own model home."""
+    return subprocess.run(
+        [sys.executable, "-m", "persim_gym.cli", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PERSIM_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder with a small log and a model trained and installed from it by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    collected = run(
+        "collect", "CartPole", "--agents", 12, "--seed", 3, "--out", "log.safetensors", cwd=folder, home=folder / "home"
+    )
+    assert collected.returncode == 0, collected.stderr
+    trained = run(
+        "train", "log.safetensors", "--out", "small.persim", "--epochs", 3, "--install", "--quiet",
+        cwd=folder, home=folder / "home",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "PerSim-CartPole-agent11-v0" in trained.stdout
+    return folder
+
+
+def test_collect_is_reproducible(workshop):
+    """The same seed writes the same file."""
+    run("collect", "CartPole", "--agents", 12, "--seed", 3, "--out", "again.safetensors", cwd=workshop, home=workshop)
+    assert (workshop / "again.safetensors").read_bytes() == (workshop / "log.safetensors").read_bytes()
+
+
+def test_evaluate_writes_records(workshop):
+    """The JSON has one record an agent with what the table shows."""
+    done = run(
+        "evaluate", "small.persim", "--agents", "0,3-4", "--policy", "random", "--episodes", 5, "--mpc-episodes", 0,
+        "--json", "out.json", "--quiet", cwd=workshop, home=workshop / "home",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = json.loads((workshop / "out.json").read_text())["prediction_error"]
+    assert [record["agent"] for record in records] == ["0", "3", "4"]
+    assert all(record["episodes"] == 5 and record["rmse"] > 0 for record in records)
+
+
+def test_models_lists_the_installed_one(workshop):
+    """The installed model hides the shipped one of the same name."""
+    done = run("models", cwd=workshop, home=workshop / "home")
+    assert done.returncode == 0, done.stderr
+    assert str(workshop / "home") in done.stdout.replace("\n", "")
+    fresh = "import gymnasium, persim_gym; print(gymnasium.make('PerSim-CartPole-v0').unwrapped.ensemble.num_agents)"
+    made = subprocess.run(
+        [sys.executable, "-c", fresh], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PERSIM_HOME": str(workshop / "home")},
+    )  # fmt: skip
+    assert made.stdout.strip() == "12", made.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["collect", "Pendulum", "--out", "x"], "unknown task 'Pendulum'"),
+        (["train", "missing.safetensors", "--out", "x.persim"], "missing.safetensors"),
+        (["train", "small.persim", "--out", "x.persim"], "holds ensemble, but trajectories was asked for"),
+        (["train", "log.safetensors", "--out", "x.persim", "--rank", "many"], "--rank 'many'"),
+        (["evaluate", "log.safetensors"], "holds trajectories, but ensemble was asked for"),
+        (["evaluate", "NoSuchModel"], "persim-gym models"),
+        (["evaluate", "small.persim", "--agents", "three"], "--agents 'three'"),
+        (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):
+    """What is wrong and what to do, no traceback."""
+    done = run(*arguments, cwd=workshop, home=workshop / "home")
+    assert done.returncode == 1
+    assert wanted in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_option_exits_2(workshop):
+    """As usual on a command line."""
+    assert run("collect", "CartPole", "--nonsense", cwd=workshop, home=workshop).returncode == 2

@@ -1,0 +1,79 @@
+"""README, examples and demo do what they say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL_EXAMPLES = {"quickstart.py": ["--agents", "8", "--epochs", "2"], "what_if.py": ["--out", "picture.png"]}
+
+
+def readme_blocks(language):
+    """Return the code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_python_runs_in_order(tmp_path, monkeypatch):
+    """Every Python block runs, each after those before it."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(gym.registry)
+    try:
+        namespace = {}
+        blocks = readme_blocks("python")
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), namespace)
+    finally:
+        gym.registry.clear()
+        gym.registry.update(before)
+    assert len(blocks) >= 3
+    assert namespace["action"] in (0, 1)
+
+
+def test_readme_names_the_test_command():
+    """The two commands of the README are targets of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_example_is_run_here():
+    """No example goes untested."""
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(SMALL_EXAMPLES)
+
+
+@pytest.mark.parametrize("name", SMALL_EXAMPLES)
+def test_example_runs(name, tmp_path):
+    """At a small scale, from another folder, and under 80 lines."""
+    pytest.importorskip("matplotlib")
+    script = ROOT / "examples" / name
+    assert len(script.read_text().splitlines()) < 80
+    done = subprocess.run(
+        [sys.executable, str(script), *SMALL_EXAMPLES[name]],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert any(tmp_path.iterdir())
+
+
+def test_demo_goes_the_whole_road(tmp_path):
+    """Data, model, records and picture are there, and the printed lines name the model."""
+    pytest.importorskip("matplotlib")
+    from persim_gym.demo import run_demo
+
+    console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
+    run_demo(tmp_path, num_agents=8, epochs=2, episodes=1, seed=0, console=console, progress=False)
+    console.file.close()
+    records = json.loads((tmp_path / "demo.json").read_text())
+    assert [row["agent"] for row in records["prediction_error"]] == ["0", "1", "2", "3", "4"]
+    assert len(records["returns"]) == 15
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert f'register_ensemble("{tmp_path / "cartpole.persim"}")' in console.export_text().replace("\n", "")

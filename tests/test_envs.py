@@ -1,0 +1,296 @@
+"""Simulators as Gymnasium environments: the checkers, every way of making them, and what a step does."""
+
+import dataclasses
+import json
+import re
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+
+import persim_gym  # noqa: F401  (registers the ids)
+from persim_gym import errors, get_task
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+
+OURS = [env_id for env_id in gymnasium.registry if env_id.startswith(("PerSim-", "Heterogeneous-"))]
+SAMPLE = [env_id for env_id in OURS if not re.search(r"-agent\d+-", env_id) or re.search(r"-agent(0|7|499)-", env_id)]
+SHIPPED = "PerSim-CartPole-agent7-v0"
+
+
+def needs_mujoco(env_id):
+    """The only ids that need it are the true HalfCheetah's."""
+    if env_id == "Heterogeneous-HalfCheetah-v0":
+        pytest.importorskip("mujoco")
+
+
+@pytest.mark.parametrize("env_id", SAMPLE)
+def test_gymnasiums_check(env_id):
+    """No complaint but that speeds are unbounded."""
+    needs_mujoco(env_id)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*Box observation space (minimum|maximum) value is -?infinity", UserWarning)
+        check_env(gymnasium.make(env_id).unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", SAMPLE)
+def test_stable_baselines3s_check(env_id):
+    """No complaint at all."""
+    sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
+    needs_mujoco(env_id)
+    sb3.check_env(gymnasium.make(env_id), skip_render_check=True)
+
+
+def rollout(env, steps=6):
+    """Return the first observations of an episode from seed 3."""
+    observations = [env.reset(seed=3)[0]]
+    observations += [env.step(step % 2)[0] for step in range(steps)]
+    return np.array(observations)
+
+
+def test_all_ways_of_making_one():
+    """The agent's id, the module-qualified id, the generic id by index and by label, a spec, a spec from JSON."""
+    spec = gymnasium.spec(SHIPPED)
+    ways = [
+        gymnasium.make(SHIPPED),
+        gymnasium.make(f"persim_gym:{SHIPPED}"),
+        gymnasium.make("PerSim-CartPole-v0", agent=7),
+        gymnasium.make("PerSim-CartPole-v0", agent="7"),
+        gymnasium.make(spec),
+        gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(spec.to_json())),
+        gymnasium.make(gymnasium.make(SHIPPED).spec),
+    ]
+    first = rollout(ways[0])
+    for env in ways:
+        assert env.unwrapped.agent == 7 and env.spec.max_episode_steps == 200
+        np.testing.assert_array_equal(rollout(env), first)
+    assert not np.array_equal(rollout(gymnasium.make("PerSim-CartPole-agent8-v0"))[1:], first[1:])
+
+
+def test_in_fresh_processes(run_python):
+    """By the module-qualified id and by a spec's JSON, neither process having imported the package."""
+    rest = """
+observations = [env.reset(seed=3)[0].tolist()]
+observations += [env.step(step % 2)[0].tolist() for step in range(6)]
+print(json.dumps(observations))
+"""
+    expected = rollout(gymnasium.make(SHIPPED))
+    by_id = f"import json, gymnasium\nenv = gymnasium.make('persim_gym:{SHIPPED}')" + rest
+    document = gymnasium.make(SHIPPED).spec.to_json()
+    by_spec = (
+        "import json, gymnasium\nfrom gymnasium.envs.registration import EnvSpec\n"
+        f"env = gymnasium.make(EnvSpec.from_json({document!r}))" + rest
+    )
+    for code in (by_id, by_spec):
+        np.testing.assert_array_equal(np.float32(json.loads(run_python(code))), expected)
+
+
+def test_in_stable_baselines3s_subprocesses(tmp_path, run_python):
+    """`SubprocVecEnv` with spawned children, which know the ids only through the module's name."""
+    pytest.importorskip("stable_baselines3")
+    script = tmp_path / "children.py"
+    script.write_text(f"""
+import json
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv
+
+if __name__ == "__main__":
+    vec = make_vec_env("persim_gym:{SHIPPED}", 2, 3, vec_env_cls=SubprocVecEnv, vec_env_kwargs={{"start_method": "spawn"}})
+    observations = [vec.reset()[0].tolist()] + [vec.step([step % 2] * 2)[0][0].tolist() for step in range(6)]
+    vec.close()
+    print(json.dumps(observations))
+""")
+    printed = run_python(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')")
+    np.testing.assert_array_equal(np.float32(json.loads(printed)), rollout(gymnasium.make(SHIPPED)))
+
+
+@pytest.mark.parametrize(("task", "config"), [("CartPole", SMALL), ("MountainCar", DEEP), ("HalfCheetah", DEEP)])
+@pytest.mark.parametrize("aggregate", ["mean", "median"])
+def test_a_step_is_the_models(task, config, aggregate):
+    """Observation, disagreement, reward and termination of a what-if step, against the paper's sum and the task."""
+    ensemble, rng = random_ensemble(task, config, step_size=0.01), np.random.default_rng(0)
+    task = ensemble.task
+    env = PersonalizedEnv(ensemble, "agent 1", aggregate=aggregate)
+    for _ in range(10):
+        state = rng.uniform(-0.05, 0.05, task.observation_size)
+        action = random_actions(task, rng, 1)[0]
+        observation, info = env.reset(options={"state": state})
+        np.testing.assert_array_equal(observation, np.float32(state))
+        assert info == {}
+        observation, reward, terminated, truncated, info = env.step(action)
+        members = state + reference_changes(ensemble, 1, [state], [action])[:, 0]
+        expected = members.mean(0) if aggregate == "mean" else np.median(members, 0)
+        expected = np.clip(expected, task.observation_space.low, task.observation_space.high)
+        np.testing.assert_allclose(observation, expected, atol=1e-5)
+        np.testing.assert_allclose(info["disagreement"], members.std(0), atol=1e-5)
+        assert reward == pytest.approx(float(task.reward(state, action, expected)), abs=1e-4)
+        assert isinstance(reward, float) and observation.dtype == np.float32
+        assert (terminated, truncated) == (bool(task.terminated(expected)), False)
+
+
+def test_simulated_states_stay_in_the_observation_space():
+    """A model that runs off every bound is stopped at it."""
+    ensemble = random_ensemble("MountainCar", step_size=50.0)
+    env = gymnasium.make("PerSim-CartPole-v0", model=ensemble, agent=0)
+    for action in range(3):
+        env.reset(seed=0)
+        observation = env.step(action)[0]
+        assert env.observation_space.contains(observation)
+        assert np.isclose(np.abs(observation), np.abs(env.observation_space.high)).any() or observation[0] == -1.2
+
+
+def test_one_member_for_a_whole_episode():
+    """`ensemble="member"`: every episode is one member's own, all members occur, and the seed decides which."""
+    ensemble = random_ensemble("CartPole", step_size=0.01)
+    env = PersonalizedEnv(ensemble, 0, ensemble="member")
+    state, actions = np.zeros(4), np.array([0, 1, 1])
+    alone = [ensemble.with_members([m]).simulator(0).rollout(state[None], actions[None])[0, 0] for m in range(3)]
+    drawn = []
+    for seed in range(12):
+        env.reset(seed=seed, options={"state": state})
+        episode = np.array([env.step(action)[0] for action in actions])
+        drawn.append([m for m in range(3) if np.allclose(episode, alone[m], atol=1e-5)])
+        env.reset(seed=seed, options={"state": state})
+        np.testing.assert_array_equal(env.step(actions[0])[0], episode[0])
+    assert all(len(found) == 1 for found in drawn)
+    assert {found[0] for found in drawn} == {0, 1, 2}
+
+
+def test_a_task_without_initial_states_starts_in_the_logs():
+    """Every start is the first observation of an episode of the log."""
+    ensemble = random_ensemble(dataclasses.replace(get_task("CartPole"), initial_observations=None))
+    env, vector = PersonalizedEnv(ensemble), PersonalizedVectorEnv(ensemble, num_envs=40)
+    starts = {tuple(env.reset(seed=seed)[0]) for seed in range(40)}
+    assert starts == {tuple(row) for row in ensemble.initial_observations}
+    assert {tuple(row) for row in vector.reset(seed=0)[0]} == starts
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_diverging_model_truncates(broken):
+    """Not finite: the episode stops in the last finite state, says so, and goes no further; in a vector too."""
+    ensemble = random_ensemble("CartPole")
+    change_mean = np.array([0.0, broken, 0.0, 0.0])
+    ensemble = dataclasses.replace(ensemble, normalizer=dataclasses.replace(ensemble.normalizer, change_mean=change_mean))
+    env, vector = PersonalizedEnv(ensemble), PersonalizedVectorEnv(ensemble, num_envs=2)
+    state, _ = env.reset(seed=0)
+    observation, _, terminated, truncated, info = env.step(0)
+    np.testing.assert_array_equal(observation, state)
+    assert (terminated, truncated, info["diverged"]) == (False, True, True)
+    with pytest.raises(errors.EpisodeOverError):
+        env.step(0)
+    states, _ = vector.reset(seed=0)
+    observations, _, terminated, truncated, _ = vector.step(np.array([0, 1]))
+    np.testing.assert_array_equal(observations, states)
+    assert not terminated.any() and truncated.all()
+
+
+class TestVector:
+    """`PersonalizedVectorEnv` against one environment for each row."""
+
+    def test_follows_single_environments(self, cart_pole):
+        """Agents of their own, 40 steps: states, rewards, ends; a new episode after each end, its first step idle."""
+        agents, count = [0, 3, "4", 7], 4
+        singles = [PersonalizedEnv(cart_pole, agent) for agent in agents]
+        vector = PersonalizedVectorEnv(cart_pole, num_envs=count, agent=agents)
+        states, _ = vector.reset(seed=0)
+        for env, state in zip(singles, states, strict=True):
+            env.reset(options={"state": state})
+        rng, ended, episodes = np.random.default_rng(0), np.zeros(count, bool), 0
+        for _ in range(40):
+            actions = rng.integers(2, size=count)
+            states, rewards, terminated, truncated, info = vector.step(actions)
+            assert not truncated.any()
+            for row, env in enumerate(singles):
+                if ended[row]:
+                    assert (rewards[row], terminated[row]) == (0.0, False)
+                    assert np.abs(states[row]).max() <= 0.05
+                    env.reset(options={"state": states[row]})
+                    continue
+                observation, reward, over, _, details = env.step(actions[row])
+                np.testing.assert_allclose(states[row], observation, atol=1e-4)
+                np.testing.assert_allclose(info["disagreement"][row], details["disagreement"], atol=1e-4)
+                assert (rewards[row], terminated[row]) == (reward, over)
+            np.testing.assert_array_equal(info["_disagreement"], ~ended)
+            ended, episodes = terminated, episodes + terminated.sum()
+        assert episodes >= 3
+
+    def test_time_limit(self):
+        """The given one, and without it the task's."""
+        ensemble = random_ensemble("MountainCar", step_size=1e-4)
+        vector = PersonalizedVectorEnv(ensemble, num_envs=2, max_episode_steps=3)
+        vector.reset(seed=0)
+        ends = [vector.step(np.ones(2, int))[3].tolist() for _ in range(8)]
+        assert ends == [[False] * 2, [False] * 2, [True] * 2, [False] * 2] * 2
+        assert PersonalizedVectorEnv(ensemble).max_episode_steps == 500
+
+    def test_made_by_gymnasium(self):
+        """By id, with the time limit of the id, spaces as of Gymnasium's own vector environments."""
+        vector = gymnasium.make_vec(SHIPPED, num_envs=3, vectorization_mode="vector_entry_point")
+        peer = gymnasium.make_vec(SHIPPED, num_envs=3, vectorization_mode="sync")
+        assert isinstance(vector.unwrapped, PersonalizedVectorEnv) and vector.unwrapped.max_episode_steps == 200
+        assert vector.observation_space == peer.observation_space and vector.action_space == peer.action_space
+        observations, _ = vector.reset(seed=0)
+        assert vector.observation_space.contains(observations)
+        observations, rewards, terminated, truncated, _ = vector.step(vector.action_space.sample())
+        assert observations.dtype == np.float32 and rewards.dtype == np.float64
+        assert terminated.dtype == truncated.dtype == bool
+        if hasattr(gymnasium.vector, "AutoresetMode"):
+            assert vector.metadata["autoreset_mode"] is gymnasium.vector.AutoresetMode.NEXT_STEP
+
+    def test_seed_and_buffers(self, cart_pole):
+        """Same seed, same bits; what was returned does not change later."""
+        runs = []
+        for _ in range(2):
+            vector = PersonalizedVectorEnv(cart_pole, num_envs=3, agent=2)
+            observations = [vector.reset(seed=5)[0]]
+            copy = observations[0].copy()
+            observations += [vector.step(np.array([0, 1, 0]))[0] for _ in range(30)]
+            np.testing.assert_array_equal(observations[0], copy)
+            runs.append(np.array(observations))
+        np.testing.assert_array_equal(*runs)
+
+    def test_what_if(self, cart_pole):
+        """One state for all, or one for each."""
+        vector = PersonalizedVectorEnv(cart_pole, num_envs=2)
+        one, each = [0.0, 0.1, 0.02, 0.0], [[0.0] * 4, [0.1] * 4]
+        np.testing.assert_array_equal(vector.reset(options={"state": one})[0], np.float32([one, one]))
+        np.testing.assert_array_equal(vector.reset(options={"state": each})[0], np.float32(each))
+
+
+class TestEnd:
+    """A step before the first reset or after the end of an episode is an error, until the next reset."""
+
+    def test_before_the_first_reset(self):
+        with pytest.raises(errors.EpisodeOverError, match="reset"):
+            gymnasium.make(SHIPPED).unwrapped.step(0)
+        with pytest.raises(errors.EpisodeOverError, match="reset"):
+            gymnasium.make_vec(SHIPPED, 2, vectorization_mode="vector_entry_point").step(np.zeros(2, int))
+
+    @pytest.mark.parametrize("env_id", [SHIPPED, "Heterogeneous-CartPole-v0"])
+    def test_after_termination(self, env_id):
+        env = gymnasium.make(env_id)
+        env.reset(seed=0)
+        while not env.step(1)[2]:
+            pass
+        with pytest.raises(errors.EpisodeOverError, match="reset"):
+            env.step(1)
+        env.reset(seed=0)
+        assert not env.step(1)[2]
+
+
+def test_pictures_show_the_simulated_state():
+    """The same picture as of the true system in the same state."""
+    pytest.importorskip("pygame")
+    state = np.array([0.5, 0, 0.1, 0])
+    frames = []
+    for env_id in (SHIPPED, "Heterogeneous-CartPole-v0"):
+        env = gymnasium.make(env_id, render_mode="rgb_array")
+        length = env.unwrapped.covariates[1]
+        if env_id != SHIPPED:
+            env = gymnasium.make(env_id, render_mode="rgb_array", length=frames[0][1])
+        env.reset(options={"state": state})
+        frames.append((np.array(env.render()), length))
+        env.close()
+    np.testing.assert_array_equal(frames[0][0], frames[1][0])

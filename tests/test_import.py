@@ -1,0 +1,109 @@
+"""What importing costs, what it offers, and which module may know which."""
+
+import ast
+from pathlib import Path
+
+import persim_gym
+
+PACKAGE = Path(persim_gym.__file__).parent
+
+# The order of the design's table, with the small modules it does not name put in: each may import those before it.
+LAYERS = (
+    "types", "errors", "config", "storage", "progress", "devices",
+    "tasks", "data", "policies", "logging_policies", "collect",
+    "model", "gradients", "folding", "simulator", "selection", "training", "factors",
+    "rollouts", "envs", "registration", "planning",
+    "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
+)  # fmt: skip
+FORWARD = {("model", "simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
+OPTIONAL = {"stable_baselines3", "d3rlpy", "minari", "pandas", "pyarrow", "mujoco", "imageio", "matplotlib", "sklearn", "pygame"}
+
+
+def unit(path):
+    """The layer of a file: its name, or that of the sub-package it is in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path, *, lazy):
+    """Yield the modules a file imports; also those imported within functions, if ``lazy``; never for types only."""
+    tree = ast.parse(path.read_text())
+
+    def visit(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not lazy:
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path} has a relative import"
+                yield child.module
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            yield from visit(child)
+
+    return set(visit(tree))
+
+
+def files():
+    """All files of the package but its front door."""
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_data_goes_one_way():
+    """A module imports only what stands before it, whether at once or on use."""
+    units = {unit(path) for path in files()}
+    assert units <= set(LAYERS), "give a new module its place among the layers"
+    for path in files():
+        here = unit(path)
+        for name in imports(path, lazy=True):
+            there = name.removeprefix("persim_gym.").split(".")[0]
+            if not name.startswith("persim_gym.") or there not in units or there == here:
+                continue
+            assert LAYERS.index(there) < LAYERS.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+
+
+def test_optional_libraries_are_imported_on_use():
+    """No module needs an extra to be imported."""
+    for path in files():
+        found = {name.split(".")[0] for name in imports(path, lazy=False)} & OPTIONAL
+        assert not found, f"{path.name} imports {found} at once"
+
+
+def test_who_knows_nothing_of_what():
+    """Planners know no torch, the simulator no Gymnasium, tasks and data neither torch nor models."""
+    ignorant = {
+        "torch": {"types", "errors", "config", "storage", "tasks", "data", "policies", "collect", "model", "folding"},
+        "gymnasium": {"data", "gradients", "model", "folding", "simulator", "training", "rollouts", "planning"},
+    }
+    for path in files():
+        known = {name.split(".")[0] for name in imports(path, lazy=False)}
+        for library, units in ignorant.items():
+            assert not (library in known and unit(path) in units), f"{path.name} imports {library}"
+        if unit(path) == "planning":
+            assert "torch" not in known, f"{path.name} imports torch"
+
+
+def test_importing_is_cheap(run_python):
+    """No learning library, no optional one, no file format: only what registering ids takes."""
+    heavy = OPTIONAL | {"torch", "safetensors", "scipy", "rich", "typer", "jax"}
+    code = f"import persim_gym, sys; print(*sorted({heavy!r} & set(sys.modules)))"
+    assert run_python(code).split() == []
+
+
+def test_everything_promised_is_there():
+    """Each public name is found, and listed by dir()."""
+    for name in persim_gym.__all__:
+        assert getattr(persim_gym, name) is not None
+        assert name in dir(persim_gym)
+    assert not hasattr(persim_gym, "no_such_name")
+
+
+def test_a_function_is_not_hidden_by_its_module(run_python):
+    """`persim_gym.collect` is the function, also once something has imported the module of that name."""
+    code = """
+import persim_gym
+import persim_gym.collect
+print(len(persim_gym.collect("CartPole", num_agents=1)) > 0)
+"""
+    assert run_python(code).strip() == "True"

@@ -1,0 +1,114 @@
+"""`Ensemble`: its file, its parts, and who its agents are."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from support import DEEP, SMALL, random_ensemble
+
+import persim_gym
+from persim_gym import Ensemble, errors
+from persim_gym.model import Normalizer, describe
+
+ENSEMBLES = ("cart_pole", "mountain_car", "half_cheetah")
+
+
+@pytest.fixture(params=ENSEMBLES)
+def ensemble(request):
+    """Each of the trained ones."""
+    return request.getfixturevalue(request.param)
+
+
+def test_save_and_load(ensemble, tmp_path):
+    """Every array to the bit, and everything else."""
+    ensemble.save(tmp_path / "model.persim")
+    loaded = persim_gym.load(tmp_path / "model.persim")
+    assert set(loaded.parameters) == set(ensemble.parameters)
+    for name, array in ensemble.parameters.items():
+        assert loaded.parameters[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded.parameters[name], array)
+    for field in dataclasses.fields(Normalizer):
+        found, saved = (getattr(one.normalizer, field.name) for one in (loaded, ensemble))
+        np.testing.assert_array_equal(found, saved)
+    np.testing.assert_array_equal(loaded.initial_observations, ensemble.initial_observations)
+    if ensemble.covariates is None:
+        assert loaded.covariates is None
+    else:
+        np.testing.assert_array_equal(loaded.covariates, ensemble.covariates)
+    assert (loaded.task, loaded.config) == (ensemble.task, ensemble.config)
+    assert (loaded.agent_labels, loaded.provenance) == (ensemble.agent_labels, ensemble.provenance)
+
+
+def test_provenance_of_a_selected_rank_survives_saving(cart_pole_log, tmp_path):
+    """The validation losses by rank come back as they were."""
+    config = SMALL.with_changes(epochs=1, num_members=1)
+    ensemble = persim_gym.fit(cart_pole_log, config=config, rank="auto", progress=False)
+    ensemble.save(tmp_path / "model")
+    assert persim_gym.load(tmp_path / "model").provenance == ensemble.provenance
+
+
+def test_the_file_is_safetensors_and_its_header_is_enough(cart_pole, tmp_path):
+    """The library reads the arrays; task, agents, settings and provenance stand in the header as JSON."""
+    path = tmp_path / "model.persim"
+    cart_pole.save(path)
+    with safe_open(path, "numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("agent.weight"), cart_pole.parameters["agent.weight"])
+        document = json.loads(file.metadata()["persim_gym"])
+    assert describe(path) == document
+    assert (document["task"], document["num_agents"], document["config"]["rank"]) == ("CartPole", 20, 5)
+    assert document["provenance"]["data_digest"] == cart_pole.provenance["data_digest"]
+
+
+def test_own_labels_survive_saving(tmp_path):
+    """Agents with names."""
+    ensemble = random_ensemble("CartPole", num_agents=3)
+    ensemble.save(tmp_path / "model")
+    loaded = Ensemble.load(tmp_path / "model")
+    assert loaded.agent_labels == ("agent 0", "agent 1", "agent 2")
+    assert loaded.agent_index("agent 2") == loaded.agent_index(2) == loaded.agent_index(np.int64(2)) == 2
+
+
+def test_agents_keep_their_own_factors(cart_pole):
+    """u is a row of the agent table plus the shared bias; w a row of the action table plus its own."""
+    u = cart_pole.agent_factors([3])[:, 0]
+    np.testing.assert_allclose(
+        u, cart_pole.parameters["agent.weight"][:, 3] + cart_pole.parameters["agent.bias"], rtol=1e-6
+    )
+    w = cart_pole.action_factors()[:, 1]
+    np.testing.assert_allclose(
+        w, cart_pole.parameters["action.weight"][:, 1] + cart_pole.parameters["action.bias"], rtol=1e-6
+    )
+    np.testing.assert_array_equal(cart_pole.agent_covariates(4), [10.0, 0.15])
+
+
+def test_with_members(cart_pole):
+    """Some of the members, in the order given, predict what they predicted among all."""
+    states, actions = np.full((2, 4), 0.01), np.array([0, 1])
+    everyone = cart_pole.simulator(0).step_members(states, actions)
+    some = cart_pole.with_members([4, 1]).simulator(0).step_members(states, actions)
+    np.testing.assert_allclose(some, everyone[[4, 1]], atol=1e-6)
+    with pytest.raises(errors.InvalidArgumentError, match="members"):
+        cart_pole.with_members([5])
+
+
+def test_normalizer_is_mean_and_unbiased_deviation():
+    """Over all transitions; a coordinate that never changes keeps scale 1."""
+    rng = np.random.default_rng(0)
+    states, after = rng.normal(2, 3, (50, 3)), rng.normal(1, 2, (50, 3))
+    states[:, 2], after[:, 2] = 4.0, 4.0
+    normalizer = Normalizer.of(states.astype(np.float32), after.astype(np.float32))
+    np.testing.assert_allclose(normalizer.state_mean, states.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(normalizer.state_scale[:2], states.std(0, ddof=1)[:2], rtol=1e-6)
+    np.testing.assert_allclose(normalizer.change_mean, (after - states).mean(0), atol=1e-6)
+    np.testing.assert_allclose(normalizer.change_scale[:2], (after - states).std(0, ddof=1)[:2], rtol=1e-6)
+    assert normalizer.state_scale[2] == normalizer.change_scale[2] == 1.0
+
+
+@pytest.mark.parametrize(("task", "config"), [("CartPole", SMALL), ("HalfCheetah", DEEP)])
+def test_repr_says_what_it_is(task, config):
+    """Task, agents, members, rank."""
+    text = repr(random_ensemble(task, config))
+    for part in (task, "3 agents", "3 members", "rank 3"):
+        assert part in text

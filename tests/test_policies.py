@@ -1,0 +1,115 @@
+"""Policies against torch's own networks and Stable-Baselines3's."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from persim_gym import MLPPolicy, errors, get_task, storage
+from persim_gym.policies import RandomPolicy, as_policy
+
+
+def torch_network(sizes, seed=0):
+    """A ReLU network and its layers as `MLPPolicy` takes them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        linears = [torch.nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+    modules = [module for linear in linears for module in (linear, torch.nn.ReLU())][:-1]
+    layers = [(linear.weight.detach().numpy().T, linear.bias.detach().numpy()) for linear in linears]
+    return torch.nn.Sequential(*modules), layers
+
+
+def test_discrete_network():
+    """The arg max of torch's outputs; a single observation gives a single action."""
+    network, layers = torch_network((2, 16, 16, 3))
+    policy = MLPPolicy("MountainCar", layers)
+    observations = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    actions, state = policy.predict(observations)
+    np.testing.assert_array_equal(actions, network(torch.tensor(observations)).argmax(1))
+    assert state is None and policy.predict(observations[3])[0] == actions[3]
+    assert len(set(actions)) > 1
+
+
+def test_continuous_network():
+    """Tanh of torch's outputs."""
+    network, layers = torch_network((18, 16, 6))
+    observations = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)
+    actions, _ = MLPPolicy("HalfCheetah", layers).predict(observations)
+    np.testing.assert_allclose(actions, network(torch.tensor(observations)).tanh().detach(), atol=1e-5)
+
+
+def test_exploration():
+    """With ε = 0.3 a greedy action of 2 is replaced by 0 or 1 with probability 0.2; the seed decides where."""
+    always_two = [(np.zeros((2, 3)), np.array([0.0, 0.0, 1.0]))]
+    policies = [MLPPolicy("MountainCar", always_two, epsilon=0.3, seed=seed) for seed in (1, 1, 2)]
+    actions = [policy.predict(np.zeros((20_000, 2)))[0] for policy in policies]
+    for action, share in ((0, 0.1), (1, 0.1), (2, 0.8)):
+        assert (actions[0] == action).mean() == pytest.approx(share, abs=0.01)
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert not np.array_equal(actions[0], actions[2])
+
+
+def test_random_policy():
+    """Uniform over the space, in the shape of the observations."""
+    discrete, box = get_task("MountainCar").action_space, gymnasium.spaces.Box(np.float32([-1, 2]), np.float32([1, 6]))
+    actions = RandomPolicy(discrete).predict(np.zeros((9000, 2)))[0]
+    np.testing.assert_allclose(np.bincount(actions) / 9000, [1 / 3] * 3, atol=0.02)
+    actions = RandomPolicy(box).predict(np.zeros((9000, 2)))[0]
+    np.testing.assert_allclose(actions.mean(0), [0, 4], atol=0.06)
+    np.testing.assert_allclose(actions.std(0), [2 / 12**0.5, 4 / 12**0.5], rtol=0.03)
+    assert RandomPolicy(box).predict(np.zeros(2))[0].shape == (2,)
+    assert np.shape(RandomPolicy(discrete).predict(np.zeros(2))[0]) == ()
+
+
+def test_save_and_load(tmp_path):
+    """The same actions and the same facts; a file of another kind is refused."""
+    _, layers = torch_network((4, 8, 2))
+    policy = MLPPolicy("CartPole", layers, epsilon=0.25, provenance={"algorithm": "DQN"})
+    policy.save(tmp_path / "policy")
+    loaded = MLPPolicy.load(tmp_path / "policy", seed=0)
+    observations = np.random.default_rng(0).normal(size=(50, 4))
+    np.testing.assert_array_equal(loaded.predict(observations)[0], policy.predict(observations)[0])
+    assert (loaded.task, loaded.epsilon, loaded.provenance) == (policy.task, 0.25, {"algorithm": "DQN"})
+    storage.write(tmp_path / "log", "trajectories", {}, {})
+    with pytest.raises(errors.FileFormatError, match="policy"):
+        MLPPolicy.load(tmp_path / "log")
+
+
+def test_what_can_be_a_policy():
+    """A name, a function, an object with `predict`; nothing else."""
+    task = get_task("CartPole")
+    assert as_policy("random", task).predict(np.zeros((3, 4)))[0].shape == (3,)
+    assert as_policy(lambda observations: [1] * len(observations), task).predict(np.zeros((3, 4)))[0].tolist() == [1] * 3
+    itself = RandomPolicy(task.action_space)
+    assert as_policy(itself, task) is itself
+    for wrong in ("greedy", 3):
+        with pytest.raises(errors.InvalidArgumentError, match="policy"):
+            as_policy(wrong, task)
+
+
+def test_a_network_of_another_task_is_refused():
+    """The message says which sizes are wanted."""
+    _, layers = torch_network((4, 8, 2))
+    with pytest.raises(errors.InvalidArgumentError, match="2 numbers to 3, this one 4 to 2"):
+        MLPPolicy("MountainCar", layers)
+
+
+@pytest.mark.parametrize(("algorithm", "name"), [("DQN", "CartPole"), ("TD3", "HalfCheetah")])
+def test_policy_from_stable_baselines3(algorithm, name):
+    """The same deterministic actions as the model's own `predict`."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    from persim_gym.interop.sb3 import policy_from_sb3
+
+    task = get_task(name)
+
+    class Spaces(gymnasium.Env):
+        observation_space, action_space = task.observation_space, task.action_space
+
+    model = getattr(sb3, algorithm)(
+        "MlpPolicy", Spaces(), policy_kwargs={"net_arch": [16, 8]}, buffer_size=10, seed=0, device="cpu"
+    )
+    observations = np.random.default_rng(0).normal(size=(40, task.observation_size)).astype(np.float32)
+    expected, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_allclose(policy_from_sb3(model, name).predict(observations)[0], expected, atol=1e-5)
+    with pytest.raises(errors.InvalidArgumentError, match="PPO"):
+        policy_from_sb3(sb3.PPO("MlpPolicy", Spaces(), device="cpu", n_steps=2, batch_size=2), name)

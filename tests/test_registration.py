@@ -1,0 +1,164 @@
+"""Ids: which there are, where they point, and what the model home does to them."""
+
+import json
+import shutil
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+from support import random_ensemble
+
+import persim_gym
+from persim_gym import errors, registration, storage
+
+SHIPPED = registration.SHIPPED_MODELS / "CartPole.persim"
+LIST_IDS = "import persim_gym, gymnasium; print(*[i for i in gymnasium.registry if i.startswith('PerSim-')])"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty model home."""
+    monkeypatch.setenv("PERSIM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file with three agents of CartPole."""
+    random_ensemble("CartPole", num_agents=3).save(tmp_path / "mine.persim")
+    return tmp_path / "mine.persim"
+
+
+def test_step_limits_are_the_tasks():
+    """The ids' limits are written down twice, for import must be cheap; they agree."""
+    assert set(registration._BUILT_IN) == set(persim_gym.task_names())
+    for name in persim_gym.task_names():
+        limit = persim_gym.get_task(name).max_episode_steps
+        assert gymnasium.spec(f"Heterogeneous-{name}-v0").max_episode_steps == limit
+        assert registration._BUILT_IN[name] == limit
+
+
+def test_shipped_agents_have_ids():
+    """500 agents each, and the generic id; what an id needs is JSON."""
+    for path, header in registration.installed_models():
+        ids = [f"PerSim-{path.stem}-v0", *(f"PerSim-{path.stem}-agent{n}-v0" for n in range(header["num_agents"]))]
+        assert len(ids) == 501 and set(ids) <= set(gymnasium.registry)
+        assert json.loads(gymnasium.spec(ids[-1]).to_json())["kwargs"] == {"model": str(path), "agent": 499}
+    assert registration.find_model("CartPole") == SHIPPED
+    with pytest.raises(errors.UnknownNameError, match="Nobody"):
+        registration.find_model("Nobody")
+
+
+def test_register_a_file(saved, registry, monkeypatch):
+    """Ids for its agents under a name of one's own, from a relative path; nothing is copied."""
+    monkeypatch.chdir(saved.parent)
+    ids = persim_gym.register_ensemble("mine.persim", name="Mine")
+    assert ids == ["PerSim-Mine-v0", "PerSim-Mine-agent0-v0", "PerSim-Mine-agent1-v0", "PerSim-Mine-agent2-v0"]
+    monkeypatch.chdir("/")
+    for agent, env_id in enumerate(ids[1:]):
+        env = gymnasium.make(env_id)
+        assert env.unwrapped.agent == agent and env.spec.max_episode_steps == 200
+    assert registry["PerSim-Mine-v0"].kwargs == {"model": str(saved)}
+
+
+def test_without_a_name_it_replaces_the_tasks(saved, registry):
+    """`PerSim-CartPole-…` are then the user's agents, and ids of agents it does not have are gone."""
+    others = {env_id for env_id in registry if not env_id.startswith("PerSim-CartPole-")}
+    ids = persim_gym.register_ensemble(saved)
+    assert gymnasium.spec("PerSim-CartPole-agent2-v0").kwargs["model"] == str(saved)
+    assert set(registry) == others | set(ids)
+
+
+def test_a_file_written_anew_is_loaded_anew(tmp_path, registry):
+    """Environments made after the change show it."""
+    path, states = tmp_path / "model.persim", []
+    for seed in (0, 1):
+        random_ensemble("CartPole", seed=seed).save(path)
+        env_id = persim_gym.register_ensemble(path, name="Changing")[1]
+        env = gymnasium.make(env_id)
+        env.reset(seed=0)
+        states.append(env.step(0)[0])
+    assert not np.array_equal(*states)
+
+
+def test_install_is_for_later_sessions(saved, home, registry, run_python):
+    """A fresh process has the ids without the original file; an `Ensemble` is installed too."""
+    persim_gym.register_ensemble(saved, name="Kept", install=True)
+    saved.unlink()
+    persim_gym.register_ensemble(random_ensemble("MountainCar", num_agents=2), name="Object")
+    assert sorted(path.name for path in home.iterdir()) == ["Kept.persim", "Object.persim"]
+    ids = run_python(LIST_IDS, PERSIM_HOME=str(home)).split()
+    assert {"PerSim-Kept-agent2-v0", "PerSim-Object-agent1-v0", "PerSim-CartPole-agent499-v0"} <= set(ids)
+    names = {path.stem for path, _ in registration.installed_models()}
+    assert {"Kept", "Object", "CartPole"} <= names
+
+
+def test_installed_models_come_first(home, registry, run_python):
+    """One of the same name as a shipped one takes its ids, all of them."""
+    persim_gym.register_ensemble(random_ensemble("CartPole", num_agents=2), install=True)
+    assert registration.find_model("CartPole").parent == home
+    ids = run_python(LIST_IDS, PERSIM_HOME=str(home)).split()
+    assert [env_id for env_id in ids if env_id.startswith("PerSim-CartPole-agent")] == [
+        "PerSim-CartPole-agent0-v0",
+        "PerSim-CartPole-agent1-v0",
+    ]
+
+
+def spoil_text(path):
+    path.write_text("not a model")
+
+
+def spoil_truncated(path):
+    path.write_bytes(SHIPPED.read_bytes()[:-1])
+
+
+def spoil_header(path):
+    storage.write(path, "ensemble", {"x": np.zeros(1)}, {"task": "CartPole"})
+
+
+def spoil_link(path):
+    path.symlink_to(path.parent / "gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("a.persim", spoil_text),
+        ("a.persim", spoil_truncated),
+        ("a.persim", spoil_header),
+        ("a.persim", spoil_link),
+        ("my model.persim", partial(shutil.copy, SHIPPED)),
+    ],
+)
+def test_a_bad_file_in_the_home_does_no_harm(home, run_python, name, spoil):
+    """Importing warns, names the file, and registers all the others."""
+    home.mkdir()
+    spoil(home / name)
+    shutil.copy(SHIPPED, home / "zzz.persim")
+    code = (
+        "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n    import persim_gym, gymnasium\n"
+        "assert 'PerSim-zzz-agent499-v0' in gymnasium.registry\nprint(*[w.message for w in caught])"
+    )
+    assert name in run_python(code, PERSIM_HOME=str(home))
+
+
+@pytest.mark.parametrize("name", ["my model", "a/b", "../outside", ""])
+def test_a_name_that_makes_no_id_is_refused(home, registry, name):
+    """Before anything is written or registered."""
+    before = set(registry)
+    with pytest.raises(errors.InvalidArgumentError, match="name"):
+        persim_gym.register_ensemble(random_ensemble("CartPole"), name=name)
+    assert set(registry) == before
+    assert [path.name for path in home.parent.rglob("*.persim")] == []
+
+
+def test_a_home_that_cannot_be_written(tmp_path, monkeypatch, registry):
+    """The message names the folder and PERSIM_HOME."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PERSIM_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(errors.ModelHomeError, match=r"file/home.*PERSIM_HOME") as caught:
+        persim_gym.register_ensemble(random_ensemble("CartPole"), name="Lost")
+    assert isinstance(caught.value, OSError)
+    assert "PerSim-Lost-v0" not in registry

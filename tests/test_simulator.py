@@ -1,0 +1,127 @@
+"""Folded and unfolded predictions against the paper's sum, taken one row at a time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+
+from persim_gym.folding import SingleStepper, fold
+from persim_gym.gradients import predict
+from persim_gym.simulator import AgentNetwork
+
+CASES = {
+    "discrete": ("CartPole", SMALL),
+    "discrete, deep, normalized": ("CartPole", DEEP),
+    "continuous": ("HalfCheetah", SMALL),
+    "continuous, deep, normalized": ("HalfCheetah", DEEP),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """An ensemble with random weights, 7 states, 7 actions."""
+    ensemble, rng = random_ensemble(*CASES[request.param], num_agents=4), np.random.default_rng(1)
+    states = rng.normal(size=(7, ensemble.task.observation_size))
+    return ensemble, states, random_actions(ensemble.task, rng, 7)
+
+
+def test_every_agents_step_is_the_papers_sum(case):
+    """Each member's next state; their mean; and as disagreement their deviation."""
+    ensemble, states, actions = case
+    for agent in range(4):
+        simulator = ensemble.simulator(agent)
+        expected = states + reference_changes(ensemble, agent, states, actions)
+        np.testing.assert_allclose(simulator.step_members(states, actions), expected, atol=1e-5)
+        prediction = simulator.step(states, actions)
+        np.testing.assert_allclose(prediction.next_observations, expected.mean(0), atol=1e-5)
+        np.testing.assert_allclose(prediction.disagreement, expected.std(0), atol=1e-5)
+
+
+def test_one_row_for_each_agent(case):
+    """Bound to many agents, given by index or label, repeated or not: row b is agent b's."""
+    ensemble, states, actions = case
+    agents = [3, 0, 1, 1, 2, 0, 3]
+    expected = np.concatenate(
+        [states[[b]] + reference_changes(ensemble, agent, states[[b]], actions[[b]]) for b, agent in enumerate(agents)],
+        axis=1,
+    )
+    mixed = [agent if b % 2 else f"agent {agent}" for b, agent in enumerate(agents)]
+    np.testing.assert_allclose(ensemble.simulator(agents=mixed).step_members(states, actions), expected, atol=1e-5)
+
+
+def test_rollouts_follow_each_members_own_trajectory(case):
+    """Five steps, every member from its own prediction; for one agent and for many."""
+    ensemble, states, _ = case
+    actions = random_actions(ensemble.task, np.random.default_rng(2), 7, 5)
+    agents = [1, 1, 1, 1, 1, 1, 2]
+    expected = np.empty((ensemble.num_members, 7, 5, states.shape[1]))
+    for member in range(ensemble.num_members):
+        alone, current = ensemble.with_members([member]), states
+        for step in range(5):
+            change = [
+                reference_changes(alone, agent, current[[b]], actions[[b], step])[0, 0] for b, agent in enumerate(agents)
+            ]
+            current = current + np.array(change)
+            expected[member, :, step] = current
+    one, many = ensemble.simulator(1), ensemble.simulator(agents=agents)
+    np.testing.assert_allclose(one.rollout(states, actions)[:, :6], expected[:, :6], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(many.rollout(states, actions), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_state_without_torch(case):
+    """`SingleStepper`: every member's change of one state."""
+    ensemble, states, actions = case
+    for agent in range(4):
+        stepper = SingleStepper(fold(ensemble, agent))
+        expected = reference_changes(ensemble, agent, states, actions)
+        for row, (state, action) in enumerate(zip(states, actions, strict=True)):
+            np.testing.assert_allclose(stepper.changes(state, action), expected[:, row], atol=1e-5)
+
+
+def test_folded_network_equals_plain_prediction(case):
+    """`AgentNetwork`, all members and a slice of them, against `gradients.predict` with normalization around it."""
+    ensemble, states, actions = case
+    agent, members, batch = 2, ensemble.num_members, len(states)
+    parameters = {name: torch.tensor(array) for name, array in ensemble.parameters.items()}
+    normalizer = ensemble.normalizer
+    standardized = (states - normalizer.state_mean) / normalizer.state_scale
+    rows = (agent + ensemble.num_agents * torch.arange(members)).repeat_interleave(batch)
+    if ensemble.task.discrete:
+        moves = (torch.tensor(actions) + ensemble.task.action_size * torch.arange(members)[:, None]).reshape(-1)
+    else:
+        moves = torch.tensor(actions.T, dtype=torch.float32).expand(members, -1, -1)
+    inputs = torch.tensor(standardized.T, dtype=torch.float32).expand(members, -1, -1)
+    plain = predict(parameters, inputs, rows, moves).numpy()
+    plain = plain * normalizer.change_scale[:, None] + normalizer.change_mean[:, None]
+
+    network = AgentNetwork(fold(ensemble, agent), torch.device("cpu"))
+    stacked = torch.tensor(states.T, dtype=torch.float32).expand(members, -1, -1).contiguous()
+    for part in (slice(0, members), slice(1, 2)):
+        moves = torch.tensor(actions)
+        if not ensemble.task.discrete:
+            moves = network.action_factors(moves.T.float(), part)
+        np.testing.assert_allclose(network.changes(stacked[part], moves, part), plain[part], atol=1e-5)
+
+
+def test_the_median_survives_a_diverging_member(case):
+    """One member far off moves the mean, not the median."""
+    ensemble, states, actions = case
+    parameters = {name: np.array(array) for name, array in ensemble.parameters.items()}
+    parameters["agent.bias"][1] += 1e6
+    spoiled = dataclasses.replace(ensemble, parameters=parameters)
+    members = states + reference_changes(spoiled, 0, states, actions)
+    found = spoiled.simulator(0, aggregate="median").step(states, actions).next_observations
+    np.testing.assert_allclose(found, np.median(members, axis=0), atol=1e-4)
+    assert np.abs(spoiled.simulator(0).step(states, actions).next_observations).max() > 100 * np.abs(found).max()
+
+
+def test_binding_does_not_change_the_ensemble(case):
+    """Folding reads; the same simulator twice gives the same bits."""
+    ensemble, states, actions = case
+    before = {name: np.array(array) for name, array in ensemble.parameters.items()}
+    first = ensemble.simulator(0).step(states, actions).next_observations
+    np.testing.assert_array_equal(ensemble.simulator(0).step(states, actions).next_observations, first)
+    for name, array in before.items():
+        np.testing.assert_array_equal(ensemble.parameters[name], array)
