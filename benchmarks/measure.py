@@ -187,8 +187,6 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     task = get_task(cell.env)
     episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
     system = task.system(np.tile(task.test_agents[agent], (episodes, 1)))
-    rng = np.random.default_rng([cell.seed, agent])
-    system.reset(rng)  # planning in a true system needs it to be in some state
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
     if cell.method in (protocol.PERSIM_VI, protocol.TRUE_VI):
         bounds = protocol.GRID_BOUNDS.get(cell.env)
@@ -196,5 +194,5 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     else:
         planning_rng = np.random.default_rng([cell.seed, agent, 1])
         policy = MPCAgent(model, task=task, seed=planning_rng, **cell.scale.planner)
-    returns, _ = run_episodes(task, policy, system, rng)
+    returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
     return Score(str(agent), "return", float(returns.mean()))

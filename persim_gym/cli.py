@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from persim_gym import storage
 from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.terminal import table
 
 app = typer.Typer(
     help="Personalized simulators from one logged trajectory of each of many agents.",
@@ -132,25 +132,27 @@ def evaluate(
 @app.command()
 def models() -> None:
     """List the models that have environment ids: shipped and installed."""
-    from persim_gym.registration import installed_models, model_home
+    from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home
 
-    table = Table("name", "task", "agents", "members", "rank", "trained on", "epochs", "validation RMSE", "file")
+    rows = []
     for path, header in installed_models():
         config, provenance = header["config"], header["provenance"]
-        data = provenance.get("data", {}).get("policy", "?")
         error = provenance.get("validation_rmse")
-        table.add_row(
-            path.stem,
-            header["task"],
-            str(header["num_agents"]),
-            str(config["num_members"]),
-            str(config["rank"]),
-            f"{data}, {provenance.get('num_transitions', '?')} transitions",
-            str(config["epochs"]),
-            "–" if error is None else f"{error:.3g}",
-            str(path),
+        rows.append(
+            (
+                path.stem,
+                header["task"],
+                str(header["num_agents"]),
+                str(config["num_members"]),
+                str(config["rank"]),
+                str(provenance.get("data", {}).get("policy", "?")),
+                str(config["epochs"]),
+                "–" if error is None else f"{error:.3g}",
+                "shipped" if path.parent == SHIPPED_MODELS else "installed",
+            )
         )
-    _console.print(table)
+    columns = ("name", "task", "agents", "members", "rank", "data", "epochs", "RMSE", "where")
+    _console.print(table("models", columns, rows))
     _console.print(f"model home: {model_home()}", highlight=False)
 
 
@@ -186,10 +188,8 @@ def _print_rows(title: str, rows: Sequence[Any]) -> None:
     from persim_gym.evaluation import to_records
 
     records = to_records(rows)
-    table = Table(*records[0], title=title)
-    for record in records:
-        table.add_row(*(_cell(value) for value in record.values()))
-    _console.print(table)
+    columns = [name.replace("_", " ") for name in records[0]]
+    _console.print(table(title, columns, [[_cell(value) for value in record.values()] for record in records]))
 
 
 def _cell(value: Any) -> str:

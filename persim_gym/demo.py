@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from persim_gym import storage
 from persim_gym.collect import collect
 from persim_gym.evaluation import (
+    HORIZON,
     AverageReturn,
     PredictionError,
     mpc_returns,
@@ -24,6 +24,7 @@ from persim_gym.evaluation import (
 from persim_gym.logging_policies import test_policy
 from persim_gym.model import Ensemble
 from persim_gym.plotting import plot_trajectories
+from persim_gym.terminal import table
 from persim_gym.training import fit
 
 TASK = "CartPole"
@@ -104,13 +105,9 @@ def _evaluate(ensemble: Ensemble, episodes: int, seed: int, progress: bool) -> D
     )
 
 
-def _table(result: DemoResult, episodes: int) -> Table:
-    table = Table(
-        "agent", "hidden force, length", "RMSE, 51 steps", "median R²", "random policy", "MPC in simulator",
-        "MPC in true system", title=f"CartPole, limit 200 steps; returns in the true system, {episodes} episodes of MPC",
-    )  # fmt: skip
-    for error, random, simulator, true in zip(result.errors, result.random, result.simulator, result.true, strict=True):
-        table.add_row(
+def _table(result: DemoResult, episodes: int) -> Any:
+    rows = [
+        (
             error.agent,
             ", ".join(f"{value:g}" for value in error.covariates),
             f"{error.rmse:.4f}",
@@ -119,4 +116,12 @@ def _table(result: DemoResult, episodes: int) -> Table:
             f"{simulator.mean:.1f} ± {simulator.std:.1f}",
             f"{true.mean:.1f} ± {true.std:.1f}",
         )
-    return table
+        for error, random, simulator, true in zip(
+            result.errors, result.random, result.simulator, result.true, strict=True
+        )
+    ]
+    return table(
+        f"Errors over {HORIZON} steps; returns of {episodes} episodes in the true system, at most 200",
+        ("agent", "force, length", "RMSE", "R²", "random policy", "MPC in simulator", "MPC in true system"),
+        rows,
+    )

@@ -12,8 +12,8 @@ from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent
 from persim_gym.policies import as_policy
-from persim_gym.progress import ProgressBar
 from persim_gym.tasks import System, Task
+from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray, Policy
 
 BURN_IN = 9
@@ -272,7 +272,8 @@ def _covariates_of(ensemble: Ensemble, agent: int, covariates: Mapping[str, Sequ
         vector = np.asarray(covariates[label], np.float64)
         if vector.shape != (len(ensemble.task.covariates),):
             raise InvalidArgumentError(
-                f"covariates of agent {label!r} must be {', '.join(ensemble.task.covariate_names)}; got {vector.tolist()}"
+                f"covariates of agent {label!r} must be {', '.join(ensemble.task.covariate_names)}; "
+                f"got {vector.tolist()}"
             )
         return vector
     return np.asarray(ensemble.agent_covariates(agent), np.float64)

@@ -244,8 +244,8 @@ class Ensemble:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6
         error = self.provenance.get("validation_rmse")
         return (
-            f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, rank {self.config.rank}, "
-            f"{size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'})"
+            f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
+            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'})"
         )
 
 

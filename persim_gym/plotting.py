@@ -23,66 +23,62 @@ def plot_trajectories(
     policy: Any = "random",
     seed: int = 0,
 ) -> Path:
-    """Draw true against predicted states of some agents, all given the same actions from the same start state.
+    """Draw true against predicted states of some agents, each acting in its own true system from the same start state.
 
     Args:
-        ensemble: whose predictions are drawn, every member and their mean.
+        ensemble: whose predictions are drawn, every member and their mean, given the actions that were taken.
         path: the picture's file; its suffix says the format.
         agents: indices or labels, one column each.
-        steps: horizon, in steps.
-        policy: acts in the true system of the first agent; its actions are given to all.
+        steps: horizon, in steps; less where the episode ends before.
+        policy: acts on the true observations.
         seed: of the start state and random actions.
 
     """
     pyplot = _pyplot()
     task = ensemble.task
-    start, actions = _shared_actions(ensemble, agents[0], steps, policy, seed)
     figure, axes = pyplot.subplots(
         task.observation_size, len(agents), figsize=(4.2 * len(agents), 1.7 * task.observation_size + 0.8),
         sharex=True, sharey="row", squeeze=False, layout="constrained",
     )  # fmt: skip
-    time = np.arange(steps + 1)
     for column, agent in enumerate(agents):
-        simulator = ensemble.simulator(agent)
-        members = simulator.rollout(start[None], actions[None])[:, 0]
-        members = np.concatenate([np.broadcast_to(start, (len(members), 1, len(start))), members], axis=1)
-        true = _true_trajectory(ensemble, agent, start, actions)
-        over = np.flatnonzero(np.asarray(task.terminated(true)))
+        true, actions = _true_trajectory(ensemble, agent, steps, policy, seed)
+        members = ensemble.simulator(agent).rollout(true[:1], actions[None])[:, 0]
+        members = np.concatenate([np.broadcast_to(true[0], (len(members), 1, true.shape[1])), members], axis=1)
         for row, name in enumerate(task.observation_names):
-            axis = axes[row, column]
-            axis.plot(time, members[:, :, row].T, color="tab:orange", alpha=0.35, linewidth=0.8)
-            axis.plot(time, true[:, row], color="black", linewidth=1.8, label="true system")
-            axis.plot(time, members.mean(0)[:, row], "--", color="tab:orange", linewidth=1.8, label="simulator")
-            if len(over):
-                axis.axvline(over[0], color="tab:gray", linestyle=":", label="episode over (true)")
+            _draw_coordinate(axes[row, column], true[:, row], members[:, :, row])
             if column == 0:
-                axis.set_ylabel(name)
+                axes[row, column].set_ylabel(name)
         axes[0, column].set_title(_title(ensemble, agent), fontsize=10)
         axes[-1, column].set_xlabel("step")
-    axes[0, 0].legend(fontsize=8, loc="upper left")
-    figure.suptitle(f"{task.name}: the same actions, different agents")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"{task.name}: {steps} steps predicted from the first state alone")
     return _save(figure, path)
 
 
-def _shared_actions(
+def _draw_coordinate(axis: Any, true: FloatArray, members: FloatArray) -> None:
+    """Draw one coordinate: true (H + 1,), members (M, H + 1)."""
+    time = np.arange(len(true))
+    axis.plot(time, true, color="black", linewidth=1.8, label="true system")
+    for index, member in enumerate(members):
+        label = "members" if index == 0 else None
+        axis.plot(time, member, color="tab:orange", alpha=0.45, linewidth=0.8, label=label)
+    axis.plot(time, members.mean(0), "--", color="tab:orange", linewidth=1.8, label="their mean")
+
+
+def _true_trajectory(
     ensemble: Ensemble, agent: int | str, steps: int, policy: Any, seed: int
 ) -> tuple[FloatArray, np.ndarray]:
+    """Return states (H + 1, D) and actions (H,) or (H, A) of one episode, up to its end."""
     task = ensemble.task
     actor = as_policy(policy, task, seed)
     system = task.system(ensemble.agent_covariates(agent)[None])
-    observations = system.reset(np.random.default_rng(seed))
-    start, actions, state = observations[0], [], None
-    for step in range(steps):
-        action, state = actor.predict(observations.astype(np.float32), state, np.array([step == 0]), True)
+    states, actions, state = [system.reset(np.random.default_rng(seed))[0]], [], None
+    while len(actions) < steps and not (actions and task.terminated(states[-1])):
+        observation = states[-1].astype(np.float32)[None]
+        action, state = actor.predict(observation, state, np.array([not actions]), True)
         actions.append(np.asarray(action)[0])
-        observations = system.step(action)
-    return start, np.stack(actions)
-
-
-def _true_trajectory(ensemble: Ensemble, agent: int | str, start: FloatArray, actions: np.ndarray) -> FloatArray:
-    system = ensemble.task.system(ensemble.agent_covariates(agent)[None])
-    system.set_observations(start[None])
-    return np.stack([start, *(system.step(action[None])[0] for action in actions)])
+        states.append(system.step(action)[0])
+    return np.stack(states), np.stack(actions)
 
 
 def _title(ensemble: Ensemble, agent: int | str) -> str:

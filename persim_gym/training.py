@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
-from persim_gym.progress import ProgressBar
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
+from persim_gym.terminal import ProgressBar
 from persim_gym.types import IntArray
 
 _CHECKPOINT = "checkpoint"

@@ -33,7 +33,10 @@ def random_ensemble(task, config=SMALL, *, num_agents=3, seed=0, step_size=0.1):
     normalizer = Normalizer.identity(size)
     if config.normalize:
         normalizer = Normalizer(
-            rng.normal(size=size), rng.uniform(0.5, 2, size), 0.1 * step_size * rng.normal(size=size), np.full(size, step_size)
+            rng.normal(size=size),
+            rng.uniform(0.5, 2, size),
+            0.1 * step_size * rng.normal(size=size),
+            np.full(size, step_size),
         )
     else:
         head = f"state.{len(config.state_hidden)}"
@@ -73,7 +76,9 @@ def reference_changes(ensemble, agent, states, actions):
 def _network(parameters, name, member, inputs):
     depth = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in parameters)
     for index in range(depth):
-        inputs = parameters[f"{name}.{index}.weight"][member] @ inputs + parameters[f"{name}.{index}.bias"][member, :, 0]
+        inputs = (
+            parameters[f"{name}.{index}.weight"][member] @ inputs + parameters[f"{name}.{index}.bias"][member, :, 0]
+        )
         inputs = np.maximum(inputs, 0) if index < depth - 1 else inputs
     return inputs
 

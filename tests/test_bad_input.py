@@ -75,7 +75,10 @@ fit_tiny = partial(fit, config=TINY, progress=False)
         (r"labelled 'bob'", lambda: small_log().select(["bob"])),
         (r"no agent 3", lambda: random_ensemble("CartPole").simulator(agents=[0, 3])),
         (r"no agent 9", lambda: prediction_error(random_ensemble("CartPole"), policy="random", agents=[9])),
-        ("no covariate 'gravity'; it has force, length", lambda: gymnasium.make("Heterogeneous-CartPole-v0", gravity=1)),
+        (
+            "no covariate 'gravity'; it has force, length",
+            lambda: gymnasium.make("Heterogeneous-CartPole-v0", gravity=1),
+        ),
         ("unknown config 'CartPol'; named ones are", lambda: fit_tiny(small_log(), config="CartPol")),
         ("no setting 'ranks'; settings are", lambda: TINY.with_changes(ranks=3)),
     ],
@@ -95,7 +98,9 @@ def test_logs_with_what_is_not_a_number(column, value):
     else:
         changes = {column: with_value((6,) if column == "rewards" else (6, 2), value)}
         row = 4
-    refuses(errors.InvalidDataError, ValueError, rf"{column} holds .*{value}.* in row {row}", lambda: small_log(**changes))
+    refuses(
+        errors.InvalidDataError, ValueError, rf"{column} holds .*{value}.* in row {row}", lambda: small_log(**changes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,6 +277,7 @@ def test_files_that_are_not_there(tmp_path, call):
 def test_states_that_are_none(env_id):
     """In `reset`: wrong length, wrong axes, not finite, not numbers; and the environment still works afterwards."""
     env = gymnasium.make(env_id)
+    env.reset(seed=0)
     for state, message in (
         ([0.0, 0.0], r"shape \(4,\): position, velocity, angle, angular velocity; got shape \(2,\)"),
         (np.zeros((1, 4)), r"got shape \(1, 4\)"),

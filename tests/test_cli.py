@@ -56,6 +56,8 @@ def test_models_lists_the_installed_one(workshop):
     """The installed model hides the shipped one of the same name."""
     done = run("models", cwd=workshop, home=workshop / "home")
     assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "CartPole" in line)
+    assert "installed" in row and "12" in row
     assert str(workshop / "home") in done.stdout.replace("\n", "")
     fresh = "import gymnasium, persim_gym; print(gymnasium.make('PerSim-CartPole-v0').unwrapped.ensemble.num_agents)"
     made = subprocess.run(

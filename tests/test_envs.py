@@ -97,7 +97,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 if __name__ == "__main__":
-    vec = make_vec_env("persim_gym:{SHIPPED}", 2, 3, vec_env_cls=SubprocVecEnv, vec_env_kwargs={{"start_method": "spawn"}})
+    spawned = {{"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {{"start_method": "spawn"}}}}
+    vec = make_vec_env("persim_gym:{SHIPPED}", n_envs=2, seed=3, **spawned)
     observations = [vec.reset()[0].tolist()] + [vec.step([step % 2] * 2)[0][0].tolist() for step in range(6)]
     vec.close()
     print(json.dumps(observations))
@@ -172,7 +173,9 @@ def test_a_diverging_model_truncates(broken):
     """Not finite: the episode stops in the last finite state, says so, and goes no further; in a vector too."""
     ensemble = random_ensemble("CartPole")
     change_mean = np.array([0.0, broken, 0.0, 0.0])
-    ensemble = dataclasses.replace(ensemble, normalizer=dataclasses.replace(ensemble.normalizer, change_mean=change_mean))
+    ensemble = dataclasses.replace(
+        ensemble, normalizer=dataclasses.replace(ensemble.normalizer, change_mean=change_mean)
+    )
     env, vector = PersonalizedEnv(ensemble), PersonalizedVectorEnv(ensemble, num_envs=2)
     state, _ = env.reset(seed=0)
     observation, _, terminated, truncated, info = env.step(0)

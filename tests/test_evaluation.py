@@ -89,7 +89,11 @@ def test_a_perfect_simulator_has_no_error():
     for row in prediction_error(ensemble, policy=lambda observations: np.full(len(observations), 2), episodes=3):
         assert row.rmse == pytest.approx(0, abs=1e-4) and row.r2 == pytest.approx(1, abs=1e-6)
     (row,) = prediction_error(
-        ensemble, policy=lambda observations: np.full(len(observations), 2), agents=["0"], episodes=2, covariates={"0": [2.0]}
+        ensemble,
+        policy=lambda observations: np.full(len(observations), 2),
+        agents=["0"],
+        episodes=2,
+        covariates={"0": [2.0]},
     )
     # The truth moves by 2, the simulator by 0.5; after k free steps it is 1.5·k behind in one of two coordinates.
     assert row.rmse == pytest.approx(np.sqrt(np.mean(np.square(1.5 * np.arange(1, 52))) / 2), rel=1e-5)

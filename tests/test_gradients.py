@@ -57,9 +57,7 @@ def test_loss_and_gradients_equal_autograds(task, config):
     ensemble, parameters, states, agents, actions, changes = make_batch(task, config)
     gradients = {name: torch.full_like(tensor, 7.0) for name, tensor in parameters.items()}
     moves = flat_rows(actions, ensemble.task.action_size) if ensemble.task.discrete else actions
-    losses = loss_and_gradients(
-        parameters, gradients, states, flat_rows(agents, ensemble.num_agents), moves, changes
-    )
+    losses = loss_and_gradients(parameters, gradients, states, flat_rows(agents, ensemble.num_agents), moves, changes)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
     expected = torch.stack(
         [paper_loss(leaves, m, states[m], agents[m], actions[m], changes[m]) for m in range(config.num_members)]

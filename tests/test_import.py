@@ -16,7 +16,18 @@ LAYERS = (
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip
 FORWARD = {("model", "simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
-OPTIONAL = {"stable_baselines3", "d3rlpy", "minari", "pandas", "pyarrow", "mujoco", "imageio", "matplotlib", "sklearn", "pygame"}
+OPTIONAL = {
+    "stable_baselines3",
+    "d3rlpy",
+    "minari",
+    "pandas",
+    "pyarrow",
+    "mujoco",
+    "imageio",
+    "matplotlib",
+    "sklearn",
+    "pygame",
+}
 
 
 def unit(path):

@@ -62,7 +62,12 @@ class TestRandomShooting:
             return np.zeros(actions.shape[:2])
 
         self.search(
-            returns, rng=np.random.default_rng(0), previous=previous, warm=np.array([True, False]), horizon=8, num_candidates=9
+            returns,
+            rng=np.random.default_rng(0),
+            previous=previous,
+            warm=np.array([True, False]),
+            horizon=8,
+            num_candidates=9,
         )
         np.testing.assert_array_equal(seen[0][0, 0, :-1], previous[0, 1:])
         assert not np.array_equal(seen[0][1, 0, :-1], previous[1, 1:])
@@ -85,7 +90,12 @@ class TestRandomShooting:
 
         plans = [
             self.search(
-                counting(key), rng=np.random.default_rng(seed), horizon=12, num_candidates=600, max_return=key, **cold(3, 12)
+                counting(key),
+                rng=np.random.default_rng(seed),
+                horizon=12,
+                num_candidates=600,
+                max_return=key,
+                **cold(3, 12),
             )
             for key in (None, 1.0)
         ]
@@ -124,9 +134,7 @@ class TestCrossEntropy:
             positions = starts[environments][:, None, None] + np.cumsum(actions[..., 0], axis=2)
             return -(np.square(positions) + 0.5 * np.square(actions[..., 0])).sum(2)
 
-        plan = self.search(
-            returns, horizon=horizon, num_candidates=candidates, num_rounds=12, **cold(3, horizon, 1)
-        )
+        plan = self.search(returns, horizon=horizon, num_candidates=candidates, num_rounds=12, **cold(3, horizon, 1))
         cumulative = np.tril(np.ones((horizon, horizon)))
         design = np.concatenate([cumulative, np.sqrt(0.5) * np.eye(horizon)])
         for row, start in enumerate(starts):
@@ -148,7 +156,7 @@ class TestCrossEntropy:
 
     @pytest.mark.parametrize("execute", ["elite_mean", "best"])
     def test_the_rounds_are_the_specifications(self, execute):
-        """Recomputed from what was scored: elites, first round unsmoothed, then 0.1 old + 0.9 elite; what is executed."""
+        """From what was scored: elites, first round unsmoothed, then 0.1 old + 0.9 elite; what is executed."""
         rounds = []
 
         def returns(environments, actions):
@@ -214,6 +222,7 @@ class TestCrossEntropy:
         samples = truncated_normal(np.random.default_rng(0), mean, deviation, 20_000, low, high)[0, :, 0]
         assert np.abs(samples).max() <= 1
         for column, (centre, spread) in enumerate(((0.2, 0.5), (1.0, 0.3))):
+
             def below(x, centre=centre, spread=spread):
                 return 0.5 * (1 + math.erf((x - centre) / (spread * 2**0.5)))
 
@@ -367,7 +376,12 @@ class TestMPCAgent:
         """A float32 action within the bounds; both variants of propagation."""
         for propagation in ("per_member", "mean_state"):
             agent = MPCAgent(
-                half_cheetah.simulator(1), propagation=propagation, horizon=3, num_candidates=20, num_elites=5, num_rounds=2
+                half_cheetah.simulator(1),
+                propagation=propagation,
+                horizon=3,
+                num_candidates=20,
+                num_elites=5,
+                num_rounds=2,
             )
             action, state = agent.predict(np.zeros(18, np.float32))
             assert action.shape == (6,) and action.dtype == np.float32 and state.shape == (1, 3, 6)
@@ -383,7 +397,7 @@ class TestMPCAgent:
         assert not np.array_equal(plans[0], plans[2])
 
     def test_true_mountain_car_reaches_the_papers_return(self):
-        """Table 9, true environment with MPC: −54 for the first agent and −72 for the second, with the paper's planner."""
+        """Table 9, true environment with MPC: −54 for the first agent, −72 for the second, by the paper's planner."""
         ensemble = dataclasses.replace(
             random_ensemble("MountainCar", num_agents=2), covariates=np.array(get_task("MountainCar").test_agents[:2])
         )

@@ -79,7 +79,9 @@ def test_what_can_be_a_policy():
     """A name, a function, an object with `predict`; nothing else."""
     task = get_task("CartPole")
     assert as_policy("random", task).predict(np.zeros((3, 4)))[0].shape == (3,)
-    assert as_policy(lambda observations: [1] * len(observations), task).predict(np.zeros((3, 4)))[0].tolist() == [1] * 3
+    assert (
+        as_policy(lambda observations: [1] * len(observations), task).predict(np.zeros((3, 4)))[0].tolist() == [1] * 3
+    )
     itself = RandomPolicy(task.action_space)
     assert as_policy(itself, task) is itself
     for wrong in ("greedy", 3):

@@ -58,7 +58,10 @@ def test_what_follows_a_segment_is_not_scored(cart_pole):
     for coordinate in range(4):
         grow["state.1.weight"][0, coordinate * rank, coordinate] = 1e3
     growing = dataclasses.replace(
-        cart_pole, parameters=grow, config=cart_pole.config.with_changes(num_members=1), agent_labels=cart_pole.agent_labels
+        cart_pole,
+        parameters=grow,
+        config=cart_pole.config.with_changes(num_members=1),
+        agent_labels=cart_pole.agent_labels,
     )
     first = growing.simulator(0).step(log.observations[:1], [0]).next_observations[0] - log.next_observations[0]
     scale = log.observations.astype(np.float64).std(0)

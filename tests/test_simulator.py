@@ -61,7 +61,8 @@ def test_rollouts_follow_each_members_own_trajectory(case):
         alone, current = ensemble.with_members([member]), states
         for step in range(5):
             change = [
-                reference_changes(alone, agent, current[[b]], actions[[b], step])[0, 0] for b, agent in enumerate(agents)
+                reference_changes(alone, agent, current[[b]], actions[[b], step])[0, 0]
+                for b, agent in enumerate(agents)
             ]
             current = current + np.array(change)
             expected[member, :, step] = current

@@ -78,7 +78,13 @@ def test_every_truncation_is_noticed(path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"not ours at all", b"PK\x03\x04" + bytes(100), b"\x80\x04\x95pickle" + bytes(50), b"\x02" + bytes(7) + b"[]", bytes(64)],
+    [
+        b"not ours at all",
+        b"PK\x03\x04" + bytes(100),
+        b"\x80\x04\x95pickle" + bytes(50),
+        b"\x02" + bytes(7) + b"[]",
+        bytes(64),
+    ],
 )
 def test_foreign_files_are_refused(path, content):
     """Text, archives, pickles and zeros."""

@@ -30,7 +30,11 @@ def same_bits(first, second):
 def test_full_batches_are_torch_adam(log, normalize, weight_decay):
     """With one batch an epoch the order does not matter: six steps equal torch.optim.Adam's with autograd."""
     config = TINY.with_changes(
-        normalize=normalize, weight_decay=weight_decay, batch_size=10_000, learning_rate=1e-2, halve_learning_rate_every=2
+        normalize=normalize,
+        weight_decay=weight_decay,
+        batch_size=10_000,
+        learning_rate=1e-2,
+        halve_learning_rate_every=2,
     )
     untrained = config.with_changes(learning_rate=1e-30, weight_decay=0.0)
     start = fit(log, config=untrained, epochs=1, validation_fraction=0, progress=False)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from persim_gym import Ensemble, PerSimConfig, get_task
-from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.evaluation import run_episodes
 from persim_gym.model import Normalizer, parameter_shapes
 from persim_gym.planning.value_iteration import Grid, ValueIterationAgent, make_grid, simulated_step, value_iteration
@@ -60,12 +60,17 @@ def test_no_more_sweeps_than_steps_in_an_episode():
     assert found.sweeps == 7 and np.allclose(found.values, -7.0)
 
 
+def test_a_model_that_diverges_is_no_model():
+    objective = PlanningObjective(lambda s, a, n: 0 * n[..., 0] - 1.0)
+    with pytest.raises(NonFiniteReturnError, match="diverges"):
+        value_iteration(lambda s, action: s * np.nan, num_actions=1, objective=objective, grid=grid_of(3))
+
+
 def test_mountain_car_is_solved():
     # The optimum on a 601 × 561 grid, measured with another implementation: −44.6, −96.7, −118.3.
     task = get_task("MountainCar")
     for gravity, optimum in ((0.0001, -44.6), (0.0025, -96.7), (0.0035, -118.3)):
         system = task.system(np.full((10, 1), gravity))
-        system.reset(np.random.default_rng(0))
         agent = ValueIterationAgent(system, task=task, points=(151, 141))
         returns, _ = run_episodes(task, agent, system, np.random.default_rng(1))
         assert returns.mean() == pytest.approx(optimum, abs=6)
@@ -73,8 +78,6 @@ def test_mountain_car_is_solved():
 
 def test_the_environment_of_an_agent_is_accepted_and_one_observation_too():
     env = gym.make("Heterogeneous-MountainCar-v0", gravity=0.001)
-    with pytest.raises(EpisodeOverError, match="reset"):
-        ValueIterationAgent(env, points=(5, 5))
     observation, _ = env.reset(seed=0)
     agent = ValueIterationAgent(env, points=(31, 29))
     action, state = agent.predict(observation)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
@@ -168,6 +168,7 @@ class ValueIterationAgent:
 
         Raises:
             InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large.
+            NonFiniteReturnError: the model diverges somewhere on the grid.
 
         """
         inner = getattr(model, "unwrapped", model)
@@ -244,9 +245,7 @@ def simulated_step(simulator: Simulator) -> StepFn:
 
 
 def true_step(system: System) -> StepFn:
-    """Return the step function of a true system, that of its first copy, which must be in some state."""
-    if system.observe() is None:
-        raise EpisodeOverError("call reset() before planning in the true system")
+    """Return the step function of a true system, that of its first copy; the system itself stays as it is."""
 
     def step(states: FloatArray, action: int) -> FloatArray:
         copies = system.branch(np.zeros(len(states), np.int64))
@@ -261,6 +260,11 @@ def _outcomes(
 ) -> tuple[FloatArray, BoolArray, list[FloatArray]]:
     """Return rewards (A, B) float32, whether the episode goes on (A, B), and next states, A of (B, D)."""
     next_states: list[FloatArray] = [np.asarray(step(states, action), np.float64) for action in range(num_actions)]
+    if not all(np.isfinite(following).all() for following in next_states):
+        raise NonFiniteReturnError(
+            "the model steps to states that are not finite numbers: it diverges; narrow the bounds of the grid, or "
+            "train it again"
+        )
     rewards = [objective.reward(states, np.full(len(states), a), s) for a, s in enumerate(next_states)]
     running = [~_ends(objective, following) for following in next_states]
     return np.array(rewards, np.float32), np.array(running), next_states

@@ -42,7 +42,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
 
     @abstractmethod
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        """Apply a checked action in a state (D,); return the next observation (D,), whether to truncate here, and info."""
+        """Apply a checked action in a state (D,); return the next one (D,), whether to truncate here, and info."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)

@@ -1,7 +1,8 @@
-"""Progress bars on the terminal's error stream."""
+"""What the terminal shows: progress bars on the error stream, tables that fit 80 columns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -45,3 +46,16 @@ class ProgressBar:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """Return a table to print, narrow enough for a terminal of 80 columns; nothing is cut off."""
+    from rich import box
+    from rich.table import Column, Table
+
+    made = Table(
+        *(Column(name, overflow="fold") for name in columns), title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for row in rows:
+        made.add_row(*row)
+    return made
