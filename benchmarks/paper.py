@@ -88,8 +88,9 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
     text = f"Table {table.number}: {table.title} (scale {scale.name})"
     if not rows:
         return f"{text}\nnothing measured yet"
-    tally = f"\n\n{results.tally(table, rows)}" if any(row.method == protocol.PERSIM for row in rows) else ""
-    return f"{text}\n\n{results.comparison(table, rows)}{tally}"
+    measured = {row.method for row in rows}
+    tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
+    return "\n\n".join([text, results.comparison(table, rows), *tallies])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

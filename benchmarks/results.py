@@ -151,7 +151,7 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
-def tally(table: Table, rows: Sequence[Row], method: str = protocol.PERSIM) -> str:
+def tally(table: Table, rows: Sequence[Row], method: str) -> str:
     """Return in how many cells a method reaches the paper's figure."""
     figures = paper(table)
     metric = table.metrics[0]

@@ -2,7 +2,7 @@
 
     python benchmarks/shipped_models.py MountainCar CartPole HalfCheetah
 
-MountainCar and CartPole have the paper's scale, 500 agents and 300 epochs, and the package's own settings. HalfCheetah has the paper's 500 agents, layers
+MountainCar and CartPole have the paper's 500 agents and the package's own settings. HalfCheetah has the paper's 500 agents, layers
 of 256 and rank, but fewer epochs with a faster schedule, as its provenance says. An interrupted run goes on.
 """
 

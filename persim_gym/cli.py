@@ -120,7 +120,8 @@ def evaluate(
         _print_rows("return by MPC in the true system", returns)
     if json_path is not None:
         records = {
-            "model": str(model),
+            "command": " ".join(["persim-gym", *sys.argv[1:]]),
+            "provenance": dict(ensemble.provenance),
             "test_policy": policy,
             "seed": seed,
             "prediction_error": evaluation.to_records(errors),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def run_demo(
         progress: whether to show bars.
 
     """
+    start = time.perf_counter()
     data_path, model_path = out / "cartpole-random.safetensors", out / "cartpole.persim"
     console.rule("1. one random trajectory of each agent")
     log = collect(TASK, policy="random", num_agents=num_agents, seed=seed)
@@ -73,6 +75,9 @@ def run_demo(
     result = _evaluate(ensemble, episodes, seed, progress)
     console.print(_table(result, episodes))
     records = {
+        "num_agents": num_agents,
+        "seed": seed,
+        "wall_seconds": round(time.perf_counter() - start, 1),
         "prediction_error": to_records(result.errors),
         "returns": to_records([*result.random, *result.simulator, *result.true]),
     }

@@ -18,6 +18,7 @@ ReturnFn = Callable[[IntArray, np.ndarray], FloatArray]
 """(environments (n,), actions (n, C, H) or (n, C, H, A)) -> returns (n, C): what a planner asks of a model."""
 
 PROPAGATIONS = ("per_member", "mean_state")
+_SCOUTS = 16
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -27,6 +28,7 @@ def simulated_returns(
     *,
     objective: PlanningObjective | None = None,
     propagation: str = "per_member",
+    best_only: bool = False,
 ) -> ReturnFn:
     """Return the function that scores candidate sequences by rollouts in a simulator.
 
@@ -36,6 +38,9 @@ def simulated_returns(
         objective: by default the task's.
         propagation: "per_member", where every member follows its own trajectory and the returns are averaged (paper,
             section 4), or "mean_state", where all members start each step from the mean of their predictions.
+        best_only: whether only the best candidate of each environment matters. One that cannot be the best, given what
+            the first member says of it and the largest reward of a step, is then scored minus infinity and costs no
+            more rollouts.
 
     """
     if propagation not in PROPAGATIONS:
@@ -51,7 +56,9 @@ def simulated_returns(
                 network = simulator.network(int(agents[environment]))
                 moves = torch.as_tensor(actions[row], device=simulator.device).movedim(0, -1).contiguous()
                 if propagation == "per_member":
-                    score = _per_member(network, goal, starts[environment], moves)
+                    bounded = best_only and goal.max_reward is not None and goal.progress is None
+                    evaluate = _per_member_best if bounded else _per_member
+                    score = evaluate(network, goal, starts[environment], moves)
                 else:
                     score = _mean_state(network, goal, starts[environment], moves)
                 scores[row] = score.cpu().numpy()
@@ -95,6 +102,25 @@ def _per_member(network: AgentNetwork, objective: PlanningObjective, start: Tens
     for group in groups:
         total += _group_returns(network, objective, start, actions, group)
     return total / members
+
+
+def _per_member_best(network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor) -> Tensor:
+    """Return the same as `_per_member`, but minus infinity for candidates that another one is sure to beat.
+
+    The first member scores all. The few it likes best are scored by all members; whoever could not reach the best of
+    these even with the largest reward at every step of every other member is out.
+    """
+    members, candidates = network.num_members, actions.shape[-1]
+    if members == 1 or members * candidates <= _STACKED_COLUMNS:
+        return _per_member(network, objective, start, actions)
+    first = _group_returns(network, objective, start, actions, slice(0, 1))
+    limit = (members - 1) * len(actions) * objective.max_reward
+    scouts = first.topk(min(_SCOUTS, candidates)).indices
+    reached = _per_member(network, objective, start, actions[..., scouts]).max()
+    contenders = ((first + limit) / members >= reached).nonzero()[:, 0]
+    total = torch.full_like(first, -torch.inf)
+    total[contenders] = _per_member(network, objective, start, actions[..., contenders])
+    return total
 
 
 def _group_returns(

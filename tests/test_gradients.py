@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
-from torch.nn.functional import relu
+from torch.nn.functional import huber_loss, mse_loss, relu
 
 from persim_gym.gradients import loss_and_gradients, predict
 
@@ -31,8 +31,8 @@ def flat_rows(rows, table_size):
     return (rows + table_size * torch.arange(len(rows))[:, None]).reshape(-1)
 
 
-def paper_loss(parameters, member, states, agents, actions, changes):
-    """One member's mean squared error, by autograd's own operators."""
+def paper_loss(parameters, member, states, agents, actions, changes, threshold=None):
+    """One member's mean squared error, or twice Huber's loss, by autograd's own operators."""
 
     def encode(name, inputs):
         depth = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in parameters)
@@ -48,22 +48,24 @@ def paper_loss(parameters, member, states, agents, actions, changes):
         w = encode("action", actions)
     v = encode("state", states).reshape(len(states), -1, states.shape[1])
     predicted = torch.einsum("lb,dlb,lb->db", u, v, w)
-    return (predicted - changes).square().mean()
+    return mse_loss(predicted, changes) if threshold is None else 2 * huber_loss(predicted, changes, delta=threshold)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.5])
 @pytest.mark.parametrize(("task", "config"), CASES)
-def test_loss_and_gradients_equal_autograds(task, config):
-    """Agents and actions that occur several times in a batch included."""
-    ensemble, parameters, states, agents, actions, changes = make_batch(task, config)
+def test_loss_and_gradients_equal_autograds(task, config, threshold):
+    """Agents and actions that occur several times in a batch included; of Huber's loss only the gradients."""
+    ensemble, parameters, *batch = make_batch(task, config)
+    states, agents, actions, changes = batch
     gradients = {name: torch.full_like(tensor, 7.0) for name, tensor in parameters.items()}
     moves = flat_rows(actions, ensemble.task.action_size) if ensemble.task.discrete else actions
-    losses = loss_and_gradients(parameters, gradients, states, flat_rows(agents, ensemble.num_agents), moves, changes)
+    rows = flat_rows(agents, ensemble.num_agents)
+    losses = loss_and_gradients(parameters, gradients, states, rows, moves, changes, huber_threshold=threshold)
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
-    expected = torch.stack(
-        [paper_loss(leaves, m, states[m], agents[m], actions[m], changes[m]) for m in range(config.num_members)]
-    )
-    expected.sum().backward()
-    torch.testing.assert_close(losses, expected.detach())
+    columns = [[column[member] for column in batch] for member in range(config.num_members)]
+    squared = [paper_loss(leaves, member, *column) for member, column in enumerate(columns)]
+    torch.testing.assert_close(losses, torch.stack(squared).detach())
+    sum(paper_loss(leaves, member, *column, threshold) for member, column in enumerate(columns)).backward()
     for name, leaf in leaves.items():
         torch.testing.assert_close(gradients[name], leaf.grad, msg=name)
         assert leaf.grad.abs().max() > 0, name

@@ -9,7 +9,7 @@ PACKAGE = Path(persim_gym.__file__).parent
 
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
-    "types", "errors", "config", "storage", "progress", "devices",
+    "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "data", "policies", "logging_policies", "collect",
     "model", "gradients", "folding", "simulator", "selection", "training", "factors",
     "rollouts", "envs", "registration", "planning",

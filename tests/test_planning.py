@@ -115,6 +115,20 @@ class TestRandomShooting:
         np.testing.assert_array_equal(plan.actions, [[0, 0, 0]])
         assert plan.returns[0] == -1.0
 
+    def test_the_first_look_may_find_nothing(self):
+        """With an early stop only some are scored at first; that none of those has a number is no error yet."""
+        looks = []
+
+        def returns(environments, actions):
+            looks.append(actions)
+            return np.where(len(looks) == 1, np.nan, -actions.sum(2, dtype=float))
+
+        plan = self.search(
+            returns, rng=np.random.default_rng(0), horizon=5, num_candidates=500, max_return=1.0, **cold(1, 5)
+        )
+        assert len(looks) > 1
+        assert plan.returns[0] == -min(look.sum(2).min() for look in looks[1:])
+
 
 class TestCrossEntropy:
     """The cross-entropy method for continuous actions."""
@@ -318,8 +332,9 @@ def test_rewards_beside_nan_states_are_not_returns():
         for propagation in ("per_member", "mean_state"):
             scores = simulated_returns(simulator, np.zeros((1, 4)), propagation=propagation)(np.array([0]), actions)[0]
             np.testing.assert_array_equal(np.isfinite(scores), ~(actions[0] == 1).any(1))
-    agent = MPCAgent(simulator, horizon=5, num_candidates=100)
-    np.testing.assert_array_equal(agent.plan(np.zeros((1, 4))).actions, [[0] * 5])
+    for horizon, candidates in ((5, 100), (8, 2000)):
+        plan = MPCAgent(simulator, horizon=horizon, num_candidates=candidates).plan(np.zeros((1, 4)))
+        np.testing.assert_array_equal(plan.actions, [[0] * horizon])
 
 
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])

@@ -26,12 +26,16 @@ def same_bits(first, second):
     return all(np.array_equal(first.parameters[name], second.parameters[name]) for name in first.parameters)
 
 
-@pytest.mark.parametrize(("normalize", "weight_decay"), [(False, 0.0), (True, 0.0), (False, 0.1)])
-def test_full_batches_are_torch_adam(log, normalize, weight_decay):
+@pytest.mark.parametrize(
+    ("normalize", "weight_decay", "threshold"),
+    [(False, 0.0, None), (True, 0.0, None), (False, 0.1, None), (True, 0.0, 0.5)],
+)
+def test_full_batches_are_torch_adam(log, normalize, weight_decay, threshold):
     """With one batch an epoch the order does not matter: six steps equal torch.optim.Adam's with autograd."""
     config = TINY.with_changes(
         normalize=normalize,
         weight_decay=weight_decay,
+        huber_threshold=threshold,
         batch_size=10_000,
         learning_rate=1e-2,
         halve_learning_rate_every=2,
@@ -52,14 +56,14 @@ def test_full_batches_are_torch_adam(log, normalize, weight_decay):
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     for _ in range(6):
         optimizer.zero_grad()
-        losses = [paper_loss(leaves, member, states, agents, actions, targets) for member in range(2)]
-        sum(losses).backward()
+        squared = [paper_loss(leaves, member, states, agents, actions, targets) for member in range(2)]
+        sum(paper_loss(leaves, member, states, agents, actions, targets, threshold) for member in range(2)).backward()
         optimizer.step()
         schedule.step()
     for name, leaf in leaves.items():
         np.testing.assert_allclose(trained.parameters[name], leaf.detach(), atol=1e-4, err_msg=name)
         assert np.abs(trained.parameters[name] - start.parameters[name]).max() > 1e-2
-    assert trained.provenance["training_loss"] == pytest.approx(float(sum(losses).detach() / 2), rel=1e-3)
+    assert trained.provenance["training_loss"] == pytest.approx(float(sum(squared).detach() / 2), rel=1e-3)
 
 
 def test_initial_weights_are_torchs(log):
@@ -165,10 +169,10 @@ def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatc
     whole = fit(log, config=config, seed=1, progress=False)
     batches, loss_and_gradients = iter(range(10**6)), training.loss_and_gradients
 
-    def interrupting(*arguments):
+    def interrupting(*arguments, **settings):
         if next(batches) == 2 * interrupted_after:
             raise KeyboardInterrupt
-        return loss_and_gradients(*arguments)
+        return loss_and_gradients(*arguments, **settings)
 
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
     monkeypatch.setattr(training, "loss_and_gradients", interrupting)

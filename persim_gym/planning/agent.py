@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -68,6 +67,7 @@ class MPCAgent:
             raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
         self._objective = objective or self.task.planning_objective
         self._rng = np.random.default_rng(seed)
+        self._best_only = self._plan.func is random_shooting
         bound = self._objective.max_reward
         if self.task.discrete and bound is not None and self._objective.progress is None:
             self._plan = partial(self._plan, max_return=bound * self.horizon)
@@ -125,7 +125,11 @@ class MPCAgent:
             if agents not in (1, len(observations)):
                 raise InvalidStateError(f"the simulator has {agents} agents, but {len(observations)} observations came")
             return simulated_returns(
-                self._model, observations, objective=self._objective, propagation=self._propagation
+                self._model,
+                observations,
+                objective=self._objective,
+                propagation=self._propagation,
+                best_only=self._best_only,
             )
         if self._model.num_copies != len(observations):
             raise InvalidStateError(
@@ -136,7 +140,7 @@ class MPCAgent:
 
 def _bind_planner(
     task: Task, planner: str | None, horizon: int | None, settings: dict[str, Any]
-) -> tuple[int, Callable[..., Plan]]:
+) -> tuple[int, partial[Plan]]:
     """Return the horizon and the planner with all that does not change from step to step."""
     name = planner or ("random_shooting" if task.discrete else "cem")
     if name not in PLANNERS:

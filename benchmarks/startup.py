@@ -1,0 +1,63 @@
+"""How long importing the package and making an environment take, beside Gymnasium itself.
+
+    python benchmarks/startup.py
+
+Fresh processes in turn, A B A B …; medians, and the median of the ratios pair by pair, into results/startup.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+RESULT = Path(__file__).parent / "results" / "startup.csv"
+_TIMED = "import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+MEASURED = {
+    "import gymnasium": "import gymnasium",
+    "import persim_gym": "import persim_gym",
+    "import and make CartPole-v1": "import gymnasium; gymnasium.make('CartPole-v1').reset(seed=0)",
+    "import and make PerSim-CartPole-agent7-v0": (
+        "import gymnasium, persim_gym; gymnasium.make('PerSim-CartPole-agent7-v0').reset(seed=0)"
+    ),
+}
+
+
+def seconds(code: str) -> float:
+    """Return what some code takes in a fresh process, the interpreter's own start left out."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TIMED.format(code=code)], capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15)
+    runs = parser.parse_args().runs
+    for code in MEASURED.values():
+        seconds(code)  # fill the disk cache
+    times: dict[str, list[float]] = {name: [] for name in MEASURED}
+    for _ in range(runs):
+        for name, code in MEASURED.items():
+            times[name].append(seconds(code))
+    names = list(MEASURED)
+    rows = []
+    for index, name in enumerate(names):
+        peer = names[index - index % 2]
+        ratio = statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
+        rows.append((name, f"{statistics.median(times[name]):.4f}", peer, f"{ratio:.2f}", runs))
+    with open(RESULT, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("what", "median_s", "against", "median_ratio", "runs"))
+        writer.writerows(rows)
+    for row in rows:
+        print(*row, sep="  ")
+
+
+if __name__ == "__main__":
+    main()

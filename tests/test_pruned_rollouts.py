@@ -1,0 +1,33 @@
+"""Leaving out candidates that cannot be the best changes neither the winner nor any score that is given."""
+
+import numpy as np
+import pytest
+from support import random_ensemble
+
+from persim_gym import load
+from persim_gym.planning import MPCAgent
+from persim_gym.registration import SHIPPED_MODELS
+from persim_gym.rollouts import simulated_returns
+from persim_gym.tasks import get_task
+
+
+@pytest.mark.parametrize("agent", range(4))
+def test_pruned_search_finds_the_same_plan(agent):
+    """Against scoring every candidate by every member of the shipped ensemble."""
+    ensemble = load(SHIPPED_MODELS / "CartPole.persim")
+    rng = np.random.default_rng(agent)
+    observations = rng.uniform(-0.05, 0.05, (2, 4))
+    actions = rng.integers(2, size=(2, 400, 30))
+    simulator = ensemble.simulator(agent)
+    every = simulated_returns(simulator, observations)(np.arange(2), actions)
+    pruned = simulated_returns(simulator, observations, best_only=True)(np.arange(2), actions)
+    given = np.isfinite(pruned)
+    assert (pruned.argmax(axis=1) == every.argmax(axis=1)).all()
+    np.testing.assert_allclose(pruned[given], every[given], atol=1e-4)
+    assert not given.all(), "nothing was left out, so the test says nothing"
+
+
+def test_only_planners_that_want_the_best_prune():
+    """Random shooting does; elites need every score."""
+    assert MPCAgent(random_ensemble(get_task("CartPole")).simulator(0))._best_only
+    assert not MPCAgent(random_ensemble(get_task("HalfCheetah")).simulator(0))._best_only
