@@ -12,7 +12,7 @@ from persim_gym import errors, registration
 from persim_gym.registration import register_ensemble
 
 if TYPE_CHECKING:
-    from persim_gym.collect import collect
+    from persim_gym.collection import collect
     from persim_gym.config import PerSimConfig
     from persim_gym.data import Trajectories
     from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
@@ -55,7 +55,7 @@ _HOMES = {
     "Simulator": "simulator",
     "Task": "tasks",
     "Trajectories": "data",
-    "collect": "collect",
+    "collect": "collection",
     "fit": "training",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"persim_gym.{_HOMES[name]}"), name)
-    globals()[name] = value  # a function may share its module's name (persim_gym.collect)
+    globals()[name] = value
     return value
 
 

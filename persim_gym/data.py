@@ -12,6 +12,16 @@ from typing import Any
 import numpy as np
 
 from persim_gym import storage
+from persim_gym.columns import (
+    action_column,
+    agent_indices,
+    check_finite,
+    cut_ends,
+    first_rows,
+    flags,
+    numbers,
+    with_successors,
+)
 from persim_gym.errors import InvalidDataError, UnknownNameError
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -95,28 +105,28 @@ class Trajectories:
             InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition.
 
         """
-        observations = _numbers("observations", observations, 2)
+        observations = numbers("observations", observations, 2)
         count = len(observations)
         if count == 0:
             raise InvalidDataError("the log has no transition")
-        indices, labels = _agent_indices(agents, agent_labels, count)
-        ended = _flags("terminated", terminated, count)
-        cut = _flags("truncated", truncated, count)
-        starts = _episode_starts(episode_starts, indices, ended | cut)
+        indices, labels = agent_indices(agents, agent_labels, count)
+        ended = flags("terminated", terminated, count)
+        cut = flags("truncated", truncated, count)
+        starts = first_rows(episode_starts, indices, ended | cut)
         columns: dict[str, Any] = {
             "agents": indices,
             "observations": observations,
-            "actions": _actions(actions, count),
-            "rewards": np.zeros(count, np.float32) if rewards is None else _numbers("rewards", rewards, 1, count),
+            "actions": action_column(actions, count),
+            "rewards": np.zeros(count, np.float32) if rewards is None else numbers("rewards", rewards, 1, count),
             "terminated": ended,
             "truncated": cut,
         }
         if next_observations is None:
-            columns, starts = _with_successors(columns, starts)
+            columns, starts = with_successors(columns, starts)
         else:
-            columns["next_observations"] = _numbers("next_observations", next_observations, 2, count)
+            columns["next_observations"] = numbers("next_observations", next_observations, 2, count)
         if truncated is None:
-            columns["truncated"] = _cut_ends(columns["terminated"], starts)
+            columns["truncated"] = cut_ends(columns["terminated"], starts)
         log = cls(
             **columns,
             episode_starts=starts,
@@ -293,7 +303,7 @@ class Trajectories:
             if len(column) != count:
                 raise InvalidDataError(f"{name} has {len(column)} rows, agents has {count}")
             if column.dtype.kind == "f":
-                _check_finite(name, column)
+                check_finite(name, column)
         if self.next_observations.shape != self.observations.shape:
             raise InvalidDataError(
                 f"next_observations have shape {self.next_observations.shape}, observations {self.observations.shape}"
@@ -322,7 +332,7 @@ class Trajectories:
                 raise InvalidDataError(
                     f"covariates have shape {self.covariates.shape}, expected (agents, names) = {expected}"
                 )
-            _check_finite("covariates", self.covariates)
+            check_finite("covariates", self.covariates)
 
     def _validate_episodes(self) -> None:
         starts = self.episode_starts
@@ -358,114 +368,6 @@ def find_agent(agent: int | str, labels: Sequence[str]) -> int:
             f"no agent {agent!r}: agents are indices 0 … {len(labels) - 1} (int) or labels (str) such as {labels[0]!r}"
         )
     return int(agent)
-
-
-def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: Any = None, high: Any = None) -> None:
-    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task."""
-    if discrete:
-        if actions.ndim != 1:
-            raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
-        if actions.min() < 0 or actions.max() >= action_size:
-            row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
-            raise InvalidDataError(f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}")
-        return
-    if actions.ndim != 2 or actions.shape[1] != action_size:
-        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {action_size})")
-    outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
-    if len(outside):
-        raise InvalidDataError(f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space")
-
-
-def _numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
-    try:
-        array = np.asarray(values)
-        array = array.astype(np.float32) if array.dtype != np.float32 else array
-    except (TypeError, ValueError) as error:
-        raise InvalidDataError(f"{name} must be numbers; {error}") from error
-    if array.ndim != axes:
-        raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
-    if count is not None and len(array) != count:
-        raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
-    _check_finite(name, array)
-    return array
-
-
-def _check_finite(name: str, array: FloatArray) -> None:
-    if not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise InvalidDataError(f"{name} holds {array[row].tolist()} in row {row}: NaN and infinity are not allowed")
-
-
-def _flags(name: str, values: Any, count: int) -> BoolArray:
-    if values is None:
-        return np.zeros(count, bool)
-    array = np.asarray(values)
-    if array.shape != (count,):
-        raise InvalidDataError(f"{name} has shape {array.shape}, expected ({count},)")
-    return array.astype(bool)
-
-
-def _actions(actions: Any, count: int) -> FloatArray | IntArray:
-    array = np.asarray(actions)
-    if array.ndim == 1 and array.dtype.kind in "iu":
-        if len(array) != count:
-            raise InvalidDataError(f"actions has {len(array)} rows, observations has {count}")
-        return array.astype(np.int64)
-    if array.ndim == 1:
-        raise InvalidDataError(
-            f"actions of shape {array.shape} and type {array.dtype}: give integers for discrete actions, "
-            "or shape (rows, action coordinates) for continuous ones"
-        )
-    return _numbers("actions", array, 2, count)
-
-
-def _agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tuple[IntArray, tuple[str, ...]]:
-    array = np.asarray(agents)
-    if array.shape != (count,):
-        raise InvalidDataError(f"agents has shape {array.shape}, expected ({count},): one agent for each row")
-    if labels is not None:
-        if array.dtype.kind not in "iu":
-            raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
-        return array.astype(np.int32), tuple(str(label) for label in labels)
-    unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty(len(unique), np.int32)
-    rank[order] = np.arange(len(unique))
-    return rank[inverse], tuple(str(label) for label in unique[order])
-
-
-def _episode_starts(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
-    if starts is not None:
-        return np.asarray(starts, dtype=np.int64)
-    begins = np.ones(len(agents), bool)
-    begins[1:] = (agents[1:] != agents[:-1]) | ended[:-1]
-    return np.flatnonzero(begins)
-
-
-def _cut_ends(terminated: BoolArray, starts: IntArray) -> BoolArray:
-    truncated = np.zeros(len(terminated), bool)
-    truncated[np.append(starts[1:], len(terminated)) - 1] = True
-    return truncated & ~terminated
-
-
-def _with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str, Any], IntArray]:
-    """Take each row's successor as its next observation; the last row of each episode has none and goes."""
-    count = len(columns["agents"])
-    last = np.append(starts[1:], count) - 1
-    if np.any(last == starts):
-        raise InvalidDataError(
-            f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
-            "give next_observations"
-        )
-    kept = np.ones(count, bool)
-    kept[last] = False
-    successors = columns["observations"][np.flatnonzero(kept) + 1]
-    for flag in ("terminated", "truncated"):
-        columns[flag] = columns[flag].copy()
-        columns[flag][last - 1] |= columns[flag][last]
-    shortened = {name: column[kept] for name, column in columns.items()}
-    shortened["next_observations"] = successors
-    return shortened, starts - np.arange(len(starts))
 
 
 def _check_same_kind(first: Trajectories, log: Trajectories) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from persim_gym import storage
-from persim_gym.collect import collect
+from persim_gym.collection import collect
 from persim_gym.evaluation import (
     HORIZON,
     AverageReturn,

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from persim_gym import storage
+from persim_gym.columns import check_actions
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data import Trajectories, check_actions
+from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict

@@ -10,7 +10,7 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
-    "tasks", "data", "policies", "logging_policies", "collect",
+    "tasks", "columns", "data", "policies", "logging_policies", "collect",
     "model", "gradients", "folding", "simulator", "selection", "training", "factors",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",

@@ -148,7 +148,7 @@ def test_a_missing_policy_is_reported_and_the_rest_is_measured(benchmark, folder
             raise logging_policies.PerSimError("the policy is not among the shipped ones")
         return original(name, task, *arguments, **settings)
 
-    collect = importlib.import_module("persim_gym.collect")
+    collect = importlib.import_module("persim_gym.collection")
     original = logging_policies.logging_policy
     monkeypatch.setattr(collect, "logging_policy", missing)
     arguments = ("--table", "5", "--env", "CartPole", "--data", "pure", "random", "--seeds", "1")

@@ -1,0 +1,130 @@
+"""A user's arrays made into the columns of a log, or an error that says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from persim_gym.errors import InvalidDataError
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+_CHUNK = 1_000_000
+
+
+def numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
+    """Return numbers as float32 with so many axes, finite."""
+    try:
+        array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype != np.float32 else array
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(f"{name} must be numbers; {error}") from error
+    if array.ndim != axes:
+        raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
+    if count is not None and len(array) != count:
+        raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
+    check_finite(name, array)
+    return array
+
+
+def check_finite(name: str, array: FloatArray) -> None:
+    """Raise `InvalidDataError` if a column holds NaN or infinity."""
+    for start in range(0, len(array), _CHUNK):  # a memory-mapped column may be larger than memory
+        finite = np.isfinite(array[start : start + _CHUNK])
+        if not finite.all():
+            row = start + int(np.argwhere(~finite)[0][0])
+            raise InvalidDataError(f"{name} holds {array[row].tolist()} in row {row}: NaN and infinity are not allowed")
+
+
+def flags(name: str, values: Any, count: int) -> BoolArray:
+    """Return a boolean column (T,); all False if not given."""
+    if values is None:
+        return np.zeros(count, bool)
+    array = np.asarray(values)
+    if array.shape != (count,):
+        raise InvalidDataError(f"{name} has shape {array.shape}, expected ({count},)")
+    return array.astype(bool)
+
+
+def action_column(actions: Any, count: int) -> FloatArray | IntArray:
+    """Return discrete actions as (T,) int64, continuous ones as (T, A) float32."""
+    array = np.asarray(actions)
+    if array.ndim == 1 and array.dtype.kind in "iu":
+        if len(array) != count:
+            raise InvalidDataError(f"actions has {len(array)} rows, observations has {count}")
+        return array.astype(np.int64)
+    if array.ndim == 1:
+        raise InvalidDataError(
+            f"actions of shape {array.shape} and type {array.dtype}: give integers for discrete actions, "
+            "or shape (rows, action coordinates) for continuous ones"
+        )
+    return numbers("actions", array, 2, count)
+
+
+def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tuple[IntArray, tuple[str, ...]]:
+    """Return the index of each row's agent (T,) int32, and the agents' labels."""
+    array = np.asarray(agents)
+    if array.shape != (count,):
+        raise InvalidDataError(f"agents has shape {array.shape}, expected ({count},): one agent for each row")
+    if labels is not None:
+        if array.dtype.kind not in "iu":
+            raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
+        return array.astype(np.int32), tuple(str(label) for label in labels)
+    unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(unique), np.int32)
+    rank[order] = np.arange(len(unique))
+    return rank[inverse], tuple(str(label) for label in unique[order])
+
+
+def first_rows(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
+    """Return the rows (E,) at which episodes begin."""
+    if starts is not None:
+        return np.asarray(starts, dtype=np.int64)
+    begins = np.ones(len(agents), bool)
+    begins[1:] = (agents[1:] != agents[:-1]) | ended[:-1]
+    return np.flatnonzero(begins)
+
+
+def cut_ends(terminated: BoolArray, starts: IntArray) -> BoolArray:
+    """Return which rows (T,) end their episode without a terminal state."""
+    truncated = np.zeros(len(terminated), bool)
+    truncated[np.append(starts[1:], len(terminated)) - 1] = True
+    return truncated & ~terminated
+
+
+def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str, Any], IntArray]:
+    """Take each row's successor as its next observation; the last row of each episode has none and goes."""
+    count = len(columns["agents"])
+    last = np.append(starts[1:], count) - 1
+    if np.any(last == starts):
+        raise InvalidDataError(
+            f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
+            "give next_observations"
+        )
+    kept = np.ones(count, bool)
+    kept[last] = False
+    successors = columns["observations"][np.flatnonzero(kept) + 1]
+    for flag in ("terminated", "truncated"):
+        columns[flag] = columns[flag].copy()
+        columns[flag][last - 1] |= columns[flag][last]
+    shortened = {name: column[kept] for name, column in columns.items()}
+    shortened["next_observations"] = successors
+    return shortened, starts - np.arange(len(starts))
+
+
+def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: Any = None, high: Any = None) -> None:
+    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task."""
+    if discrete:
+        if actions.ndim != 1:
+            raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
+        if actions.min() < 0 or actions.max() >= action_size:
+            row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
+            raise InvalidDataError(f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}")
+        return
+    if actions.ndim != 2 or actions.shape[1] != action_size:
+        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {action_size})")
+    outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
+    if len(outside):
+        raise InvalidDataError(f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space")
