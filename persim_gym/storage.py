@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +43,34 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     from safetensors.numpy import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with _replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(header)})
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file as a whole or not at all."""
+    with _replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
-        temporary.write(text)
-    os.chmod(temporary.name, 0o666 & ~_umask())
-    os.replace(temporary.name, path)
 
 
 def read_document(path: str | Path, kind: str) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def _map(path: Path, name: str, entry: Mapping[str, Any], start: int) -> np.ndar
         raise FileFormatError(f"{path}: the entry of array {name!r} is damaged")
     if begin == end:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=shape)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=shape).reshape(shape)
 
 
 def _umask() -> int:
