@@ -37,6 +37,8 @@ class PerSimConfig:
     """Epochs after which the learning rate is halved, again and again; 0 for never."""
     huber_threshold: float | None = None
     """Error, in units of the targets, from which the loss grows linearly; None for the squared error throughout."""
+    clip_states: bool = False
+    """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = 0.0
     """L2 penalty through Adam, as torch.optim.Adam has it."""
 
@@ -89,10 +91,17 @@ CONFIGS: dict[str, PerSimConfig] = {
     # velocity's change, which a squared error lets bend everything else; CartPole's members differ by 100 times when
     # they run freely, so the best half of them is kept.
     "MountainCar+": _MOUNTAIN_CAR.with_changes(
-        normalize=True, huber_threshold=0.1, learning_rate=3e-3, halve_learning_rate_every=16, epochs=120
+        normalize=True,
+        huber_threshold=0.1,
+        clip_states=True,
+        learning_rate=3e-3,
+        halve_learning_rate_every=16,
+        epochs=120,
+    ),  # fmt: skip
+    "CartPole+": _CART_POLE.with_changes(
+        clip_states=True, learning_rate=3e-3, halve_learning_rate_every=40, num_candidates=10
     ),
-    "CartPole+": _CART_POLE.with_changes(learning_rate=3e-3, halve_learning_rate_every=40, num_candidates=10),
-    "default": PerSimConfig(huber_threshold=1.0, halve_learning_rate_every=50, num_candidates=10),
+    "default": PerSimConfig(huber_threshold=1.0, clip_states=True, halve_learning_rate_every=50, num_candidates=10),
 }
 
 

@@ -137,7 +137,7 @@ def _group_returns(
     for step in range(horizon):
         moves = actions[step].index_select(-1, running) if len(running) < candidates else actions[step]
         inputs = moves if network.num_actions else network.action_factors(moves, group)
-        next_states = states + network.changes(states, inputs, group)
+        next_states = network.next_states(states, inputs, group)
         views = states.transpose(1, 2), moves.movedim(-1, 0), next_states.transpose(1, 2)
         rewards = objective.reward(*views)
         if best is not None:
@@ -173,7 +173,7 @@ def _mean_state(network: AgentNetwork, objective: PlanningObjective, start: Tens
         moves = actions[step]
         inputs = moves if network.num_actions else network.action_factors(moves)
         stacked = states.expand(network.num_members, -1, -1)
-        next_stacked = stacked + network.changes(stacked, inputs)
+        next_stacked = network.next_states(stacked, inputs)
         rewards = objective.reward(stacked.transpose(1, 2), moves.movedim(-1, 0), next_stacked.transpose(1, 2)).mean(0)
         states = next_stacked.mean(0)
         if objective.terminated is not None:

@@ -20,7 +20,7 @@ from persim_gym.types import FloatArray, IntArray, Prediction
 class AgentNetwork:
     """One agent's folded members on a torch device, feature-major."""
 
-    def __init__(self, folded: FoldedNetwork, device: torch.device) -> None:
+    def __init__(self, folded: FoldedNetwork, bounds: tuple[Tensor, Tensor] | None, device: torch.device) -> None:
         def move(layers: Any) -> list[tuple[Tensor, Tensor]]:
             return [(torch.tensor(weight, device=device), torch.tensor(bias, device=device)) for weight, bias in layers]
 
@@ -28,6 +28,11 @@ class AgentNetwork:
         self.num_actions = folded.num_actions
         self._hidden, self._head, self._action = move(folded.hidden), move([folded.head])[0], move(folded.action)
         self._change_mean = torch.tensor(folded.change_mean, device=device)[:, None]
+        self._bounds = bounds
+
+    def next_states(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
+        """Return the next states (m, D, B) that some members predict; arguments as in `changes`."""
+        return _within(states + self.changes(states, actions, members), self._bounds)
 
     def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return w (m, r, B) of continuous actions (A, B)."""
@@ -60,7 +65,7 @@ class AgentNetwork:
 class Simulator:
     """The learned dynamics of one agent, for any number of states, or of B agents, for one state each.
 
-    Made by `Ensemble.simulator`. States are raw observations; nothing is clipped.
+    Made by `Ensemble.simulator`. States are raw observations, kept within the observation space where the ensemble's configuration says so.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Simulator:
     def network(self, agent: int) -> AgentNetwork:
         """Return the folded network of an agent's index; folded once."""
         if agent not in self._networks:
-            self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self.device)
+            self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
 
     def step(self, observations: Any, actions: Any) -> Prediction:
@@ -104,7 +109,7 @@ class Simulator:
         states, moves = self._check(observations, actions, horizon=False)
         with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
             stacked = states.T.expand(self.num_members, -1, -1)
-            return _batch_major(stacked + self._changes(stacked, moves))
+            return _batch_major(self._next_states(stacked, moves))
 
     def rollout(self, observations: Any, actions: Any) -> FloatArray:
         """Follow action sequences, each member on its own trajectory.
@@ -123,7 +128,7 @@ class Simulator:
         trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
         with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
             for step in range(horizon):
-                stacked = stacked + self._changes(stacked, moves[:, step])
+                stacked = self._next_states(stacked, moves[:, step])
                 trajectory[:, :, step] = _batch_major(stacked)
         return trajectory
 
@@ -131,14 +136,23 @@ class Simulator:
         """Aggregate over the first axis: members (M, …) -> (…)."""
         return members.mean(axis=0) if self.aggregate == "mean" else np.median(members, axis=0)
 
-    def _changes(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Return the members' changes (M, D, B) for states (M, D, B) and actions (B,) or (B, A)."""
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper bounds of states, columns (D, 1), where the configuration keeps to them."""
+        if not self.ensemble.config.clip_states:
+            return None
+        space = self.task.observation_space
+        low, high = (torch.tensor(bound, dtype=torch.float32, device=self.device) for bound in (space.low, space.high))
+        return low[:, None], high[:, None]
+
+    def _next_states(self, states: Tensor, actions: Tensor) -> Tensor:
+        """Return the members' next states (M, D, B) for states (M, D, B) and actions (B,) or (B, A)."""
         if len(self.agents) > 1:
-            return self._changes_of_many_agents(states, actions)
+            return _within(states + self._changes_of_many_agents(states, actions), self._bounds)
         network = self.network(int(self.agents[0]))
         if not self.task.discrete:
             actions = network.action_factors(actions.T)
-        return network.changes(states.contiguous(), actions)
+        return network.next_states(states.contiguous(), actions)
 
     def _changes_of_many_agents(self, states: Tensor, actions: Tensor) -> Tensor:
         """Evaluate the unfolded model: each column has an agent of its own."""
@@ -203,6 +217,10 @@ class Simulator:
                 f"actions must have shape {axes}, {self.task.action_size}) with B={batch}, got {actions.shape}"
             )
         return actions.astype(np.float32)
+
+
+def _within(states: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+    return states if bounds is None else torch.clamp(states, *bounds)
 
 
 def _batch_major(states: Tensor) -> FloatArray:
