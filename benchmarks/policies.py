@@ -2,6 +2,10 @@
 
     python benchmarks/policies.py MountainCar CartPole HalfCheetah
 
+The MountainCar test policy, of a strength on the five test agents like that of the paper's, was trained by
+
+    python benchmarks/policies.py MountainCar --only test --seed 1 --max-steps 150000 --evaluation-episodes 20
+
 DQN for the discrete tasks and TD3 for HalfCheetah, online in the true system, each stopped at the first evaluation
 above its threshold (paper, appendix D). A policy whose file exists is not trained again.
 """
@@ -61,7 +65,9 @@ def make_learner(task: Task, env: gym.Env, seed: int) -> DQN | TD3:
     )  # fmt: skip
 
 
-def train(task: Task, name: str, covariates: tuple[float, ...], threshold: float, seed: int) -> None:
+def train(
+    task: Task, name: str, covariates: tuple[float, ...], threshold: float, seed: int, max_steps: int, episodes: int
+) -> None:
     """Train one policy until an evaluation exceeds the threshold, and save it."""
     path = OUT / f"{task.name}-{name}.safetensors"
     if path.exists():
@@ -71,11 +77,11 @@ def train(task: Task, name: str, covariates: tuple[float, ...], threshold: float
     evaluation = EvalCallback(
         Monitor(make_env(task, covariates)),
         callback_on_new_best=StopTrainingOnRewardThreshold(threshold),
-        n_eval_episodes=EVALUATION_EPISODES[task.name],
+        n_eval_episodes=episodes,
         eval_freq=EVALUATE_EVERY,
         verbose=1,
     )
-    learner = make_learner(task, make_env(task, covariates), seed).learn(MAX_STEPS[task.name], callback=evaluation)
+    learner = make_learner(task, make_env(task, covariates), seed).learn(max_steps, callback=evaluation)
     reached = float(evaluation.best_mean_reward)
     print(f"{path.name}: {learner.num_timesteps} steps, {reached:.1f}, {time.perf_counter() - start:.0f} s", flush=True)
     if reached < threshold:
@@ -99,6 +105,8 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole", "HalfCheetah"])
     parser.add_argument("--only", help="train only the policies whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-steps", type=int, help="give up after these; exploration ends after a part of them")
+    parser.add_argument("--evaluation-episodes", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for task in map(get_task, arguments.tasks):
@@ -109,7 +117,9 @@ def main() -> None:
         ]
         for name, covariates, threshold in wanted:
             if arguments.only is None or arguments.only in name:
-                train(task, name, covariates, threshold, arguments.seed)
+                max_steps = arguments.max_steps or MAX_STEPS[task.name]
+                episodes = arguments.evaluation_episodes or EVALUATION_EPISODES[task.name]
+                train(task, name, covariates, threshold, arguments.seed, max_steps, episodes)
 
 
 if __name__ == "__main__":

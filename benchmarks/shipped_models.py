@@ -2,8 +2,9 @@
 
     python benchmarks/shipped_models.py MountainCar CartPole HalfCheetah
 
-MountainCar and CartPole have the paper's 500 agents and the package's own settings. HalfCheetah has the paper's 500 agents, layers
-of 256 and rank, but fewer epochs with a faster schedule, as its provenance says. An interrupted run goes on.
+MountainCar and CartPole have the paper's 500 agents and the package's own settings. HalfCheetah has the paper's 500
+agents, layers of 256 and rank, but fewer epochs with a faster schedule, as its provenance says. An interrupted run goes
+on.
 """
 
 from __future__ import annotations

@@ -28,9 +28,7 @@ MEASURED = {
 
 def seconds(code: str) -> float:
     """Return what some code takes in a fresh process, the interpreter's own start left out."""
-    done = subprocess.run(
-        [sys.executable, "-c", _TIMED.format(code=code)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", _TIMED.format(code=code)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 

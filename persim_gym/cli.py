@@ -165,13 +165,23 @@ def demo(
     agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
     epochs: Annotated[int | None, typer.Option(help="Instead of the paper's 300.", min=1)] = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 3,
+    candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Go the whole road in a few minutes: collect, train, evaluate, draw."""
     from persim_gym.demo import run_demo
 
-    run_demo(out, num_agents=agents, epochs=epochs, episodes=episodes, seed=seed, console=_console, progress=not quiet)
+    run_demo(
+        out,
+        num_agents=agents,
+        epochs=epochs,
+        episodes=episodes,
+        num_candidates=candidates,
+        seed=seed,
+        console=_console,
+        progress=not quiet,
+    )
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def collect(
         if num_agents < 1:
             raise InvalidArgumentError(f"num_agents={num_agents} must be at least 1")
         covariates = task.sample_covariates(np.random.default_rng(agent_seed), num_agents)
-    covariates = np.atleast_2d(np.asarray(covariates, dtype=np.float64))
+    covariates = task.check_covariates(covariates)
     exploration_seed = int(action_seed.generate_state(1)[0])
     if isinstance(policy, str):
         actor = logging_policy(policy, task, covariates, seed=exploration_seed)
@@ -73,7 +73,7 @@ def _run(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Gene
         actions, state = policy.predict(
             observations.astype(np.float32), state, np.full(len(running), first), deterministic=True
         )
-        actions, first = np.asarray(actions), False
+        actions, first = task.check_actions(actions, len(running)), False
         next_observations = system.step(actions)
         terminated = np.asarray(task.terminated(next_observations), bool)
         truncated = ~terminated & (step == task.max_episode_steps)

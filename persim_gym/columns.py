@@ -71,6 +71,9 @@ def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tupl
         if array.dtype.kind not in "iu":
             raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
         return array.astype(np.int32), tuple(str(label) for label in labels)
+    missing = np.array([agent is None or agent != agent for agent in array.tolist()], bool)
+    if missing.any():
+        raise InvalidDataError(f"agents has no value in row {int(np.flatnonzero(missing)[0])}")
     unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(unique), np.int32)
@@ -81,10 +84,28 @@ def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tupl
 def first_rows(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
     """Return the rows (E,) at which episodes begin."""
     if starts is not None:
-        return np.asarray(starts, dtype=np.int64)
+        given = np.asarray(starts)
+        if given.dtype.kind not in "iu" or given.ndim != 1:
+            raise InvalidDataError(f"episode_starts must be whole numbers of shape (episodes,), got {starts!r}")
+        check_starts(given, len(agents))
+        return given.astype(np.int64)
     begins = np.ones(len(agents), bool)
     begins[1:] = (agents[1:] != agents[:-1]) | ended[:-1]
     return np.flatnonzero(begins)
+
+
+def check_starts(starts: IntArray, count: int) -> None:
+    """Raise `InvalidDataError` unless episodes (E,) can begin at these rows of a log."""
+    if len(starts) == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= count:
+        raise InvalidDataError("episode_starts must begin with 0, ascend, and stay below the number of rows")
+
+
+def as_float64(name: str, values: Any) -> FloatArray:
+    """Return values given by a user as float64."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidDataError(f"{name} must be numbers; {error}") from error
 
 
 def cut_ends(terminated: BoolArray, starts: IntArray) -> BoolArray:
@@ -106,9 +127,8 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     kept = np.ones(count, bool)
     kept[last] = False
     successors = columns["observations"][np.flatnonzero(kept) + 1]
-    for flag in ("terminated", "truncated"):
-        columns[flag] = columns[flag].copy()
-        columns[flag][last - 1] |= columns[flag][last]
+    columns["truncated"] = columns["truncated"].copy()
+    columns["truncated"][last - 1] = True  # how the dropped row ended is not how the row before it did
     shortened = {name: column[kept] for name, column in columns.items()}
     shortened["next_observations"] = successors
     return shortened, starts - np.arange(len(starts))

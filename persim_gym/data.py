@@ -15,7 +15,9 @@ from persim_gym import storage
 from persim_gym.columns import (
     action_column,
     agent_indices,
+    as_float64,
     check_finite,
+    check_starts,
     cut_ends,
     first_rows,
     flags,
@@ -110,6 +112,7 @@ class Trajectories:
         if count == 0:
             raise InvalidDataError("the log has no transition")
         indices, labels = agent_indices(agents, agent_labels, count)
+        covariates = None if covariates is None else as_float64("covariates", covariates)
         ended = flags("terminated", terminated, count)
         cut = flags("truncated", truncated, count)
         starts = first_rows(episode_starts, indices, ended | cut)
@@ -131,7 +134,7 @@ class Trajectories:
             **columns,
             episode_starts=starts,
             agent_labels=labels,
-            covariates=None if covariates is None else np.asarray(covariates, dtype=np.float64),
+            covariates=covariates,
             covariate_names=tuple(covariate_names),
             task=task,
             provenance=dict(provenance or {}),
@@ -199,6 +202,8 @@ class Trajectories:
     def select(self, agents: Sequence[int | str]) -> Trajectories:
         """Return the trajectories of some agents, in the order given."""
         chosen = [self.agent_index(agent) for agent in agents]
+        if not chosen:
+            raise InvalidDataError("select at least one agent")
         if len(set(chosen)) != len(chosen):
             raise InvalidDataError(f"agents {list(agents)} name an agent twice")
         episodes = [episode for agent in chosen for episode in np.flatnonzero(self.episode_agents == agent)]
@@ -336,8 +341,7 @@ class Trajectories:
 
     def _validate_episodes(self) -> None:
         starts = self.episode_starts
-        if len(starts) == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= self.num_transitions:
-            raise InvalidDataError("episode_starts must begin with 0, ascend, and stay below the number of rows")
+        check_starts(starts, self.num_transitions)
         change = np.flatnonzero(np.diff(self.agents)) + 1
         stray = change[~np.isin(change, starts)]
         if len(stray):

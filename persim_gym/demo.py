@@ -45,7 +45,15 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, num_agents: int, epochs: int | None, episodes: int, seed: int, console: Console, progress: bool
+    out: Path,
+    *,
+    num_agents: int,
+    epochs: int | None,
+    episodes: int,
+    num_candidates: int,
+    seed: int,
+    console: Console,
+    progress: bool,
 ) -> DemoResult:
     """Collect random trajectories, train, evaluate agents 0–4, save a picture, and say how to go on.
 
@@ -54,6 +62,7 @@ def run_demo(
         num_agents: N.
         epochs: instead of the paper's.
         episodes: an agent, for the returns.
+        num_candidates: action sequences that MPC scores at every step.
         seed: of everything.
         console: to print on.
         progress: whether to show bars.
@@ -72,7 +81,7 @@ def run_demo(
     console.print(ensemble, highlight=False)
 
     console.rule("3. evaluate agents 0–4, which were seen once, failing")
-    result = _evaluate(ensemble, episodes, seed, progress)
+    result = _evaluate(ensemble, episodes, num_candidates, seed, progress)
     console.print(_table(result, episodes))
     records = {
         "num_agents": num_agents,
@@ -98,15 +107,15 @@ def run_demo(
     return result
 
 
-def _evaluate(ensemble: Ensemble, episodes: int, seed: int, progress: bool) -> DemoResult:
+def _evaluate(ensemble: Ensemble, episodes: int, num_candidates: int, seed: int, progress: bool) -> DemoResult:
     common: dict[str, Any] = {"episodes": episodes, "seed": seed, "progress": progress}
     return DemoResult(
         errors=prediction_error(
             ensemble, policy=test_policy(TASK), episodes=_PREDICTION_EPISODES, seed=seed, progress=progress
         ),
         random=policy_returns(ensemble, "random", **{**common, "episodes": 100}),
-        simulator=mpc_returns(ensemble, **common),
-        true=true_mpc_returns(ensemble, **common),
+        simulator=mpc_returns(ensemble, num_candidates=num_candidates, **common),
+        true=true_mpc_returns(ensemble, num_candidates=num_candidates, **common),
     )
 
 

@@ -85,9 +85,10 @@ class PersonalizedEnv(TaskEnv):
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
         changes = self._stepper.changes(observation, action)
-        mean = changes.sum(axis=0) / len(changes)
-        deviation = changes - mean
-        info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            mean = changes.sum(axis=0) / len(changes)
+            deviation = changes - mean
+            info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
         if self._member is not None:
             mean = changes[self._member]
         elif self.aggregate == "median":
@@ -164,7 +165,10 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         super().reset(seed=seed)
         observations = _initial_observations(self.ensemble, self.np_random, self.num_envs)
         if options and "state" in options:
-            given = np.asarray(options["state"], np.float64)
+            try:
+                given = np.asarray(options["state"], np.float64)
+            except (TypeError, ValueError) as error:
+                raise InvalidStateError(f"state {options['state']!r} is not an array of numbers") from error
             if given.shape not in (observations.shape, observations.shape[1:]) or not np.isfinite(given).all():
                 raise InvalidStateError(
                     f"state must be finite and of shape {observations.shape} or {observations.shape[1:]}, "
@@ -185,8 +189,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         before, resetting = self._observations, self._ended
         prediction = self.simulator.step(before, actions)
         space = self.task.observation_space
+        diverged = ~np.isfinite(prediction.next_observations).all(axis=1)
         after = np.clip(prediction.next_observations, space.low, space.high)
-        diverged = ~np.isfinite(after).all(axis=1)
         after[diverged] = before[diverged]
         rewards = np.asarray(self.task.reward(before, actions, after), np.float64)
         terminated = np.asarray(self.task.terminated(after), bool)

@@ -36,6 +36,10 @@ class FileFormatError(PerSimError, ValueError):
     """A file that is damaged, not ours, of a newer format, or made for something else."""
 
 
+class MissingFileError(PerSimError, FileNotFoundError):
+    """A file that is not there."""
+
+
 class ModelHomeError(PerSimError, OSError):
     """The model home cannot be written."""
 

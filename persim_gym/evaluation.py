@@ -87,6 +87,7 @@ def prediction_error(
 
     """
     task = ensemble.task
+    _check_episodes(episodes)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar("prediction error", len(chosen), progress) as bar:
@@ -119,6 +120,7 @@ def trajectory_scores(true: FloatArray, predicted: FloatArray, valid: BoolArray)
     """Return RMSE (B,) and variance-weighted R² (B,) of predicted trajectories (B, H, D), where ``valid`` (B, H)."""
     weight = valid[:, :, None].astype(np.float64)
     count = weight.sum(axis=1)
+    predicted = np.where(valid[:, :, None], predicted, true)  # zero times infinity is not zero
     squared = (weight * (true - np.asarray(predicted, np.float64)) ** 2).sum(axis=1)
     mean = (weight * true).sum(axis=1) / count
     variation = (weight * (true - mean[:, None]) ** 2).sum(axis=1)
@@ -235,6 +237,7 @@ def _returns(
     progress: bool,
 ) -> list[AverageReturn]:
     task = ensemble.task
+    _check_episodes(episodes)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar(name, len(chosen) * task.max_episode_steps, progress) as bar:
@@ -258,6 +261,11 @@ def _returns(
             )
             bar.complete((count + 1) * task.max_episode_steps, f"agent {label}: return {returns.mean():.1f}")
     return rows
+
+
+def _check_episodes(episodes: int) -> None:
+    if episodes < 1:
+        raise InvalidArgumentError(f"episodes={episodes} must be at least 1")
 
 
 def _agents(ensemble: Ensemble, agents: Sequence[int | str] | None) -> list[int]:

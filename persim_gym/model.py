@@ -221,6 +221,8 @@ class Ensemble:
             labels = document["agent_labels"] or [str(index) for index in range(count)]
             config = PerSimConfig.from_json(document["config"])
             provenance = document["provenance"]
+            if len(labels) != count:
+                raise ValueError(f"{len(labels)} labels for {count} agents")
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         if task is not None and get_task(task).name != name:

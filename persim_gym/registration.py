@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import EnvSpec, registry
 
 from persim_gym import storage
-from persim_gym.errors import FileFormatError, ModelHomeError, UnknownNameError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, ModelHomeError, PerSimError, UnknownNameError
 
 if TYPE_CHECKING:
     from persim_gym.model import Ensemble
@@ -47,8 +48,8 @@ def register_all() -> None:
     for path in _model_files():
         try:
             _register_file(path)
-        except (FileFormatError, OSError) as error:
-            warnings.warn(f"model left out: {error}", RuntimeWarning, stacklevel=2)
+        except (PerSimError, OSError) as error:
+            warnings.warn(f"model {path} left out: {error}", RuntimeWarning, stacklevel=2)
 
 
 def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = None, install: bool = False) -> list[str]:
@@ -71,7 +72,7 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
     from persim_gym.model import Ensemble
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
-    name = given.task.name if name is None else name
+    name = _checked_name(given.task.name if name is None else name)
     if not isinstance(ensemble, Ensemble) and not install:
         return _register_file(Path(ensemble).absolute(), name)
     path = model_home() / f"{name}{SUFFIX}"
@@ -113,13 +114,26 @@ def _model_files() -> Iterator[Path]:
 def _register_file(path: Path, name: str | None = None) -> list[str]:
     """Write the specs of a model into Gymnasium's registry; only the file's header is read."""
     document = storage.read_document(path, "ensemble")
-    task, count = document["task"], int(document["num_agents"])
-    name = path.stem if name is None else name
+    try:
+        task, count = document["task"], int(document["num_agents"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: the header is damaged ({error})") from error
+    name = _checked_name(path.stem if name is None else name)
+    # What an earlier model of this name registered goes, or agents that this one lacks would still be found.
+    for known in [known for known in registry if re.fullmatch(rf"PerSim-{re.escape(name)}(-agent\d+)?-v0", known)]:
+        del registry[known]
     steps = _BUILT_IN.get(task) or _step_limit(task)
     ids = [_add_simulator(f"PerSim-{name}-v0", path, steps, {})]
     for agent in range(min(count, MAX_AGENT_IDS)):
         ids.append(_add_simulator(f"PerSim-{name}-agent{agent}-v0", path, steps, {"agent": agent}))
     return ids
+
+
+def _checked_name(name: str) -> str:
+    """Return a model's name if ids and a file can be made of it."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")
+    return name
 
 
 def _step_limit(task: str) -> int | None:

@@ -55,6 +55,8 @@ def simulated_returns(
             for row, environment in enumerate(environments):
                 network = simulator.network(int(agents[environment]))
                 moves = torch.as_tensor(actions[row], device=simulator.device).movedim(0, -1).contiguous()
+                if network.num_actions == 0:
+                    moves = moves.float()
                 if propagation == "per_member":
                     bounded = best_only and goal.max_reward is not None and goal.progress is None
                     evaluate = _per_member_best if bounded else _per_member
@@ -113,14 +115,18 @@ def _per_member_best(network: AgentNetwork, objective: PlanningObjective, start:
     members, candidates = network.num_members, actions.shape[-1]
     if members == 1 or members * candidates <= _STACKED_COLUMNS:
         return _per_member(network, objective, start, actions)
-    first = _group_returns(network, objective, start, actions, slice(0, 1))
+    first = _no_nan(_group_returns(network, objective, start, actions, slice(0, 1)))
     limit = (members - 1) * len(actions) * objective.max_reward
     scouts = first.topk(min(_SCOUTS, candidates)).indices
-    reached = _per_member(network, objective, start, actions[..., scouts]).max()
+    reached = _no_nan(_per_member(network, objective, start, actions[..., scouts])).max()
     contenders = ((first + limit) / members >= reached).nonzero()[:, 0]
     total = torch.full_like(first, -torch.inf)
     total[contenders] = _per_member(network, objective, start, actions[..., contenders])
     return total
+
+
+def _no_nan(returns: Tensor) -> Tensor:
+    return torch.where(returns.isnan(), -torch.inf, returns)
 
 
 def _group_returns(
@@ -148,7 +154,10 @@ def _group_returns(
             continue
         alive = alive & ~objective.terminated(views[2])
         if count > 1:
-            returns += rewards * alive
+            returns += torch.where(alive, rewards, 0.0)
+            continue
+        if best is not None:  # the climb counts to the end of the horizon, so no rollout may be dropped
+            returns += torch.where(alive, rewards, 0.0)
             continue
         kept = alive[0].nonzero()[:, 0]
         if len(kept) < len(running):
@@ -159,6 +168,8 @@ def _group_returns(
         returns[0].index_add_(0, running, rewards[0])
     if best is not None:
         returns += horizon * best
+    broken = ~states.isfinite().all(dim=1) & alive  # comparisons with NaN are false: it looks alive and well
+    returns[:, running] = torch.where(broken, torch.nan, returns[:, running])
     return returns.sum(0)
 
 
@@ -178,7 +189,8 @@ def _mean_state(network: AgentNetwork, objective: PlanningObjective, start: Tens
         states = next_stacked.mean(0)
         if objective.terminated is not None:
             alive = alive & ~objective.terminated(states.T)
-        returns += rewards * alive
+        returns += torch.where(alive, rewards, 0.0)
         if best is not None:
             best = torch.maximum(best, objective.progress(states.T))
+    returns = torch.where(~states.isfinite().all(dim=0) & alive, torch.nan, returns)
     return returns if best is None else returns + horizon * best

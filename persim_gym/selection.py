@@ -30,9 +30,11 @@ def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, seed:
     predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[rows])
     scale = np.asarray(trajectories.observations, np.float64).std(axis=0)
     true = np.asarray(trajectories.next_observations, np.float64)[rows]
-    squared = ((predicted - true) / np.where(scale > 0, scale, 1.0)) ** 2
     inside = np.arange(horizon) < lengths[:, None]
-    segment = np.sqrt((squared.mean(axis=3) * inside).sum(axis=2) / lengths)
+    predicted = np.where(inside[:, :, None], predicted, true)  # zero times infinity is not zero
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = ((predicted - true) / np.where(scale > 0, scale, 1.0)) ** 2
+        segment = np.sqrt(squared.mean(axis=3).sum(axis=2) / lengths)
     return np.nan_to_num(segment.mean(axis=1), nan=np.inf)
 
 

@@ -65,7 +65,8 @@ class AgentNetwork:
 class Simulator:
     """The learned dynamics of one agent, for any number of states, or of B agents, for one state each.
 
-    Made by `Ensemble.simulator`. States are raw observations, kept within the observation space where the ensemble's configuration says so.
+    Made by `Ensemble.simulator`. States are raw observations, kept within the observation space where the ensemble's
+    configuration says so.
     """
 
     def __init__(
@@ -102,7 +103,8 @@ class Simulator:
 
         """
         members = self.step_members(observations, actions)
-        return Prediction(self.combine(members), members.std(axis=0))
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            return Prediction(self.combine(members), members.std(axis=0))
 
     def step_members(self, observations: Any, actions: Any) -> FloatArray:
         """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import FileFormatError
+from persim_gym.errors import FileFormatError, MissingFileError
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "persim_gym"
@@ -83,7 +83,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
     """Return the arrays, memory-mapped and read-only, and the JSON document of a file of ours.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         FileFormatError: the file is cut short, of a newer format, of another kind, or not ours.
 
     """
@@ -94,6 +94,8 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
 
 
 def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+    if not path.exists():
+        raise MissingFileError(f"there is no file {path}")
     size = path.stat().st_size
     if path.is_dir():
         raise FileFormatError(f"{path} is a folder, not a file of persim-gym")

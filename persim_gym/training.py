@@ -94,7 +94,7 @@ def fit(
             (validation, parameters), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
             provenance.update(validation)
             if rank == "auto":
-                provenance["validation_loss_by_rank"] = {c.rank: v[0]["validation_loss"] for v, c in scored}
+                provenance["validation_loss_by_rank"] = {str(c.rank): v[0]["validation_loss"] for v, c in scored}
         if refit or parameters is None:
             parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
             provenance["training_loss"] = loss

@@ -70,7 +70,7 @@ def test_demo_goes_the_whole_road(tmp_path):
     from persim_gym.demo import run_demo
 
     console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
-    run_demo(tmp_path, num_agents=8, epochs=2, episodes=1, seed=0, console=console, progress=False)
+    run_demo(tmp_path, num_agents=8, epochs=2, episodes=1, num_candidates=20, seed=0, console=console, progress=False)
     console.file.close()
     records = json.loads((tmp_path / "demo.json").read_text())
     assert [row["agent"] for row in records["prediction_error"]] == ["0", "1", "2", "3", "4"]

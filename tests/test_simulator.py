@@ -97,7 +97,7 @@ def test_folded_network_equals_plain_prediction(case):
     plain = predict(parameters, inputs, rows, moves).numpy()
     plain = plain * normalizer.change_scale[:, None] + normalizer.change_mean[:, None]
 
-    network = AgentNetwork(fold(ensemble, agent), torch.device("cpu"))
+    network = AgentNetwork(fold(ensemble, agent), None, torch.device("cpu"))
     stacked = torch.tensor(states.T, dtype=torch.float32).expand(members, -1, -1).contiguous()
     for part in (slice(0, members), slice(1, 2)):
         moves = torch.tensor(actions)

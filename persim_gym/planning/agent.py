@@ -151,6 +151,9 @@ def _bind_planner(
     steps = _DEFAULT_HORIZON[name] if horizon is None else horizon
     if steps < 1:
         raise InvalidArgumentError(f"horizon={horizon} must be at least 1")
+    for setting in ("num_candidates", "num_elites", "num_rounds"):
+        if settings.get(setting, 1) < 1:
+            raise InvalidArgumentError(f"{setting}={settings[setting]} must be at least 1")
     if task.discrete:
         return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
     low, high = task.action_bounds

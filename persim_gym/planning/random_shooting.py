@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.planning.search import Plan, score, shifted
+from persim_gym.planning.search import Plan, check_found, finite_scores, shifted
 from persim_gym.rollouts import ReturnFn
 from persim_gym.types import BoolArray
 
@@ -45,7 +45,7 @@ def random_shooting(
     while seen < num_candidates and len(looking):
         batch = num_candidates if max_return is None else max(_FIRST_LOOK, 4 * seen)
         part = candidates[looking, seen : seen + batch]
-        scores = score(returns, looking, part)
+        scores = finite_scores(returns, looking, part)
         winner = scores.argmax(axis=1)
         winning = scores[np.arange(len(looking)), winner]
         better = winning > best_return[looking]
@@ -54,4 +54,5 @@ def random_shooting(
         seen += batch
         if max_return is not None:
             looking = looking[best_return[looking] < max_return]
+    check_found(best_return, np.arange(count), num_candidates)
     return Plan(actions=best, returns=best_return, best=best, warm_start=best)

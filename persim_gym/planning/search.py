@@ -32,15 +32,25 @@ def score(returns: ReturnFn, environments: IntArray, candidates: np.ndarray) -> 
         NonFiniteReturnError: an environment has no candidate with a finite return.
 
     """
+    scores = finite_scores(returns, environments, candidates)
+    check_found(scores.max(axis=1), environments, scores.shape[1])
+    return scores
+
+
+def finite_scores(returns: ReturnFn, environments: IntArray, candidates: np.ndarray) -> FloatArray:
+    """Return the candidates' returns (n, C), minus infinity where one is not a finite number."""
     scores = np.asarray(returns(environments, candidates), np.float64)
-    scores = np.where(np.isfinite(scores), scores, -np.inf)
-    lost = np.flatnonzero(np.isneginf(scores).all(axis=1))
+    return np.where(np.isfinite(scores), scores, -np.inf)
+
+
+def check_found(best_returns: FloatArray, environments: IntArray, num_candidates: int) -> None:
+    """Raise `NonFiniteReturnError` if an environment's best return (n,) is minus infinity."""
+    lost = np.flatnonzero(np.isneginf(best_returns))
     if len(lost):
         raise NonFiniteReturnError(
-            f"all {scores.shape[1]} candidate plans of environment {environments[lost[0]]} have a return that is not "
+            f"all {num_candidates} candidate plans of environment {environments[lost[0]]} have a return that is not "
             "a finite number: the simulator diverges from this state; check the state, or shorten the horizon"
         )
-    return scores
 
 
 def shifted(plan: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -167,12 +167,45 @@ class Task:
             )
         vector = self.default_covariates
         for index, covariate in enumerate(self.covariates):
-            value = float(values.get(covariate.name, covariate.default))
-            if not np.isfinite(value) or (covariate.positive and value <= 0):
-                wanted = "a finite number above 0" if covariate.positive else "a finite number"
-                raise InvalidArgumentError(f"{covariate.name}={value} of task {self.name} must be {wanted}")
-            vector[index] = value
+            vector[index] = self._check_covariate(covariate, values.get(covariate.name, covariate.default))
         return vector
+
+    def check_covariates(self, covariates: Any) -> FloatArray:
+        """Return covariates given by a user as float64 (N, K), or raise `InvalidArgumentError`."""
+        rows = [list(np.atleast_1d(row)) for row in np.atleast_2d(covariates)]
+        if any(len(row) != len(self.covariates) for row in rows):
+            raise InvalidArgumentError(
+                f"covariates of task {self.name} must have shape (agents, {len(self.covariates)}): "
+                f"{', '.join(self.covariate_names)}"
+            )
+        checked = [[self._check_covariate(*pair) for pair in zip(self.covariates, row, strict=True)] for row in rows]
+        return np.array(checked, dtype=np.float64).reshape(len(rows), len(self.covariates))
+
+    def check_actions(self, actions: Any, count: int) -> Any:
+        """Return a policy's actions for ``count`` observations as an array, or raise `InvalidActionError`."""
+        array = np.asarray(actions)
+        shape = (count, *self.action_space.shape)
+        if isinstance(self.action_space, spaces.Discrete):
+            inside = (
+                array.dtype.kind in "iu" and array.shape == shape and np.all((array >= 0) & (array < self.action_size))
+            )
+            wanted = f"whole numbers from 0 to {self.action_size - 1}"
+        else:
+            inside = array.dtype.kind in "fiu" and array.shape == shape and np.isfinite(array).all()
+            wanted = "finite numbers"
+        if not inside:
+            raise InvalidActionError(f"actions of task {self.name} must be {wanted} of shape {shape}, got {actions!r}")
+        return array
+
+    def _check_covariate(self, covariate: Covariate, value: Any) -> float:
+        wanted = "a finite number above 0" if covariate.positive else "a finite number"
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not np.isfinite(number) or (covariate.positive and number <= 0):
+            raise InvalidArgumentError(f"{covariate.name}={value} of task {self.name} must be {wanted}")
+        return number
 
     def system(self, covariates: FloatArray) -> System:
         """Return the true system of B copies with covariates (B, K)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -176,7 +178,20 @@ def _renderer(covariates: FloatArray, render_mode: str) -> GymnasiumRenderer:
         position = np.concatenate([[0.0], observation[1:NUM_POSITIONS]])
         env.set_state(position, np.asarray(observation[NUM_POSITIONS:], dtype=np.float64))
 
-    return GymnasiumRenderer("HalfCheetah-v5", render_mode, put, extra="mujoco")
+    with _silent_warnings():
+        return GymnasiumRenderer("HalfCheetah-v5", render_mode, put, extra="mujoco")
+
+
+@contextlib.contextmanager
+def _silent_warnings() -> Iterator[None]:
+    """MuJoCo 4 would write into the working folder that Gymnasium's model file is old."""
+    mujoco = _mujoco()
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 _JOINTS = ("back thigh", "back shin", "back foot", "front thigh", "front shin", "front foot")
