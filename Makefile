@@ -14,7 +14,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check persim_gym tests benchmarks examples
 	$(BIN)/ruff format --check persim_gym tests benchmarks examples
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
