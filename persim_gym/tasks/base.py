@@ -184,7 +184,7 @@ class Task:
     def check_actions(self, actions: Any, count: int) -> Any:
         """Return a policy's actions for ``count`` observations as an array, or raise `InvalidActionError`."""
         array = np.asarray(actions)
-        shape = (count, *self.action_space.shape)
+        shape = (count,) if self.discrete else (count, self.action_size)
         if isinstance(self.action_space, spaces.Discrete):
             inside = (
                 array.dtype.kind in "iu" and array.shape == shape and np.all((array >= 0) & (array < self.action_size))
