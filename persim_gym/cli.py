@@ -164,7 +164,7 @@ def demo(
     ),
     agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
     epochs: Annotated[int | None, typer.Option(help="Instead of the paper's 300.", min=1)] = None,
-    episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 3,
+    episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 2,
     candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
     seed: Seed = 0,
     quiet: Quiet = False,
