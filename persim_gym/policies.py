@@ -92,8 +92,8 @@ class MLPPolicy:
         """Return actions for observations (B, D) or (D,), and None."""
         hidden = np.atleast_2d(np.asarray(observation, np.float32))
         for weight, bias in self.layers[:-1]:
-            hidden = np.maximum(hidden @ weight + bias, 0.0)
-        outputs = hidden @ self.layers[-1][0] + self.layers[-1][1]
+            hidden = np.maximum(np.dot(hidden, weight) + bias, 0.0)
+        outputs = np.dot(hidden, self.layers[-1][0]) + self.layers[-1][1]
         if self.task.discrete:
             actions = outputs.argmax(axis=1)
             if self.epsilon:
