@@ -14,13 +14,20 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import DQN, TD3
-from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    EvalCallback,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -29,6 +36,8 @@ from persim_gym.tasks import Task, get_task
 from persim_gym.tasks.heterogeneous import HeterogeneousEnv
 
 OUT = Path(__file__).parents[1] / "persim_gym" / "assets" / "policies"
+UNFINISHED = Path(__file__).parent / ".cache" / "policies"
+"""The best of each training so far, above its threshold or not."""
 LOGGING_THRESHOLD = {"MountainCar": -200.0, "CartPole": 120.0, "HalfCheetah": 3000.0}
 # The strength of the test policies behind the paper's published tables, measured in its default agent.
 TEST_THRESHOLD = {"MountainCar": -110.0, "CartPole": 195.0, "HalfCheetah": 5000.0}
@@ -56,13 +65,26 @@ def make_learner(task: Task, env: gym.Env, seed: int) -> DQN | TD3:
         return DQN(
             "MlpPolicy", env, learning_rate=2.3e-3, batch_size=64, buffer_size=50_000, learning_starts=1_000,
             gamma=0.99, target_update_interval=10, train_freq=256, gradient_steps=128, exploration_fraction=0.02,
-            exploration_final_eps=0.04, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
+            exploration_final_eps=0.1, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
         )  # fmt: skip
     return TD3(
         "MlpPolicy", env, learning_rate=3e-4, batch_size=256, buffer_size=1_000_000, learning_starts=25_000,
         gamma=0.99, tau=0.005, action_noise=NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)), policy_delay=2,
         target_policy_noise=0.2, target_noise_clip=0.5, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
     )  # fmt: skip
+
+
+class SaveBest(BaseCallback):
+    """Called at each new best evaluation: hands the learner and its return on."""
+
+    def __init__(self, save: Callable[[BaseAlgorithm, float], None]) -> None:
+        super().__init__()
+        self._save = save
+
+    def _on_step(self) -> bool:
+        assert isinstance(self.parent, EvalCallback)
+        self._save(self.model, float(self.parent.best_mean_reward))
+        return True
 
 
 def train(
@@ -74,11 +96,31 @@ def train(
         print(f"{path.name}: exists", flush=True)
         return
     start = time.perf_counter()
+
+    def save(learner: BaseAlgorithm, reached: float, path: Path) -> None:
+        provenance = {
+            "algorithm": type(learner).__name__,
+            "covariates": dict(zip(task.covariate_names, covariates, strict=True)),
+            "steps": learner.num_timesteps,
+            "return": reached,
+            "threshold": threshold,
+            "seed": seed,
+        }
+        epsilon = EPSILON if task.discrete else 0.0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        policy_from_sb3(learner, task, epsilon=epsilon, provenance=provenance).save(path)
+
     evaluation = EvalCallback(
         Monitor(make_env(task, covariates)),
-        callback_on_new_best=StopTrainingOnRewardThreshold(threshold),
+        callback_on_new_best=CallbackList(
+            [
+                SaveBest(lambda learner, reached: save(learner, reached, UNFINISHED / path.name)),
+                StopTrainingOnRewardThreshold(threshold),
+            ]
+        ),
         n_eval_episodes=episodes,
         eval_freq=EVALUATE_EVERY,
+        deterministic=not task.discrete,
         verbose=1,
     )
     learner = make_learner(task, make_env(task, covariates), seed).learn(max_steps, callback=evaluation)
@@ -87,16 +129,7 @@ def train(
     if reached < threshold:
         print(f"{path.name}: not saved, the threshold is {threshold}", flush=True)
         return
-    provenance = {
-        "algorithm": type(learner).__name__,
-        "covariates": dict(zip(task.covariate_names, covariates, strict=True)),
-        "steps": learner.num_timesteps,
-        "return": reached,
-        "threshold": threshold,
-        "seed": seed,
-    }
-    epsilon = EPSILON if task.discrete else 0.0
-    policy_from_sb3(learner, task, epsilon=epsilon, provenance=provenance).save(path)
+    save(learner, reached, path)
 
 
 def main() -> None:
