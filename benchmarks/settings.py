@@ -4,7 +4,8 @@
 
 Every trajectory of the random data set is cut: settings are trained on its first 70 % and scored by each member's
 free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems and the test policies
-play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured again.
+play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured
+again.
 """
 
 from __future__ import annotations
