@@ -75,6 +75,8 @@ def load(path: Any, *, task: Any = None) -> Ensemble:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return importlib.import_module("persim_gym.interop")
     if name not in _HOMES:
         raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"persim_gym.{_HOMES[name]}"), name)

@@ -12,7 +12,7 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
-from persim_gym.data import find_agent
+from persim_gym.data import find_agent, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray
@@ -247,7 +247,8 @@ class Ensemble:
         error = self.provenance.get("validation_rmse")
         return (
             f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
-            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'})"
+            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'}"
+            f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from persim_gym import storage
-from persim_gym.columns import check_actions
+from persim_gym.columns import check_fits_task
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
 from persim_gym.selection import best_members
@@ -71,7 +71,7 @@ def fit(
 
     """
     task = _task_of(trajectories, task)
-    _check_log(trajectories, task)
+    check_fits_task(trajectories.observations, trajectories.actions, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
@@ -136,21 +136,6 @@ def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     return get_task(named)
-
-
-def _check_log(log: Trajectories, task: Task) -> None:
-    if log.observations.shape[1] != task.observation_size:
-        raise InvalidDataError(
-            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
-            f"{task.observation_size}: {', '.join(task.observation_names)}"
-        )
-    if log.discrete != task.discrete:
-        kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(
-            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
-        )
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high)
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
