@@ -84,8 +84,11 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         )
     if discrete != log.discrete or (not discrete and model.action_space.shape != log.actions.shape[1:]):
         raise InvalidDataError(f"the log's actions {log.actions.shape[1:]} do not fit {model.action_space}")
-    low, high = (None, None) if discrete else (model.action_space.low, model.action_space.high)
-    check_actions(log.actions, int(model.action_space.n) if discrete else len(low), discrete, low, high)
+    if discrete:
+        check_actions(log.actions, int(model.action_space.n), True)
+    else:
+        space = model.action_space
+        check_actions(log.actions, space.shape[0], False, space.low, space.high)
     # Buffers hold actions as the actor gives them: scaled to [−1, 1].
     actions = np.asarray(log.actions) if discrete else model.policy.scale_action(np.asarray(log.actions))
     groups = np.resize(np.arange(log.num_transitions), (-(-log.num_transitions // buffer.n_envs), buffer.n_envs))
