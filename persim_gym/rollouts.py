@@ -53,16 +53,17 @@ def simulated_returns(
         scores = np.empty(actions.shape[:2])
         with torch.inference_mode(), threads_for(simulator.ensemble.config.state_hidden):
             for row, environment in enumerate(environments):
-                network = simulator.network(int(agents[environment]))
+                agent = int(agents[environment])
+                network, own = simulator.network(agent), goal.of_agent(agent) if goal.of_agent else goal
                 moves = torch.as_tensor(actions[row], device=simulator.device).movedim(0, -1).contiguous()
                 if network.num_actions == 0:
                     moves = moves.float()
                 if propagation == "per_member":
                     bounded = best_only and goal.max_reward is not None and goal.progress is None
                     evaluate = _per_member_best if bounded else _per_member
-                    score = evaluate(network, goal, starts[environment], moves)
+                    score = evaluate(network, own, starts[environment], moves)
                 else:
-                    score = _mean_state(network, goal, starts[environment], moves)
+                    score = _mean_state(network, own, starts[environment], moves)
                 scores[row] = score.cpu().numpy()
         return scores
 

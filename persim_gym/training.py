@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict
-from persim_gym.model import Ensemble, Normalizer, parameter_shapes
+from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
+from persim_gym.outcome_training import fit_outcomes, outcome_errors
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
 from persim_gym.terminal import ProgressBar
@@ -98,7 +100,9 @@ def fit(
         if refit or parameters is None:
             parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
             provenance["training_loss"] = loss
-    ensemble = runs.ensemble(chosen, parameters)
+        outcomes, errors = runs.outcomes(chosen, kept, held_out, refit)
+        provenance |= errors
+    ensemble = replace(runs.ensemble(chosen, parameters), outcomes=outcomes)
     runs.forget_checkpoints()
     provenance |= {
         "data_digest": trajectories.digest,
@@ -319,6 +323,23 @@ class _Runs:
             "validation_loss": float(scaled.mean()),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),
         }, parameters
+
+    def outcomes(
+        self, config: PerSimConfig, kept: IntArray, held_out: IntArray, refit: bool
+    ) -> tuple[dict[str, Outcome], dict[str, float]]:
+        """Learn what the task leaves to be learned; return it, and its errors on the held-out rows."""
+        if not self._task.learned:
+            return {}, {}
+        learn = partial(
+            fit_outcomes, self._log, self._task, config, seed=self._seed, device=self.device, progress=self._progress
+        )
+        outcomes, errors = {}, {}
+        if len(held_out):
+            outcomes = learn(kept)
+            errors = outcome_errors(self._log, outcomes, held_out)
+        if refit or not outcomes:
+            outcomes = learn(np.arange(self._log.num_transitions))
+        return outcomes, errors
 
     def ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""
