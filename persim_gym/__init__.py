@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from persim_gym.config import PerSimConfig
     from persim_gym.data import Trajectories
     from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
+    from persim_gym.generation import generate
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent
     from persim_gym.policies import MLPPolicy
@@ -36,6 +37,7 @@ __all__ = [
     "collect",
     "errors",
     "fit",
+    "generate",
     "get_task",
     "load",
     "mpc_returns",
@@ -57,6 +59,7 @@ _HOMES = {
     "Trajectories": "data",
     "collect": "collection",
     "fit": "training",
+    "generate": "generation",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
     "policy_returns": "evaluation",
@@ -75,6 +78,8 @@ def load(path: Any, *, task: Any = None) -> Ensemble:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return importlib.import_module("persim_gym.interop")
     if name not in _HOMES:
         raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"persim_gym.{_HOMES[name]}"), name)

@@ -131,6 +131,42 @@ def evaluate(
 
 
 @app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    agents: Agents = None,
+    episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
+    policy: Annotated[str, typer.Option(help="plan (whole plans), mpc, random, test, or a policy file.")] = "plan",
+    starts: Annotated[str, typer.Option(help="First states: of the log, or of the task.")] = "log",
+    max_disagreement: Annotated[float | None, typer.Option(help="Cut an episode where members differ by more.")] = None,
+    aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Write synthetic trajectories of some agents, made in their simulators."""
+    from persim_gym import generate as generate_log
+    from persim_gym.generation import POLICIES
+
+    ensemble = _ensemble(model)
+    chosen = _agents(agents, ensemble.num_agents)
+    log = generate_log(
+        ensemble,
+        list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
+        episodes,
+        policy if policy in POLICIES else _policy(policy, ensemble.task, seed),
+        starts=starts,
+        max_disagreement=max_disagreement,
+        aggregate=aggregate,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    log.save(out)
+    _console.print(f"{log}\nwritten to {out}", highlight=False)
+
+
+@app.command()
 def models() -> None:
     """List the models that have environment ids: shipped and installed."""
     from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home

@@ -87,10 +87,15 @@ def _run(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Gene
             running, observations = running[going], observations[going]
             system = system.branch(going)
             state = None if state is None else state[going]
-    return _by_agent(records)
+    return in_episode_order(records)
 
 
-def _by_agent(records: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+def in_episode_order(records: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
+    """Return columns from records of steps, one of all that still ran: those of the first number first, in time order.
+
+    A record is (numbers (B,) of who ran, observations, actions, rewards, next observations, terminated, truncated); the
+    numbers come back as the column "agents".
+    """
     names = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
     columns = {name: np.concatenate(column) for name, column in zip(names, zip(*records, strict=True), strict=True)}
     order = np.argsort(columns["agents"], kind="stable")

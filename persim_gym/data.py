@@ -249,7 +249,7 @@ class Trajectories:
             ),
             agent_labels=labels,
             covariates=_join_covariates(logs, labels),
-            provenance={"concatenated": [dict(log.provenance) for log in logs]},
+            provenance=joint_provenance([log.provenance for log in logs], always=True),
         )
         joined._validate()
         return joined
@@ -295,7 +295,7 @@ class Trajectories:
             f"Trajectories({self.task or 'no task'}: {self.num_agents} agents, {self.num_episodes} episodes, "
             f"{self.num_transitions} transitions; {self.observations.shape[1]} observations, {action}; "
             f"episode length {lengths.mean():.1f} ({lengths.min()}–{lengths.max()}), return {returns.mean():.1f}"
-            f"{', synthetic' if self.provenance.get('synthetic') else ''})"
+            f"{synthetic_note(self.provenance)})"
         )
 
     def __len__(self) -> int:
@@ -353,6 +353,32 @@ class Trajectories:
             raise InvalidDataError(
                 f"row {late[0]} is terminated or truncated, yet its episode goes on; begin a new episode after it"
             )
+
+
+def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:
+    """Return where a log comes from that was put together of others.
+
+    A single synthetic part makes the whole ``"synthetic": "in part"``: it can never pass for recorded data.
+
+    Args:
+        provenances: of the parts.
+        always: whether parts of one and the same provenance are listed too, instead of their provenance returned.
+
+    """
+    different = [dict(one) for index, one in enumerate(provenances) if always or one not in provenances[:index]]
+    if len(different) < 2 and not always:
+        return different[0] if different else {}
+    marks = [one.get("synthetic", False) for one in different]
+    joint: dict[str, Any] = {"concatenated": different}
+    if any(marks):
+        joint["synthetic"] = True if all(mark is True for mark in marks) else "in part"
+    return joint
+
+
+def synthetic_note(provenance: Mapping[str, Any]) -> str:
+    """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
+    mark = provenance.get("synthetic", False)
+    return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"
 
 
 def find_agent(agent: int | str, labels: Sequence[str]) -> int:

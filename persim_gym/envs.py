@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import FloatArray
 
@@ -61,7 +62,7 @@ class PersonalizedEnv(TaskEnv):
         self.ensemble = _loaded(model)
         self.agent = self.ensemble.agent_index(agent)
         covariates = self.ensemble.covariates
-        task = self.ensemble.task
+        task = bound_task(self.ensemble, [self.agent])
         super().__init__(task, task.default_covariates if covariates is None else covariates[self.agent], render_mode)
         self.aggregate = aggregate
         self._draw_member = ensemble == "member"
@@ -146,10 +147,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         one = isinstance(agent, (str, int, np.integer))
         if not one and len(agent) != num_envs:
             raise InvalidArgumentError(f"agent names {len(agent)} agents for num_envs={num_envs} environments")
-        self.task, self.ensemble, self.num_envs = ensemble.task, ensemble, num_envs
+        self.ensemble, self.num_envs = ensemble, num_envs
         self.simulator = ensemble.simulator(
             agent if one else None, agents=None if one else agent, aggregate=aggregate, device=device
         )
+        self.task = self.simulator.task
         self.max_episode_steps = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space

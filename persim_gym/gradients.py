@@ -63,6 +63,8 @@ def _look_up_backward(gradients: Parameters, name: str, rows: Tensor, slope: Ten
 def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions: Tensor) -> Tensor:
     """Return predicted (standardized) changes (M, D, B): Σ_l u_l(agent)·v_l(state, d)·w_l(action) (paper, eq. 3).
 
+    Parameters of another number of outputs than D give as many; so do those of a learned reward or termination.
+
     Args:
         parameters: of all members.
         states: (M, D, B), standardized.
@@ -70,13 +72,13 @@ def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions:
         actions: (M·B,) flat rows of the action table, or (M, A, B) continuous actions.
 
     """
-    members, size, batch = states.shape
+    members, _, batch = states.shape
     agent_factors = _look_up(parameters, "agent", agent_rows, members)
     if actions.dim() == 1:
         action_factors = _look_up(parameters, "action", actions, members)
     else:
         action_factors = encode(parameters, "action", actions)[-1]
-    state_factors = encode(parameters, "state", states)[-1].view(members, size, -1, batch)
+    state_factors = encode(parameters, "state", states)[-1].view(members, -1, agent_factors.shape[1], batch)
     return (state_factors * (agent_factors * action_factors)[:, None]).sum(2)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
-from persim_gym.data import find_agent
+from persim_gym.data import find_agent, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError
-from persim_gym.tasks import Task, get_task
+from persim_gym.tasks import Task, find_task, get_task, is_built_in
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -48,34 +48,76 @@ class Normalizer:
         """Return mean and unbiased deviation over all transitions (T, D); a constant coordinate keeps scale 1."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        return cls(states.mean(0), _deviation(states), changes.mean(0), _deviation(changes))
+        return cls(states.mean(0), spread(states), changes.mean(0), spread(changes))
 
 
-def _deviation(values: FloatArray) -> FloatArray:
+def spread(values: FloatArray) -> FloatArray:
+    """Return the unbiased deviation (D,) of values (T, D), 1 for a constant coordinate."""
     deviation = values.std(axis=0, ddof=min(1, len(values) - 1))
     return np.where(deviation > 1e-12, deviation, 1.0)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """A reward or a termination learned from the log (`persim_gym.outcomes`): M members for N agents."""
+
+    parameters: Mapping[str, np.ndarray]
+    """float32, as `outcome_shapes` says."""
+    input_mean: FloatArray
+    """(I,)."""
+    input_scale: FloatArray
+    """(I,)."""
+    output_mean: FloatArray
+    """(1,)."""
+    output_scale: FloatArray
+    """(1,)."""
+
+
+_SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
+
+
 def parameter_shapes(
-    config: PerSimConfig, *, num_agents: int, observation_size: int, action_size: int, discrete: bool
+    config: PerSimConfig,
+    *,
+    num_agents: int,
+    observation_size: int,
+    action_size: int,
+    discrete: bool,
+    num_outputs: int | None = None,
 ) -> dict[str, tuple[tuple[int, ...], int]]:
     """Return shape and fan-in of every parameter; layers are (M, outputs, inputs).
 
-    The encoders are u: agent table (M, N, r) plus a shared bias; v: ReLU layers with D·r linear outputs;
-    w: action table (M, A, r) plus a bias, or ReLU layers with r linear outputs.
+    The encoders are u: agent table (M, N, r) plus a shared bias; v: ReLU layers with D·r linear outputs, or as many
+    times r as ``num_outputs`` says; w: action table (M, A, r) plus a bias, or ReLU layers with r linear outputs.
     """
     members, rank = config.num_members, config.rank
     shapes = {
         "agent.weight": ((members, num_agents, rank), num_agents),
         "agent.bias": ((members, rank), num_agents),
     }
-    shapes.update(_layer_shapes("state", members, (observation_size, *config.state_hidden, observation_size * rank)))
+    outputs = (observation_size if num_outputs is None else num_outputs) * rank
+    shapes.update(_layer_shapes("state", members, (observation_size, *config.state_hidden, outputs)))
     if discrete:
         shapes["action.weight"] = ((members, action_size, rank), action_size)
         shapes["action.bias"] = ((members, rank), action_size)
     else:
         shapes.update(_layer_shapes("action", members, (action_size, *config.action_hidden, rank)))
     return shapes
+
+
+def outcome_shapes(
+    task: Task, config: PerSimConfig, num_agents: int, name: str
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and fan-in of the parameters of a learned "reward" or "terminated"."""
+    reward = name == "reward"
+    return parameter_shapes(
+        config,
+        num_agents=num_agents,
+        observation_size=task.observation_size * (2 if reward else 1),
+        action_size=task.action_size if reward else 1,
+        discrete=task.discrete or not reward,
+        num_outputs=1,
+    )
 
 
 def _layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -100,6 +142,8 @@ class Ensemble:
     """(E, D) float32: first observations of the log's episodes."""
     covariates: FloatArray | None = None
     """(N, K), if known: for evaluation in the true system, never used by the model."""
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """"reward" and "terminated", as far as the task leaves them to be learned."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Data digest, seed, versions, wall time, validation error, number of transitions."""
 
@@ -175,7 +219,11 @@ class Ensemble:
         return replace(
             self,
             config=self.config.with_changes(num_members=len(chosen)),
-            parameters={name: array[chosen] for name, array in self.parameters.items()},
+            parameters=_members(self.parameters, chosen),
+            outcomes={
+                name: replace(outcome, parameters=_members(outcome.parameters, chosen))
+                for name, outcome in self.outcomes.items()
+            },
         )
 
     def save(self, path: str | Path) -> None:
@@ -186,6 +234,9 @@ class Ensemble:
             arrays[f"normalizer.{name}"] = getattr(self.normalizer, name)
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
+        for name, outcome in self.outcomes.items():
+            arrays |= {f"{name}.{key}": array for key, array in outcome.parameters.items()}
+            arrays |= {f"{name}.{key}": getattr(outcome, key) for key in _SCALING}
         # A log of half a million agents without names needs no list of names.
         numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
         storage.write(
@@ -194,6 +245,8 @@ class Ensemble:
             arrays,
             {
                 "task": self.task.name,
+                **({} if is_built_in(self.task) else {"task_definition": self.task.to_json()}),
+                "outcomes": list(self.outcomes),
                 "num_agents": self.num_agents,
                 "agent_labels": None if numbered else list(self.agent_labels),
                 "config": self.config.to_json(),
@@ -207,7 +260,8 @@ class Ensemble:
 
         Args:
             path: the file.
-            task: the task it must be for; found by the name in the file if not given.
+            task: the task it must be for. If not given, it is the known one of the name in the file; else what the
+                file's reference to a module has; else, where reward and termination were learned, made from the file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -227,11 +281,9 @@ class Ensemble:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         if task is not None and get_task(task).name != name:
             raise FileFormatError(f"{path} is an ensemble of task {name}, not of {get_task(task).name}")
-        found = get_task(name if task is None else task)
-        shapes = _expected_shapes(found, config, count)
-        for key, shape in shapes.items():
-            if key not in arrays or arrays[key].shape[: len(shape)] != shape:
-                raise FileFormatError(f"{path}: array {key!r} is missing or has the wrong shape, expected {shape}")
+        found = get_task(task) if task is not None else find_task(name, document.get("task_definition"))
+        _check_shapes(path, arrays, _expected_shapes(found, config, count))
+        outcomes = _read_outcomes(path, arrays, document.get("outcomes", []), found, config, count)
         normalizer = Normalizer(
             *(
                 np.array(arrays.pop(f"normalizer.{n}"))
@@ -240,15 +292,20 @@ class Ensemble:
         )
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)
-        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance)
+        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, outcomes, provenance)
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6
         error = self.provenance.get("validation_rmse")
         return (
             f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
-            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'})"
+            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'}"
+            f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
+
+
+def _members(parameters: Mapping[str, np.ndarray], chosen: list[int]) -> dict[str, np.ndarray]:
+    return {name: array[chosen] for name, array in parameters.items()}
 
 
 def _expected_shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[str, tuple[int, ...]]:
@@ -267,6 +324,36 @@ def _expected_shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[
         shapes[f"normalizer.{name}"] = (size,)
     shapes["initial_observations"] = ()
     return shapes
+
+
+def _check_shapes(path: str | Path, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for key, shape in shapes.items():
+        if key not in arrays or arrays[key].shape[: len(shape)] != shape:
+            raise FileFormatError(f"{path}: array {key!r} is missing or has the wrong shape, expected {shape}")
+
+
+def _read_outcomes(
+    path: str | Path,
+    arrays: dict[str, np.ndarray],
+    names: Sequence[str],
+    task: Task,
+    config: PerSimConfig,
+    num_agents: int,
+) -> dict[str, Outcome]:
+    """Take the outcomes out of a file's arrays."""
+    outcomes = {}
+    for name in names:
+        shapes = {key: shape for key, (shape, _) in outcome_shapes(task, config, num_agents, name).items()}
+        inputs = (shapes["state.0.weight"][2],)
+        scaling = {"input_mean": inputs, "input_scale": inputs, "output_mean": (1,), "output_scale": (1,)}
+        _check_shapes(path, arrays, {f"{name}.{key}": shape for key, shape in {**shapes, **scaling}.items()})
+        outcomes[name] = Outcome(
+            {key: arrays.pop(f"{name}.{key}") for key in shapes},
+            **{key: np.array(arrays.pop(f"{name}.{key}")) for key in scaling},
+        )
+    if "reward" in task.learned and "reward" not in outcomes:
+        raise FileFormatError(f"{path} has no learned reward, and task {task.name} has no reward function: give one")
+    return outcomes
 
 
 def describe(path: str | Path) -> dict[str, Any]:

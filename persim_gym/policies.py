@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -133,13 +134,27 @@ class MLPPolicy:
         )
 
 
+def _takes_observations_only(predict: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(predict).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return len(parameters) == 1 and all(parameter.kind not in several for parameter in parameters)
+
+
 def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:
-    """Return something with `predict` from "random", an object that has it, or a function of observations."""
+    """Return something with `predict` from "random", an object that has it, or a function of observations.
+
+    An object's `predict` is Stable-Baselines3's, or d3rlpy's, which takes observations and returns actions.
+    """
     if isinstance(policy, str):
         if policy != "random":
             raise InvalidArgumentError(f"policy={policy!r}: the only policy known by name is 'random'")
         return RandomPolicy(task.action_space, seed)
     if hasattr(policy, "predict"):
+        if _takes_observations_only(policy.predict):
+            return FunctionPolicy(policy.predict)
         return cast(Policy, policy)
     if callable(policy):
         return FunctionPolicy(policy)

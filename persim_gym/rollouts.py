@@ -64,14 +64,15 @@ def simulated_returns(
 
     def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
         """Return the members' mean return (C,) of candidates (C, H) or (C, H, A)."""
+        own = goal.of_agent(agent) if goal.of_agent else goal
         if propagation == "mean_state":
             network, moves = simulator.network(agent), _moves(actions, simulator)
-            return _mean_state(network, goal, torch.tensor(start, device=simulator.device), moves).cpu().numpy()
-        evaluate = _members_fn(simulator, agent, goal, start, actions)
+            return _mean_state(network, own, torch.tensor(start, device=simulator.device), moves).cpu().numpy()
+        evaluate = _members_fn(simulator, agent, own, start, actions)
         members, candidates, horizon = simulator.num_members, *actions.shape[:2]
-        bounded = best_only and goal.max_reward is not None and goal.progress is None
+        bounded = best_only and own.max_reward is not None and own.progress is None
         if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
-            return _best_only(evaluate, members, candidates, horizon * goal.max_reward)
+            return _best_only(evaluate, members, candidates, horizon * own.max_reward)
         return evaluate(np.arange(candidates), slice(0, members)) / members
 
     return returns

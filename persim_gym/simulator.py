@@ -16,6 +16,7 @@ from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidS
 from persim_gym.folding import FoldedNetwork, fold
 from persim_gym.gradients import predict
 from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.outcomes import bound_task
 from persim_gym.types import FloatArray, IntArray, Prediction
 
 _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
@@ -82,7 +83,7 @@ class Simulator:
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.ensemble = ensemble
-        self.task = ensemble.task
+        self.task = bound_task(ensemble, [int(agent) for agent in agents])
         self.agents = agents
         self.aggregate = aggregate
         self.device = resolve_device(str(device))

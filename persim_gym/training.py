@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from persim_gym import storage
-from persim_gym.columns import check_actions
+from persim_gym.columns import check_fits_task
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict
-from persim_gym.model import Ensemble, Normalizer, parameter_shapes
+from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
+from persim_gym.outcome_training import fit_outcomes, outcome_errors
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
 from persim_gym.terminal import ProgressBar
@@ -71,7 +73,7 @@ def fit(
 
     """
     task = _task_of(trajectories, task)
-    _check_log(trajectories, task)
+    check_fits_task(trajectories.observations, trajectories.actions, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
@@ -98,7 +100,9 @@ def fit(
         if refit or parameters is None:
             parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
             provenance["training_loss"] = loss
-    ensemble = runs.ensemble(chosen, parameters)
+        outcomes, errors = runs.outcomes(chosen, kept, held_out, refit)
+        provenance |= errors
+    ensemble = replace(runs.ensemble(chosen, parameters), outcomes=outcomes)
     runs.forget_checkpoints()
     provenance |= {
         "data_digest": trajectories.digest,
@@ -136,21 +140,6 @@ def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     return get_task(named)
-
-
-def _check_log(log: Trajectories, task: Task) -> None:
-    if log.observations.shape[1] != task.observation_size:
-        raise InvalidDataError(
-            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
-            f"{task.observation_size}: {', '.join(task.observation_names)}"
-        )
-    if log.discrete != task.discrete:
-        kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(
-            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
-        )
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high)
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -334,6 +323,23 @@ class _Runs:
             "validation_loss": float(scaled.mean()),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),
         }, parameters
+
+    def outcomes(
+        self, config: PerSimConfig, kept: IntArray, held_out: IntArray, refit: bool
+    ) -> tuple[dict[str, Outcome], dict[str, float]]:
+        """Learn what the task leaves to be learned; return it, and its errors on the held-out rows."""
+        if not self._task.learned:
+            return {}, {}
+        learn = partial(
+            fit_outcomes, self._log, self._task, config, seed=self._seed, device=self.device, progress=self._progress
+        )
+        outcomes, errors = {}, {}
+        if len(held_out):
+            outcomes = learn(kept)
+            errors = outcome_errors(self._log, outcomes, held_out)
+        if refit or not outcomes:
+            outcomes = learn(np.arange(self._log.num_transitions))
+        return outcomes, errors
 
     def ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""

@@ -52,6 +52,16 @@ def test_evaluate_writes_records(workshop):
     assert all(record["episodes"] == 5 and record["rmse"] > 0 for record in records)
 
 
+def test_generate_writes_a_log_that_says_it_is_synthetic(workshop):
+    """Three episodes of two agents, which train again."""
+    done = run(
+        "generate", "small.persim", "--agents", "1,4", "--episodes", 3, "--policy", "random", "--out",
+        "synthetic.safetensors", "--quiet", cwd=workshop, home=workshop / "home",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 agents, 6 episodes" in done.stdout and "synthetic)" in done.stdout
+
+
 def test_models_lists_the_installed_one(workshop):
     """The installed model hides the shipped one of the same name."""
     done = run("models", cwd=workshop, home=workshop / "home")

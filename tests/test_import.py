@@ -11,7 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "model", "gradients", "folding", "blocks", "simulator", "selection", "training", "factors",
+    "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "outcome_training", "training",
+    "factors",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip

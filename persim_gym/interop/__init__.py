@@ -1,1 +1,37 @@
 """Bridges to other libraries, one file each, imported only when used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persim_gym.interop.d3rlpy import from_d3rlpy, to_d3rlpy
+    from persim_gym.interop.dataframe import from_dataframe, to_dataframe
+    from persim_gym.interop.minari import from_minari, to_minari
+    from persim_gym.interop.sb3 import fill_replay_buffer, policy_from_sb3
+
+__all__ = [
+    "fill_replay_buffer",
+    "from_d3rlpy",
+    "from_dataframe",
+    "from_minari",
+    "policy_from_sb3",
+    "to_d3rlpy",
+    "to_dataframe",
+    "to_minari",
+]
+
+_HOMES = {name: "sb3" if "sb3" in name or "replay" in name else name.split("_", 1)[1] for name in __all__}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'persim_gym.interop' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"persim_gym.interop.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,15 @@
-"""Stable-Baselines3: its trained policies as ours."""
+"""Stable-Baselines3: its trained policies as ours, and our logs in its replay buffers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from persim_gym.errors import InvalidArgumentError
+import numpy as np
+
+from persim_gym.columns import check_actions
+from persim_gym.data import Trajectories
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.policies import MLPPolicy
 from persim_gym.tasks import Task
 
@@ -45,3 +49,56 @@ def policy_from_sb3(
         if isinstance(module, nn.Linear)
     ]
     return MLPPolicy(task, layers, epsilon=epsilon, provenance=provenance)
+
+
+def fill_replay_buffer(model: Any, log: Trajectories) -> None:
+    """Put the transitions of a log into the replay buffer of an off-policy Stable-Baselines3 model (DQN, SAC, TD3, …).
+
+    An episode cut by a time limit is marked so: its last transition is bootstrapped. A buffer for n environments takes
+    the rows n at a time; to fill the last such group, up to n − 1 rows are stored a second time.
+
+    Args:
+        model: the algorithm, made with an environment of the log's spaces.
+        log: the trajectories, recorded or synthetic.
+
+    Raises:
+        InvalidArgumentError: a model without a replay buffer, or with one too small.
+        InvalidDataError: the log's observations or actions are not those of the model's spaces.
+
+    """
+    from gymnasium import spaces
+
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is None:
+        raise InvalidArgumentError(f"{type(model).__name__} has no replay buffer: use DQN, SAC, TD3 or DDPG")
+    if log.num_transitions > buffer.buffer_size * buffer.n_envs:
+        raise InvalidArgumentError(
+            f"the log has {log.num_transitions} transitions, the replay buffer room for "
+            f"{buffer.buffer_size * buffer.n_envs}: make the model with a larger buffer_size"
+        )
+    discrete = isinstance(model.action_space, spaces.Discrete)
+    if model.observation_space.shape != log.observations.shape[1:]:
+        raise InvalidDataError(
+            f"the log's observations have shape {log.observations.shape[1:]}, the model's "
+            f"{model.observation_space.shape}"
+        )
+    if discrete != log.discrete or (not discrete and model.action_space.shape != log.actions.shape[1:]):
+        raise InvalidDataError(f"the log's actions {log.actions.shape[1:]} do not fit {model.action_space}")
+    if discrete:
+        check_actions(log.actions, int(model.action_space.n), True)
+    else:
+        space = model.action_space
+        check_actions(log.actions, space.shape[0], False, space.low, space.high)
+    # Buffers hold actions as the actor gives them: scaled to [−1, 1].
+    actions = np.asarray(log.actions) if discrete else model.policy.scale_action(np.asarray(log.actions))
+    groups = np.resize(np.arange(log.num_transitions), (-(-log.num_transitions // buffer.n_envs), buffer.n_envs))
+    ended, cut = log.terminated | log.truncated, log.truncated & ~log.terminated
+    for rows in groups:
+        buffer.add(
+            np.asarray(log.observations[rows]),
+            np.asarray(log.next_observations[rows]),
+            actions[rows],
+            np.asarray(log.rewards[rows]),
+            ended[rows],
+            [{"TimeLimit.truncated": bool(flag)} for flag in cut[rows]],
+        )

@@ -1,12 +1,29 @@
 """The problems: what is known about each without learning. One file a task; `get_task` finds one by name."""
 
-from persim_gym.errors import InvalidArgumentError, UnknownNameError
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from persim_gym.errors import InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.tasks import cart_pole, half_cheetah, mountain_car
-from persim_gym.tasks.base import Covariate, PlanningObjective, Renderer, System, Task
+from persim_gym.tasks.base import Covariate, PlanningObjective, Renderer, System, Task, ToLearn
 
-__all__ = ["Covariate", "PlanningObjective", "Renderer", "System", "Task", "get_task", "register_task", "task_names"]
+__all__ = [
+    "Covariate",
+    "PlanningObjective",
+    "Renderer",
+    "System",
+    "Task",
+    "ToLearn",
+    "find_task",
+    "get_task",
+    "is_built_in",
+    "register_task",
+    "task_names",
+]
 
-_TASKS: dict[str, Task] = {task.name: task for task in (mountain_car.TASK, cart_pole.TASK, half_cheetah.TASK)}
+_BUILT_IN = (mountain_car.TASK, cart_pole.TASK, half_cheetah.TASK)
+_TASKS: dict[str, Task] = {task.name: task for task in _BUILT_IN}
 
 
 def task_names() -> tuple[str, ...]:
@@ -32,3 +49,51 @@ def register_task(task: Task) -> None:
     if known is not None and known is not task:
         raise InvalidArgumentError(f"a task named {task.name!r} exists already; give yours another name")
     _TASKS[task.name] = task
+
+
+def is_built_in(task: Task) -> bool:
+    """Whether every process knows the task."""
+    return any(task.name == known.name for known in _BUILT_IN)
+
+
+def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
+    """Return the task of an ensemble's file: the known one, the one it refers to, or one made from its definition.
+
+    Args:
+        name: in the file.
+        definition: `Task.to_json` in the file, if it has one.
+
+    Raises:
+        UnknownNameError: the task has functions that no file can hold, and no reference to where they are.
+        PerSimError: what the reference names cannot be imported, or is not that task.
+
+    """
+    if name in _TASKS or definition is None:
+        return get_task(name)
+    reference = definition["reference"]
+    if reference is not None:
+        return _imported(reference, name)
+    own = [what for what in ("reward", "terminated") if what not in definition["learned"]]
+    if own:
+        raise UnknownNameError(
+            f"task {name!r} has a {' and a '.join(own)} function of its own, which no file holds: give task=, call "
+            "persim_gym.register_task(Task(...)) first, or make it with Task(reference='module:attribute')"
+        )
+    return Task.from_json(definition)
+
+
+def _imported(reference: str, name: str) -> Task:
+    """Import a task by "module:attribute"; nothing is called."""
+    module, _, attribute = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise PerSimError(
+            f"task {name} cannot be imported from its reference {reference!r} ({error}): make the module importable "
+            "here, or give task="
+        ) from error
+    if not isinstance(found, Task) or found.name != name:
+        raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
+    return found

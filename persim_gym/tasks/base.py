@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError, PerSimError, UnknownNameError
+from persim_gym.errors import (
+    InvalidActionError,
+    InvalidArgumentError,
+    InvalidStateError,
+    PerSimError,
+    UnknownNameError,
+    check_name,
+)
 from persim_gym.types import FloatArray
 
 # Rewards and termination rules use operators only, so that the same definition serves NumPy arrays and torch tensors.
@@ -20,6 +28,19 @@ TerminationFn = Callable[[Any], Any]
 """next_observations (..., D) -> terminated (...), boolean."""
 ProgressFn = Callable[[Any], Any]
 """observations (..., D) -> (...)."""
+
+
+class ToLearn:
+    """Stands where a task has no reward or termination function: `persim_gym.fit` learns it from the log."""
+
+    def __call__(self, *columns: Any) -> Any:
+        raise PerSimError(
+            "this task has no such function of its own; fit learns it, and the tasks of its simulators have it "
+            "(ensemble.simulator(agent).task)"
+        )
+
+
+TO_LEARN = ToLearn()
 
 
 @dataclass(frozen=True)
@@ -48,6 +69,8 @@ class PlanningObjective:
     progress: ProgressFn | None = None
     max_reward: float | None = None
     """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
+    of_agent: Callable[[int], PlanningObjective] | None = None
+    """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
 
 
 class System(Protocol):
@@ -92,17 +115,23 @@ class Renderer(Protocol):
 class Task:
     """A problem that many heterogeneous agents share: spaces, reward, termination, time limit, initial states.
 
-    Made from spaces and two functions for a user's own problem; the built-in tasks also bring the true system.
+    Made from spaces and two functions for a user's own problem; the built-in tasks also bring the true system. A
+    function that is left out is learned from the log by `persim_gym.fit`.
     """
 
     name: str
+    """Of letters, digits, "_", "-" and ".", for ids are made of it: ``PerSim-<name>-agent0-v0``."""
     observation_space: spaces.Box
+    """With one axis (D,)."""
     action_space: spaces.Discrete | spaces.Box
-    reward: RewardFn
-    terminated: TerminationFn
+    """Discrete from 0 on, or a Box with one axis (A,)."""
     max_episode_steps: int
-    observation_names: tuple[str, ...]
-    planning_objective: PlanningObjective
+    reward: RewardFn = TO_LEARN
+    terminated: TerminationFn = TO_LEARN
+    observation_names: tuple[str, ...] = ()
+    """(D,); "observation 0", … if not given."""
+    planning_objective: PlanningObjective = cast(Any, None)
+    """By default the return: the rewards up to the terminal state."""
     initial_observations: Callable[[np.random.Generator, int], FloatArray] | None = None
     """(rng, B) -> (B, D). Without it a simulator starts in the first states of its log."""
     covariates: tuple[Covariate, ...] = ()
@@ -114,6 +143,28 @@ class Task:
     make_renderer: Callable[[FloatArray, str], Renderer] | None = None
     """(covariates (K,), render mode) -> renderer."""
     render_fps: int = 50
+    reference: str | None = None
+    """Where a process that does not know the task imports it from: "module:attribute". Kept in the files of ensembles,
+    so that they can be loaded there although functions are in no file."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_spaces(self.observation_space, self.action_space)
+        names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
+        if len(names) != self.observation_size:
+            raise InvalidArgumentError(f"task {self.name} has {self.observation_size} coordinates, {len(names)} names")
+        if isinstance(self.max_episode_steps, bool) or not self.max_episode_steps >= 1:
+            raise InvalidArgumentError(f"max_episode_steps={self.max_episode_steps} must be at least 1")
+        if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
+            raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
+        object.__setattr__(self, "observation_names", names)
+        if self.planning_objective is None:
+            object.__setattr__(self, "planning_objective", PlanningObjective(self.reward, self.terminated))
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Which of "reward" and "terminated" are to be learned from the log."""
+        return tuple(name for name in ("reward", "terminated") if isinstance(getattr(self, name), ToLearn))
 
     @property
     def observation_size(self) -> int:
@@ -246,3 +297,58 @@ class Task:
         if not np.isfinite(array).all():
             raise InvalidStateError(f"state {array.tolist()} of task {self.name} must be finite")
         return array
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what JSON can hold of the task: all but its functions."""
+        return {
+            "name": self.name,
+            "observation_space": _space_to_json(self.observation_space),
+            "action_space": _space_to_json(self.action_space),
+            "max_episode_steps": int(self.max_episode_steps),
+            "observation_names": list(self.observation_names),
+            "covariates": [asdict(covariate) for covariate in self.covariates],
+            "learned": list(self.learned),
+            "reference": self.reference,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Task:
+        """Return the task that `to_json` wrote, with a reward and a termination that are learned."""
+        return cls(
+            name=document["name"],
+            observation_space=cast(spaces.Box, _space_from_json(document["observation_space"])),
+            action_space=_space_from_json(document["action_space"]),
+            max_episode_steps=document["max_episode_steps"],
+            observation_names=tuple(document["observation_names"]),
+            covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
+            reference=document["reference"],
+        )
+
+
+def check_spaces(observation_space: Any, action_space: Any) -> None:
+    """Raise `InvalidArgumentError` unless a simulator can have these spaces."""
+    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+        raise InvalidArgumentError(
+            f"observation_space={observation_space} must be a gymnasium.spaces.Box with one axis; "
+            "gymnasium.spaces.flatten_space makes one of others"
+        )
+    vector = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
+    if not vector and not (isinstance(action_space, spaces.Discrete) and action_space.start == 0):
+        raise InvalidArgumentError(
+            f"action_space={action_space} must be a gymnasium.spaces.Discrete that starts at 0, "
+            "or a gymnasium.spaces.Box with one axis"
+        )
+
+
+def _space_to_json(space: spaces.Discrete | spaces.Box) -> dict[str, Any]:
+    if isinstance(space, spaces.Discrete):
+        return {"n": int(space.n)}
+    # JSON has no infinity; its text has.
+    return {"low": [repr(float(bound)) for bound in space.low], "high": [repr(float(bound)) for bound in space.high]}
+
+
+def _space_from_json(document: Mapping[str, Any]) -> spaces.Discrete | spaces.Box:
+    if "n" in document:
+        return spaces.Discrete(document["n"])
+    low, high = (np.array([float(bound) for bound in document[name]], np.float32) for name in ("low", "high"))
+    return spaces.Box(low, high, dtype=np.float32)

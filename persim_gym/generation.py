@@ -1,0 +1,255 @@
+"""Synthetic trajectories: what agents would do in their simulators, marked: they never pass for recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from persim_gym.collection import in_episode_order
+from persim_gym.data import Trajectories
+from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.model import Ensemble
+from persim_gym.planning import MPCAgent
+from persim_gym.policies import as_policy
+from persim_gym.simulator import Simulator
+from persim_gym.terminal import ProgressBar
+from persim_gym.types import FloatArray, IntArray, Policy
+
+POLICIES = ("plan", "mpc", "random")
+STARTS = ("log", "task")
+
+
+def generate(
+    ensemble: Ensemble,
+    agents: Sequence[int | str],
+    episodes_per_agent: int = 5,
+    policy: str | Policy | Callable[[FloatArray], Any] = "plan",
+    *,
+    starts: str | FloatArray = "log",
+    max_episode_steps: int | None = None,
+    max_disagreement: float | Sequence[float] | None = None,
+    aggregate: str = "mean",
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    **planner: Any,
+) -> Trajectories:
+    """Act in the simulators of some agents and record it.
+
+    All episodes of all agents run together. Simulated states are kept within the observation space.
+
+    Args:
+        ensemble: the simulators.
+        agents: indices or labels.
+        episodes_per_agent: how many each.
+        policy: "plan", the paper's way (section F.4): search from the simulated state, apply the whole best sequence,
+            search again; "mpc": apply its first action only; "random"; an object with `predict`, Stable-Baselines3's or
+            d3rlpy's; or a function from observations (B, D) to actions.
+        starts: first states: "log", drawn from the first states of the log's episodes; "task", drawn by the task; or
+            the states themselves, (D,), (episodes, D) or (agents, episodes, D).
+        max_episode_steps: time limit; the task's if not given.
+        max_disagreement: standard deviation over the members, one number or (D,) in the units of the observation, above
+            which a step is not believed: the episode is cut before it.
+        aggregate: "mean" or "median" over the members.
+        seed: of first states, random actions and plans.
+        device: to simulate on.
+        progress: whether to show a bar.
+        **planner: settings of `persim_gym.MPCAgent` for "plan" and "mpc".
+
+    Returns:
+        Trajectories of these agents, whose provenance has ``"synthetic": True``, the policy, and what the simulators
+        learned from.
+
+    Raises:
+        UnknownNameError: no such agent.
+        InvalidArgumentError: first states of another shape, numbers out of range, an unknown policy.
+        PerSimError: no episode of an agent has a step that is finite and within ``max_disagreement``.
+
+    """
+    indices = _checked_agents(ensemble, agents, episodes_per_agent)
+    limit = ensemble.task.max_episode_steps if max_episode_steps is None else max_episode_steps
+    if limit < 1:
+        raise InvalidArgumentError(f"max_episode_steps={limit} must be at least 1")
+    start_seed, action_seed = np.random.SeedSequence(seed).spawn(2)
+    act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
+    first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
+    run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, _bound(ensemble, max_disagreement))
+    columns = run.record(first, act, limit, progress)
+    episodes = columns.pop("agents")
+    labels = [ensemble.agent_labels[index] for index in indices]
+    _check_all_there(np.unique(episodes) // episodes_per_agent, labels, max_disagreement)
+    begins = np.append(0, np.flatnonzero(np.diff(episodes)) + 1)
+    task = ensemble.task
+    return Trajectories.from_arrays(
+        **columns,
+        agents=episodes // episodes_per_agent,
+        agent_labels=labels,
+        episode_starts=begins,
+        covariates=None if ensemble.covariates is None else ensemble.covariates[indices],
+        covariate_names=task.covariate_names if ensemble.covariates is not None else (),
+        task=task.name,
+        provenance={
+            "synthetic": True,
+            "policy": policy if isinstance(policy, str) else type(policy).__name__,
+            "planner": {
+                name: value if isinstance(value, (int, float)) else str(value) for name, value in planner.items()
+            },
+            "starts": starts if isinstance(starts, str) else "given",
+            "seed": seed,
+            "max_disagreement": None if max_disagreement is None else np.asarray(max_disagreement).tolist(),
+            "episodes_cut": run.num_cut,
+            "episodes_empty": len(indices) * episodes_per_agent - len(begins),
+            "simulator": {key: ensemble.provenance.get(key) for key in ("data_digest", "data", "seed")},
+        },
+    )
+
+
+Actor = Callable[[Simulator, FloatArray, Any, bool], tuple[Any, Any]]
+"""(simulator, observations (B, D), the policy's state, whether episodes begin here) -> (actions, state)."""
+
+
+def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: dict[str, Any]) -> Actor:
+    if isinstance(policy, str) and policy not in POLICIES:
+        raise InvalidArgumentError(f"policy={policy!r} must be one of {', '.join(POLICIES)}, an object or a function")
+    if planner and not (isinstance(policy, str) and policy != "random"):
+        raise InvalidArgumentError(f"{next(iter(planner))}= is a setting of the planner; this policy plans nothing")
+
+    def apply_whole_plan(simulator: Simulator, observations: FloatArray, rest: Any, begin: bool) -> tuple[Any, Any]:
+        if rest is None or rest.shape[1] == 0:
+            rest = MPCAgent(simulator, seed=rng, **planner).plan(observations).best
+        return rest[:, 0], rest[:, 1:]
+
+    def apply_first_action(simulator: Simulator, observations: FloatArray, plan: Any, begin: bool) -> tuple[Any, Any]:
+        return MPCAgent(simulator, seed=rng, **planner).predict(observations, plan)
+
+    if isinstance(policy, str) and policy != "random":
+        return apply_whole_plan if policy == "plan" else apply_first_action
+    other = as_policy(policy, ensemble.task, int(rng.integers(2**31)))
+
+    def ask(simulator: Simulator, observations: FloatArray, state: Any, begin: bool) -> tuple[Any, Any]:
+        return other.predict(observations, state, np.full(len(observations), begin), deterministic=True)
+
+    return ask
+
+
+class _Run:
+    """All episodes, stepped together until each is over."""
+
+    def __init__(
+        self, ensemble: Ensemble, agents: IntArray, aggregate: str, device: str, bound: FloatArray | None
+    ) -> None:
+        self._ensemble, self._agents, self._bound = ensemble, agents, bound
+        self._aggregate, self._device = aggregate, device
+        self.num_cut = 0
+        """Episodes that were cut because the simulator diverges, or its members disagree."""
+
+    def record(self, observations: FloatArray, act: Actor, limit: int, progress: bool) -> dict[str, np.ndarray]:
+        """Return the columns of `Trajectories`, with the episodes' numbers in "agents"."""
+        running, state = np.arange(len(self._agents)), None
+        simulator = self._simulator(running)
+        records: list[tuple[np.ndarray, ...]] = []
+        with ProgressBar("generate", limit, progress) as bar:
+            for step in range(1, limit + 1):
+                actions, state = act(simulator, observations, state, step == 1)
+                actions = simulator.task.check_actions(actions, len(running))
+                following, believed = self._step(simulator, observations, actions)
+                terminated = np.asarray(simulator.task.terminated(following), bool)
+                truncated = ~terminated & (step == limit)
+                rewards = np.asarray(simulator.task.reward(observations, actions, following), np.float32)
+                columns = (running, observations, actions, rewards, following, terminated, truncated)
+                records.append(tuple(column[believed] for column in columns))
+                if not believed.all() and len(records) > 1:
+                    _cut(records[-2], running[~believed])
+                self.num_cut += int((~believed).sum())
+                going = np.flatnonzero(believed & ~terminated)
+                bar.advance(f"{len(going)} episodes go on")
+                if len(going) == 0:
+                    break
+                observations = following
+                if len(going) < len(running):
+                    running, observations = running[going], following[going]
+                    simulator, state = self._simulator(running), None if state is None else state[going]
+        return in_episode_order(records)
+
+    def _simulator(self, running: IntArray) -> Simulator:
+        agents = [int(agent) for agent in self._agents[running]]
+        one = len(set(agents)) == 1  # its folded network then serves all rows
+        return self._ensemble.simulator(
+            agents=agents[:1] if one else agents, aggregate=self._aggregate, device=self._device
+        )
+
+    def _step(self, simulator: Simulator, observations: FloatArray, actions: Any) -> tuple[FloatArray, np.ndarray]:
+        """Return the next observations (B, D) within the space, and which of them are believed (B,)."""
+        prediction = simulator.step(observations, actions)
+        following, space = prediction.next_observations, simulator.task.observation_space
+        believed = np.asarray(np.isfinite(following).all(axis=1))
+        if self._bound is not None:
+            with np.errstate(invalid="ignore"):
+                believed &= ~(prediction.disagreement > self._bound).any(axis=1)
+        following = np.where(believed[:, None], following, observations)
+        return np.clip(following, space.low, space.high).astype(np.float32), believed
+
+
+def _cut(record: tuple[np.ndarray, ...], episodes: IntArray) -> None:
+    """Mark the last recorded step of some episodes as truncated."""
+    running, *_, truncated = record
+    truncated[np.isin(running, episodes)] = True
+
+
+def _checked_agents(ensemble: Ensemble, agents: Sequence[int | str], episodes: int) -> IntArray:
+    if isinstance(agents, (str, int, np.integer)):
+        raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels, [{agents!r}]")
+    indices = [ensemble.agent_index(agent) for agent in agents]
+    if not indices or len(set(indices)) < len(indices):
+        raise InvalidArgumentError(f"agents={list(agents)} must name at least one agent, and none twice")
+    if episodes < 1:
+        raise InvalidArgumentError(f"episodes_per_agent={episodes} must be at least 1")
+    return np.array(indices, np.int64)
+
+
+def _first_states(
+    ensemble: Ensemble, starts: str | FloatArray, shape: tuple[int, int], rng: np.random.Generator
+) -> FloatArray:
+    """Return (E, D) float32, agent after agent."""
+    task, count = ensemble.task, shape[0] * shape[1]
+    if not isinstance(starts, str):
+        try:
+            given = np.broadcast_to(np.asarray(starts, np.float32), (*shape, task.observation_size))
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"starts of shape {np.shape(starts)} must be ({task.observation_size},), ({shape[1]}, "
+                f"{task.observation_size}) or {(*shape, task.observation_size)}"
+            ) from error
+        if not np.isfinite(given).all():
+            raise InvalidArgumentError("starts must be finite")
+        return given.reshape(count, task.observation_size).copy()
+    if starts not in STARTS:
+        raise InvalidArgumentError(f"starts={starts!r} must be one of {', '.join(STARTS)}, or an array of states")
+    if starts == "log":
+        known = ensemble.initial_observations
+        return np.asarray(known[rng.integers(len(known), size=count)], np.float32)
+    if task.initial_observations is None:
+        raise InvalidArgumentError(f"task {task.name} has no initial states of its own; use starts='log'")
+    return task.initial_observations(rng, count).astype(np.float32)
+
+
+def _bound(ensemble: Ensemble, given: float | Sequence[float] | None) -> FloatArray | None:
+    if given is None:
+        return None
+    bound = np.asarray(given, np.float64)
+    if bound.shape not in ((), (ensemble.task.observation_size,)) or not (bound > 0).all():
+        raise InvalidArgumentError(
+            f"max_disagreement={given!r} must be above 0: one number, or {ensemble.task.observation_size} of them"
+        )
+    return bound
+
+
+def _check_all_there(present: IntArray, labels: Sequence[str], max_disagreement: Any) -> None:
+    missing = sorted(set(range(len(labels))) - set(present.tolist()))
+    if missing:
+        raise PerSimError(
+            f"agent {labels[missing[0]]!r} has no step to record: from the first one on its simulator diverges, or its "
+            f"members disagree by more than max_disagreement={max_disagreement}"
+        )

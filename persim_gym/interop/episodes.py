@@ -1,0 +1,190 @@
+"""What the bridges to data sets of episodes share: a log taken apart into its episodes, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from persim_gym.columns import check_fits_task
+from persim_gym.data import Trajectories, joint_provenance
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.tasks import Task, get_task, task_names
+from persim_gym.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a foreign episode does not hold by itself; JSON both ways."""
+
+    agent: str
+    """Label."""
+    agent_index: int
+    """Place of the agent in its log."""
+    covariates: Mapping[str, float] | None = None
+    covariate_names: tuple[str, ...] = ()
+    task: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoggedEpisode:
+    """The L transitions of one episode."""
+
+    observations: FloatArray
+    """(L, D)."""
+    actions: np.ndarray
+    """(L,) or (L, A)."""
+    rewards: FloatArray
+    """(L,)."""
+    next_observations: FloatArray | None
+    """(L, D); None where a foreign data set does not hold the observation after the last action."""
+    terminated: bool
+    truncated: bool
+    description: Description | None = None
+    """None for an episode of foreign origin."""
+
+
+def split(log: Trajectories) -> Iterator[LoggedEpisode]:
+    """Yield the episodes of a log, each with all that is known of its agent."""
+    for start, end in zip(log.episode_starts, log.episode_ends, strict=True):
+        agent = int(log.agents[start])
+        covariates = None if log.covariates is None else log.covariates[agent].tolist()
+        yield LoggedEpisode(
+            np.asarray(log.observations[start:end]),
+            np.asarray(log.actions[start:end]),
+            np.asarray(log.rewards[start:end]),
+            np.asarray(log.next_observations[start:end]),
+            bool(log.terminated[end - 1]),
+            bool(log.truncated[end - 1]),
+            Description(
+                log.agent_labels[agent],
+                agent,
+                None if covariates is None else dict(zip(log.covariate_names, covariates, strict=True)),
+                log.covariate_names,
+                log.task,
+                dict(log.provenance),
+            ),
+        )
+
+
+def join(
+    episodes: Sequence[LoggedEpisode],
+    *,
+    agents: str | Sequence[str] | None = None,
+    task: str | Task | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Trajectories:
+    """Return the log of some episodes.
+
+    Args:
+        episodes: in the order of the log.
+        agents: (E,) a label for each episode, or one label for all; what the episodes say if not given.
+        task: instead of the one the episodes name.
+        provenance: instead of what the episodes say.
+
+    Raises:
+        InvalidDataError: nobody says whose the episodes are, episodes of different shapes, values outside the task.
+
+    """
+    if not episodes:
+        raise InvalidDataError("the data set has no episode")
+    _check_shapes(episodes)
+    known = [episode.description for episode in episodes if episode.description is not None]
+    whose, labels, covariates = _agents_of(episodes, known, agents)
+    named = next((one.task for one in known), None) if task is None else task
+    successors = [episode.next_observations for episode in episodes]
+    unknown = any(column is None for column in successors)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(episode, name) for episode in episodes])
+        for name in ("observations", "actions", "rewards")
+    }
+    lengths = [len(episode.observations) for episode in episodes]
+    last = np.cumsum(lengths) - 1
+    for name in ("terminated", "truncated"):
+        columns[name] = np.zeros(len(columns["observations"]), bool)
+        columns[name][last] = [getattr(episode, name) for episode in episodes]
+    if unknown:
+        columns["terminated"] = None  # the rows that reach a terminal state have no next observation: they are dropped
+    log = Trajectories.from_arrays(
+        **columns,
+        next_observations=None if unknown else np.concatenate([column for column in successors if column is not None]),
+        agents=np.repeat(whose, lengths),
+        agent_labels=labels,
+        episode_starts=np.append(0, last[:-1] + 1),
+        covariates=covariates,
+        covariate_names=known[0].covariate_names if known and covariates is not None else (),
+        task=named.name if isinstance(named, Task) else named,
+        provenance=joint_provenance([one.provenance for one in known]) if provenance is None else provenance,
+    )
+    if task is not None:
+        check_fits_task(log.observations, log.actions, get_task(task))
+    return log
+
+
+def known_task(log: Trajectories, task: str | Task | None) -> Task | None:
+    """Return the task of a log if it is known, after a check that the log fits it."""
+    named = log.task if task is None else task
+    if named is None or (task is None and named not in task_names()):
+        return None
+    found = get_task(named)
+    check_fits_task(log.observations, log.actions, found)
+    return found
+
+
+def number_of_actions(log: Trajectories, task: Task | None, action_size: int | None) -> int:
+    """Return A: the task's, or what the user says; an action that no row of a log takes cannot be seen in the log."""
+    if not log.discrete:
+        return log.actions.shape[1]
+    if action_size is None and task is None:
+        raise InvalidArgumentError(
+            "the log names no known task, so its number of actions is unknown: give task= or action_size="
+        )
+    size = action_size if action_size is not None else task.action_size
+    if log.actions.max() >= size:
+        raise InvalidArgumentError(f"action_size={size}, but the log has action {log.actions.max()}")
+    return size
+
+
+def _check_shapes(episodes: Sequence[LoggedEpisode]) -> None:
+    first = episodes[0]
+    for index, episode in enumerate(episodes):
+        for name, wanted, axes in (
+            ("observations", first.observations, 2),
+            ("actions", first.actions, first.actions.ndim),
+        ):
+            found = getattr(episode, name)
+            if found.ndim != axes or found.shape[1:] != wanted.shape[1:]:
+                raise InvalidDataError(
+                    f"the {name} of episode {index} have shape {found.shape}, those of episode 0 {wanted.shape}: "
+                    "a log has vectors of one length, flatten or leave out what differs"
+                )
+        if len(episode.observations) == 0:
+            raise InvalidDataError(f"episode {index} has no transition; leave it out")
+
+
+def _agents_of(
+    episodes: Sequence[LoggedEpisode], known: Sequence[Description], agents: str | Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...], FloatArray | None]:
+    """Return the index of each episode's agent (E,), the agents' labels, and covariates (N, K) where all are known."""
+    if agents is None:
+        if len(known) < len(episodes):
+            raise InvalidDataError(
+                "the data set does not say whose its episodes are: give agents=, a label for each of its "
+                f"{len(episodes)} episodes, or a single label if they are all of one agent"
+            )
+        named = [one.agent for one in known]
+        labels = tuple(dict.fromkeys(one.agent for one in sorted(known, key=lambda one: one.agent_index)))
+        values = {one.agent: one.covariates for one in known}
+        covariates = None
+        if all(value is not None for value in values.values()):
+            covariates = np.array([list((values[label] or {}).values()) for label in labels], np.float64)
+    else:
+        named = [agents] * len(episodes) if isinstance(agents, str) else [str(agent) for agent in agents]
+        if len(named) != len(episodes):
+            raise InvalidDataError(f"agents= names {len(named)} agents for {len(episodes)} episodes; give one for each")
+        labels, covariates = tuple(dict.fromkeys(named)), None
+    position = {label: index for index, label in enumerate(labels)}
+    return np.array([position[label] for label in named], np.int64), labels, covariates

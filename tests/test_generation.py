@@ -1,0 +1,205 @@
+"""Synthetic trajectories: what the policies do in the simulator, when episodes end, and the mark they carry."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from support import perfect_walk_ensemble, random_ensemble, walk_task
+
+import persim_gym
+from persim_gym import Trajectories, errors, generate, interop
+from persim_gym.tasks import get_task
+
+quiet = partial(generate, progress=False)
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """Three agents with steps of 0.5, 1 and 2, a goal at 4, rewards −|x'|."""
+    return perfect_walk_ensemble(walk_task(start=3.0, goal=4.0, limit=12))
+
+
+def test_whole_plans_and_mpc_reach_the_origin():
+    """The best is to walk from 3 to 0 and stay."""
+    walk = perfect_walk_ensemble(walk_task(limit=12))
+    for policy in ("plan", "mpc"):
+        log = quiet(walk, ["0", 2], 2, policy, starts="task", horizon=3, num_candidates=200)
+        assert log.agent_labels == ("0", "2") and log.num_episodes == 4
+        assert log.episode_lengths.tolist() == [12] * 4 and log.truncated.sum() == 4 and not log.terminated.any()
+        returns = [-2.5 - 2 - 1.5 - 1 - 0.5] * 2 + [-1 - 1 * 11] * 2
+        np.testing.assert_allclose(log.episode_returns, returns, atol=0.6)
+        np.testing.assert_array_equal(log.rewards, -np.abs(log.next_observations[:, 0]))
+        inner = ~log.truncated
+        np.testing.assert_array_equal(log.next_observations[inner], log.observations[1:][inner[:-1]])
+
+
+def test_a_whole_plan_is_searched_once(walk, monkeypatch):
+    """With a horizon of 3 and 12 steps there are four searches, with MPC twelve."""
+    searches = []
+    original = persim_gym.MPCAgent.plan
+    monkeypatch.setattr(persim_gym.MPCAgent, "plan", lambda *a, **k: searches.append(1) or original(*a, **k))
+    for policy, expected in (("plan", 4), ("mpc", 12)):
+        searches.clear()
+        quiet(walk, [0], 3, policy, starts=[0.0, 0.0], horizon=3, num_candidates=5)
+        assert len(searches) == expected
+
+
+def test_episodes_end_at_the_terminal_state(walk):
+    """Walking up from 3: agents reach the goal after 2, 1 and 1 steps, and those that are over no longer act."""
+    seen = []
+
+    def up(observations):
+        seen.append(len(observations))
+        return np.full(len(observations), 2)
+
+    log = quiet(walk, [0, 1, 2], 1, up, starts="task")
+    assert log.episode_lengths.tolist() == [2, 1, 1] and log.terminated.tolist() == [False, True, True, True]
+    assert seen == [3, 1] and not log.truncated.any()
+    assert log.next_observations[:, 0].tolist() == [3.5, 4, 4, 5]
+    assert log.covariates.tolist() == [[0.5], [1], [2]] and log.covariate_names == ("speed",)
+
+
+def test_first_states(walk):
+    """From the log, from the task, or given, for all or each."""
+    assert quiet(walk, [0], 2, "random").initial_observations.tolist() == [[0, 0]] * 2
+    assert quiet(walk, [0], 2, "random", starts="task").initial_observations.tolist() == [[3, 0]] * 2
+    each = np.arange(8.0).reshape(2, 2, 2) / 10
+    assert np.allclose(quiet(walk, [0, 1], 2, "random", starts=each).initial_observations, each.reshape(4, 2))
+    assert quiet(walk, [0, 1], 1, "random", starts=[[1, 0]]).initial_observations.tolist() == [[1, 0]] * 2
+
+
+def test_same_seed_same_bits():
+    """For every policy, and another seed gives others."""
+    ensemble = random_ensemble("CartPole")
+    for policy in ("plan", "random"):
+        settings = {"horizon": 5, "num_candidates": 10} if policy == "plan" else {}
+        logs = [quiet(ensemble, [0, 1], 2, policy, seed=seed, **settings) for seed in (3, 3, 4)]
+        assert logs[0].digest == logs[1].digest != logs[2].digest
+
+
+def test_one_agent_or_many_is_the_same():
+    """An agent's episodes do not depend on whom they run with, but for rounding."""
+    ensemble = random_ensemble("HalfCheetah", step_size=0.01)
+    starts = 0.1 * np.random.default_rng(0).normal(size=(2, 18))
+
+    def push(observations):
+        return np.tanh(observations[:, :6])
+
+    both = quiet(ensemble, [0, 2], 2, push, starts=starts, max_episode_steps=5)
+    alone = quiet(ensemble, [2], 2, push, starts=starts, max_episode_steps=5)
+    np.testing.assert_allclose(both.observations[10:], alone.observations, rtol=1e-4, atol=1e-5)
+    assert both.actions.dtype == np.float32 and both.truncated.sum() == 4
+
+
+def test_episodes_are_cut_where_members_disagree(walk):
+    """The second member walks further: at ten steps up they differ by one step, half of it is the deviation."""
+    parameters = {name: array.copy() for name, array in walk.parameters.items()}
+    parameters["state.0.weight"][1, 0, 0] = 1.0  # ReLU(x): the further up, the longer the second member's steps
+    parameters["state.1.weight"][1, 0, 0] = 0.1
+    ensemble = type(walk)(walk_task(start=1.0, limit=30), **{**_fields(walk), "parameters": parameters})
+
+    def up(observations):
+        return np.full(len(observations), 2)
+
+    free = quiet(ensemble, [1], 1, up, starts="task")
+    assert free.episode_lengths.tolist() == [30]
+    log = quiet(ensemble, [1], 1, up, starts="task", max_disagreement=0.2)
+    disagreement = 0.1 * log.observations[:, 0] / 2
+    assert (disagreement <= 0.2).all() and 0.1 * log.next_observations[-1, 0] / 2 > 0.2
+    assert log.truncated.tolist() == [False] * (len(log) - 1) + [True] and log.provenance["episodes_cut"] == 1
+    with pytest.raises(errors.PerSimError, match="agent '1' has no step to record.*max_disagreement=0.01"):
+        quiet(ensemble, [1], 1, up, starts="task", max_disagreement=0.01)
+    partly = quiet(ensemble, [1], 2, up, starts=[[1, 0], [9, 0]], max_disagreement=0.2)
+    assert partly.num_episodes == 1 and partly.provenance["episodes_empty"] == 1
+
+
+def _fields(ensemble):
+    return {
+        name: getattr(ensemble, name)
+        for name in ("config", "normalizer", "agent_labels", "initial_observations", "covariates", "provenance")
+    }
+
+
+def test_the_mark_stays(walk, tmp_path, cart_pole_log):
+    """In the log, its file, its parts, joins, and in a model that learned from it: shown by repr."""
+    log = quiet(walk, [0, 1], 2, "random")
+    assert log.provenance["synthetic"] is True and repr(log).endswith("synthetic)")
+    log.save(tmp_path / "log")
+    assert repr(Trajectories.load(tmp_path / "log")) == repr(log)
+    assert log.select([1]).provenance["synthetic"] is True
+    recorded = Trajectories.from_arrays(
+        agents=["0"] * 2, observations=np.zeros((2, 2)), actions=[0, 1], next_observations=np.ones((2, 2)), task="Walk",
+        covariates=[[0.5]], covariate_names=["speed"],
+    )  # fmt: skip
+    assert "synthetic" not in repr(recorded)
+    assert repr(Trajectories.concatenate([recorded, log])).endswith("synthetic in part)")
+    assert Trajectories.concatenate([log, log.select([0])]).provenance["synthetic"] is True
+    config = persim_gym.PerSimConfig(rank=1, state_hidden=(4,), num_members=1, epochs=1)
+    learned = persim_gym.fit(log, task=walk.task, config=config, validation_fraction=0, progress=False)
+    assert "learned from synthetic data" in repr(learned)
+    again = quiet(learned, [0], 1, "random")
+    assert again.provenance["simulator"]["data"]["synthetic"] is True
+    pytest.importorskip("pandas")
+    assert set(interop.to_dataframe(log)["synthetic"]) == {"True"}
+
+
+def test_policies_of_other_libraries(cart_pole):
+    """Stable-Baselines3's `predict` takes a state and returns one, d3rlpy's neither."""
+
+    class Plain:
+        def predict(self, x):
+            return (x[:, 2] > 0).astype(int)
+
+    log = quiet(cart_pole, [0, 1], 2, Plain(), max_episode_steps=6)
+    assert log.provenance["policy"] == "Plain"
+    np.testing.assert_array_equal(log.actions, log.observations[:, 2] > 0)
+    sb3 = pytest.importorskip("stable_baselines3")
+    import gymnasium
+
+    model = sb3.DQN("MlpPolicy", gymnasium.make("PerSim-CartPole-agent0-v0"), learning_starts=0, buffer_size=100)
+    log = quiet(cart_pole, [0], 2, model, max_episode_steps=6)
+    np.testing.assert_array_equal(log.actions, model.predict(log.observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "arguments"),
+    [
+        (errors.UnknownNameError, "no agent 7", {"agents": [7]}),
+        (errors.UnknownNameError, "labelled 'bob'", {"agents": ["bob"]}),
+        (errors.InvalidArgumentError, r"agents=0 must be a list.*\[0\]", {"agents": 0}),
+        (errors.InvalidArgumentError, "none twice", {"agents": [0, 0]}),
+        (errors.InvalidArgumentError, "at least one", {"agents": []}),
+        (errors.InvalidArgumentError, "episodes_per_agent=0", {"episodes_per_agent": 0}),
+        (errors.InvalidArgumentError, "max_episode_steps=0", {"max_episode_steps": 0}),
+        (errors.InvalidArgumentError, "policy='best' must be one of plan, mpc, random", {"policy": "best"}),
+        (errors.InvalidArgumentError, "horizon= is a setting of the planner", {"policy": "random", "horizon": 3}),
+        (errors.InvalidArgumentError, "starts='here' must be one of log, task", {"starts": "here"}),
+        (errors.InvalidArgumentError, r"starts of shape \(3,\)", {"starts": [0.0, 0.0, 0.0]}),
+        (errors.InvalidArgumentError, "starts must be finite", {"starts": [0.0, np.nan]}),
+        (errors.InvalidArgumentError, "max_disagreement=0 must be above 0", {"max_disagreement": 0}),
+        (errors.InvalidArgumentError, "max_disagreement=.* 2 of them", {"max_disagreement": [1.0, 1.0, 1.0]}),
+        (errors.InvalidActionError, "whole numbers from 0 to 2", {"policy": lambda o: np.full(len(o), 3)}),
+    ],
+)
+def test_arguments_out_of_range(walk, kind, message, arguments):
+    """The message names the argument and its value."""
+    with pytest.raises(kind, match=message):
+        quiet(walk, **{"agents": [0], "policy": "random", **arguments})
+
+
+def test_a_task_without_initial_states(walk):
+    """Says where to start instead."""
+    import dataclasses
+
+    task = dataclasses.replace(walk.task, initial_observations=None)
+    with pytest.raises(errors.InvalidArgumentError, match="starts='log'"):
+        quiet(dataclasses.replace(walk, task=task), [0], 1, "random", starts="task")
+
+
+def test_a_simulator_that_diverges():
+    """The episode ends before the state that is no number; rewards are those of the task."""
+    ensemble = random_ensemble("MountainCar")
+    ensemble.parameters["state.1.bias"][:] = np.nan
+    with pytest.raises(errors.PerSimError, match="diverges"):
+        quiet(ensemble, [0], 1, "random")
+    assert get_task("MountainCar").max_episode_steps == 500

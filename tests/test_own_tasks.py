@@ -1,0 +1,282 @@
+"""A user's own task: made of spaces and what functions there are, the others learned, loaded where nobody knows it."""
+
+import dataclasses
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import persim_gym
+from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes, tasks
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.tasks import find_task
+
+LIMIT = 3.0
+CONFIG = persim_gym.PerSimConfig(
+    rank=3, state_hidden=(32,), action_hidden=(16,), num_members=2, epochs=60, batch_size=64, learning_rate=1e-2,
+    halve_learning_rate_every=20,
+)  # fmt: skip
+PRICES = np.array([0.2, 1.0, 3.0])
+"""What a unit of x costs the three agents: they differ in their rewards too."""
+
+
+def own_task(**changes):
+    """A line from −4 to 4 with continuous or discrete pushes; nobody wrote down reward and termination."""
+    given = {
+        "name": "Glucose",
+        "observation_space": spaces.Box(-4, 4, (2,), np.float32),
+        "action_space": spaces.Discrete(3),
+        "max_episode_steps": 25,
+    }
+    return Task(**{**given, **changes})
+
+
+def own_log(*, discrete=True, seed=0, episodes=60, length=20):
+    """x moves by the action, the second coordinate follows it; an episode is over when |x| exceeds 3."""
+    rng = np.random.default_rng(seed)
+    columns = {name: [] for name in ("agents", "observations", "actions", "rewards", "next_observations", "terminated")}
+    starts = []
+    for episode in range(episodes):
+        state = np.array([rng.uniform(-2.9, 2.9), 0.0])
+        starts.append(len(columns["agents"]))
+        for _ in range(length):
+            action = rng.integers(3) if discrete else rng.uniform(-1, 1, 1)
+            push = action - 1.0 if discrete else action[0]
+            after = np.array([np.clip(state[0] + 0.7 * push, -4, 4), 0.5 * state[1] + 0.1 * state[0]])
+            agent = episode % 3
+            reward = -PRICES[agent] * abs(after[0]) - 0.5 * push**2
+            over = abs(after[0]) > LIMIT
+            for name, value in zip(columns, (agent, state, action, reward, after, over), strict=True):
+                columns[name].append(value)
+            state = after
+            if over:
+                break
+    return Trajectories.from_arrays(
+        **columns, episode_starts=starts, agent_labels=["a", "b", "patient-17"], task="Glucose"
+    )
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    """Learned with everything."""
+    return persim_gym.fit(own_log(), task=own_task(), config=CONFIG, seed=0, progress=False)
+
+
+def test_reward_and_termination_are_learned(ensemble):
+    """On rows it never saw, for agents of different prices; the errors are in the provenance."""
+    fresh = own_log(seed=9)
+    for agent in range(3):
+        rows = fresh.agents == agent
+        task = ensemble.simulator(agent).task
+        columns = fresh.observations[rows], fresh.actions[rows], fresh.next_observations[rows]
+        assert np.abs(task.reward(*columns) - fresh.rewards[rows]).mean() < 0.15 * fresh.rewards[rows].std()
+        wrong = task.terminated(columns[2]) != fresh.terminated[rows]
+        assert wrong.mean() < 0.02
+        probability = outcomes.termination_probability(ensemble, agent, [[0.0, 0.0], [3.8, 0.5]])
+        assert probability[0] < 0.05 and probability[1] > 0.9
+    assert ensemble.provenance["reward_rmse"] < 0.3
+    assert ensemble.provenance["terminations_missed"] < 0.35 and ensemble.provenance["terminations_false"] < 0.02
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_learned_functions_take_what_planners_give_them(discrete):
+    """Any leading axes, NumPy and torch alike; one agent, or one for each row."""
+    space = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,), np.float32)
+    config = CONFIG.with_changes(epochs=1)
+    log = own_log(discrete=discrete, episodes=6)
+    model = persim_gym.fit(log, task=own_task(action_space=space), config=config, validation_fraction=0, progress=False)
+    rng = np.random.default_rng(0)
+    states, after = rng.normal(size=(2, 4, 7, 2)).astype(np.float32)
+    actions = rng.integers(3, size=7) if discrete else rng.uniform(-1, 1, (7, 1)).astype(np.float32)
+    task = model.simulator(1).task
+    together = task.reward(states, actions, after)
+    assert together.shape == (4, 7) and task.terminated(after).dtype == bool
+    for row in np.ndindex(4, 7):
+        assert task.reward(states[row], actions[row[1]], after[row]) == pytest.approx(together[row], abs=1e-5)
+    tensors = task.reward(*(torch.tensor(column) for column in (states, actions, after)))
+    np.testing.assert_allclose(tensors.numpy(), together, atol=1e-6)
+    assert task.terminated(torch.tensor(after)).dtype == torch.bool
+    several = model.simulator(agents=[2, 0, 1]).task.reward(states[0, :3], actions[:3], after[0, :3])
+    for row, agent in enumerate([2, 0, 1]):
+        alone = model.simulator(agent).task.reward(states[0, row], actions[row], after[0, row])
+        assert several[row] == pytest.approx(float(alone), abs=1e-5)
+
+
+def test_environments_planners_and_generation_use_them(ensemble):
+    """A plan for several agents at once scores each by its own reward, and episodes end where they did in the log."""
+    env = PersonalizedEnv(ensemble, "patient-17")
+    env.reset(seed=0, options={"state": [2.8, 0.2]})
+    observation, reward, terminated, _, _ = env.step(2)
+    assert terminated and reward == pytest.approx(-PRICES[2] * abs(observation[0]) - 0.5, abs=0.8)
+    vector = PersonalizedVectorEnv(ensemble, 3, [0, 1, 2])
+    vector.reset(seed=0, options={"state": [2.0, 0.2]})
+    rewards = vector.step(np.ones(3, int))[1]
+    np.testing.assert_allclose(rewards, -2.0 * PRICES, atol=0.6)
+    starts = np.array([[2.0, 0.2], [-2.0, -0.2], [1.5, 0.1]], np.float32)
+    together = MPCAgent(ensemble.simulator(agents=[0, 1, 2]), horizon=3, num_candidates=100).plan(starts)
+    for agent in range(3):
+        alone = MPCAgent(ensemble.simulator(agent), horizon=3, num_candidates=100).plan(starts[agent : agent + 1])
+        assert together.returns[agent] == pytest.approx(alone.returns[0], abs=0.3)
+    log = generate(ensemble, [2], 2, "plan", starts=[1.5, 0.1], horizon=4, num_candidates=50, progress=False)
+    assert not log.terminated.any() and np.abs(log.next_observations[-1, 0]) < 0.6
+    up = generate(ensemble, [0, 2], 1, lambda o: np.full(len(o), 2), starts=[0.0, 0.0], progress=False)
+    assert up.terminated.sum() == 2 and np.abs(up.episode_lengths - 5).max() <= 1
+
+
+def test_a_file_alone_is_enough(ensemble, tmp_path, run_python):
+    """Where everything was learned: a process that knows nothing of the task makes `PerSim-Glucose-agent2-v0`."""
+    path = tmp_path / "glucose.persim"
+    ensemble.save(path)
+    loaded = persim_gym.load(path)
+    assert loaded.task.to_json() == ensemble.task.to_json()
+    states = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    actions = np.array([0, 1, 2, 1, 0])
+    for one in (0, 2):
+        ours, theirs = ensemble.simulator(one).task, loaded.simulator(one).task
+        np.testing.assert_array_equal(ours.reward(states, actions, -states), theirs.reward(states, actions, -states))
+    code = f"""
+import gymnasium, persim_gym
+ids = persim_gym.register_ensemble({str(path)!r})
+env = gymnasium.make("PerSim-Glucose-agent2-v0")
+env.reset(seed=0, options={{"state": [2.8, 0.2]}})
+print(ids[0], env.spec.max_episode_steps, env.step(2)[2], gymnasium.make(ids[0], agent="patient-17").unwrapped.agent)
+"""
+    assert run_python(code).split() == ["PerSim-Glucose-v0", "25", "True", "2"]
+    home = {"PERSIM_HOME": str(tmp_path / "home")}
+    run_python(f"import persim_gym; persim_gym.register_ensemble({str(path)!r}, install=True)", **home)
+    later = (
+        "import gymnasium, persim_gym; env = gymnasium.make('PerSim-Glucose-agent1-v0'); env.reset(seed=0)\n"
+        "print(env.step(0)[1])"
+    )
+    assert float(run_python(later, **home)) < 0
+
+
+def cost(observations, actions, next_observations):
+    """The reward of the functions' tests."""
+    return -abs(next_observations[..., 0])
+
+
+def beyond(next_observations):
+    """The termination of the functions' tests."""
+    return abs(next_observations[..., 0]) > LIMIT
+
+
+def test_own_functions(tmp_path, registry, run_python):
+    """A session that has them goes on at once; another imports them by reference, or is told what to do."""
+    config = CONFIG.with_changes(epochs=1)
+    task = own_task(name="Sugar", reward=cost, terminated=beyond)
+    assert task.learned == () and task.planning_objective.reward is cost
+    model = persim_gym.fit(own_log(episodes=3), task=task, config=config, progress=False)
+    assert model.outcomes == {} and model.simulator(0).task is task
+    model.save(tmp_path / "sugar.persim")
+    with pytest.raises(errors.UnknownNameError, match="'Sugar' has a reward and a terminated function of its own"):
+        persim_gym.load(tmp_path / "sugar.persim")
+    assert persim_gym.load(tmp_path / "sugar.persim", task=task).task is task
+    (tmp_path / "sugar_task.py").write_text(
+        "import numpy as np\nfrom gymnasium import spaces\nfrom persim_gym import Task\n"
+        "TASK = Task(name='Sugar', observation_space=spaces.Box(-4, 4, (2,), np.float32),\n"
+        "            action_space=spaces.Discrete(3), max_episode_steps=25,\n"
+        "            reward=lambda o, a, n: -abs(n[..., 0]), terminated=lambda n: abs(n[..., 0]) > 3)\n"
+        "OTHER = 3\n"
+    )
+    path = tmp_path / "referring.persim"
+    dataclasses.replace(model, task=dataclasses.replace(task, reference="sugar_task:TASK")).save(path)
+    load = (
+        f"import persim_gym; print(persim_gym.load({str(path)!r}).task.terminated(__import__('numpy').array([3.5, 0])))"
+    )
+    assert run_python(load, cwd=tmp_path).strip() == "True"
+    for reference, message in (
+        ("no_such_module:TASK", "cannot be imported from its reference"),
+        ("persim_gym:nothing", "cannot be imported from its reference"),
+        ("persim_gym:__version__", "not the task Sugar"),
+    ):
+        dataclasses.replace(model, task=dataclasses.replace(task, reference=reference)).save(path)
+        with pytest.raises(errors.PerSimError, match=message):
+            persim_gym.load(path)
+
+
+def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, monkeypatch):
+    """In the session that has its functions the ids work at once."""
+    monkeypatch.setenv("PERSIM_HOME", str(tmp_path))
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    task = own_task(name="Syrup", reward=cost)
+    assert task.learned == ("terminated",)
+    model = persim_gym.fit(own_log(episodes=6), task=task, config=CONFIG.with_changes(epochs=1), progress=False)
+    ids = persim_gym.register_ensemble(model)
+    assert ids[-1] == "PerSim-Syrup-agent2-v0"
+    env = gymnasium.make(ids[-1])
+    assert env.spec.max_episode_steps == 25
+    env.reset(seed=0)
+    observation, reward, *_ = env.step(0)
+    assert reward == pytest.approx(-abs(observation[0]), abs=1e-6)
+
+
+def test_a_log_that_teaches_nothing():
+    """Without a terminal state no episode ever ends; without rewards there is none to learn."""
+    log = own_log(episodes=6)
+    config = CONFIG.with_changes(epochs=1)
+    endless = dataclasses.replace(log, terminated=np.zeros(len(log), bool))
+    model = persim_gym.fit(endless, task=own_task(), config=config, progress=False)
+    assert set(model.outcomes) == {"reward"}
+    assert not model.simulator(0).task.terminated(np.full((4, 2), 99.0)).any()
+    unpaid = dataclasses.replace(log, rewards=np.zeros(len(log), np.float32))
+    with pytest.raises(errors.InvalidDataError, match="all rewards of the log are zero.*Glucose"):
+        persim_gym.fit(unpaid, task=own_task(), config=config, progress=False)
+    with pytest.raises(errors.PerSimError, match="fit learns it"):
+        own_task().reward(log.observations, log.actions, log.next_observations)
+
+
+def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):
+    """Taken out, written and read again."""
+    ensemble.with_members([1]).save(tmp_path / "one.persim")
+    assert persim_gym.load(tmp_path / "one.persim").outcomes["reward"].parameters["agent.weight"].shape[:2] == (1, 3)
+
+
+def test_a_file_without_its_outcomes(ensemble, tmp_path):
+    """Is refused, whether they are missing or of another shape."""
+    dataclasses.replace(ensemble, outcomes={}).save(tmp_path / "none.persim")
+    with pytest.raises(errors.FileFormatError, match="no learned reward"):
+        persim_gym.load(tmp_path / "none.persim")
+    reward = ensemble.outcomes["reward"]
+    wrong = dataclasses.replace(reward, input_mean=reward.input_mean[:1])
+    dataclasses.replace(ensemble, outcomes={"reward": wrong}).save(tmp_path / "wrong.persim")
+    with pytest.raises(errors.FileFormatError, match="reward.input_mean"):
+        persim_gym.load(tmp_path / "wrong.persim")
+
+
+def test_a_definition_goes_through_json():
+    """Bounds at infinity and of float32, names and covariates included."""
+    space = spaces.Box(np.array([-np.inf, 0.1], np.float32), np.array([np.inf, 0.3], np.float32))
+    for action_space in (spaces.Discrete(4), spaces.Box(-2, 2, (3,), np.float32)):
+        task = own_task(
+            observation_space=space, action_space=action_space, observation_names=("glucose", "insulin"),
+            covariates=(persim_gym.tasks.Covariate("weight", 40, 120, 70),),
+        )  # fmt: skip
+        found = Task.from_json(json.loads(json.dumps(task.to_json())))
+        assert found.observation_space == space and found.action_space == action_space
+        assert found.to_json() == task.to_json() and found.covariates == task.covariates
+    assert find_task("CartPole", None) is persim_gym.get_task("CartPole")
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        (r"observation_space=Discrete\(3\) must be a .*Box", {"observation_space": spaces.Discrete(3)}),
+        (r"observation_space=Dict.*Box", {"observation_space": spaces.Dict({"x": spaces.Discrete(2)})}),
+        (r"observation_space=.*one axis", {"observation_space": spaces.Box(0, 1, (2, 2))}),
+        (r"action_space=MultiDiscrete.*Discrete .*or a .*Box", {"action_space": spaces.MultiDiscrete([2, 2])}),
+        (r"action_space=Discrete\(3, start=1\) must .* starts at 0", {"action_space": spaces.Discrete(3, start=1)}),
+        (r"action_space=.*one axis", {"action_space": spaces.Box(0, 1, (2, 2))}),
+        ("max_episode_steps=0", {"max_episode_steps": 0}),
+        ("2 coordinates, 1 names", {"observation_names": ("x",)}),
+        ("name='my task' makes no id", {"name": "my task"}),
+        ("reference='sugar' must look like", {"reference": "sugar"}),
+    ],
+)
+def test_tasks_that_are_none(message, changes):
+    """The message has the value and what is supported."""
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        own_task(**changes)
