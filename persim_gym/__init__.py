@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from persim_gym.config import PerSimConfig
     from persim_gym.data import Trajectories
     from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
+    from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent
     from persim_gym.policies import MLPPolicy
@@ -39,12 +40,16 @@ __all__ = [
     "get_task",
     "load",
     "mpc_returns",
+    "nearest_agents",
+    "personalize",
     "policy_returns",
     "prediction_error",
+    "refit_factors",
     "register_ensemble",
     "register_task",
     "task_names",
     "true_mpc_returns",
+    "update",
 ]
 
 _HOMES = {
@@ -59,11 +64,15 @@ _HOMES = {
     "fit": "training",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
+    "nearest_agents": "factors",
+    "personalize": "factors",
     "policy_returns": "evaluation",
     "prediction_error": "evaluation",
+    "refit_factors": "factors",
     "register_task": "tasks",
     "task_names": "tasks",
     "true_mpc_returns": "evaluation",
+    "update": "factors",
 }
 
 

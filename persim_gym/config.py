@@ -41,6 +41,8 @@ class PerSimConfig:
     """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = 0.0
     """L2 penalty through Adam, as torch.optim.Adam has it."""
+    refit_factors: bool = False
+    """Whether the agents' factors are replaced, after training, by their posterior means (`persim_gym.factors`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state_hidden", tuple(self.state_hidden))

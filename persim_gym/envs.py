@@ -62,7 +62,8 @@ class PersonalizedEnv(TaskEnv):
         self.agent = self.ensemble.agent_index(agent)
         covariates = self.ensemble.covariates
         task = self.ensemble.task
-        super().__init__(task, task.default_covariates if covariates is None else covariates[self.agent], render_mode)
+        known = covariates is not None and np.isfinite(covariates[self.agent]).all()
+        super().__init__(task, covariates[self.agent] if known else task.default_covariates, render_mode)
         self.aggregate = aggregate
         self._draw_member = ensemble == "member"
         self._member: int | None = None

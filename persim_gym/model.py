@@ -13,7 +13,8 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
 from persim_gym.data import find_agent
-from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
+from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 AGGREGATES = ("mean", "median")
 """How the members' predictions become one."""
 _KIND = "ensemble"
+_POSTERIOR = "posterior."
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Ensemble:
     """(N, K), if known: for evaluation in the true system, never used by the model."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Data digest, seed, versions, wall time, validation error, number of transitions."""
+    posterior: FactorPosterior | None = None
+    """Of the agents' factors; `fit` and `persim_gym.refit_factors` make it."""
 
     @property
     def num_members(self) -> int:
@@ -130,14 +134,29 @@ class Ensemble:
         count = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in self.parameters)
         return [(self.parameters[f"{name}.{i}.weight"], self.parameters[f"{name}.{i}.bias"]) for i in range(count)]
 
+    def known_posterior(self) -> FactorPosterior:
+        """Return the posterior of the agents' factors.
+
+        Raises:
+            MissingStatisticsError: the ensemble has none: its file is older than they are, or it was made by hand.
+
+        """
+        if self.posterior is None:
+            raise MissingStatisticsError(
+                "this ensemble was saved without the statistics of its agents' factors; "
+                "persim_gym.refit_factors(ensemble, log), with the log it was trained on, makes them"
+            )
+        return self.posterior
+
     def agent_covariates(self, agent: int | str) -> FloatArray:
         """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
-        if self.covariates is None:
+        index = self.agent_index(agent)
+        if self.covariates is None or not np.isfinite(self.covariates[index]).all():
             raise InvalidArgumentError(
-                "this ensemble's log did not record the agents' covariates, so their true systems are unknown; "
-                "give them (covariates=...)"
+                f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this ensemble, so its true "
+                "system is unknown; give them (covariates=...)"
             )
-        return self.covariates[self.agent_index(agent)]
+        return self.covariates[index]
 
     def simulator(
         self,
@@ -176,6 +195,7 @@ class Ensemble:
             self,
             config=self.config.with_changes(num_members=len(chosen)),
             parameters={name: array[chosen] for name, array in self.parameters.items()},
+            posterior=None if self.posterior is None else self.posterior.with_members(chosen),
         )
 
     def save(self, path: str | Path) -> None:
@@ -186,6 +206,8 @@ class Ensemble:
             arrays[f"normalizer.{name}"] = getattr(self.normalizer, name)
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
+        if self.posterior is not None:
+            arrays.update({f"{_POSTERIOR}{name}": array for name, array in self.posterior.to_arrays().items()})
         # A log of half a million agents without names needs no list of names.
         numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
         storage.write(
@@ -229,6 +251,9 @@ class Ensemble:
             raise FileFormatError(f"{path} is an ensemble of task {name}, not of {get_task(task).name}")
         found = get_task(name if task is None else task)
         shapes = _expected_shapes(found, config, count)
+        if any(key.startswith(_POSTERIOR) for key in arrays):
+            known = FactorPosterior.array_shapes(config.num_members, count, config.rank, found.observation_size)
+            shapes.update({f"{_POSTERIOR}{key}": shape for key, shape in known.items()})
         for key, shape in shapes.items():
             if key not in arrays or arrays[key].shape[: len(shape)] != shape:
                 raise FileFormatError(f"{path}: array {key!r} is missing or has the wrong shape, expected {shape}")
@@ -240,7 +265,9 @@ class Ensemble:
         )
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)
-        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance)
+        parts = {key.removeprefix(_POSTERIOR): arrays.pop(key) for key in [*arrays] if key.startswith(_POSTERIOR)}
+        posterior = FactorPosterior.from_arrays(parts) if parts else None
+        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance, posterior)
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6

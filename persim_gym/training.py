@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from persim_gym import storage
-from persim_gym.columns import check_actions
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
+from persim_gym.factors import refit_factors
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
 from persim_gym.selection import best_members
@@ -71,7 +71,7 @@ def fit(
 
     """
     task = _task_of(trajectories, task)
-    _check_log(trajectories, task)
+    check_log(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
@@ -87,18 +87,17 @@ def fit(
     kept, held_out = _split(trajectories.num_transitions, validation_fraction, seed)
     runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
     provenance: dict[str, Any] = {}
-    parameters = None
+    ensemble = None
     with threads_for(chosen.state_hidden):
         if len(held_out):
             scored = [(runs.validate(candidate, kept, held_out), candidate) for candidate in candidates]
-            (validation, parameters), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
+            (validation, ensemble), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
             provenance.update(validation)
             if rank == "auto":
                 provenance["validation_loss_by_rank"] = {str(c.rank): v[0]["validation_loss"] for v, c in scored}
-        if refit or parameters is None:
-            parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
+        if refit or ensemble is None:
+            ensemble, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
             provenance["training_loss"] = loss
-    ensemble = runs.ensemble(chosen, parameters)
     runs.forget_checkpoints()
     provenance |= {
         "data_digest": trajectories.digest,
@@ -136,21 +135,6 @@ def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     return get_task(named)
-
-
-def _check_log(log: Trajectories, task: Task) -> None:
-    if log.observations.shape[1] != task.observation_size:
-        raise InvalidDataError(
-            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
-            f"{task.observation_size}: {', '.join(task.observation_names)}"
-        )
-    if log.discrete != task.discrete:
-        kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(
-            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
-        )
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high)
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -290,8 +274,8 @@ class _Runs:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._written: list[Path] = []
 
-    def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[dict[str, np.ndarray], float]:
-        """Train all candidates on some rows; return the parameters of those kept and the last epoch's mean loss."""
+    def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
+        """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
         kept = config
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = _Columns.of(self._log, self._task, self._normalizer(config), self.device)
@@ -317,25 +301,28 @@ class _Runs:
                     )
                     saved = time.monotonic()
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        candidates = refit_factors(
+            self._ensemble(config, parameters),
+            self._log,
+            rows=rows,
+            replace_factors=config.refit_factors,
+            device=str(self.device),
+        )
         if config.num_members > kept.num_members:
-            candidates = self.ensemble(config, parameters)
-            parameters = best_members(candidates, self._log, kept.num_members).parameters
-        return dict(parameters), loss
+            candidates = best_members(candidates, self._log, kept.num_members)
+        return replace(candidates, config=kept), loss
 
-    def validate(
-        self, config: PerSimConfig, kept: IntArray, held_out: IntArray
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Train on the kept rows; return the one-step errors on the held-out ones, and the parameters."""
-        parameters, _ = self.train(config, kept, "validation")
-        ensemble = self.ensemble(config, parameters)
+    def validate(self, config: PerSimConfig, kept: IntArray, held_out: IntArray) -> tuple[dict[str, float], Ensemble]:
+        """Train on the kept rows; return the one-step errors on the held-out ones, and the ensemble."""
+        ensemble, _ = self.train(config, kept, "validation")
         errors = one_step_errors(ensemble, self._log, held_out)
         scaled = errors[:-1] / ensemble.normalizer.change_scale**2
         return {
             "validation_loss": float(scaled.mean()),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),
-        }, parameters
+        }, ensemble
 
-    def ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
+    def _ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""
         log = self._log
         return Ensemble(
