@@ -14,6 +14,7 @@ from persim_gym.registration import register_ensemble
 if TYPE_CHECKING:
     from persim_gym.collection import collect
     from persim_gym.config import PerSimConfig
+    from persim_gym.covariates import fit_covariate_map
     from persim_gym.data import Trajectories
     from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
@@ -37,6 +38,7 @@ __all__ = [
     "collect",
     "errors",
     "fit",
+    "fit_covariate_map",
     "get_task",
     "load",
     "mpc_returns",
@@ -62,6 +64,7 @@ _HOMES = {
     "Trajectories": "data",
     "collect": "collection",
     "fit": "training",
+    "fit_covariate_map": "covariates",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
     "nearest_agents": "factors",

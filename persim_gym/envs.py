@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
+from persim_gym.factors import personalize
 from persim_gym.folding import SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.tasks.environment import TaskEnv
@@ -38,8 +40,9 @@ class PersonalizedEnv(TaskEnv):
     def __init__(
         self,
         model: str | Path | Ensemble,
-        agent: int | str = 0,
+        agent: int | str | None = None,
         *,
+        covariates: Mapping[str, float] | None = None,
         aggregate: str = "mean",
         ensemble: str = "aggregate",
         render_mode: str | None = None,
@@ -48,7 +51,9 @@ class PersonalizedEnv(TaskEnv):
 
         Args:
             model: the ensemble or its file.
-            agent: index or label.
+            agent: index or label; the first if neither it nor ``covariates`` is given.
+            covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
+                (`persim_gym.personalize`).
             aggregate: "mean" or "median" over the members.
             ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode.
             render_mode: None, "rgb_array" or "human".
@@ -59,11 +64,17 @@ class PersonalizedEnv(TaskEnv):
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
         self.ensemble = _loaded(model)
-        self.agent = self.ensemble.agent_index(agent)
-        covariates = self.ensemble.covariates
-        task = self.ensemble.task
-        known = covariates is not None and np.isfinite(covariates[self.agent]).all()
-        super().__init__(task, covariates[self.agent] if known else task.default_covariates, render_mode)
+        if covariates is not None:
+            if agent is not None:
+                raise InvalidArgumentError(f"give either agent={agent!r} or covariates={dict(covariates)!r}, not both")
+            self.ensemble = _with_unseen_agent(self.ensemble, covariates)
+            agent = self.ensemble.num_agents - 1
+        self.agent = self.ensemble.agent_index(0 if agent is None else agent)
+        task, recorded = self.ensemble.task, self.ensemble.covariates
+        hidden = task.default_covariates
+        if recorded is not None and np.isfinite(recorded[self.agent]).all():
+            hidden = recorded[self.agent]
+        super().__init__(task, hidden, render_mode)
         self.aggregate = aggregate
         self._draw_member = ensemble == "member"
         self._member: int | None = None
@@ -213,6 +224,20 @@ def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: i
         return ensemble.task.initial_observations(rng, count)
     known = ensemble.initial_observations
     return known[rng.integers(len(known), size=count)].astype(np.float64)
+
+
+def _with_unseen_agent(ensemble: Ensemble, covariates: Mapping[str, float]) -> Ensemble:
+    """Return the ensemble with one agent more, known by its covariates."""
+    values = covariate_array(ensemble.task, [covariates])[0]
+    named = zip(ensemble.task.covariate_names, values.tolist(), strict=True)
+    label = "unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named)
+    return personalize(ensemble, covariates={label: covariates}, covariate_map=_covariate_map(ensemble))
+
+
+@lru_cache(maxsize=8)
+def _covariate_map(ensemble: Ensemble) -> CovariateMap:
+    """Learn the map once for all environments of a process; ensembles are compared by identity."""
+    return fit_covariate_map(ensemble)
 
 
 def _loaded(model: str | Path | Ensemble) -> Ensemble:

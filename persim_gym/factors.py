@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
@@ -59,46 +61,57 @@ def refit_factors(
 
 
 def personalize(
-    ensemble: Ensemble, trajectories: Trajectories | None, *, agents: Sequence[str] | None = None
+    ensemble: Ensemble,
+    trajectories: Trajectories | None = None,
+    *,
+    agents: Sequence[str] | None = None,
+    covariates: Mapping[str, Mapping[str, float]] | None = None,
+    covariate_map: CovariateMap | None = None,
 ) -> Ensemble:
-    """Return the ensemble with new agents appended, each known by a few transitions of its own. No gradient steps.
+    """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
 
-    A newcomer's factor is its posterior mean under the prior that the trained agents are a sample of.
+    A newcomer's factor is its posterior mean. Its prior is the one that the trained agents are a sample of, or, where
+    its covariates are given, what these say of the factor (paper, appendix F.5).
 
     Args:
-        ensemble: trained, with the posterior of its agents' factors.
+        ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
         trajectories: of the newcomers; their labels must be new.
-        agents: labels of the newcomers, by default all of the log; one without a transition gets the prior's mean.
+        agents: labels of the newcomers, by default all of the log and of ``covariates``; one without a transition and
+            without covariates gets the prior's mean.
+        covariates: label -> {name: value}, of any of the newcomers.
+        covariate_map: from covariates to factors; by default a Gaussian process on all agents of the ensemble whose
+            covariates are known.
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
         InvalidDataError: the log does not fit the ensemble's task.
-        InvalidArgumentError: a label is taken, or there is no newcomer.
+        InvalidArgumentError: a label is taken, there is no newcomer, or its covariates are incomplete.
+        UnknownNameError: the task has no such covariate.
 
     """
-    posterior = ensemble.known_posterior()
-    labels = tuple(agents) if agents is not None else () if trajectories is None else trajectories.agent_labels
-    taken = set(ensemble.agent_labels) & set(labels)
-    if taken:
-        label = next(label for label in labels if label in taken)
-        raise InvalidArgumentError(
-            f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
-            "newcomer another label"
-        )
-    if not labels or len(set(labels)) < len(labels):
-        raise InvalidArgumentError(f"agents={list(labels)} must be one newcomer or more, each named once")
-    known, covariates = _known_of(ensemble, trajectories, labels)
-    first = ensemble.num_agents
-    weight = ensemble.parameters["agent.weight"]
+    given = covariates or {}
+    labels = _newcomers(ensemble, trajectories, agents, given)
+    values = _newcomers_covariates(ensemble, trajectories, labels, given)
+    described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
+    if len(described) and covariate_map is None:
+        covariate_map = fit_covariate_map(ensemble)
+    first, weight = ensemble.num_agents, ensemble.parameters["agent.weight"]
     empty = np.zeros((weight.shape[0], len(labels), weight.shape[2]), weight.dtype)
     grown = replace(
         ensemble,
         parameters={**ensemble.parameters, "agent.weight": np.concatenate([weight, empty], axis=1)},
         agent_labels=(*ensemble.agent_labels, *labels),
-        covariates=_joined_covariates(ensemble, covariates, len(labels)),
-        posterior=posterior.joined(known),
+        covariates=_joined_covariates(ensemble, values),
+        posterior=None,
     )
-    return _with_posterior_means(grown, np.arange(first, first + len(labels)))
+    newcomers = np.arange(first, first + len(labels))
+    if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
+        return _with_factors(grown, newcomers, covariate_map.predict(values)[0])
+    posterior = ensemble.known_posterior()
+    known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
+    if len(described):
+        known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
+    return _with_posterior_means(replace(grown, posterior=posterior.joined(known)), newcomers)
 
 
 def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
@@ -230,52 +243,95 @@ def _checked_moments(ensemble: Ensemble, log: Trajectories) -> Moments:
     return factor_moments(ensemble, log)
 
 
-def _known_of(
-    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str]
-) -> tuple[FactorPosterior, FloatArray | None]:
-    """Return what a log says of the agents of those labels, and their covariates (n, K) where it has them."""
+def _newcomers(
+    ensemble: Ensemble, log: Trajectories | None, agents: Sequence[str] | None, covariates: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the labels of the newcomers, checked."""
+    if agents is None:
+        labels = tuple(dict.fromkeys([*(() if log is None else log.agent_labels), *covariates]))
+    else:
+        labels = tuple(agents)
+    taken = set(ensemble.agent_labels) & set(labels)
+    if taken:
+        label = next(label for label in labels if label in taken)
+        raise InvalidArgumentError(
+            f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
+            "newcomer another label"
+        )
+    if not labels or len(set(labels)) < len(labels):
+        raise InvalidArgumentError(f"agents={list(labels)} must be one newcomer or more, each named once")
+    return labels
+
+
+def _newcomers_covariates(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], given: Mapping[str, Mapping[str, float]]
+) -> FloatArray:
+    """Return covariates (n, K) of the newcomers, those given before those in the log; not a number where unknown."""
+    values = np.full((len(labels), len(ensemble.task.covariates)), np.nan)
+    if log is not None and log.covariates is not None and log.covariate_names == ensemble.task.covariate_names:
+        logged = dict(zip(log.agent_labels, log.covariates, strict=True))
+        for place, label in enumerate(labels):
+            values[place] = logged.get(label, np.nan)
+    for place, label in enumerate(labels):
+        if label in given:
+            values[place] = covariate_array(ensemble.task, [given[label]])[0]
+    return values
+
+
+def _known_by_transitions(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], *, silent_unless: Container[str]
+) -> FactorPosterior:
+    """Return what a log says of the agents of those labels; warn of those of whom nothing at all is known."""
     in_log = set() if log is None else set(log.agent_labels)
-    silent = [label for label in labels if label not in in_log]
-    if silent:
+    unknown = [label for label in labels if label not in in_log and label not in silent_unless]
+    if unknown:
         warnings.warn(
-            f"newcomer {silent[0]!r} has no transition ({len(silent)} such agents): "
+            f"newcomer {unknown[0]!r} has no transition ({len(unknown)} such agents): "
             "its simulator is that of the mean agent",
             RuntimeWarning,
             stacklevel=3,
         )
-    posterior = ensemble.known_posterior()
-    members, rank = posterior.prior.mean.shape
+    prior = ensemble.known_posterior().prior
+    members, rank = prior.mean.shape
     count = len(labels)
     nothing = FactorPosterior(
-        posterior.prior,
+        prior,
         np.zeros((members, count, rank, rank)),
         np.zeros((members, count, rank)),
         np.zeros(count, np.int64),
     )
-    if log is None or len(silent) == count:
-        return nothing, None
-    chosen = log if labels == log.agent_labels else log.select([label for label in labels if label in in_log])
+    wanted = [label for label in labels if label in in_log]
+    if log is None or not wanted:
+        return nothing
+    chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    known = nothing.plus(FactorPosterior.of(posterior.prior, _checked_moments(ensemble, chosen)), places)
-    if chosen.covariates is None or chosen.covariates.shape[1] != len(ensemble.task.covariates):
-        return known, None
-    covariates = np.full((count, chosen.covariates.shape[1]), np.nan)
-    covariates[places] = chosen.covariates
-    return known, covariates
+    return nothing.plus(FactorPosterior.of(prior, _checked_moments(ensemble, chosen)), places)
 
 
-def _joined_covariates(ensemble: Ensemble, covariates: FloatArray | None, count: int) -> FloatArray | None:
-    """Return the covariates of the agents and then of ``count`` newcomers; not a number where unknown."""
-    if ensemble.covariates is None and covariates is None:
+def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
+    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r)."""
+    precision, known = np.linalg.inv(covariance), np.linalg.inv(prior.covariance)[:, None]
+    weighted = np.einsum("mnij,mnj->mni", precision, mean)
+    weighted = weighted - np.einsum("mnij,mnj->mni", known, prior.mean[:, None])
+    return FactorPosterior(prior, precision - known, weighted, np.zeros(mean.shape[1], np.int64))
+
+
+def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:
+    """Return the covariates of the agents and then of the newcomers (n, K); None where nothing is known of anyone."""
+    if ensemble.covariates is not None:
+        return np.concatenate([ensemble.covariates, covariates])
+    if not np.isfinite(covariates).any():
         return None
-    unknown = np.full((max(ensemble.num_agents, count), len(ensemble.task.covariates)), np.nan)
-    old = unknown[: ensemble.num_agents] if ensemble.covariates is None else ensemble.covariates
-    return np.concatenate([old, unknown[:count] if covariates is None else covariates])
+    return np.concatenate([np.full((ensemble.num_agents, covariates.shape[1]), np.nan), covariates])
 
 
 def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
     """Return the ensemble with the factors of some agents set to their posterior means."""
-    means, _ = ensemble.known_posterior().solve(agents)
+    return _with_factors(ensemble, agents, ensemble.known_posterior().solve(agents)[0])
+
+
+def _with_factors(ensemble: Ensemble, agents: IntArray, factors: FloatArray) -> Ensemble:
+    """Return the ensemble with the factors (M, n, r) of some agents (n,) replaced."""
     weight = np.array(ensemble.parameters["agent.weight"])
-    weight[:, agents] = means - ensemble.parameters["agent.bias"][:, None]
+    weight[:, agents] = factors - ensemble.parameters["agent.bias"][:, None]
     return replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight})
