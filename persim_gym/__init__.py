@@ -12,6 +12,7 @@ from persim_gym import errors, registration
 from persim_gym.registration import register_ensemble
 
 if TYPE_CHECKING:
+    from persim_gym.calibration import calibrate, forecast
     from persim_gym.collection import collect
     from persim_gym.config import PerSimConfig
     from persim_gym.covariates import fit_covariate_map
@@ -35,10 +36,12 @@ __all__ = [
     "Simulator",
     "Task",
     "Trajectories",
+    "calibrate",
     "collect",
     "errors",
     "fit",
     "fit_covariate_map",
+    "forecast",
     "get_task",
     "load",
     "mpc_returns",
@@ -62,9 +65,11 @@ _HOMES = {
     "Simulator": "simulator",
     "Task": "tasks",
     "Trajectories": "data",
+    "calibrate": "calibration",
     "collect": "collection",
     "fit": "training",
     "fit_covariate_map": "covariates",
+    "forecast": "calibration",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
     "nearest_agents": "factors",

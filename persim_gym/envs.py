@@ -22,7 +22,7 @@ from persim_gym.types import FloatArray
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
-ENSEMBLE_MODES = ("aggregate", "member")
+ENSEMBLE_MODES = ("aggregate", "member", "posterior")
 
 
 class PersonalizedEnv(TaskEnv):
@@ -45,6 +45,7 @@ class PersonalizedEnv(TaskEnv):
         covariates: Mapping[str, float] | None = None,
         aggregate: str = "mean",
         ensemble: str = "aggregate",
+        uncertainty: bool = False,
         render_mode: str | None = None,
     ) -> None:
         """Bind a trained ensemble to an agent.
@@ -55,7 +56,10 @@ class PersonalizedEnv(TaskEnv):
             covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
                 (`persim_gym.personalize`).
             aggregate: "mean" or "median" over the members.
-            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode.
+            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode; or
+                "posterior": one member and a factor drawn from the agent's posterior do.
+            uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
+                the uncertainty of the agent's factor and noise together.
             render_mode: None, "rgb_array" or "human".
 
         """
@@ -76,7 +80,11 @@ class PersonalizedEnv(TaskEnv):
             hidden = recorded[self.agent]
         super().__init__(task, hidden, render_mode)
         self.aggregate = aggregate
-        self._draw_member = ensemble == "member"
+        self._draw_member = ensemble in ("member", "posterior")
+        self._draw_factors = ensemble == "posterior"
+        self._uncertainty = uncertainty
+        if self._draw_factors or uncertainty:
+            self.ensemble.known_posterior()
         self._member: int | None = None
         self._stepper = SingleStepper(fold(self.ensemble, self.agent))
         self._low = task.observation_space.low.astype(np.float64)
@@ -91,6 +99,9 @@ class PersonalizedEnv(TaskEnv):
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
+        if self._draw_factors:
+            factors = self.ensemble.known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(self.ensemble, self.agent, factors))
         if state is not None:
             return state
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
@@ -101,6 +112,9 @@ class PersonalizedEnv(TaskEnv):
             mean = changes.sum(axis=0) / len(changes)
             deviation = changes - mean
             info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
+        if self._uncertainty:
+            prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
+            info["standard_deviation"] = prediction.standard_deviation[0]
         if self._member is not None:
             mean = changes[self._member]
         elif self.aggregate == "median":

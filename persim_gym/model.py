@@ -106,6 +106,9 @@ class Ensemble:
     """Data digest, seed, versions, wall time, validation error, number of transitions."""
     posterior: FactorPosterior | None = None
     """Of the agents' factors; `fit` and `persim_gym.refit_factors` make it."""
+    calibration: FloatArray | None = None
+    """(levels, ranges of the horizon, D): half widths of predictive intervals, in standard deviations;
+    `persim_gym.calibrate` makes it."""
 
     @property
     def num_members(self) -> int:
@@ -208,6 +211,8 @@ class Ensemble:
             arrays["covariates"] = self.covariates
         if self.posterior is not None:
             arrays.update({f"{_POSTERIOR}{name}": array for name, array in self.posterior.to_arrays().items()})
+        if self.calibration is not None:
+            arrays["calibration"] = self.calibration
         # A log of half a million agents without names needs no list of names.
         numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
         storage.write(
@@ -267,7 +272,10 @@ class Ensemble:
         covariates = arrays.pop("covariates", None)
         parts = {key.removeprefix(_POSTERIOR): arrays.pop(key) for key in [*arrays] if key.startswith(_POSTERIOR)}
         posterior = FactorPosterior.from_arrays(parts) if parts else None
-        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance, posterior)
+        calibration = arrays.pop("calibration", None)
+        return cls(
+            found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance, posterior, calibration
+        )
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6

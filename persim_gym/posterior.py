@@ -94,11 +94,11 @@ class FactorPosterior:
             self.weighted[:, chosen],
         )
 
-    def draw(self, agent: int, rng: np.random.Generator, count: int) -> FloatArray:
-        """Return factors (count, M, r) of one agent, drawn from its posterior in every member."""
-        mean, covariance = self.solve([agent])
-        root = np.linalg.cholesky(covariance[:, 0])
-        return mean[:, 0] + np.einsum("mij,cmj->cmi", root, rng.standard_normal((count, *mean[:, 0].shape)))
+    def draw(self, agents: Sequence[int] | IntArray, rng: np.random.Generator, count: int) -> FloatArray:
+        """Return factors (count, M, n, r) of some agents, drawn from their posteriors, each member's by itself."""
+        mean, covariance = self.solve(agents)
+        root = np.linalg.cholesky(covariance)
+        return mean + np.einsum("mnij,cmnj->cmni", root, rng.standard_normal((count, *mean.shape)))
 
     def with_members(self, members: Sequence[int]) -> FactorPosterior:
         """Return the posteriors in some of the members only."""

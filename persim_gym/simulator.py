@@ -12,7 +12,7 @@ from torch import Tensor
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, fold
-from persim_gym.gradients import predict
+from persim_gym.gradients import agent_features, predict
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.types import FloatArray, IntArray, Prediction
 
@@ -94,17 +94,25 @@ class Simulator:
             self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
 
-    def step(self, observations: Any, actions: Any) -> Prediction:
+    def step(self, observations: Any, actions: Any, *, uncertainty: bool = False) -> Prediction:
         """Predict one step.
 
         Args:
             observations: (B, D).
             actions: (B,) integers or (B, A) numbers.
+            uncertainty: whether to tell the standard deviation of the next observations, too.
+
+        Raises:
+            MissingStatisticsError: the uncertainty is asked for, and the ensemble does not know it.
 
         """
         members = self.step_members(observations, actions)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            return Prediction(self.combine(members), members.std(axis=0))
+            disagreement = members.std(axis=0)
+            deviation = None
+            if uncertainty:
+                deviation = np.sqrt(disagreement**2 + self._variance_within(observations, actions))
+            return Prediction(self.combine(members), disagreement, deviation)
 
     def step_members(self, observations: Any, actions: Any) -> FloatArray:
         """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""
@@ -188,6 +196,26 @@ class Simulator:
             )
         )
         return parameters, mean, scale, change_mean, change_scale
+
+    def _variance_within(self, observations: Any, actions: Any) -> FloatArray:
+        """Return the variance (B, D) of a step that members see in the agents' factors and in noise, averaged."""
+        posterior = self.ensemble.known_posterior()
+        covariances = posterior.solve(self.agents)[1]
+        states, moves = self._check(observations, actions, horizon=False)
+        parameters, mean, scale, _, _ = self._shared
+        members = self.num_members
+        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+            if self.task.discrete:
+                member = torch.arange(members, device=self.device)[:, None]
+                moves = (moves + member * self.task.action_size).view(-1)
+            else:
+                moves = moves.T.expand(members, -1, -1).contiguous()
+            stacked = ((states.T - mean) / scale).expand(members, -1, -1).contiguous()
+            features = agent_features(parameters, stacked, moves).double().cpu().numpy()
+        spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
+        of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, spread, features, optimize=True)
+        variance = (of_factor + posterior.prior.noise[:, None]).mean(0)
+        return variance * self.ensemble.normalizer.change_scale**2
 
     def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[Tensor, Tensor]:
         states = np.ascontiguousarray(observations, np.float32)

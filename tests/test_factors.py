@@ -262,7 +262,7 @@ def test_a_damaged_posterior_is_refused(refitted, tmp_path):
 def test_draws_have_the_posterior_as_their_distribution(refitted):
     ensemble, _ = refitted
     mean, covariance = ensemble.posterior.solve([1])
-    drawn = ensemble.posterior.draw(1, np.random.default_rng(0), 20_000)
+    drawn = ensemble.posterior.draw([1], np.random.default_rng(0), 20_000)[:, :, 0]
     scale = np.sqrt(np.einsum("mii->mi", covariance[:, 0]))
     np.testing.assert_allclose((drawn.mean(0) - mean[:, 0]) / scale, 0, atol=0.05)
     np.testing.assert_allclose(drawn.std(0) / scale, 1, atol=0.05)

@@ -11,7 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "posterior", "model", "gradients", "folding", "simulator", "selection", "covariates", "factors", "training",
+    "posterior", "model", "gradients", "folding", "simulator", "selection", "covariates", "factors", "calibration",
+    "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip
