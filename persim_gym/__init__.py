@@ -12,10 +12,13 @@ from persim_gym import errors, registration
 from persim_gym.registration import register_ensemble
 
 if TYPE_CHECKING:
+    from persim_gym.calibration import calibrate, forecast
     from persim_gym.collection import collect
     from persim_gym.config import PerSimConfig
+    from persim_gym.covariates import fit_covariate_map
     from persim_gym.data import Trajectories
     from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
+    from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent
@@ -34,19 +37,26 @@ __all__ = [
     "Simulator",
     "Task",
     "Trajectories",
+    "calibrate",
     "collect",
     "errors",
     "fit",
     "generate",
+    "fit_covariate_map",
+    "forecast",
     "get_task",
     "load",
     "mpc_returns",
+    "nearest_agents",
+    "personalize",
     "policy_returns",
     "prediction_error",
+    "refit_factors",
     "register_ensemble",
     "register_task",
     "task_names",
     "true_mpc_returns",
+    "update",
 ]
 
 _HOMES = {
@@ -57,16 +67,23 @@ _HOMES = {
     "Simulator": "simulator",
     "Task": "tasks",
     "Trajectories": "data",
+    "calibrate": "calibration",
     "collect": "collection",
     "fit": "training",
+    "fit_covariate_map": "covariates",
+    "forecast": "calibration",
     "generate": "generation",
     "get_task": "tasks",
     "mpc_returns": "evaluation",
+    "nearest_agents": "factors",
+    "personalize": "factors",
     "policy_returns": "evaluation",
     "prediction_error": "evaluation",
+    "refit_factors": "factors",
     "register_task": "tasks",
     "task_names": "tasks",
     "true_mpc_returns": "evaluation",
+    "update": "factors",
 }
 
 

@@ -41,6 +41,8 @@ class PerSimConfig:
     """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = 0.0
     """Decoupled from the gradient, as in AdamW (Loshchilov and Hutter, ICLR 2019)."""
+    refit_factors: bool = False
+    """Whether the agents' factors are replaced, after training, by their posterior means (`persim_gym.factors`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state_hidden", tuple(self.state_hidden))
@@ -89,7 +91,8 @@ CONFIGS: dict[str, PerSimConfig] = {
     "HalfCheetah-text": _HALF_CHEETAH.with_changes(state_hidden=(256,) * 4, action_hidden=(256, 256), batch_size=512),
     # Ours ("PerSim+"): a higher learning rate that decays. MountainCar's rare hits of the wall are outliers in the
     # velocity's change, which a squared error lets bend everything else; CartPole's members differ by 100 times when
-    # they run freely, so the best half of them is kept.
+    # they run freely, so the best half of them is kept. The refit lowers the free-running error along new trajectories
+    # of training agents by 16 % (CartPole) and 1 % (MountainCar; the median by 33 %).
     "MountainCar+": _MOUNTAIN_CAR.with_changes(
         normalize=True,
         huber_threshold=0.1,
@@ -97,6 +100,7 @@ CONFIGS: dict[str, PerSimConfig] = {
         learning_rate=3e-3,
         halve_learning_rate_every=16,
         epochs=120,
+        refit_factors=True,
     ),  # fmt: skip
     "CartPole+": _CART_POLE.with_changes(
         clip_states=True,
@@ -104,6 +108,7 @@ CONFIGS: dict[str, PerSimConfig] = {
         learning_rate=3e-3,
         halve_learning_rate_every=40,
         num_candidates=10,
+        refit_factors=True,
     ),
     "default": PerSimConfig(huber_threshold=1.0, clip_states=True, halve_learning_rate_every=50, num_candidates=10),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
+from persim_gym.factors import personalize
 from persim_gym.folding import SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
@@ -21,7 +23,7 @@ from persim_gym.types import FloatArray
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
-ENSEMBLE_MODES = ("aggregate", "member")
+ENSEMBLE_MODES = ("aggregate", "member", "posterior")
 
 
 class PersonalizedEnv(TaskEnv):
@@ -39,19 +41,26 @@ class PersonalizedEnv(TaskEnv):
     def __init__(
         self,
         model: str | Path | Ensemble,
-        agent: int | str = 0,
+        agent: int | str | None = None,
         *,
+        covariates: Mapping[str, float] | None = None,
         aggregate: str = "mean",
         ensemble: str = "aggregate",
+        uncertainty: bool = False,
         render_mode: str | None = None,
     ) -> None:
         """Bind a trained ensemble to an agent.
 
         Args:
             model: the ensemble or its file.
-            agent: index or label.
+            agent: index or label; the first if neither it nor ``covariates`` is given.
+            covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
+                (`persim_gym.personalize`).
             aggregate: "mean" or "median" over the members.
-            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode.
+            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode; or
+                "posterior": one member and a factor drawn from the agent's posterior do.
+            uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
+                the uncertainty of the agent's factor and noise together.
             render_mode: None, "rgb_array" or "human".
 
         """
@@ -60,12 +69,23 @@ class PersonalizedEnv(TaskEnv):
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
         self.ensemble = _loaded(model)
-        self.agent = self.ensemble.agent_index(agent)
-        covariates = self.ensemble.covariates
-        task = bound_task(self.ensemble, [self.agent])
-        super().__init__(task, task.default_covariates if covariates is None else covariates[self.agent], render_mode)
+        if covariates is not None:
+            if agent is not None:
+                raise InvalidArgumentError(f"give either agent={agent!r} or covariates={dict(covariates)!r}, not both")
+            self.ensemble = _with_unseen_agent(self.ensemble, covariates)
+            agent = self.ensemble.num_agents - 1
+        self.agent = self.ensemble.agent_index(0 if agent is None else agent)
+        task, recorded = bound_task(self.ensemble, [self.agent]), self.ensemble.covariates
+        hidden = task.default_covariates
+        if recorded is not None and np.isfinite(recorded[self.agent]).all():
+            hidden = recorded[self.agent]
+        super().__init__(task, hidden, render_mode)
         self.aggregate = aggregate
-        self._draw_member = ensemble == "member"
+        self._draw_member = ensemble in ("member", "posterior")
+        self._draw_factors = ensemble == "posterior"
+        self._uncertainty = uncertainty
+        if self._draw_factors or uncertainty:
+            self.ensemble.known_posterior()
         self._member: int | None = None
         self._stepper = SingleStepper(fold(self.ensemble, self.agent))
         self._low = task.observation_space.low.astype(np.float64)
@@ -80,6 +100,9 @@ class PersonalizedEnv(TaskEnv):
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
+        if self._draw_factors:
+            factors = self.ensemble.known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(self.ensemble, self.agent, factors))
         if state is not None:
             return state
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
@@ -90,6 +113,9 @@ class PersonalizedEnv(TaskEnv):
             mean = changes.sum(axis=0) / len(changes)
             deviation = changes - mean
             info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
+        if self._uncertainty:
+            prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
+            info["standard_deviation"] = prediction.standard_deviation[0]
         if self._member is not None:
             mean = changes[self._member]
         elif self.aggregate == "median":
@@ -214,6 +240,20 @@ def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: i
         return ensemble.task.initial_observations(rng, count)
     known = ensemble.initial_observations
     return known[rng.integers(len(known), size=count)].astype(np.float64)
+
+
+def _with_unseen_agent(ensemble: Ensemble, covariates: Mapping[str, float]) -> Ensemble:
+    """Return the ensemble with one agent more, known by its covariates."""
+    values = covariate_array(ensemble.task, [covariates])[0]
+    named = zip(ensemble.task.covariate_names, values.tolist(), strict=True)
+    label = "unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named)
+    return personalize(ensemble, covariates={label: covariates}, covariate_map=_covariate_map(ensemble))
+
+
+@lru_cache(maxsize=8)
+def _covariate_map(ensemble: Ensemble) -> CovariateMap:
+    """Learn the map once for all environments of a process; ensembles are compared by identity."""
+    return fit_covariate_map(ensemble)
 
 
 def _loaded(model: str | Path | Ensemble) -> Ensemble:

@@ -46,6 +46,10 @@ class ModelHomeError(PerSimError, OSError):
     """The model home cannot be written."""
 
 
+class MissingStatisticsError(PerSimError, ValueError):
+    """An ensemble lacks what an operation needs to know of its agents; the message names the call that makes it."""
+
+
 class EpisodeOverError(PerSimError, RuntimeError):
     """`step` was called before `reset`, or after the end of an episode."""
 

@@ -34,8 +34,8 @@ class FoldedNetwork:
     """A for discrete actions, 0 for continuous ones."""
 
 
-def fold(ensemble: Ensemble, agent: int) -> FoldedNetwork:
-    """Return the network of one agent."""
+def fold(ensemble: Ensemble, agent: int, factors: np.ndarray | None = None) -> FoldedNetwork:
+    """Return the network of one agent, with its own factors or with others (M, r)."""
     normalizer = ensemble.normalizer
     layers = [
         (np.asarray(weight, np.float64), np.asarray(bias, np.float64)) for weight, bias in ensemble.layers("state")
@@ -47,7 +47,8 @@ def fold(ensemble: Ensemble, agent: int) -> FoldedNetwork:
     head_weight, head_bias = layers.pop()
     members, _, width = head_weight.shape
     size, rank = ensemble.task.observation_size, ensemble.config.rank
-    agent_factors = ensemble.agent_factors([agent])[:, 0].astype(np.float64)
+    own = ensemble.agent_factors([agent])[:, 0] if factors is None else factors
+    agent_factors = own.astype(np.float64)
     scale = normalizer.change_scale[:, None] * agent_factors[:, None]  # (M, D, r)
     weight = head_weight.reshape(members, size, rank, width) * scale[..., None]
     bias = head_bias.reshape(members, size, rank) * scale

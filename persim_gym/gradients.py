@@ -82,6 +82,20 @@ def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions:
     return (state_factors * (agent_factors * action_factors)[:, None]).sum(2)
 
 
+def agent_features(parameters: Parameters, states: Tensor, actions: Tensor) -> Tensor:
+    """Return φ = v(state, d)·w(action) (M, D, r, B): the model's changes are Σ_l u_l(agent)·φ_dl.
+
+    Arguments as in `predict`.
+    """
+    members, size, batch = states.shape
+    if actions.dim() == 1:
+        action_factors = _look_up(parameters, "action", actions, members)
+    else:
+        action_factors = encode(parameters, "action", actions)[-1]
+    state_factors = encode(parameters, "state", states)[-1].view(members, size, -1, batch)
+    return state_factors * action_factors[:, None]
+
+
 def loss_and_gradients(
     parameters: Parameters,
     gradients: Parameters,

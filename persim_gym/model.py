@@ -13,7 +13,8 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
 from persim_gym.data import find_agent, synthetic_note
-from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
+from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, find_task, get_task, is_built_in
 from persim_gym.types import FloatArray
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 AGGREGATES = ("mean", "median")
 """How the members' predictions become one."""
 _KIND = "ensemble"
+_POSTERIOR = "posterior."
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ class Ensemble:
     """"reward" and "terminated", as far as the task leaves them to be learned."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Data digest, seed, versions, wall time, validation error, number of transitions."""
+    posterior: FactorPosterior | None = None
+    """Of the agents' factors; `fit` and `persim_gym.refit_factors` make it."""
+    calibration: FloatArray | None = None
+    """(levels, ranges of the horizon, D): half widths of predictive intervals, in standard deviations;
+    `persim_gym.calibrate` makes it."""
 
     @property
     def num_members(self) -> int:
@@ -174,14 +181,29 @@ class Ensemble:
         count = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in self.parameters)
         return [(self.parameters[f"{name}.{i}.weight"], self.parameters[f"{name}.{i}.bias"]) for i in range(count)]
 
+    def known_posterior(self) -> FactorPosterior:
+        """Return the posterior of the agents' factors.
+
+        Raises:
+            MissingStatisticsError: the ensemble has none: its file is older than they are, or it was made by hand.
+
+        """
+        if self.posterior is None:
+            raise MissingStatisticsError(
+                "this ensemble was saved without the statistics of its agents' factors; "
+                "persim_gym.refit_factors(ensemble, log), with the log it was trained on, makes them"
+            )
+        return self.posterior
+
     def agent_covariates(self, agent: int | str) -> FloatArray:
         """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
-        if self.covariates is None:
+        index = self.agent_index(agent)
+        if self.covariates is None or not np.isfinite(self.covariates[index]).all():
             raise InvalidArgumentError(
-                "this ensemble's log did not record the agents' covariates, so their true systems are unknown; "
-                "give them (covariates=...)"
+                f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this ensemble, so its true "
+                "system is unknown; give them (covariates=...)"
             )
-        return self.covariates[self.agent_index(agent)]
+        return self.covariates[index]
 
     def simulator(
         self,
@@ -224,6 +246,7 @@ class Ensemble:
                 name: replace(outcome, parameters=_members(outcome.parameters, chosen))
                 for name, outcome in self.outcomes.items()
             },
+            posterior=None if self.posterior is None else self.posterior.with_members(chosen),
         )
 
     def save(self, path: str | Path) -> None:
@@ -237,6 +260,10 @@ class Ensemble:
         for name, outcome in self.outcomes.items():
             arrays |= {f"{name}.{key}": array for key, array in outcome.parameters.items()}
             arrays |= {f"{name}.{key}": getattr(outcome, key) for key in _SCALING}
+        if self.posterior is not None:
+            arrays.update({f"{_POSTERIOR}{name}": array for name, array in self.posterior.to_arrays().items()})
+        if self.calibration is not None:
+            arrays["calibration"] = self.calibration
         # A log of half a million agents without names needs no list of names.
         numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
         storage.write(
@@ -282,7 +309,11 @@ class Ensemble:
         if task is not None and get_task(task).name != name:
             raise FileFormatError(f"{path} is an ensemble of task {name}, not of {get_task(task).name}")
         found = get_task(task) if task is not None else find_task(name, document.get("task_definition"))
-        _check_shapes(path, arrays, _expected_shapes(found, config, count))
+        shapes = _expected_shapes(found, config, count)
+        if any(key.startswith(_POSTERIOR) for key in arrays):
+            known = FactorPosterior.array_shapes(config.num_members, count, config.rank, found.observation_size)
+            shapes.update({f"{_POSTERIOR}{key}": shape for key, shape in known.items()})
+        _check_shapes(path, arrays, shapes)
         outcomes = _read_outcomes(path, arrays, document.get("outcomes", []), found, config, count)
         normalizer = Normalizer(
             *(
@@ -292,7 +323,22 @@ class Ensemble:
         )
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)
-        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, outcomes, provenance)
+        parts = {key.removeprefix(_POSTERIOR): arrays.pop(key) for key in [*arrays] if key.startswith(_POSTERIOR)}
+        posterior = FactorPosterior.from_arrays(parts) if parts else None
+        calibration = arrays.pop("calibration", None)
+        return cls(
+            found,
+            config,
+            arrays,
+            normalizer,
+            tuple(labels),
+            initial,
+            covariates,
+            outcomes,
+            provenance,
+            posterior,
+            calibration,
+        )
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6

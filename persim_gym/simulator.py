@@ -14,7 +14,7 @@ from persim_gym.blocks import BlockNetwork
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, fold
-from persim_gym.gradients import predict
+from persim_gym.gradients import agent_features, predict
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.types import FloatArray, IntArray, Prediction
@@ -110,12 +110,16 @@ class Simulator:
             self._blocks[agent] = BlockNetwork(folded, bounds) if fits else None
         return self._blocks[agent]
 
-    def step(self, observations: Any, actions: Any) -> Prediction:
+    def step(self, observations: Any, actions: Any, *, uncertainty: bool = False) -> Prediction:
         """Predict one step.
 
         Args:
             observations: (B, D).
             actions: (B,) integers or (B, A) numbers.
+            uncertainty: whether to tell the standard deviation of the next observations, too.
+
+        Raises:
+            MissingStatisticsError: the uncertainty is asked for, and the ensemble does not know it.
 
         """
         states, moves = self._check(observations, actions, horizon=False)
@@ -124,7 +128,8 @@ class Simulator:
             for rows, members in self._steps(states, moves):
                 combined[rows] = self.combine(members)
                 disagreement[rows] = members.std(axis=0)
-        return Prediction(combined, disagreement)
+            deviation = np.sqrt(disagreement**2 + self._variance_within(states, moves)) if uncertainty else None
+        return Prediction(combined, disagreement, deviation)
 
     def step_members(self, observations: Any, actions: Any) -> FloatArray:
         """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""
@@ -230,6 +235,26 @@ class Simulator:
             )
         )
         return parameters, mean, scale, change_mean, change_scale
+
+    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
+        """Return the variance (B, D) of a step that members see in the agents' factors and in noise, averaged."""
+        posterior = self.ensemble.known_posterior()
+        covariances = posterior.solve(self.agents)[1]
+        parameters, mean, scale, _, _ = self._shared
+        members = self.num_members
+        states, moves = (torch.tensor(array, device=self.device) for array in (observations, actions))
+        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+            if self.task.discrete:
+                member = torch.arange(members, device=self.device)[:, None]
+                moves = (moves + member * self.task.action_size).view(-1)
+            else:
+                moves = moves.T.expand(members, -1, -1).contiguous()
+            stacked = ((states.T - mean) / scale).expand(members, -1, -1).contiguous()
+            features = agent_features(parameters, stacked, moves).double().cpu().numpy()
+        spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
+        of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, spread, features, optimize=True)
+        variance = (of_factor + posterior.prior.noise[:, None]).mean(0)
+        return variance * self.ensemble.normalizer.change_scale**2
 
     def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[FloatArray, np.ndarray]:
         states = np.ascontiguousarray(observations, np.float32)

@@ -14,7 +14,8 @@ import numpy as np
 
 from persim_gym.errors import FileFormatError, MissingFileError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: ensembles may hold the posterior of their agents' factors."""
 _METADATA_KEY = "persim_gym"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _DTYPES = {

@@ -20,6 +20,7 @@ from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
+from persim_gym.factors import refit_factors
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
 from persim_gym.outcome_training import fit_outcomes, outcome_errors
@@ -89,20 +90,19 @@ def fit(
     kept, held_out = _split(trajectories.num_transitions, validation_fraction, seed)
     runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
     provenance: dict[str, Any] = {}
-    parameters = None
+    ensemble = None
     with threads_for(chosen.state_hidden):
         if len(held_out):
             scored = [(runs.validate(candidate, kept, held_out), candidate) for candidate in candidates]
-            (validation, parameters), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
+            (validation, ensemble), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
             provenance.update(validation)
             if rank == "auto":
                 provenance["validation_loss_by_rank"] = {str(c.rank): v[0]["validation_loss"] for v, c in scored}
-        if refit or parameters is None:
-            parameters, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
+        if refit or ensemble is None:
+            ensemble, loss = runs.train(chosen, np.arange(trajectories.num_transitions), "full")
             provenance["training_loss"] = loss
         outcomes, errors = runs.outcomes(chosen, kept, held_out, refit)
         provenance |= errors
-    ensemble = replace(runs.ensemble(chosen, parameters), outcomes=outcomes)
     runs.forget_checkpoints()
     provenance |= {
         "data_digest": trajectories.digest,
@@ -113,7 +113,7 @@ def fit(
         "device": str(runs.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
-    return replace(ensemble, provenance=provenance)
+    return replace(ensemble, outcomes=outcomes, provenance=provenance)
 
 
 def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None) -> np.ndarray:
@@ -279,8 +279,8 @@ class _Runs:
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._written: list[Path] = []
 
-    def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[dict[str, np.ndarray], float]:
-        """Train all candidates on some rows; return the parameters of those kept and the last epoch's mean loss."""
+    def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
+        """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
         kept = config
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = _Columns.of(self._log, self._task, self._normalizer(config), self.device)
@@ -306,23 +306,26 @@ class _Runs:
                     )
                     saved = time.monotonic()
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        candidates = refit_factors(
+            self._ensemble(config, parameters),
+            self._log,
+            rows=rows,
+            replace_factors=config.refit_factors,
+            device=str(self.device),
+        )
         if config.num_members > kept.num_members:
-            candidates = self.ensemble(config, parameters)
-            parameters = best_members(candidates, self._log, kept.num_members).parameters
-        return dict(parameters), loss
+            candidates = best_members(candidates, self._log, kept.num_members)
+        return replace(candidates, config=kept), loss
 
-    def validate(
-        self, config: PerSimConfig, kept: IntArray, held_out: IntArray
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Train on the kept rows; return the one-step errors on the held-out ones, and the parameters."""
-        parameters, _ = self.train(config, kept, "validation")
-        ensemble = self.ensemble(config, parameters)
+    def validate(self, config: PerSimConfig, kept: IntArray, held_out: IntArray) -> tuple[dict[str, float], Ensemble]:
+        """Train on the kept rows; return the one-step errors on the held-out ones, and the ensemble."""
+        ensemble, _ = self.train(config, kept, "validation")
         errors = one_step_errors(ensemble, self._log, held_out)
         scaled = errors[:-1] / ensemble.normalizer.change_scale**2
         return {
             "validation_loss": float(scaled.mean()),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),
-        }, parameters
+        }, ensemble
 
     def outcomes(
         self, config: PerSimConfig, kept: IntArray, held_out: IntArray, refit: bool
@@ -341,7 +344,7 @@ class _Runs:
             outcomes = learn(np.arange(self._log.num_transitions))
         return outcomes, errors
 
-    def ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
+    def _ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""
         log = self._log
         return Ensemble(

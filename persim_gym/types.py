@@ -38,6 +38,9 @@ class Prediction:
     """(B, D): the aggregate of the members."""
     disagreement: FloatArray
     """(B, D): standard deviation over the members, in the units of the observation."""
+    standard_deviation: FloatArray | None = None
+    """(B, D): of the next observation, by disagreement, the uncertainty of the agent's factor and noise together;
+    where it was asked for."""
 
 
 class Policy(Protocol):

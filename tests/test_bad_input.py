@@ -218,7 +218,7 @@ def change_header(path, **changes):
         ("cut short", lambda path: path.write_bytes(b"")),
         ("not a file of persim-gym", lambda path: path.write_text("observation,action\n0.1,1\n" * 20)),
         ("not a file of persim-gym", lambda path: save_file(load_file(path), path)),
-        ("upgrade persim-gym", lambda path: change_header(path, format_version=2)),
+        ("upgrade persim-gym", lambda path: change_header(path, format_version=storage.FORMAT_VERSION + 1)),
         ("holds trajectories, but ensemble", lambda path: change_header(path, kind="trajectories")),
         ("missing or has the wrong shape", lambda path: change_header(path, task="MountainCar")),
         ("missing or has the wrong shape", lambda path: change_header(path, num_agents=4, agent_labels=None)),

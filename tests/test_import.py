@@ -11,8 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "outcome_training", "training",
-    "factors",
+    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "covariates",
+    "factors", "calibration", "outcome_training", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip

@@ -1,0 +1,216 @@
+"""How sure a simulator is along the horizon: forecasts with intervals, and intervals that hold what they promise.
+
+A forecast's standard deviation has three sources: the members' disagreement, the uncertainty of the agent's factor in
+each member (both by letting drawn factors run freely), and the noise of every step. All three are models of an error
+that is mostly the networks' own, so the width of an interval is calibrated: it is the quantile of the errors, in those
+standard deviations, that were made for agents of the log, each treated as a newcomer known by the first half of its
+transitions, along the second half (split conformal prediction: Lei et al., Journal of the American Statistical
+Association 113, 2018, with a scale that depends on the input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+
+from persim_gym.columns import check_fits_task
+from persim_gym.data import Trajectories
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.factors import factor_moments
+from persim_gym.model import Ensemble
+from persim_gym.posterior import FactorPosterior
+from persim_gym.simulator import Simulator
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Probabilities of the intervals that calibration measures."""
+RANGES = (1, 5, 20)
+"""Last steps of the ranges of the horizon that have widths of their own; the last range has no end."""
+_HORIZON = 50
+_MAX_SEGMENTS = 1000
+_LEAST_AGENTS = 20
+"""With errors of fewer agents a range of the horizon takes over the widths of the one before."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predictive distribution along a horizon of B trajectories."""
+
+    means: FloatArray
+    """(B, H, D): observations after each action."""
+    standard_deviations: FloatArray
+    """(B, H, D), in the units of the observations."""
+    levels: tuple[float, ...]
+    lower: FloatArray
+    """(levels, B, H, D)."""
+    upper: FloatArray
+    """(levels, B, H, D)."""
+
+
+def forecast(
+    ensemble: Ensemble,
+    agents: int | str | Sequence[int | str],
+    observations: FloatArray,
+    actions: FloatArray | IntArray,
+    *,
+    levels: Sequence[float] = (0.5, 0.8, 0.95),
+    draws: int = 8,
+    seed: int = 0,
+) -> Forecast:
+    """Predict where action sequences lead, and how sure that is.
+
+    Args:
+        ensemble: with the posterior of its agents' factors. Its intervals are those of normal distributions unless it
+            has been calibrated.
+        agents: index or label of the agent, or of one agent for each row.
+        observations: (B, D) start states.
+        actions: (B, H) integers or (B, H, A) numbers.
+        levels: probabilities of the intervals, above 0 and below 1; some of 0.5, 0.8, 0.9 and 0.95 if calibrated.
+        draws: of every agent's factor, in each member.
+        seed: of the draws.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidArgumentError: levels that are not known, or fewer than one draw.
+
+    """
+    if draws < 1:
+        raise InvalidArgumentError(f"draws={draws} must be at least 1")
+    widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
+    alone = isinstance(agents, (int, str, np.integer))
+    chosen = [ensemble.agent_index(agent) for agent in ([agents] * len(observations) if alone else agents)]
+    means, deviations = _predict(ensemble, np.array(chosen, np.int64), observations, actions, draws, seed)
+    half = widths[:, _range_of(means.shape[1])][:, None] * deviations
+    return Forecast(means, deviations, tuple(levels), means - half, means + half)
+
+
+def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8, seed: int = 0) -> Ensemble:
+    """Return the ensemble with intervals as wide as its errors along a log say.
+
+    Every agent of the log is treated as a newcomer known by the first half of its transitions; errors are counted along
+    its second half, up to 50 steps ahead.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        trajectories: of agents that the ensemble was not trained on, for it errs less on those it was; their labels do
+            not matter. With the log it was trained on the intervals are somewhat too narrow.
+        draws: of every agent's factor, in each member.
+        seed: of the draws and of where the segments begin.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task, or is too short to calibrate with.
+
+    """
+    posterior = ensemble.known_posterior()
+    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    rng = np.random.default_rng(seed)
+    early, late = _halves(trajectories)
+    known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))
+    newcomers = _with_agents(ensemble, known)
+    starts, lengths = _segments(trajectories, late, rng)
+    agents = np.asarray(trajectories.agents[starts], np.int64)
+    if len(np.unique(agents)) < _LEAST_AGENTS:
+        raise InvalidDataError(
+            f"the log has {trajectories.num_agents} agents, {len(np.unique(agents))} of them with a second half to "
+            f"measure errors along; calibration needs {_LEAST_AGENTS}"
+        )
+    horizon = int(lengths.max())
+    rows = starts[:, None] + np.minimum(np.arange(horizon), lengths[:, None] - 1)
+    means, deviations = _predict(
+        newcomers, agents, trajectories.observations[starts], trajectories.actions[rows], draws, seed
+    )
+    errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
+    inside = np.arange(horizon) < lengths[:, None]
+    return replace(ensemble, calibration=_quantiles(errors, inside, agents))
+
+
+def _predict(
+    ensemble: Ensemble,
+    agents: IntArray,
+    observations: FloatArray,
+    actions: FloatArray | IntArray,
+    draws: int,
+    seed: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
+    posterior = ensemble.known_posterior()
+    rows, moves = len(agents), np.asarray(actions)
+    members = Simulator(ensemble, agents).rollout(observations, moves).astype(np.float64)
+    found, place = np.unique(agents, return_inverse=True)
+    factors = posterior.draw(found, np.random.default_rng(seed), draws)  # (draws, M, n, r)
+    drawn = _with_factors(ensemble, np.concatenate(list(factors), axis=1))
+    copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
+    times = (draws,) + (1,) * (moves.ndim - 1)
+    paths = Simulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
+    paths = paths.reshape(-1, draws, rows, *paths.shape[2:]).astype(np.float64)
+    steps = np.arange(1, members.shape[2] + 1)[:, None]
+    noise = posterior.prior.noise.mean(0) * ensemble.normalizer.change_scale**2 * steps  # a sum of independent errors
+    with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
+        return members.mean(0), np.sqrt(paths.var(axis=(0, 1)) + noise)
+
+
+def _with_factors(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
+    """Return an ensemble whose agents have the factors (M, n, r)."""
+    weight = (factors - ensemble.parameters["agent.bias"][:, None]).astype(np.float32)
+    labels = tuple(str(index) for index in range(factors.shape[1]))
+    parameters = {**ensemble.parameters, "agent.weight": weight}
+    return replace(ensemble, parameters=parameters, agent_labels=labels, covariates=None, posterior=None)
+
+
+def _with_agents(ensemble: Ensemble, posterior: FactorPosterior) -> Ensemble:
+    """Return an ensemble of the agents of a posterior."""
+    means, _ = posterior.solve(np.arange(len(posterior.num_transitions)))
+    return replace(_with_factors(ensemble, means), posterior=posterior)
+
+
+def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
+    """Return which rows (T,) are in the first half of their agent's transitions, and which in the second."""
+    order = np.argsort(log.agents, kind="stable")
+    counts = np.bincount(log.agents, minlength=log.num_agents)
+    rank = np.empty(log.num_transitions, np.int64)
+    rank[order] = np.arange(log.num_transitions) - np.repeat(np.cumsum(counts) - counts, counts)
+    early = rank < counts[log.agents] // 2
+    return early, ~early
+
+
+def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Return first rows and lengths of up to 1000 segments that begin anywhere in the late rows."""
+    starts = np.flatnonzero(late)
+    if len(starts) > _MAX_SEGMENTS:
+        starts = np.sort(rng.choice(starts, _MAX_SEGMENTS, replace=False))
+    ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
+    return starts, np.minimum(ends - starts, _HORIZON)
+
+
+def _quantiles(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:
+    """Return widths (levels, ranges, D) from errors (B, H, D) in standard deviations, where inside (B, H)."""
+    ranges = _range_of(errors.shape[1])
+    widths = np.empty((len(LEVELS), len(RANGES) + 1, errors.shape[2]))
+    for index in range(widths.shape[1]):
+        here = inside & (ranges == index)
+        if len(np.unique(agents[here.any(axis=1)])) < _LEAST_AGENTS:
+            widths[:, index] = widths[:, index - 1]
+        else:
+            widths[:, index] = np.quantile(np.nan_to_num(errors[here], nan=np.inf), LEVELS, axis=0, method="higher")
+    return widths
+
+
+def _range_of(horizon: int) -> IntArray:
+    """Return the range of the horizon (H,) that each step is in."""
+    return np.searchsorted(RANGES, np.arange(1, horizon + 1))
+
+
+def _widths(ensemble: Ensemble, level: float) -> FloatArray:
+    """Return half widths (ranges, D) of an interval, in standard deviations."""
+    if not 0 < level < 1:
+        raise InvalidArgumentError(f"level {level} must be above 0 and below 1")
+    if ensemble.calibration is None:
+        width = NormalDist().inv_cdf((1 + level) / 2)
+        return np.full((len(RANGES) + 1, ensemble.task.observation_size), width)
+    if level not in LEVELS:
+        raise InvalidArgumentError(f"level {level} is not calibrated; levels are {', '.join(map(str, LEVELS))}")
+    return np.asarray(ensemble.calibration)[LEVELS.index(level)]

@@ -1,0 +1,338 @@
+"""Everything about u(agent): its posterior given the agent's transitions, newcomers, and which agents are alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from persim_gym.columns import check_fits_task
+from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.data import Trajectories
+from persim_gym.devices import resolve_device, threads_for
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
+from persim_gym.gradients import agent_features
+from persim_gym.model import Ensemble
+from persim_gym.posterior import FactorPosterior, Moments, Prior
+from persim_gym.types import FloatArray, IntArray
+
+_BATCH = 2048
+"""Rows of which the features are computed at once; with all members they about fill the processor's cache."""
+
+
+def refit_factors(
+    ensemble: Ensemble,
+    trajectories: Trajectories,
+    *,
+    rows: IntArray | None = None,
+    replace_factors: bool = True,
+    device: str = "cpu",
+) -> Ensemble:
+    """Return the ensemble with the posterior of its agents' factors, given the log it was trained on.
+
+    Prior and noise are the most likely ones for the log; v and w stay as they are. One pass over the data.
+
+    Args:
+        ensemble: trained.
+        trajectories: of exactly the ensemble's agents.
+        rows: (n,) of the transitions to use; by default all.
+        replace_factors: whether the factors become the posterior means. Otherwise they stay as training left them, as
+            in the paper, and the posterior serves newcomers and intervals only.
+        device: to compute on.
+
+    Raises:
+        InvalidDataError: the log does not fit the ensemble's task or has other agents.
+
+    """
+    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    if trajectories.agent_labels != ensemble.agent_labels:
+        raise InvalidDataError(
+            f"the log is of {trajectories.num_agents} agents ({trajectories.agent_labels[0]!r}, …), the ensemble of "
+            f"{ensemble.num_agents} ({ensemble.agent_labels[0]!r}, …): give the log the ensemble was trained on, or "
+            "call persim_gym.personalize for new agents"
+        )
+    moments = factor_moments(ensemble, trajectories, rows, device=device)
+    prior = Prior.estimate(moments, ensemble.agent_factors())
+    known = replace(ensemble, posterior=FactorPosterior.of(prior, moments))
+    return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
+
+
+def personalize(
+    ensemble: Ensemble,
+    trajectories: Trajectories | None = None,
+    *,
+    agents: Sequence[str] | None = None,
+    covariates: Mapping[str, Mapping[str, float]] | None = None,
+    covariate_map: CovariateMap | None = None,
+) -> Ensemble:
+    """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
+
+    A newcomer's factor is its posterior mean. Its prior is the one that the trained agents are a sample of, or, where
+    its covariates are given, what these say of the factor (paper, appendix F.5).
+
+    Args:
+        ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
+        trajectories: of the newcomers; their labels must be new.
+        agents: labels of the newcomers, by default all of the log and of ``covariates``; one without a transition and
+            without covariates gets the prior's mean.
+        covariates: label -> {name: value}, of any of the newcomers.
+        covariate_map: from covariates to factors; by default a Gaussian process on all agents of the ensemble whose
+            covariates are known.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task.
+        InvalidArgumentError: a label is taken, there is no newcomer, or its covariates are incomplete.
+        UnknownNameError: the task has no such covariate.
+
+    """
+    given = covariates or {}
+    labels = _newcomers(ensemble, trajectories, agents, given)
+    values = _newcomers_covariates(ensemble, trajectories, labels, given)
+    described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
+    if len(described) and covariate_map is None:
+        covariate_map = fit_covariate_map(ensemble)
+    first, weight = ensemble.num_agents, ensemble.parameters["agent.weight"]
+    empty = np.zeros((weight.shape[0], len(labels), weight.shape[2]), weight.dtype)
+    grown = replace(
+        ensemble,
+        parameters={**ensemble.parameters, "agent.weight": np.concatenate([weight, empty], axis=1)},
+        agent_labels=(*ensemble.agent_labels, *labels),
+        covariates=_joined_covariates(ensemble, values),
+        posterior=None,
+    )
+    newcomers = np.arange(first, first + len(labels))
+    if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
+        return _with_factors(grown, newcomers, covariate_map.predict(values)[0])
+    posterior = ensemble.known_posterior()
+    known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
+    if len(described):
+        known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
+    return _with_posterior_means(replace(grown, posterior=posterior.joined(known)), newcomers)
+
+
+def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
+    """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
+
+    Prior and noise stay as they are, and so do the other agents.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        trajectories: transitions that it has not seen yet, of agents that it knows.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task.
+        UnknownNameError: an agent is not in the ensemble.
+
+    """
+    posterior = ensemble.known_posterior()
+    index = {label: position for position, label in enumerate(ensemble.agent_labels)}
+    strangers = [label for label in trajectories.agent_labels if label not in index]
+    if strangers:
+        raise UnknownNameError(
+            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); "
+            "persim_gym.personalize adds newcomers"
+        )
+    chosen = np.array([index[label] for label in trajectories.agent_labels], np.int64)
+    known = FactorPosterior.of(posterior.prior, _checked_moments(ensemble, trajectories))
+    return _with_posterior_means(replace(ensemble, posterior=posterior.plus(known, chosen)), chosen)
+
+
+def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list[tuple[str, float]]:
+    """Return the labels of the agents that respond most like one agent, nearest first, and their distances.
+
+    The distance is the root mean squared difference of two agents' predicted changes over the transitions of the
+    ensemble's log, each coordinate in units of the noise, averaged over the members.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        agent: index or label.
+        count: how many; fewer if there are not so many.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+
+    """
+    if count < 1:
+        raise InvalidArgumentError(f"count={count} must be at least 1")
+    posterior, index = ensemble.known_posterior(), ensemble.agent_index(agent)
+    means, _ = posterior.solve(np.arange(ensemble.num_agents))
+    weight = posterior.information.sum(1) / max(int(posterior.num_transitions.sum()), 1)
+    difference = means - means[:, [index]]
+    squared = (
+        np.einsum("mni,mij,mnj->mn", difference, weight, difference, optimize=True) / ensemble.task.observation_size
+    )
+    distance = np.sqrt(np.maximum(squared, 0).mean(0))
+    order = [int(other) for other in np.argsort(distance, kind="stable") if other != index]
+    return [(ensemble.agent_labels[other], float(distance[other])) for other in order[:count]]
+
+
+def factor_moments(
+    ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None, *, device: str = "cpu"
+) -> Moments:
+    """Return what the agents' transitions say of their factors, in one pass over the data.
+
+    A transition that ends on a bound of the observation space is left out where the configuration keeps states within
+    it: the bound has cut the change short.
+
+    Args:
+        ensemble: its state and action encoders are used, not its agents' factors.
+        trajectories: of any agents.
+        rows: (n,) of the transitions to use; by default all.
+        device: to compute on.
+
+    """
+    members, size = ensemble.num_members, ensemble.task.observation_size
+    columns, place = ensemble.config.rank + 1, resolve_device(device)
+    sums = torch.zeros(trajectories.num_agents, members * size, columns, columns, dtype=torch.float64, device=place)
+    counts = np.zeros(trajectories.num_agents, np.int64)
+    rows = _usable_rows(ensemble, trajectories, rows)
+    rows = rows[np.argsort(trajectories.agents[rows], kind="stable")]
+    with torch.inference_mode(), threads_for(ensemble.config.state_hidden):
+        for part, features in _features(ensemble, trajectories, rows, place):
+            agents = trajectories.agents[part]
+            bounds = [0, *(np.flatnonzero(np.diff(agents)) + 1).tolist(), len(agents)]
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+                own = features[:, :, start:stop]
+                sums[agents[start]].baddbmm_(own, own.transpose(1, 2))
+                counts[agents[start]] += stop - start
+    joint = np.moveaxis(sums.view(-1, members, size, columns, columns).cpu().numpy(), 0, 1)
+    return Moments(joint[..., :-1, :-1], joint[..., :-1, -1], joint[..., -1, -1], counts)
+
+
+def _features(
+    ensemble: Ensemble, log: Trajectories, rows: IntArray, device: torch.device
+) -> Iterator[tuple[IntArray, torch.Tensor]]:
+    """Yield rows (B,) and φ, with the change as one more column: (M·D, r + 1, B) float64."""
+    normalizer, members = ensemble.normalizer, ensemble.num_members
+    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in ensemble.parameters.items()}
+    offsets = torch.arange(members, device=device)[:, None] * ensemble.task.action_size
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        observations = np.asarray(log.observations[part], np.float64)
+        changes = np.asarray(log.next_observations[part], np.float64) - observations
+        states = ((observations - normalizer.state_mean) / normalizer.state_scale).astype(np.float32)
+        targets = torch.tensor((changes - normalizer.change_mean) / normalizer.change_scale, device=device).T
+        actions = torch.tensor(np.asarray(log.actions[part]), device=device)
+        if actions.dim() == 1:
+            actions = (actions + offsets).view(-1)
+        else:
+            actions = actions.T.expand(members, -1, -1).contiguous()
+        stacked = torch.tensor(states, device=device).T.expand(members, -1, -1).contiguous()
+        features = agent_features(parameters, stacked, actions)
+        size, batch = features.shape[1], features.shape[3]
+        joint = torch.empty(members, size, features.shape[2] + 1, batch, dtype=torch.float64, device=device)
+        joint[:, :, :-1], joint[:, :, -1] = features, targets
+        yield part, joint.view(members * size, -1, batch)
+
+
+def _usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -> IntArray:
+    chosen = np.arange(log.num_transitions) if rows is None else np.asarray(rows, np.int64)
+    if not ensemble.config.clip_states:
+        return chosen
+    space, after = ensemble.task.observation_space, log.next_observations[chosen]
+    return chosen[((after > space.low) & (after < space.high)).all(axis=1)]
+
+
+def _checked_moments(ensemble: Ensemble, log: Trajectories) -> Moments:
+    check_fits_task(log.observations, log.actions, ensemble.task)
+    return factor_moments(ensemble, log)
+
+
+def _newcomers(
+    ensemble: Ensemble, log: Trajectories | None, agents: Sequence[str] | None, covariates: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the labels of the newcomers, checked."""
+    if agents is None:
+        labels = tuple(dict.fromkeys([*(() if log is None else log.agent_labels), *covariates]))
+    else:
+        labels = tuple(agents)
+    taken = set(ensemble.agent_labels) & set(labels)
+    if taken:
+        label = next(label for label in labels if label in taken)
+        raise InvalidArgumentError(
+            f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
+            "newcomer another label"
+        )
+    if not labels or len(set(labels)) < len(labels):
+        raise InvalidArgumentError(f"agents={list(labels)} must be one newcomer or more, each named once")
+    return labels
+
+
+def _newcomers_covariates(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], given: Mapping[str, Mapping[str, float]]
+) -> FloatArray:
+    """Return covariates (n, K) of the newcomers, those given before those in the log; not a number where unknown."""
+    values = np.full((len(labels), len(ensemble.task.covariates)), np.nan)
+    if log is not None and log.covariates is not None and log.covariate_names == ensemble.task.covariate_names:
+        logged = dict(zip(log.agent_labels, log.covariates, strict=True))
+        for place, label in enumerate(labels):
+            values[place] = logged.get(label, np.nan)
+    for place, label in enumerate(labels):
+        if label in given:
+            values[place] = covariate_array(ensemble.task, [given[label]])[0]
+    return values
+
+
+def _known_by_transitions(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], *, silent_unless: Container[str]
+) -> FactorPosterior:
+    """Return what a log says of the agents of those labels; warn of those of whom nothing at all is known."""
+    in_log = set() if log is None else set(log.agent_labels)
+    unknown = [label for label in labels if label not in in_log and label not in silent_unless]
+    if unknown:
+        warnings.warn(
+            f"newcomer {unknown[0]!r} has no transition ({len(unknown)} such agents): "
+            "its simulator is that of the mean agent",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    prior = ensemble.known_posterior().prior
+    members, rank = prior.mean.shape
+    count = len(labels)
+    nothing = FactorPosterior(
+        prior,
+        np.zeros((members, count, rank, rank)),
+        np.zeros((members, count, rank)),
+        np.zeros(count, np.int64),
+    )
+    wanted = [label for label in labels if label in in_log]
+    if log is None or not wanted:
+        return nothing
+    chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
+    places = np.array([place for place, label in enumerate(labels) if label in in_log])
+    return nothing.plus(FactorPosterior.of(prior, _checked_moments(ensemble, chosen)), places)
+
+
+def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
+    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r)."""
+    precision, known = np.linalg.inv(covariance), np.linalg.inv(prior.covariance)[:, None]
+    weighted = np.einsum("mnij,mnj->mni", precision, mean)
+    weighted = weighted - np.einsum("mnij,mnj->mni", known, prior.mean[:, None])
+    return FactorPosterior(prior, precision - known, weighted, np.zeros(mean.shape[1], np.int64))
+
+
+def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:
+    """Return the covariates of the agents and then of the newcomers (n, K); None where nothing is known of anyone."""
+    if ensemble.covariates is not None:
+        return np.concatenate([ensemble.covariates, covariates])
+    if not np.isfinite(covariates).any():
+        return None
+    return np.concatenate([np.full((ensemble.num_agents, covariates.shape[1]), np.nan), covariates])
+
+
+def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
+    """Return the ensemble with the factors of some agents set to their posterior means."""
+    return _with_factors(ensemble, agents, ensemble.known_posterior().solve(agents)[0])
+
+
+def _with_factors(ensemble: Ensemble, agents: IntArray, factors: FloatArray) -> Ensemble:
+    """Return the ensemble with the factors (M, n, r) of some agents (n,) replaced."""
+    weight = np.array(ensemble.parameters["agent.weight"])
+    weight[:, agents] = factors - ensemble.parameters["agent.bias"][:, None]
+    return replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight})

@@ -1,0 +1,209 @@
+"""Gaussian posteriors of the agents' factors, and their empirical-Bayes prior.
+
+For fixed state and action factors the model is linear in u: a transition says
+change_d = Σ_l φ_dl·u_l + ε_d, where φ_dl = v_dl(state)·w_l(action) and ε_d ~ N(0, noise_d). With a Gaussian prior the
+posterior is Gaussian, and an agent's transitions enter through sums only (Bishop, Pattern Recognition and Machine
+Learning, 2006, section 3.3). Prior and noise are those that make the log of all agents most likely, found by
+expectation maximization (Laird and Ware, Biometrics 38, 1982). Everything is in the model's own, possibly standardized,
+units, and for each member by itself, as every member has a basis of its own. Nothing here knows of networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from persim_gym.types import FloatArray, IntArray
+
+_ITERATIONS = 30
+_FIRST_SPREAD = 0.3
+_TINY = 1e-100
+_LEAST_SPREAD = 1e-6
+"""Smallest standard deviation of the prior in any direction, and of the noise, relative to the size of factors and
+changes; keeps both positive where all agents are alike or the model is exact."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """What transitions say of their agents' factors: sums over each agent's transitions, coordinate by coordinate."""
+
+    grams: FloatArray
+    """(M, N, D, r, r): Σ φ φᵀ."""
+    products: FloatArray
+    """(M, N, D, r): Σ φ·change."""
+    squares: FloatArray
+    """(M, N, D): Σ change²."""
+    counts: IntArray
+    """(N,): transitions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Of the factor of an agent about which nothing is known, and the noise of the changes."""
+
+    mean: FloatArray
+    """(M, r)."""
+    covariance: FloatArray
+    """(M, r, r)."""
+    noise: FloatArray
+    """(M, D): variance of a change around the model's."""
+
+    @classmethod
+    def estimate(cls, moments: Moments, factors: FloatArray) -> Prior:
+        """Return the most likely prior and noise for the agents' moments, beginning at their factors (M, N, r)."""
+        members = [_estimate_member(moments, factors, member) for member in range(len(factors))]
+        return cls(*(np.stack(parts) for parts in zip(*members, strict=True)))
+
+
+@dataclass(frozen=True, eq=False)
+class FactorPosterior:
+    """Gaussian posteriors of N agents' factors in every member; made by `persim_gym.refit_factors`.
+
+    Kept as the prior and, of each agent, the natural parameters of what is known beyond it. They add up: whatever is
+    learned of an agent, in whatever order, is one sum.
+    """
+
+    prior: Prior
+    information: FloatArray
+    """(M, N, r, r): Σ over transitions and coordinates of φ φᵀ / noise."""
+    weighted: FloatArray
+    """(M, N, r): the same of φ·change / noise."""
+    num_transitions: IntArray
+    """(N,) int64: how many of each agent's transitions are in the sums."""
+
+    @classmethod
+    def of(cls, prior: Prior, moments: Moments) -> FactorPosterior:
+        """Return the posteriors of agents of whom nothing is known but their transitions."""
+        noise = prior.noise[:, None, :, None]
+        return cls(
+            prior,
+            (moments.grams / noise[..., None]).sum(2),
+            (moments.products / noise).sum(2),
+            np.asarray(moments.counts, np.int64),
+        )
+
+    def solve(self, agents: Sequence[int] | IntArray) -> tuple[FloatArray, FloatArray]:
+        """Return mean (M, n, r) and covariance (M, n, r, r) of the factors of some agents."""
+        chosen = np.asarray(agents, np.int64)
+        return solve(
+            self.prior.mean[:, None],
+            self.prior.covariance[:, None],
+            self.information[:, chosen],
+            self.weighted[:, chosen],
+        )
+
+    def draw(self, agents: Sequence[int] | IntArray, rng: np.random.Generator, count: int) -> FloatArray:
+        """Return factors (count, M, n, r) of some agents, drawn from their posteriors, each member's by itself."""
+        mean, covariance = self.solve(agents)
+        root = np.linalg.cholesky(covariance)
+        return mean + np.einsum("mnij,cmnj->cmni", root, rng.standard_normal((count, *mean.shape)))
+
+    def with_members(self, members: Sequence[int]) -> FactorPosterior:
+        """Return the posteriors in some of the members only."""
+        chosen = list(members)
+        prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
+        return FactorPosterior(prior, self.information[chosen], self.weighted[chosen], self.num_transitions)
+
+    def plus(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
+        """Return the posteriors with what ``other`` knows of its n agents added to ``agents`` (n,) of this one."""
+        information, weighted = self.information.copy(), self.weighted.copy()
+        counts = self.num_transitions.copy()
+        information[:, agents] += other.information
+        weighted[:, agents] += other.weighted
+        counts[agents] += other.num_transitions
+        return replace(self, information=information, weighted=weighted, num_transitions=counts)
+
+    def joined(self, other: FactorPosterior) -> FactorPosterior:
+        """Return the posteriors of this one's agents and then the other's, under this one's prior."""
+        return replace(
+            self,
+            information=np.concatenate([self.information, other.information], axis=1),
+            weighted=np.concatenate([self.weighted, other.weighted], axis=1),
+            num_transitions=np.concatenate([self.num_transitions, other.num_transitions]),
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays."""
+        return {
+            "prior_mean": self.prior.mean,
+            "prior_covariance": self.prior.covariance,
+            "noise": self.prior.noise,
+            "information": self.information,
+            "weighted": self.weighted,
+            "num_transitions": self.num_transitions,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FactorPosterior:
+        """Return what `to_arrays` wrote."""
+        prior = Prior(*(np.array(arrays[name]) for name in ("prior_mean", "prior_covariance", "noise")))
+        return cls(prior, arrays["information"], arrays["weighted"], np.array(arrays["num_transitions"]))
+
+    @staticmethod
+    def array_shapes(members: int, agents: int, rank: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of `to_arrays`."""
+        return {
+            "prior_mean": (members, rank),
+            "prior_covariance": (members, rank, rank),
+            "noise": (members, size),
+            "information": (members, agents, rank, rank),
+            "weighted": (members, agents, rank),
+            "num_transitions": (agents,),
+        }
+
+
+def solve(
+    mean: FloatArray, covariance: FloatArray, information: FloatArray, weighted: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return mean (…, r) and covariance (…, r, r) of u under the prior N(mean, covariance), updated.
+
+    The log-likelihood is −½ uᵀ·information·u + weighted·u. The prior is whitened first, so that one with hardly any
+    spread in some direction does no harm.
+    """
+    root = np.linalg.cholesky(covariance)
+    whitened = np.einsum("...ji,...jk,...kl->...il", root, information, root, optimize=True)
+    precision = np.eye(mean.shape[-1]) + 0.5 * (whitened + np.swapaxes(whitened, -1, -2))
+    half = np.einsum("...ij,...jk->...ik", root, np.linalg.inv(np.linalg.cholesky(precision)).swapaxes(-1, -2))
+    posterior = np.einsum("...ik,...jk->...ij", half, half)
+    surprise = weighted - np.einsum("...ij,...j->...i", information, mean)
+    return mean + np.einsum("...ij,...j->...i", posterior, surprise), posterior
+
+
+def _estimate_member(moments: Moments, factors: FloatArray, member: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return mean (r,), covariance (r, r) and noise (D,) of one member."""
+    grams, products, squares = moments.grams[member], moments.products[member], moments.squares[member]
+    means = np.asarray(factors[member], np.float64)
+    total = max(int(moments.counts.sum()), 1)
+    size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
+    floor = _LEAST_SPREAD**2 * size
+    least_noise = _LEAST_SPREAD**2 * np.maximum(squares.sum(0) / total, _TINY)
+    # The factors may all be alike to begin with, from where expectation maximization would not come away.
+    second = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
+    mean, covariance, noise = _maximize(means, second, grams, products, squares, total, floor, least_noise)
+    for _ in range(_ITERATIONS):
+        information = np.einsum("ndij,d->nij", grams, 1 / noise)
+        weighted = np.einsum("ndi,d->ni", products, 1 / noise)
+        means, second = solve(mean, covariance, information, weighted)
+        mean, covariance, noise = _maximize(means, second, grams, products, squares, total, floor, least_noise)
+    return mean, covariance, noise
+
+
+def _maximize(
+    means: FloatArray,
+    covariances: FloatArray,
+    grams: FloatArray,
+    products: FloatArray,
+    squares: FloatArray,
+    total: int,
+    floor: FloatArray,
+    least_noise: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the prior and the noise that are most likely given the agents' posteriors."""
+    mean = means.mean(0)
+    second = covariances + np.einsum("ni,nj->nij", means, means)
+    centred = means - mean
+    covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means) + floor
+    residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
+    return mean, covariance, np.maximum(residual.sum(0) / total, least_noise)

@@ -1,0 +1,219 @@
+"""Forecasts against closed forms, and intervals that cover what they promise on agents they have not seen."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gymnasium import make
+from support import perfect_walk_ensemble, random_actions, random_ensemble, walk_task
+
+import persim_gym
+from persim_gym import calibrate, errors, forecast, refit_factors
+from persim_gym.envs import PersonalizedEnv
+from persim_gym.posterior import FactorPosterior, Prior
+
+
+def walkers(*, spread=0.1, noise=0.0, agents=3, members=2):
+    """Walks whose speed is known to within ``spread`` and whose every step errs by ``noise``."""
+    ensemble = perfect_walk_ensemble(walk_task(), tuple(np.linspace(0.5, 2.0, agents)), members)
+    prior = Prior(
+        np.full((members, 1), 1.25),
+        np.full((members, 1, 1), 100.0),
+        np.tile([max(noise, 1e-6) ** 2, 1e-12], (members, 1)),
+    )
+    speeds = ensemble.agent_factors().astype(np.float64)
+    information = np.full((members, agents, 1, 1), spread**-2 - 0.01)
+    weighted = speeds * spread**-2 - 0.0125
+    counts = np.zeros(agents, np.int64)
+    return replace(ensemble, posterior=FactorPosterior(prior, information, weighted, counts))
+
+
+def test_uncertainty_of_the_factor_grows_along_the_horizon():
+    """x_h = h·speed: its deviation is h times the speed's. The idle coordinate has next to none."""
+    found = forecast(walkers(spread=0.1), 1, np.zeros((1, 2)), np.full((1, 12), 2), draws=4000)
+    np.testing.assert_allclose(found.means[0, :, 0], 1.25 * np.arange(1, 13), rtol=1e-4)
+    np.testing.assert_allclose(found.standard_deviations[0, :, 0], 0.1 * np.arange(1, 13), rtol=0.05)
+    assert found.standard_deviations[0, :, 1].max() < 1e-4
+    width = (found.upper - found.lower)[:, 0, 9, 0] / found.standard_deviations[0, 9, 0]
+    np.testing.assert_allclose(width, 2 * np.array([0.6745, 1.2816, 1.9600]), rtol=1e-3)
+
+
+def test_noise_adds_up_like_independent_errors():
+    found = forecast(walkers(spread=1e-4, noise=0.3), [0, 2], np.zeros((2, 2)), np.zeros((2, 9), int))
+    np.testing.assert_allclose(
+        found.standard_deviations[:, :, 0], np.tile(0.3 * np.sqrt(np.arange(1, 10)), (2, 1)), 0.02
+    )
+    assert found.means[0, 0, 0] == pytest.approx(-0.5) and found.means[1, 0, 0] == pytest.approx(-2.0)
+
+
+def test_a_step_knows_disagreement_factor_and_noise():
+    """σ² = disagreement² + spread² + noise², for a step of one speed."""
+    ensemble = walkers(spread=0.1, noise=0.2)
+    weight = ensemble.parameters["agent.weight"].copy()
+    weight[1] += 0.6  # members 0.6 apart disagree by 0.3
+    ensemble = replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight})
+    for simulator, states, actions in (
+        (ensemble.simulator(0), np.zeros((2, 2)), np.array([2, 1])),
+        (ensemble.simulator(agents=[0, 2]), np.zeros((2, 2)), np.array([2, 1])),
+    ):
+        step = simulator.step(states, actions, uncertainty=True)
+        expected = [np.sqrt(0.3**2 + 0.1**2 + 0.2**2), 0.2]
+        np.testing.assert_allclose(step.standard_deviation[:, 0], expected, rtol=1e-4)
+    assert simulator.step(states, actions).standard_deviation is None
+
+
+@pytest.mark.parametrize("task", ["CartPole", "HalfCheetah"])
+def test_a_step_and_a_forecast_of_one_step_agree(task):
+    ensemble = random_ensemble(task, num_agents=2, step_size=0.01)
+    rng = np.random.default_rng(0)
+    states = 0.01 * rng.normal(size=(30, ensemble.task.observation_size))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(["agent 0", "agent 1"], 15),
+        observations=states,
+        actions=random_actions(ensemble.task, rng, 30),
+        next_observations=states + 0.01 * rng.normal(size=states.shape),
+        task=task,
+    )
+    ensemble = refit_factors(ensemble, log)
+    actions = random_actions(ensemble.task, rng, 4, 1)
+    step = ensemble.simulator(1).step(states[:4], actions[:, 0], uncertainty=True)
+    found = forecast(ensemble, 1, states[:4], actions, draws=3000)
+    np.testing.assert_allclose(found.means[:, 0], step.next_observations, atol=1e-6)
+    np.testing.assert_allclose(found.standard_deviations[:, 0], step.standard_deviation, rtol=0.05)
+
+
+def walk_log(speeds, error, seed, steps=20):
+    """Walks at random of agents with these speeds, their steps disturbed by ``error``, a function of (rng, shape)."""
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(3, size=(len(speeds), steps))
+    change = speeds[:, None] * (actions - 1) + error(rng, actions.shape)
+    x = np.concatenate([np.zeros((len(speeds), 1)), np.cumsum(change, axis=1)], axis=1)
+    idle = 0.01 * rng.normal(size=x.shape)
+    states = np.stack([x, idle], axis=2)
+    return persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(len(speeds)), steps),
+        observations=states[:, :-1].reshape(-1, 2),
+        actions=actions.reshape(-1),
+        next_observations=states[:, 1:].reshape(-1, 2),
+        task="Walk",
+    )
+
+
+def test_calibrated_intervals_cover_where_normal_ones_do_not(tmp_path):
+    """Errors with heavy tails, and correlated: one offset for a whole trajectory."""
+    persim_gym.register_task(walk_task())
+
+    def error(rng, shape):
+        return 0.1 * rng.standard_t(2, size=(shape[0], 1)) + 0.01 * rng.normal(size=shape)
+
+    rng = np.random.default_rng(0)
+    ensemble = walkers(agents=100)
+    log = walk_log(rng.uniform(0.5, 2, 100), error, 1)
+    ensemble = refit_factors(replace(ensemble, agent_labels=log.agent_labels), log)
+    calibrated = calibrate(ensemble, walk_log(rng.uniform(0.5, 2, 300), error, 2), draws=4)
+    calibrated.save(tmp_path / "calibrated.persim")
+    calibrated = persim_gym.load(tmp_path / "calibrated.persim")
+    fresh = walk_log(rng.uniform(0.5, 2, 300), error, 3)
+    early = np.flatnonzero(np.arange(fresh.num_transitions) % 20 < 10)
+    known = persim_gym.personalize(calibrated, rows_of(fresh, early))
+    first = np.arange(300) * 20 + 10
+    rows = first[:, None] + np.arange(10)
+    agents = list(range(100, 400))
+    found = forecast(known, agents, fresh.observations[first], fresh.actions[rows], levels=(0.5, 0.8, 0.95))
+    true = fresh.next_observations[rows]
+    covered = ((true >= found.lower) & (true <= found.upper))[..., 0].mean(axis=(1, 2))
+    np.testing.assert_allclose(covered, [0.5, 0.8, 0.95], atol=0.06)
+    plain = forecast(replace(known, calibration=None), agents, fresh.observations[first], fresh.actions[rows])
+    normal = ((true >= plain.lower) & (true <= plain.upper))[..., 0].mean(axis=(1, 2))
+    assert abs(normal[1] - 0.8) > 0.1
+
+
+def rows_of(log, rows):
+    """Return some rows of every agent under new names."""
+    return persim_gym.Trajectories.from_arrays(
+        agents=log.agents[rows],
+        agent_labels=[f"new {label}" for label in log.agent_labels],
+        observations=log.observations[rows],
+        actions=log.actions[rows],
+        next_observations=log.next_observations[rows],
+        task=log.task,
+    )
+
+
+def test_each_episode_in_posterior_mode_has_a_factor_of_its_own():
+    """The speed is constant within an episode, and over episodes distributed as the posterior."""
+    env = PersonalizedEnv(walkers(spread=0.1), 1, ensemble="posterior")
+    speeds = []
+    for episode in range(300):
+        env.reset(seed=0 if episode == 0 else None, options={"state": np.zeros(2)})
+        first, second = env.step(2)[0][0], env.step(2)[0][0]
+        assert second == pytest.approx(2 * first, rel=1e-5)
+        speeds.append(first)
+    assert np.mean(speeds) == pytest.approx(1.25, abs=0.02) and np.std(speeds) == pytest.approx(0.1, rel=0.15)
+    env.reset(seed=0, options={"state": np.zeros(2)})
+    assert env.step(2)[0][0] == speeds[0]
+
+
+def test_info_tells_the_uncertainty(cart_pole, tmp_path, registry):
+    cart_pole.save(tmp_path / "model.persim")
+    persim_gym.register_ensemble(tmp_path / "model.persim", name="Sure")
+    env = make("PerSim-Sure-agent1-v0", uncertainty=True, ensemble="posterior")
+    env.reset(seed=0)
+    info = env.step(1)[4]
+    assert info["standard_deviation"].shape == (4,) and (info["standard_deviation"] > 0).all()
+    assert "standard_deviation" not in step_info(make("PerSim-Sure-agent1-v0"))
+
+
+def step_info(env):
+    """Return what a first step says."""
+    env.reset(seed=0)
+    return env.step(0)[4]
+
+
+INVALID, MISSING, UNKNOWN, DATA = (
+    errors.InvalidArgumentError,
+    errors.MissingStatisticsError,
+    errors.UnknownNameError,
+    errors.InvalidDataError,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "call"),
+    [
+        (INVALID, "level 1.5 must be", lambda e: go(e, levels=[1.5])),
+        (INVALID, "draws=0 must be", lambda e: go(e, draws=0)),
+        (INVALID, "level 0.7 is not calibrated; levels are 0.5, 0.8", lambda e: go(calibrated(e), levels=[0.7])),
+        (UNKNOWN, "no agent 7", lambda e: go(e, agents=7)),
+        (MISSING, "refit_factors", lambda e: go(bare(e))),
+        (MISSING, "refit_factors", lambda e: PersonalizedEnv(bare(e), ensemble="posterior")),
+        (MISSING, "refit_factors", lambda e: PersonalizedEnv(bare(e), uncertainty=True)),
+        (MISSING, "refit_factors", lambda e: bare(e).simulator(0).step(np.zeros((1, 2)), [0], uncertainty=True)),
+        (MISSING, "refit_factors", lambda e: calibrate(bare(e), walk_log(np.ones(2), quiet, 0))),
+        (DATA, "2 agents, 2 of them with a second half", lambda e: calibrate(e, walk_log(np.ones(2), quiet, 0))),
+    ],
+)
+def test_bad_input(kind, message, call):
+    with pytest.raises(kind, match=message) as caught:
+        call(walkers())
+    assert isinstance(caught.value, errors.PerSimError)
+
+
+def bare(ensemble):
+    """Return the ensemble without statistics."""
+    return replace(ensemble, posterior=None)
+
+
+def go(ensemble, agents=0, **settings):
+    """Forecast one step."""
+    return forecast(ensemble, agents, np.zeros((1, 2)), np.zeros((1, 1), int), **settings)
+
+
+def calibrated(ensemble):
+    """Return the ensemble with made-up widths."""
+    return replace(ensemble, calibration=np.ones((4, 4, 2)))
+
+
+def quiet(rng, shape):
+    """No error."""
+    return np.zeros(shape)

@@ -1,0 +1,174 @@
+"""From covariates to factors: maps against known functions, what they combine with, environments, bad input."""
+
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
+
+import persim_gym
+from persim_gym import errors, fit_covariate_map, personalize, refit_factors
+from persim_gym.covariates import KINDS
+from persim_gym.tasks import register_task
+
+NUM_AGENTS = 60
+
+
+def walkers(function=lambda speed: speed, seed=0):
+    """Walks of agents whose one factor is a function of their speed."""
+    speeds = np.sort(np.random.default_rng(seed).uniform(0.5, 2.0, NUM_AGENTS))
+    ensemble = perfect_walk_ensemble(walk_task(), tuple(function(speeds)))
+    return replace(ensemble, covariates=speeds[:, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "inside", "outside"),
+    [
+        ("ridge", lambda c: 3 - 2 * c, 1e-4, 1e-4),
+        ("gp", lambda c: 3 - 2 * c, 1e-4, 1e-3),
+        ("gp", lambda c: np.sin(3 * c), 1e-3, 0.1),
+        ("mlp", lambda c: np.sin(3 * c), 0.05, 1.0),
+    ],
+)
+def test_a_map_recovers_a_known_function(kind, function, inside, outside):
+    """Between the known agents, and a tenth of their range beyond them."""
+    covariate_map = fit_covariate_map(walkers(function), kind=kind)
+    for speeds, tolerance in ((np.linspace(0.6, 1.9, 20), inside), (np.array([2.1]), outside)):
+        mean, covariance = covariate_map.predict(speeds[:, None])
+        np.testing.assert_allclose(mean[:, :, 0], np.tile(function(speeds), (2, 1)), atol=tolerance)
+        assert covariance.shape == (2, len(speeds), 1, 1) and (covariance >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["gp", "ridge"])
+def test_the_maps_uncertainty_is_as_large_as_its_error(kind):
+    noise = 0.1 * np.random.default_rng(1).normal(size=NUM_AGENTS)
+    covariate_map = fit_covariate_map(walkers(lambda c: c + noise), kind=kind)
+    mean, covariance = covariate_map.predict(np.linspace(0.6, 1.9, 20)[:, None])
+    np.testing.assert_allclose(np.sqrt(covariance), 0.1, rtol=0.25)
+    near, far = (np.sqrt(covariate_map.predict(np.array([[c]]))[1][0, 0, 0, 0]) for c in (1.25, 2.3))
+    assert far > near
+
+
+def test_a_fraction_of_the_covariates_is_enough_and_agents_without_are_left_out():
+    ensemble = walkers()
+    covariates = ensemble.covariates.copy()
+    covariates[10:] = np.nan
+    covariate_map = fit_covariate_map(replace(ensemble, covariates=covariates), kind="ridge", fraction=0.5)
+    assert covariate_map.num_known == 5 and covariate_map.high[0] <= covariates[9, 0]
+    np.testing.assert_allclose(covariate_map.predict(np.array([[0.6]]))[0][:, 0, 0], 0.6, atol=1e-3)
+    one, other, again = (fit_covariate_map(ensemble, kind="mlp", fraction=0.5, seed=seed) for seed in (0, 1, 0))
+    point = np.array([[1.0]])
+    assert one.predict(point)[0].tolist() == again.predict(point)[0].tolist() != other.predict(point)[0].tolist()
+
+
+def test_prior_covariates_and_transitions_are_one_posterior():
+    """The combination is the product of the map's Gaussian with the transitions' likelihood."""
+    ensemble, log = learned()
+    covariates = {"newcomer": {"force": 9.0, "length": 0.4}}
+    covariate_map = fit_covariate_map(ensemble, kind="ridge")
+    mean, covariance = covariate_map.predict(np.array([[9.0, 0.4]]))
+    own = replace(log.select([3]), agent_labels=("newcomer",))
+    by_map = personalize(ensemble, covariates=covariates, covariate_map=covariate_map)
+    np.testing.assert_allclose(by_map.posterior.solve([20])[0], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(by_map.posterior.solve([20])[1], covariance, rtol=1e-4, atol=1e-9)
+    both = personalize(ensemble, own, covariates=covariates, covariate_map=covariate_map)
+    alone = personalize(ensemble, own)
+    information = alone.posterior.information[:, [20]]
+    precision = np.linalg.inv(covariance) + information
+    weighted = np.einsum("mnij,mnj->mni", np.linalg.inv(covariance), mean) + alone.posterior.weighted[:, [20]]
+    expected = np.einsum("mnij,mnj->mni", np.linalg.inv(precision), weighted)
+    np.testing.assert_allclose(both.posterior.solve([20])[0], expected, rtol=1e-4, atol=1e-6)
+    assert both.agent_covariates("newcomer").tolist() == [9.0, 0.4]
+
+
+def learned():
+    """A CartPole ensemble with covariates and posteriors, and its log."""
+    log = persim_gym.collect("CartPole", num_agents=20, seed=0)
+    ensemble = random_ensemble("CartPole", SMALL, num_agents=20)
+    ensemble = replace(ensemble, agent_labels=log.agent_labels, covariates=log.covariates)
+    return refit_factors(ensemble, log), log
+
+
+def test_environments_of_agents_never_seen(tmp_path, monkeypatch, registry):
+    """By covariates at `gym.make`, and by label where a personalized ensemble has been registered."""
+    register_task(walk_task())
+    ensemble = walkers()
+    persim_gym.register_ensemble(save(ensemble, tmp_path / "walk.persim"), name="Walkers")
+    env = gymnasium.make("PerSim-Walkers-v0", covariates={"speed": 1.2345})
+    env.reset(options={"state": np.array([3.0, 0.0])})
+    assert env.step(2)[0][0] == pytest.approx(4.2345, abs=1e-3)
+    assert env.unwrapped.covariates.tolist() == [1.2345]
+    grown = personalize(ensemble, covariates={"newcomer": {"speed": 0.75}})
+    ids = persim_gym.register_ensemble(save(grown, tmp_path / "grown.persim"), name="Grown")
+    assert ids[-1] == f"PerSim-Grown-agent{NUM_AGENTS}-v0"
+    for made in (gymnasium.make("PerSim-Grown-v0", agent="newcomer"), gymnasium.make(ids[-1])):
+        made.reset(options={"state": np.array([3.0, 0.0])})
+        assert made.step(2)[0][0] == pytest.approx(3.75, abs=1e-3)
+
+
+def test_a_shipped_model_is_personalized_by_covariates():
+    """The environment of the paper's appendix: gravity beyond the training range, near enough not to warn."""
+    env = gymnasium.make("PerSim-MountainCar-v0", covariates={"gravity": 0.004})
+    real = gymnasium.make("Heterogeneous-MountainCar-v0", gravity=0.004)
+    start = {"state": np.array([-0.4, 0.0])}
+    env.reset(options=start), real.reset(options=start)
+    for _ in range(50):
+        simulated, true = env.step(2)[0], real.step(2)[0]
+    np.testing.assert_allclose(simulated, true, atol=0.01)
+
+
+def save(ensemble, path):
+    """Write the ensemble's file and return its name."""
+    ensemble.save(path)
+    return path
+
+
+def test_far_outside_the_range_warns_with_the_distance():
+    with pytest.warns(RuntimeWarning, match=r"speed=8 lies 4 times the known agents' range outside it \(speed=0"):
+        personalize(walkers(), covariates={"fast": {"speed": 8.0}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "call"),
+    [
+        (errors.UnknownNameError, "no covariate 'gravity'; it has speed", lambda e: by_covariates(e, {"gravity": 1.0})),
+        (errors.InvalidArgumentError, r"covariates {} lack 'speed'", lambda e: by_covariates(e, {})),
+        (errors.InvalidArgumentError, "speed=nan of task Walk must be", lambda e: by_covariates(e, {"speed": np.nan})),
+        (errors.InvalidArgumentError, "speed=fast of task Walk", lambda e: by_covariates(e, {"speed": "fast"})),
+        (errors.InvalidArgumentError, "speed=-1", lambda e: by_covariates(e, {"speed": -1})),
+        (errors.UnknownNameError, "no covariate map 'tree'; there are gp", lambda e: fit_covariate_map(e, kind="tree")),
+        (errors.InvalidArgumentError, "fraction=0 must be", lambda e: fit_covariate_map(e, fraction=0)),
+        (errors.InvalidArgumentError, "fraction=0.01 of them are 1;", lambda e: fit_covariate_map(e, fraction=0.01)),
+        (
+            errors.InvalidArgumentError,
+            "the covariates of 0 of the ensemble's agents are known",
+            lambda e: by_covariates(replace(e, covariates=None), {"speed": 1.0}),
+        ),
+        (
+            errors.MissingStatisticsError,
+            "refit_factors",
+            lambda e: personalize(e, agents=["x", "y"], covariates={"x": {"speed": 1.0}}),
+        ),
+        (
+            errors.InvalidArgumentError,
+            "either agent=3 or covariates={'speed': 1.0}",
+            lambda e: persim_gym.envs.PersonalizedEnv(e, 3, covariates={"speed": 1.0}),
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input(kind, message, call):
+    import persim_gym.envs  # noqa: F401
+
+    with pytest.raises(kind, match=message) as caught:
+        call(walkers())
+    assert isinstance(caught.value, errors.PerSimError)
+
+
+def by_covariates(ensemble, values):
+    """Personalize one newcomer by covariates."""
+    return personalize(ensemble, covariates={"newcomer": values})
+
+
+def test_every_kind_is_tested():
+    assert set(KINDS) == {"gp", "ridge", "mlp"}

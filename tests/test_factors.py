@@ -1,0 +1,315 @@
+"""Posteriors of the agents' factors against Bayesian regression written out, newcomers, updates, old files."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import SMALL, random_actions, random_ensemble, reference_changes
+from test_storage import rewrite_header
+
+import persim_gym
+from persim_gym import errors, nearest_agents, personalize, refit_factors, update
+from persim_gym.factors import factor_moments
+from persim_gym.posterior import FactorPosterior, Moments, Prior
+from persim_gym.tasks import get_task
+
+NORMALIZED = SMALL.with_changes(normalize=True)
+
+
+def simulated_log(ensemble, counts, *, noise=1e-3, seed=0, labels=None):
+    """Return transitions that the first member makes itself, with noise: ``counts`` of each of its agents."""
+    rng, task = np.random.default_rng(seed), ensemble.task
+    agents = np.repeat(np.arange(len(counts)), counts)
+    states = 0.5 * rng.normal(size=(len(agents), task.observation_size))
+    actions = random_actions(task, rng, len(agents))
+    changes = np.stack(
+        [
+            reference_changes(ensemble, agent, [s], [a])[0, 0]
+            for agent, s, a in zip(agents, states, actions, strict=True)
+        ]
+    )
+    return persim_gym.Trajectories.from_arrays(
+        agents=agents,
+        agent_labels=labels or [f"agent {index}" for index in range(len(counts))],
+        observations=states,
+        actions=actions,
+        next_observations=states + changes + noise * rng.normal(size=states.shape),
+        task=task.name,
+    )
+
+
+def brute_force(ensemble, log, agent, member):
+    """Return posterior mean and covariance of one factor, by the textbook's formula on the agent's rows one by one."""
+    prior, rank = ensemble.posterior.prior, ensemble.config.rank
+    precision = np.linalg.inv(prior.covariance[member])
+    weighted = precision @ prior.mean[member]
+    normalizer = ensemble.normalizer
+    units = [with_factors(ensemble, np.eye(rank)[index]) for index in range(rank)]
+    for row in np.flatnonzero(log.agents == agent):
+        state, action = log.observations[row].astype(np.float64), log.actions[row]
+        features = np.stack([reference_changes(unit, 0, [state], [action])[member, 0] for unit in units])
+        features = (features - normalizer.change_mean) / normalizer.change_scale  # (r, D)
+        change = log.next_observations[row].astype(np.float64) - state
+        target = (change - normalizer.change_mean) / normalizer.change_scale
+        for coordinate, variance in enumerate(prior.noise[member]):
+            column = features[:, coordinate]
+            precision = precision + np.outer(column, column) / variance
+            weighted = weighted + column * target[coordinate] / variance
+    covariance = np.linalg.inv(precision)
+    return covariance @ weighted, covariance
+
+
+def with_factors(ensemble, factors):
+    """Return the ensemble with the same factors for every agent and member."""
+    parameters = dict(ensemble.parameters)
+    parameters["agent.weight"] = np.broadcast_to(factors, parameters["agent.weight"].shape).astype(np.float32)
+    parameters["agent.bias"] = np.zeros_like(parameters["agent.bias"])
+    return replace(ensemble, parameters=parameters)
+
+
+@pytest.fixture(scope="module", params=["MountainCar", "HalfCheetah"])
+def refitted(request):
+    """An ensemble, discrete or continuous, its posterior, and the log behind it."""
+    ensemble = random_ensemble(request.param, NORMALIZED, num_agents=4)
+    log = simulated_log(ensemble, [5, 1, 9, 3])
+    return refit_factors(ensemble, log), log
+
+
+def test_the_posterior_is_bayesian_linear_regression(refitted):
+    ensemble, log = refitted
+    means, covariances = ensemble.posterior.solve(range(4))
+    for agent, member in ((0, 0), (1, 2), (2, 1)):
+        mean, covariance = brute_force(ensemble, log, agent, member)
+        scale = np.sqrt(np.diag(covariance))
+        np.testing.assert_allclose(means[member, agent] / scale, mean / scale, atol=1e-3)
+        np.testing.assert_allclose(
+            covariances[member, agent] / np.outer(scale, scale), covariance / np.outer(scale, scale), atol=1e-3
+        )
+    np.testing.assert_allclose(ensemble.agent_factors(), means, atol=1e-5)
+    assert ensemble.posterior.num_transitions.tolist() == [5, 1, 9, 3]
+
+
+def test_prior_and_noise_of_a_known_population_are_found():
+    rng = np.random.default_rng(0)
+    mean, noise = np.array([1.0, -2.0]), np.array([0.01, 0.04])
+    covariance = np.array([[1.0, 0.6], [0.6, 0.5]])
+    factors = rng.multivariate_normal(mean, covariance, size=2000)
+    features = rng.normal(size=(2000, 10, 2, 2))  # agents, transitions, coordinates, factors
+    changes = np.einsum("ntdi,ni->ntd", features, factors) + np.sqrt(noise) * rng.normal(size=(2000, 10, 2))
+    moments = Moments(
+        np.einsum("ntdi,ntdj->ndij", features, features)[None],
+        np.einsum("ntdi,ntd->ndi", features, changes)[None],
+        (changes**2).sum(1)[None],
+        np.full(2000, 10),
+    )
+    prior = Prior.estimate(moments, np.ones((1, 2000, 2)))
+    np.testing.assert_allclose(prior.mean[0], mean, atol=0.06)
+    np.testing.assert_allclose(prior.covariance[0], covariance, atol=0.06)
+    np.testing.assert_allclose(prior.noise[0], noise, rtol=0.05)
+    means, covariances = FactorPosterior.of(prior, moments).solve(range(2000))
+    error = factors - means[0]
+    surprise = np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariances[0]), error)
+    assert surprise.mean() == pytest.approx(2, rel=0.1)  # the posteriors are as wide as they are wrong
+
+
+def test_refitting_finds_the_factors_that_made_the_data():
+    truth = random_ensemble("MountainCar", NORMALIZED, num_agents=30)
+    log = simulated_log(truth, [20] * 30)
+    blurred = with_factors(truth, truth.agent_factors().mean(axis=(0, 1)))
+    refitted = refit_factors(blurred, log)
+    np.testing.assert_allclose(refitted.agent_factors()[0], truth.agent_factors()[0], atol=0.15)
+    kept = refit_factors(blurred, log, replace_factors=False)
+    np.testing.assert_array_equal(kept.agent_factors(), blurred.agent_factors())
+
+
+def test_updates_in_any_order_are_the_batch(refitted):
+    ensemble, _ = refitted
+    task, labels = ensemble.task, ["anna", "ben"]
+    log = simulated_log(ensemble, [6, 4], seed=1, labels=labels)
+    at_once = personalize(ensemble, log)
+    parts = [slice_rows(log, [0, 1, 6]), slice_rows(log, [2, 3, 4, 5]), slice_rows(log, [7, 8, 9])]
+    piecewise = personalize(ensemble, parts[0])
+    for part in (parts[2], parts[1]):
+        piecewise = update(piecewise, part)
+    assert piecewise.agent_labels == (*ensemble.agent_labels, *labels)
+    assert piecewise.posterior.num_transitions.tolist()[-2:] == [6, 4]
+    for one, other in zip(piecewise.posterior.solve([4, 5]), at_once.posterior.solve([4, 5]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(piecewise.agent_factors([4, 5]), at_once.agent_factors([4, 5]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(at_once.agent_factors(range(4)), ensemble.agent_factors())
+    state = np.zeros((1, task.observation_size))
+    assert at_once.simulator("ben").step(state, random_actions(task, np.random.default_rng(0), 1)) is not None
+
+
+def slice_rows(log, rows):
+    """Return some rows of a log, each an episode of its own."""
+    labels = list(dict.fromkeys(log.agent_labels[agent] for agent in log.agents[rows]))
+    return persim_gym.Trajectories.from_arrays(
+        agents=[labels.index(log.agent_labels[agent]) for agent in log.agents[rows]],
+        agent_labels=labels,
+        observations=log.observations[rows],
+        actions=log.actions[rows],
+        next_observations=log.next_observations[rows],
+        truncated=np.ones(len(rows), bool),
+        task=log.task,
+    )
+
+
+def test_a_newcomer_is_predicted_like_the_agent_it_is():
+    """Transitions of a known agent under another name give its factor again, nearer with more of them."""
+    ensemble = random_ensemble("MountainCar", NORMALIZED, num_agents=12)
+    ensemble = refit_factors(ensemble, simulated_log(ensemble, [30] * 12))
+    distances = []
+    for count in (1, 4, 40):
+        log = simulated_log(ensemble, [count if agent == 3 else 1 for agent in range(12)], seed=2)
+        newcomer = personalize(ensemble, renamed(log.select([3]), "someone"))
+        (label, distance), *_ = nearest_agents(newcomer, "someone", 3)
+        distances.append(distance)
+    assert label == "agent 3" and distance < 0.3 * nearest_agents(newcomer, "someone", 3)[1][1]
+    assert distances[2] < 0.5 * distances[0]
+
+
+def renamed(log, *labels):
+    """Return the log with other names for its agents."""
+    return replace(log, agent_labels=labels)
+
+
+def test_what_hits_a_bound_is_left_out():
+    """With states kept within the space, a change that the bound cut short says nothing of the factor."""
+    task = get_task("MountainCar")
+    log = persim_gym.collect(
+        "MountainCar", num_agents=3, seed=0, covariates=[[0.003]] * 3, policy=lambda x: 0 * x[:, 0].astype(int)
+    )
+    log.next_observations[5] = task.observation_space.low
+    ensemble = random_ensemble("MountainCar", SMALL, num_agents=3)
+    everything = factor_moments(ensemble, log).counts.sum()
+    clipping = replace(ensemble, config=SMALL.with_changes(clip_states=True))
+    inside = (
+        (log.next_observations > task.observation_space.low) & (log.next_observations < task.observation_space.high)
+    ).all(1)
+    assert factor_moments(clipping, log).counts.sum() == inside.sum() < everything == log.num_transitions
+
+
+def test_a_newcomer_without_a_transition_is_the_mean_agent(refitted):
+    ensemble, _ = refitted
+    with pytest.warns(RuntimeWarning, match=r"newcomer 'dora' has no transition \(1 such"):
+        newcomer = personalize(ensemble, None, agents=["dora"])
+    np.testing.assert_allclose(newcomer.agent_factors([4])[:, 0], ensemble.posterior.prior.mean, rtol=1e-5, atol=1e-6)
+    log = simulated_log(ensemble, [3, 2], seed=3, labels=["eve", "fred"])
+    with pytest.warns(RuntimeWarning, match="'dora'"):
+        both = personalize(ensemble, log, agents=["fred", "dora"])
+    assert both.agent_labels[4:] == ("fred", "dora")
+    alone = personalize(ensemble, log.select(["fred"]))
+    np.testing.assert_array_equal(both.agent_factors([4]), alone.agent_factors([4]))
+
+
+@pytest.mark.parametrize("kind", ["constant", "contradictory", "huge"])
+def test_odd_data_leave_the_posterior_finite(refitted, kind):
+    ensemble, _ = refitted
+    size = ensemble.task.observation_size
+    states = np.zeros((40, size)) if kind != "huge" else np.full((40, size), 1e6)
+    actions = np.zeros(40, int) if ensemble.task.discrete else np.zeros((40, ensemble.task.action_size))
+    after = states.copy() if kind == "constant" else states + np.where(np.arange(40) % 2, 5.0, -5.0)[:, None]
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.zeros(40, int), agent_labels=["odd"], observations=states, actions=actions,
+        next_observations=after, task=ensemble.task.name,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mean, covariance = personalize(ensemble, log).posterior.solve([4])
+    assert np.isfinite(mean).all() and np.isfinite(covariance).all()
+    assert (np.linalg.eigvalsh(covariance) >= 0).all()
+
+
+def test_the_posterior_is_saved_and_follows_the_members(refitted, tmp_path):
+    ensemble, _ = refitted
+    ensemble.save(tmp_path / "file.persim")
+    loaded = persim_gym.load(tmp_path / "file.persim")
+    for name, array in ensemble.posterior.to_arrays().items():
+        np.testing.assert_array_equal(loaded.posterior.to_arrays()[name], array)
+    assert set(loaded.parameters) == set(ensemble.parameters)
+    some = ensemble.with_members([2, 0])
+    np.testing.assert_array_equal(some.posterior.solve([1])[0], ensemble.posterior.solve([1])[0][[2, 0]])
+
+
+def test_a_file_without_statistics_is_read_and_says_what_makes_them(tmp_path):
+    path = tmp_path / "old.persim"
+    ensemble = random_ensemble("CartPole")
+    ensemble.save(path)
+    rewrite_header(path, format_version=1)
+    old = persim_gym.load(path)
+    assert old.posterior is None
+    log = simulated_log(old, [2, 2, 2])
+    for call in (
+        lambda: personalize(old, renamed(log, "x", "y", "z")),
+        lambda: update(old, log),
+        lambda: nearest_agents(old, 0),
+    ):
+        with pytest.raises(errors.MissingStatisticsError, match=r"persim_gym\.refit_factors\(ensemble, log\)"):
+            call()
+    assert update(refit_factors(old, log), log).posterior.num_transitions.tolist() == [4, 4, 4]
+
+
+def test_a_damaged_posterior_is_refused(refitted, tmp_path):
+    ensemble, _ = refitted
+    path = tmp_path / "file.persim"
+    replace(ensemble, posterior=replace(ensemble.posterior, weighted=ensemble.posterior.weighted[:, :1])).save(path)
+    with pytest.raises(errors.FileFormatError, match=r"'posterior\.weighted' is missing or has the wrong shape"):
+        persim_gym.load(path)
+
+
+def test_draws_have_the_posterior_as_their_distribution(refitted):
+    ensemble, _ = refitted
+    mean, covariance = ensemble.posterior.solve([1])
+    drawn = ensemble.posterior.draw([1], np.random.default_rng(0), 20_000)[:, :, 0]
+    scale = np.sqrt(np.einsum("mii->mi", covariance[:, 0]))
+    np.testing.assert_allclose((drawn.mean(0) - mean[:, 0]) / scale, 0, atol=0.05)
+    np.testing.assert_allclose(drawn.std(0) / scale, 1, atol=0.05)
+
+
+def test_newcomers_keep_or_lack_covariates(cart_pole, cart_pole_log):
+    log = renamed(persim_gym.collect("CartPole", num_agents=2, seed=5), "x", "y")
+    ensemble = refit_factors(cart_pole, cart_pole_log)
+    newcomers = personalize(ensemble, log)
+    np.testing.assert_array_equal(newcomers.agent_covariates("y"), log.covariates[1])
+    unknown = personalize(ensemble, replace(log, covariates=None, covariate_names=()))
+    np.testing.assert_array_equal(unknown.agent_covariates(3), ensemble.covariates[3])
+    with pytest.raises(errors.InvalidArgumentError, match="covariates of agent 'x' are not recorded"):
+        unknown.agent_covariates("x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "call"),
+    [
+        (errors.InvalidDataError, "the log is of 2 agents", lambda e, log: refit_factors(e, log.select([0, 1]))),
+        (errors.InvalidArgumentError, "agent 'agent 0' is in the ensemble already", personalize),
+        (errors.InvalidArgumentError, "one newcomer or more", lambda e, log: personalize(e, None)),
+        (errors.InvalidArgumentError, "named once", lambda e, log: personalize(e, log, agents=["a", "a"])),
+        (errors.UnknownNameError, "'nobody' is not in", lambda e, log: update(e, renamed(log.select([0]), "nobody"))),
+        (errors.InvalidArgumentError, "count=0 must be", lambda e, log: nearest_agents(e, 0, 0)),
+        (errors.UnknownNameError, "labelled 'nobody'", lambda e, log: nearest_agents(e, "nobody")),
+        (errors.InvalidDataError, "observation coordinates, task", lambda e, log: personalize(e, cart_pole_rows())),
+    ],
+)  # fmt: skip
+def test_bad_input(refitted, kind, message, call):
+    ensemble, log = refitted
+    with pytest.raises(kind, match=message) as caught:
+        call(ensemble, log)
+    assert isinstance(caught.value, errors.PerSimError)
+
+
+def cart_pole_rows():
+    """Return a log of CartPole."""
+    return renamed(persim_gym.collect("CartPole", num_agents=1, seed=0), "stranger")
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_fit_learns_the_posteriors_and_uses_them_if_told_so(cart_pole_log, refit):
+    config = persim_gym.PerSimConfig(
+        rank=3, num_members=4, num_candidates=6, state_hidden=(16,), normalize=False, epochs=3, refit_factors=refit
+    )
+    ensemble = persim_gym.fit(cart_pole_log, config=config, validation_fraction=0, seed=0, progress=False)
+    assert ensemble.config == config and ensemble.posterior.prior.mean.shape == (4, 3)
+    means, _ = ensemble.posterior.solve(range(20))
+    assert np.allclose(means, ensemble.agent_factors(), atol=1e-5) == refit
