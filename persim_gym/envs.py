@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
-from persim_gym.folding import SingleStepper, fold
+from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import FloatArray
@@ -66,9 +66,12 @@ class PersonalizedEnv(TaskEnv):
         self.aggregate = aggregate
         self._draw_member = ensemble == "member"
         self._member: int | None = None
-        self._stepper = SingleStepper(fold(self.ensemble, self.agent))
-        self._low = task.observation_space.low.astype(np.float64)
-        self._high = task.observation_space.high.astype(np.float64)
+        network = fold(self.ensemble, self.agent)
+        by_mean = aggregate == "mean" and not self._draw_member and MeanStepper.fits(network)
+        self._predict = MeanStepper(network) if by_mean else self._predict_from_members
+        self._stepper = None if by_mean else SingleStepper(network)
+        bounds = np.stack([task.observation_space.low, task.observation_space.high], axis=1)
+        self._bounded = [(index, *bounds[index].tolist()) for index in np.flatnonzero(np.isfinite(bounds).any(axis=1))]
 
     @property
     def simulator(self) -> Simulator:
@@ -84,19 +87,28 @@ class PersonalizedEnv(TaskEnv):
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+        proposed, disagreement, finite = self._predict(observation, action)
+        if not finite and not np.isfinite(proposed).all():
+            return observation, True, {"disagreement": disagreement, "diverged": True}
+        values = proposed.tolist()
+        for index, low, high in self._bounded:  # two comparisons of numbers cost a sixth of NumPy's clip
+            if not low <= values[index] <= high:
+                space = self.task.observation_space
+                proposed = np.minimum(np.maximum(proposed, space.low), space.high)
+                break
+        return proposed, False, {"disagreement": disagreement}
+
+    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray, bool]:
+        """Return the next state (D,), the members' deviation (D,), and whether the state is finite."""
         changes = self._stepper.changes(observation, action)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            mean = changes.sum(axis=0) / len(changes)
-            deviation = changes - mean
-            info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
-        if self._member is not None:
-            mean = changes[self._member]
-        elif self.aggregate == "median":
-            mean = np.median(changes, axis=0)
-        proposed = observation + mean
-        if not np.isfinite(proposed).all():
-            return observation, True, {**info, "diverged": True}
-        return np.minimum(np.maximum(proposed, self._low), self._high), False, info
+            disagreement = changes.std(axis=0)
+            if self._member is not None:
+                change = changes[self._member]
+            else:
+                change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
+            proposed = observation + change
+        return proposed, disagreement, bool(np.isfinite(proposed).all())
 
 
 class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
