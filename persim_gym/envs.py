@@ -283,7 +283,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         finite = np.isfinite(proposed)
         if finite.all():
             return after, np.zeros(self.num_envs, bool)
-        diverged = ~finite.all(axis=1)
+        diverged = np.logical_not(finite.all(axis=1))
         after[diverged] = before[diverged]
         return after, diverged
 

@@ -15,7 +15,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data import find_agent
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, get_task
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
@@ -95,7 +95,7 @@ class Ensemble:
     parameters: Mapping[str, np.ndarray]
     """float32, as `parameter_shapes` says; memory-mapped when loaded."""
     normalizer: Normalizer
-    agent_labels: tuple[str, ...]
+    agent_labels: Sequence[str]
     initial_observations: FloatArray
     """(E, D) float32: first observations of the log's episodes."""
     covariates: FloatArray | None = None
@@ -187,7 +187,7 @@ class Ensemble:
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
         # A log of half a million agents without names needs no list of names.
-        numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
+        numbered = self.agent_labels == NumberedLabels(self.num_agents)
         storage.write(
             path,
             _KIND,
@@ -218,7 +218,7 @@ class Ensemble:
         arrays, document = storage.read(path, _KIND)
         try:
             name, count = document["task"], int(document["num_agents"])
-            labels = document["agent_labels"] or [str(index) for index in range(count)]
+            labels = tuple(document["agent_labels"]) if document["agent_labels"] else NumberedLabels(count)
             config = PerSimConfig.from_json(document["config"])
             provenance = document["provenance"]
             if len(labels) != count:
@@ -240,7 +240,7 @@ class Ensemble:
         )
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)
-        return cls(found, config, arrays, normalizer, tuple(labels), initial, covariates, provenance)
+        return cls(found, config, arrays, normalizer, labels, initial, covariates, provenance)
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6
