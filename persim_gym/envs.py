@@ -70,9 +70,13 @@ class PersonalizedEnv(TaskEnv):
         network = fold(self.ensemble, self.agent)
         by_mean = aggregate == "mean" and not self._draw_member and MeanStepper.fits(network)
         self._predict = MeanStepper(network) if by_mean else self._predict_from_members
+        self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
+        self._far = True
+        """Whether the state may be so large that the model overflows, which must not warn."""
         self._stepper = None if by_mean else SingleStepper(network)
-        bounds = np.stack([task.observation_space.low, task.observation_space.high], axis=1)
-        self._bounded = [(index, *bounds[index].tolist()) for index in np.flatnonzero(np.isfinite(bounds).any(axis=1))]
+        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
+        self._lows = np.maximum(task.observation_space.low, -limit).tolist()
+        self._highs = np.minimum(task.observation_space.high, limit).tolist()
 
     @property
     def simulator(self) -> Simulator:
@@ -83,19 +87,21 @@ class PersonalizedEnv(TaskEnv):
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
+        self._far = True
         if state is not None:
             return state
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        proposed, disagreement, finite = self._predict(observation, action)
+        predict = self._guarded if self._far else self._predict
+        proposed, disagreement, finite = predict(observation, action)
         if not finite and not np.isfinite(proposed).all():
             return observation, True, {"disagreement": disagreement, "diverged": True}
-        values = proposed.tolist()
-        for index, low, high in self._bounded:  # two comparisons of numbers cost a sixth of NumPy's clip
-            if not low <= values[index] <= high:
-                space = self.task.observation_space
-                proposed = np.minimum(np.maximum(proposed, space.low), space.high)
+        self._far = False
+        for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
+            if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
+                self._far = True
+                proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
                 break
         return proposed, False, {"disagreement": disagreement}
 

@@ -100,6 +100,10 @@ class MeanStepper:
         self._sums[size:, :size] = np.tile(np.eye(size) / members, (members - 1, 1))
         self._sums[:, size] = 1.0
         self.size = size
+        self._state = self._input[:-1]
+        largest = np.abs(first).sum(axis=0).max() * max(np.abs(head).sum(axis=1).max() for head in self._heads)
+        self.limit = 1e15 / max(largest, 1.0) if isfinite(largest) else 0.0
+        """States of coordinates within ± this do not overflow float32 anywhere."""
 
     @staticmethod
     def fits(network: FoldedNetwork) -> bool:
@@ -107,15 +111,22 @@ class MeanStepper:
         return len(network.hidden) == 1 and network.num_actions > 0
 
     def __call__(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Return the mean next state (D,) float32, the members' deviation (D,), and whether all is finite."""
+        """Return the mean next state (D,) float32, the members' deviation (D,), and whether all is finite.
+
+        Where the state is beyond ``limit``, use `guarded`.
+        """
         size, hidden = self.size, self._hidden
-        self._input[:-1] = state
-        with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
-            np.dot(self._input, self._first, out=hidden)
-            np.maximum(hidden, self._zeros, out=hidden)
-            outputs = np.dot(self._heads[action], hidden)
-            sums = np.dot(outputs * outputs, self._sums)
-            return outputs[:size], np.sqrt(sums[:size]), isfinite(sums[size])
+        self._state[:] = state
+        np.dot(self._input, self._first, out=hidden)
+        np.maximum(hidden, self._zeros, out=hidden)
+        outputs = np.dot(self._heads[action], hidden)
+        sums = np.dot(outputs * outputs, self._sums)
+        return outputs[:size], np.sqrt(sums[:size]), isfinite(sums[size])
+
+    def guarded(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Return the same for any state, without a warning where the model diverges; a microsecond slower."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self(state, action)
 
 
 def _mean_head(network: FoldedNetwork, action: int) -> np.ndarray:

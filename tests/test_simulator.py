@@ -95,7 +95,7 @@ def test_mean_and_deviation_of_a_single_state(members):
         np.testing.assert_allclose(deviation, changes[:, row].std(0), atol=1e-5)
         assert finite
     for value in (np.nan, 1e38, 1e25):
-        assert not stepper(np.full(4, value), 0)[2]
+        assert not stepper.guarded(np.full(4, value), 0)[2]
 
 
 def test_folded_network_equals_plain_prediction(case):
