@@ -148,7 +148,7 @@ def single_steps() -> Iterator[Row]:
             f"the real {real_id}": _stepping(gymnasium.make(real_id).unwrapped),
             "reference": partial(model.step, state, np.array([1])),
         }
-        yield from rows("step", f"one step, {name}", in_turn(contenders, 25, 2000), "us", 1e6)
+        yield from rows("step", f"one step, {name}", in_turn(contenders, 25, 500), "us", 1e6)
 
 
 def _stepping(env: gymnasium.Env) -> Callable[[], object]:
@@ -238,7 +238,7 @@ def _cheetah_planning(rng: np.random.Generator) -> Iterator[Row]:
     yield from planning_returns()
 
 
-def planning_returns(steps: int = 4) -> Iterator[Row]:
+def planning_returns(steps: int = 2) -> Iterator[Row]:
     """Yield the simulated return of the sequences that CEM and iCEM would execute, along the first steps of MPC."""
     ensemble, task = shipped("HalfCheetah"), get_task("HalfCheetah")
     found: dict[str, list[float]] = {"cem": [], "icem": []}
@@ -283,7 +283,7 @@ _MEMORY = """
 import resource, sys
 sys.path.insert(0, {folder!r})
 import speed, speed_reference
-name, count = "CartPole", 100_000
+name, count = "CartPole", 50_000
 log, task = speed.made_up_log(name, count), speed.get_task(name)
 config = speed.CONFIGS[name].with_changes(epochs=1, batch_size=4096)
 small = log.select(range(2))
@@ -305,7 +305,7 @@ def memory() -> Iterator[Row]:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         measured[name] = [float(done.stdout.split()[-1])]
-    yield from rows("memory", "training, 500 agents, 100000 rows, CartPole", measured, "MB", 1e-6)
+    yield from rows("memory", "training, 500 agents, 50000 rows, CartPole", measured, "MB", 1e-6)
 
 
 def scaling() -> Iterator[Row]:
