@@ -34,7 +34,10 @@ def threads_for(hidden_layers: tuple[int, ...]) -> Iterator[None]:
     """Use one thread while computing with a small network, where handing out work costs more than the work."""
     before = torch.get_num_threads()
     small = len(hidden_layers) <= 1 and max(hidden_layers) <= SMALL_NETWORK_WIDTH
-    torch.set_num_threads(1 if small else before)
+    if not small or before == 1:  # setting it costs more than a small step
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -14,16 +14,17 @@ from gymnasium.vector.utils import batch_space
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.factors import personalize
-from persim_gym.folding import SingleStepper, fold
+from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
-from persim_gym.types import FloatArray
+from persim_gym.types import BoolArray, FloatArray
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")
+AUTORESET_MODES = ("next_step", "same_step", "disabled")
 
 
 class PersonalizedEnv(TaskEnv):
@@ -87,9 +88,16 @@ class PersonalizedEnv(TaskEnv):
         if self._draw_factors or uncertainty:
             self.ensemble.known_posterior()
         self._member: int | None = None
-        self._stepper = SingleStepper(fold(self.ensemble, self.agent))
-        self._low = task.observation_space.low.astype(np.float64)
-        self._high = task.observation_space.high.astype(np.float64)
+        network = fold(self.ensemble, self.agent)
+        by_mean = aggregate == "mean" and not self._draw_member and MeanStepper.fits(network)
+        self._predict = MeanStepper(network) if by_mean else self._predict_from_members
+        self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
+        self._far = True
+        """Whether the state may be so large that the model overflows, which must not warn."""
+        self._stepper = None if by_mean else SingleStepper(network)
+        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
+        self._lows = np.maximum(task.observation_space.low, -limit).tolist()
+        self._highs = np.minimum(task.observation_space.high, limit).tolist()
 
     @property
     def simulator(self) -> Simulator:
@@ -103,27 +111,53 @@ class PersonalizedEnv(TaskEnv):
         if self._draw_factors:
             factors = self.ensemble.known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
             self._stepper = SingleStepper(fold(self.ensemble, self.agent, factors))
+        self._far = True
         if state is not None:
             return state
         return _initial_observations(self.ensemble, self.np_random, 1)[0]
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        changes = self._stepper.changes(observation, action)
-        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            mean = changes.sum(axis=0) / len(changes)
-            deviation = changes - mean
-            info = {"disagreement": np.sqrt((deviation * deviation).sum(axis=0) / len(changes))}
+        predict = self._guarded if self._far else self._predict
+        proposed, disagreement, finite = predict(observation, action)
+        info = {"disagreement": disagreement}
         if self._uncertainty:
             prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
             info["standard_deviation"] = prediction.standard_deviation[0]
-        if self._member is not None:
-            mean = changes[self._member]
-        elif self.aggregate == "median":
-            mean = np.median(changes, axis=0)
-        proposed = observation + mean
-        if not np.isfinite(proposed).all():
+        if not finite and not np.isfinite(proposed).all():
             return observation, True, {**info, "diverged": True}
-        return np.minimum(np.maximum(proposed, self._low), self._high), False, info
+        self._far = False
+        for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
+            if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
+                self._far = True
+                proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
+                break
+        return proposed, False, info
+
+    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray, bool]:
+        """Return the next state (D,), the members' deviation (D,), and whether the state is finite."""
+        changes = self._stepper.changes(observation, action)
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            disagreement = changes.std(axis=0)
+            if self._member is not None:
+                change = changes[self._member]
+            else:
+                change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
+            proposed = observation + change
+        return proposed, disagreement, bool(np.isfinite(proposed).all())
+
+
+def _autoreset_name(mode: Any) -> str:
+    """Return the name of an autoreset mode given by name or as Gymnasium's enum."""
+    text = str(getattr(mode, "name", mode)).lower()
+    if text not in AUTORESET_MODES:
+        raise InvalidArgumentError(f"autoreset_mode={mode!r} must be one of {', '.join(AUTORESET_MODES)}")
+    return text
+
+
+def _autoreset_metadata(name: str) -> Any:
+    """Return Gymnasium's enum for a mode, or its name where Gymnasium is 1.0 and has none."""
+    modes = getattr(gymnasium.vector, "AutoresetMode", None)
+    return name if modes is None else modes[name.upper()]
 
 
 class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -131,16 +165,16 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     ``gym.make_vec("PerSim-CartPole-v0", num_envs=1024, vectorization_mode="vector_entry_point", agent=[…])``
 
-    An environment whose episode ended is reset by the next call of `step`, which ignores its action and returns reward
-    0 (Gymnasium's next-step autoreset). Simulated states are kept within the observation space; an environment whose
-    model diverges is truncated.
+    What happens to an environment whose episode ended is Gymnasium's choice of three (``autoreset_mode``):
+
+    * "next_step": the next call of `step` resets it, ignores its action and returns reward 0;
+    * "same_step": it is reset at once; ``info["final_obs"]`` and ``info["final_info"]`` hold the episode's last;
+    * "disabled": `step` refuses until ``reset(options={"reset_mask": mask})`` has reset it.
+
+    Simulated states are kept within the observation space; an environment whose model diverges is truncated.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": getattr(gymnasium.vector, "AutoresetMode", None)}
-    if metadata["autoreset_mode"] is None:
-        del metadata["autoreset_mode"]  # Gymnasium 1.0 knows next-step autoreset only
-    else:
-        metadata["autoreset_mode"] = metadata["autoreset_mode"].NEXT_STEP
+    metadata = {"render_modes": [], "autoreset_mode": _autoreset_metadata("next_step")}
 
     def __init__(
         self,
@@ -151,6 +185,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         aggregate: str = "mean",
         max_episode_steps: int | None = None,
         device: str = "cpu",
+        autoreset_mode: Any = "next_step",
         render_mode: None = None,
     ) -> None:
         """Bind a trained ensemble to agents.
@@ -162,13 +197,20 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             aggregate: "mean" or "median" over the members.
             max_episode_steps: time limit; the task's if not given.
             device: to simulate on.
+            autoreset_mode: "next_step", "same_step" or "disabled", or Gymnasium's `AutoresetMode`, which 1.0 lacks.
             render_mode: must be None.
+
+        Raises:
+            InvalidArgumentError: one of them is out of its range.
+            UnknownNameError: no such agent.
 
         """
         if num_envs < 1:
             raise InvalidArgumentError(f"num_envs={num_envs} must be at least 1")
         if render_mode is not None:
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
+        self.autoreset_mode = _autoreset_name(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": _autoreset_metadata(self.autoreset_mode)}
         ensemble = _loaded(model)
         one = isinstance(agent, (str, int, np.integer))
         if not one and len(agent) != num_envs:
@@ -190,48 +232,115 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin new episodes.
+
+        Args:
+            seed: of all start states to come; None goes on with the generator there is.
+            options: "state", a start state for all (D,) or one for each (B, D); "reset_mask", (B,) booleans: which
+                environments to reset, at least one; the others stay where they are.
+
+        Raises:
+            InvalidStateError: states of another shape or not finite.
+            InvalidArgumentError: a mask of another shape or type, or without any True.
+
+        """
         super().reset(seed=seed)
-        observations = _initial_observations(self.ensemble, self.np_random, self.num_envs)
-        if options and "state" in options:
-            try:
-                given = np.asarray(options["state"], np.float64)
-            except (TypeError, ValueError) as error:
-                raise InvalidStateError(f"state {options['state']!r} is not an array of numbers") from error
-            if given.shape not in (observations.shape, observations.shape[1:]) or not np.isfinite(given).all():
-                raise InvalidStateError(
-                    f"state must be finite and of shape {observations.shape} or {observations.shape[1:]}, "
-                    f"got {given.shape}"
-                )
-            observations = np.broadcast_to(given, observations.shape).copy()
-        self._observations = observations.astype(np.float32)
-        self._steps[:] = 0
-        self._ended[:] = False
+        options = options or {}
+        mask = np.ones(self.num_envs, bool)
+        if options.get("reset_mask") is not None:
+            mask = self._checked_mask(options["reset_mask"])
+        if options.get("state") is not None:
+            fresh = self._checked_states(options["state"])[mask]
+        else:
+            fresh = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
+        if self._observations is None:
+            self._observations = np.empty((self.num_envs, self.task.observation_size), np.float32)
+        self._observations[mask] = fresh
+        self._steps[mask] = 0
+        self._ended[mask] = False
         return self._observations.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._observations is None:
             raise EpisodeOverError("call reset() before step()")
+        if self.autoreset_mode == "disabled" and self._ended.any():
+            raise EpisodeOverError(
+                f"the episode of environment {int(np.flatnonzero(self._ended)[0])} is over: call "
+                "reset(options={'reset_mask': terminated | truncated}), or choose another autoreset_mode"
+            )
         actions = np.asarray(actions)
         if actions.shape != self.action_space.shape:
             raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         before, resetting = self._observations, self._ended
         prediction = self.simulator.step(before, actions)
-        space = self.task.observation_space
-        diverged = ~np.isfinite(prediction.next_observations).all(axis=1)
-        after = np.clip(prediction.next_observations, space.low, space.high)
-        after[diverged] = before[diverged]
+        after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.asarray(self.task.reward(before, actions, after), np.float64)
         terminated = np.asarray(self.task.terminated(after), bool)
         self._steps += 1
         truncated = diverged | (self._steps >= self.max_episode_steps)
-        if resetting.any():
-            after[resetting] = _initial_observations(self.ensemble, self.np_random, int(resetting.sum()))
+        if resetting.any():  # next-step autoreset
+            self._begin(after, resetting)
             rewards[resetting], terminated[resetting], truncated[resetting] = 0.0, False, False
-            self._steps[resetting] = 0
+        truncated &= ~terminated
         self._observations = after
         self._ended = terminated | truncated
-        info = {"disagreement": prediction.disagreement, "_disagreement": ~resetting}
-        return after.copy(), rewards, terminated, truncated & ~terminated, info
+        info: dict[str, Any] = {"disagreement": prediction.disagreement, "_disagreement": ~resetting}
+        if self.autoreset_mode == "same_step" and self._ended.any():
+            info = self._reset_at_once(after, prediction.disagreement)
+        return after.copy(), rewards, terminated, truncated, info
+
+    def _reset_at_once(self, observations: FloatArray, disagreement: FloatArray) -> dict[str, Any]:
+        """Begin new episodes where one ended; return what those ended with, in the layout of Gymnasium's own."""
+        ended = self._ended
+        final = np.full(self.num_envs, None, dtype=object)
+        for row in np.flatnonzero(ended):
+            final[row] = observations[row].copy()
+        self._begin(observations, ended)
+        self._ended = np.zeros(self.num_envs, bool)
+        return {
+            "disagreement": disagreement,
+            "_disagreement": ~ended,
+            "final_obs": final,
+            "_final_obs": ended,
+            "final_info": {"disagreement": disagreement, "_disagreement": ended},
+            "_final_info": ended,
+        }
+
+    def _begin(self, observations: FloatArray, mask: BoolArray) -> None:
+        """Put random initial states into the rows of a mask."""
+        observations[mask] = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
+        self._steps[mask] = 0
+
+    def _within_space(self, before: FloatArray, proposed: FloatArray) -> tuple[FloatArray, BoolArray]:
+        """Return states (B, D) within the observation space, and which (B,) diverged and stay where they were."""
+        space = self.task.observation_space
+        after = np.clip(proposed, space.low, space.high)
+        finite = np.isfinite(proposed)
+        if finite.all():
+            return after, np.zeros(self.num_envs, bool)
+        diverged = np.logical_not(finite.all(axis=1))
+        after[diverged] = before[diverged]
+        return after, diverged
+
+    def _checked_states(self, state: Any) -> FloatArray:
+        shape = (self.num_envs, self.task.observation_size)
+        try:
+            given = np.asarray(state, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidStateError(f"state {state!r} is not an array of numbers") from error
+        if given.shape not in (shape, shape[1:]) or not np.isfinite(given).all():
+            raise InvalidStateError(f"state must be finite and of shape {shape} or {shape[1:]}, got {given.shape}")
+        return np.broadcast_to(given, shape)
+
+    def _checked_mask(self, mask: Any) -> BoolArray:
+        given = np.asarray(mask)
+        if given.shape != (self.num_envs,) or given.dtype != bool or not given.any():
+            raise InvalidArgumentError(
+                f"reset_mask must be booleans of shape ({self.num_envs},) with at least one True, got {mask!r}"
+            )
+        if self._observations is None:
+            raise EpisodeOverError("no episode has begun: call reset() without a reset_mask first")
+        return given
 
 
 def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: int) -> FloatArray:

@@ -16,7 +16,7 @@ from persim_gym.data import find_agent, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, find_task, get_task, is_built_in
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
@@ -139,7 +139,7 @@ class Ensemble:
     parameters: Mapping[str, np.ndarray]
     """float32, as `parameter_shapes` says; memory-mapped when loaded."""
     normalizer: Normalizer
-    agent_labels: tuple[str, ...]
+    agent_labels: Sequence[str]
     initial_observations: FloatArray
     """(E, D) float32: first observations of the log's episodes."""
     covariates: FloatArray | None = None
@@ -265,7 +265,7 @@ class Ensemble:
         if self.calibration is not None:
             arrays["calibration"] = self.calibration
         # A log of half a million agents without names needs no list of names.
-        numbered = all(label == str(index) for index, label in enumerate(self.agent_labels))
+        numbered = self.agent_labels == NumberedLabels(self.num_agents)
         storage.write(
             path,
             _KIND,
@@ -299,7 +299,7 @@ class Ensemble:
         arrays, document = storage.read(path, _KIND)
         try:
             name, count = document["task"], int(document["num_agents"])
-            labels = document["agent_labels"] or [str(index) for index in range(count)]
+            labels = tuple(document["agent_labels"]) if document["agent_labels"] else NumberedLabels(count)
             config = PerSimConfig.from_json(document["config"])
             provenance = document["provenance"]
             if len(labels) != count:
@@ -331,7 +331,7 @@ class Ensemble:
             config,
             arrays,
             normalizer,
-            tuple(labels),
+            labels,
             initial,
             covariates,
             outcomes,

@@ -19,8 +19,9 @@ T       transitions of a log
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,43 @@ class Prediction:
     standard_deviation: FloatArray | None = None
     """(B, D): of the next observation, by disagreement, the uncertainty of the agent's factor and noise together;
     where it was asked for."""
+
+
+class NumberedLabels(Sequence[str]):
+    """The labels "0", "1", … of N agents without names, as a sequence that costs nothing however many there are."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = range(count)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        chosen = self._numbers[index]
+        return str(chosen) if isinstance(chosen, int) else tuple(map(str, chosen))
+
+    def __contains__(self, label: object) -> bool:
+        return isinstance(label, str) and label.isdecimal() and str(int(label)) == label and int(label) in self._numbers
+
+    def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
+        if value not in self:
+            raise ValueError(f"{value!r} is not in the labels")
+        return int(value)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, NumberedLabels):
+            return self._numbers == other._numbers
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"NumberedLabels({len(self)})"
 
 
 class Policy(Protocol):

@@ -254,6 +254,57 @@ class TestVector:
             runs.append(np.array(observations))
         np.testing.assert_array_equal(*runs)
 
+    @pytest.mark.parametrize("mode", ["same_step", "disabled"])
+    def test_other_ways_to_go_on(self, cart_pole, mode):
+        """At once, with the ended episode's last observation and info; or when and where the user says."""
+        peer = PersonalizedVectorEnv(cart_pole, num_envs=4, agent=[0, 3, 4, 7], max_episode_steps=15)
+        vector = PersonalizedVectorEnv(
+            cart_pole, num_envs=4, agent=[0, 3, 4, 7], max_episode_steps=15, autoreset_mode=mode
+        )
+        states, _ = vector.reset(seed=0)
+        rng, episodes = np.random.default_rng(0), 0
+        for _ in range(50):
+            actions = rng.integers(2, size=4)
+            peer.reset(options={"state": states})
+            peer._steps[:] = vector._steps
+            expected = peer.step(actions)
+            states, rewards, terminated, truncated, info = vector.step(actions)
+            ended = terminated | truncated
+            for found, wanted in zip((rewards, terminated, truncated), expected[1:4], strict=True):
+                np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(states[~ended], expected[0][~ended])
+            assert ("final_obs" in info) == (mode == "same_step" and ended.any())
+            if not ended.any():
+                continue
+            episodes += ended.sum()
+            if mode == "disabled":
+                np.testing.assert_array_equal(states, expected[0])
+                with pytest.raises(errors.EpisodeOverError, match=f"environment {ended.argmax()} is over"):
+                    vector.step(actions)
+                kept = states[~ended]
+                states, _ = vector.reset(options={"reset_mask": ended})
+                np.testing.assert_array_equal(states[~ended], kept)
+            else:
+                np.testing.assert_array_equal(np.stack(info["final_obs"][ended]), expected[0][ended])
+                assert all(last is None for last in info["final_obs"][~ended])
+                np.testing.assert_array_equal(info["_final_obs"], ended)
+                np.testing.assert_array_equal(info["_disagreement"], ~ended)
+                np.testing.assert_array_equal(info["final_info"]["disagreement"], expected[4]["disagreement"])
+            assert np.abs(states[ended]).max() <= 0.05 and (vector._steps[ended] == 0).all()
+        assert episodes > 8 and truncated.shape == (4,)
+
+    def test_modes_of_gymnasium(self, cart_pole):
+        """By name or, where Gymnasium has it, by its enum; the metadata says which."""
+        modes = getattr(gymnasium.vector, "AutoresetMode", None)
+        for name in ("next_step", "same_step", "disabled"):
+            given = name if modes is None else modes[name.upper()]
+            for mode in (name, given):
+                vector = gymnasium.make_vec(
+                    SHIPPED, num_envs=2, vectorization_mode="vector_entry_point", autoreset_mode=mode
+                )
+                assert vector.unwrapped.autoreset_mode == name and vector.metadata["autoreset_mode"] == given
+        assert PersonalizedVectorEnv.metadata["autoreset_mode"] == (modes.NEXT_STEP if modes else "next_step")
+
     def test_what_if(self, cart_pole):
         """One state for all, or one for each."""
         vector = PersonalizedVectorEnv(cart_pole, num_envs=2)

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from support import DEEP, SMALL, random_ensemble
 
 import persim_gym
-from persim_gym import Ensemble, errors
+from persim_gym import Ensemble, errors, storage
 from persim_gym.model import Normalizer, describe
+from persim_gym.types import NumberedLabels
 
 ENSEMBLES = ("cart_pole", "mountain_car", "half_cheetah")
 
@@ -112,3 +113,31 @@ def test_repr_says_what_it_is(task, config):
     text = repr(random_ensemble(task, config))
     for part in (task, "3 agents", "3 members", "rank 3"):
         assert part in text
+
+
+def test_numbered_labels():
+    """The labels of agents without names behave as the tuple they stand for, and cost nothing."""
+    labels, plain = NumberedLabels(12), tuple(str(index) for index in range(12))
+    assert labels == plain and tuple(labels) == plain and labels != plain[:-1] and labels[2:4] == ("2", "3")
+    assert labels == NumberedLabels(12) and hash(labels) == hash(plain)
+    for label in ("0", "11", "12", "-1", "01", "a", "", "²"):
+        assert (label in labels) == (label in plain)
+    assert labels.index("11") == 11 and labels[-1] == "11"
+    for wrong in (lambda: labels.index("12"), lambda: labels[12]):
+        with pytest.raises((ValueError, IndexError)):
+            wrong()
+    many = NumberedLabels(10**12)
+    assert str(10**11) in many and many.index("7") == 7 and len(many) == 10**12
+
+
+def test_a_saved_ensemble_of_unnamed_agents_lists_no_names(tmp_path):
+    """Its labels come back; neither the header nor loading grows with the number of agents."""
+    ensemble = dataclasses.replace(random_ensemble("CartPole"), agent_labels=("0", "1", "2"))
+    ensemble.save(tmp_path / "unnamed.persim")
+    assert storage.read_document(tmp_path / "unnamed.persim", "ensemble")["agent_labels"] is None
+    loaded = Ensemble.load(tmp_path / "unnamed.persim")
+    assert loaded.agent_labels == ("0", "1", "2") and loaded.agent_index("2") == 2
+    with pytest.raises(errors.UnknownNameError, match="no agent is labelled '3'; labels are '0', '1', '2'"):
+        loaded.agent_index("3")
+    loaded.with_members([1]).save(tmp_path / "again.persim")
+    assert Ensemble.load(tmp_path / "again.persim").agent_labels == loaded.agent_labels

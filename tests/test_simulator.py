@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym.folding import SingleStepper, fold
+from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
 from persim_gym.simulator import AgentNetwork
 
@@ -79,6 +79,23 @@ def test_a_single_state_without_torch(case):
         expected = reference_changes(ensemble, agent, states, actions)
         for row, (state, action) in enumerate(zip(states, actions, strict=True)):
             np.testing.assert_allclose(stepper.changes(state, action), expected[:, row], atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+def test_mean_and_deviation_of_a_single_state(members):
+    """`MeanStepper`: against the paper's sum; a deviation of one member is zero."""
+    ensemble = random_ensemble("CartPole", SMALL.with_changes(num_members=members, normalize=True))
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(size=(9, 4)), random_actions(ensemble.task, rng, 9)
+    stepper = MeanStepper(fold(ensemble, 2))
+    changes = reference_changes(ensemble, 2, states, actions)
+    for row, (state, action) in enumerate(zip(states, actions, strict=True)):
+        after, deviation, finite = stepper(state, action)
+        np.testing.assert_allclose(after, state + changes[:, row].mean(0), atol=1e-5)
+        np.testing.assert_allclose(deviation, changes[:, row].std(0), atol=1e-5)
+        assert finite
+    for value in (np.nan, 1e38, 1e25):
+        assert not stepper.guarded(np.full(4, value), 0)[2]
 
 
 def test_folded_network_equals_plain_prediction(case):

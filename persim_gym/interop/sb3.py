@@ -1,15 +1,17 @@
-"""Stable-Baselines3: its trained policies as ours, and our logs in its replay buffers."""
+"""Stable-Baselines3: its trained policies as ours, our vector environment as one of its own, logs in its buffers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from persim_gym.columns import check_actions
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.envs import PersonalizedVectorEnv
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError
 from persim_gym.policies import MLPPolicy
 from persim_gym.tasks import Task
 
@@ -102,3 +104,93 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
             ended[rows],
             [{"TimeLimit.truncated": bool(flag)} for flag in cut[rows]],
         )
+
+
+def to_sb3_vec_env(env: Any) -> Any:
+    """Return a `PersonalizedVectorEnv` as a Stable-Baselines3 `VecEnv`, to train any of its algorithms in.
+
+    ``to_sb3_vec_env(gymnasium.make_vec("PerSim-CartPole-agent7-v0", num_envs=64,
+    vectorization_mode="vector_entry_point", autoreset_mode="same_step"))``
+
+    An episode's last info holds ``terminal_observation`` and, in every info, ``TimeLimit.truncated`` says whether the
+    episode was cut off and not terminated, by the time limit or because the model diverged; ``disagreement`` (D,) is
+    there at every step. One generator draws all start states: a seed gives the same episodes every time, but not those
+    of `DummyVecEnv`.
+
+    Args:
+        env: made with ``autoreset_mode="same_step"``, wrapped by `make_vec` or not.
+
+    Raises:
+        InvalidArgumentError: not a `PersonalizedVectorEnv`, or one of another autoreset mode.
+        MissingExtraError: Stable-Baselines3 is not installed.
+
+    """
+    inner = getattr(env, "unwrapped", env)
+    if not isinstance(inner, PersonalizedVectorEnv):
+        raise InvalidArgumentError(
+            f"{env!r} is not a PersonalizedVectorEnv: make it with "
+            "gymnasium.make_vec(id, num_envs=..., vectorization_mode='vector_entry_point')"
+        )
+    if inner.autoreset_mode != "same_step":
+        raise InvalidArgumentError(
+            f"autoreset_mode={inner.autoreset_mode!r}: Stable-Baselines3 resets at once; make the environment with "
+            "autoreset_mode='same_step'"
+        )
+    return _vec_env_class()(inner)
+
+
+@cache
+def _vec_env_class() -> Any:
+    try:
+        from stable_baselines3.common.vec_env import VecEnv
+    except ImportError as error:
+        raise MissingExtraError("stable-baselines3", "sb3") from error
+
+    class SimulatorVecEnv(VecEnv):
+        """A `PersonalizedVectorEnv` with Stable-Baselines3's interface."""
+
+        def __init__(self, env: PersonalizedVectorEnv) -> None:
+            self.env = env
+            self._moves = np.empty(0)
+            super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+        def reset(self) -> np.ndarray:
+            states = [options.get("state") for options in self._options if options]
+            if states and (len(states) < self.num_envs or any(state is None for state in states)):
+                raise InvalidArgumentError("set_options() must give every environment a 'state', or none any options")
+            options = {"state": np.array(states)} if states else None
+            observations, _ = self.env.reset(seed=self._seeds[0], options=options)
+            self._reset_seeds()
+            self._reset_options()
+            return observations
+
+        def step_async(self, actions: np.ndarray) -> None:
+            self._moves = actions
+
+        def step_wait(self) -> Any:
+            observations, rewards, terminated, truncated, info = self.env.step(self._moves)
+            infos: list[dict[str, Any]] = [
+                {"TimeLimit.truncated": bool(cut), "disagreement": row}
+                for cut, row in zip(truncated, info["disagreement"], strict=True)
+            ]
+            ended = terminated | truncated
+            for row in np.flatnonzero(ended):
+                infos[row]["terminal_observation"] = info["final_obs"][row]
+            return observations, rewards.astype(np.float32), ended, infos
+
+        def close(self) -> None:
+            self.env.close()
+
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            raise NotImplementedError("the environments share their attributes: set them on .env")
+
+        def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> Any:
+            raise NotImplementedError("the environments are stepped as one: call methods of .env")
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            return [False for _ in self._get_indices(indices)]
+
+    return SimulatorVecEnv

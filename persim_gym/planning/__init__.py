@@ -2,7 +2,17 @@
 
 from persim_gym.planning.agent import PLANNERS, MPCAgent
 from persim_gym.planning.cem import cross_entropy_method
+from persim_gym.planning.icem import improved_cross_entropy_method
+from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import Plan
 
-__all__ = ["PLANNERS", "MPCAgent", "Plan", "cross_entropy_method", "random_shooting"]
+__all__ = [
+    "PLANNERS",
+    "MPCAgent",
+    "Plan",
+    "cross_entropy_method",
+    "improved_cross_entropy_method",
+    "path_integral_control",
+    "random_shooting",
+]

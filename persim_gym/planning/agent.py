@@ -9,14 +9,22 @@ import numpy as np
 
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
+from persim_gym.planning.icem import improved_cross_entropy_method
+from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import Plan
 from persim_gym.rollouts import PROPAGATIONS, ReturnFn, simulated_returns, true_returns
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
 
-PLANNERS = ("random_shooting", "cem")
-_DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30}
+_DISCRETE = {"random_shooting": random_shooting}
+_CONTINUOUS = {
+    "cem": cross_entropy_method,
+    "icem": improved_cross_entropy_method,
+    "mppi": path_integral_control,
+}
+PLANNERS = (*_DISCRETE, *_CONTINUOUS)
+_DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30, "icem": 30, "mppi": 30}
 
 
 class MPCAgent:
@@ -44,8 +52,9 @@ class MPCAgent:
         Args:
             model: a simulator, an environment of this package, or a true system.
             task: only needed with a bare system.
-            planner: "random_shooting" (default for discrete actions) or "cem" (default for continuous ones).
-            horizon: H; 50 for random shooting, 30 for the cross-entropy method.
+            planner: "random_shooting" for discrete actions; for continuous ones "cem" (the default and the paper's),
+                "icem" or "mppi".
+            horizon: H; 50 for random shooting, 30 for the others.
             propagation: "per_member" or "mean_state" (`persim_gym.rollouts.simulated_returns`); as in the paper's
                 code, the first for discrete, the second for continuous actions.
             objective: what to maximize; the task's if not given.
@@ -68,6 +77,7 @@ class MPCAgent:
         self._objective = objective or self.task.planning_objective
         self._rng = np.random.default_rng(seed)
         self._best_only = self._plan.func is random_shooting
+        self._remembers = self._plan.func is improved_cross_entropy_method  # its state has several sequences
         bound = self._objective.max_reward
         if self.task.discrete and bound is not None and self._objective.progress is None:
             self._plan = partial(self._plan, max_return=bound * self.horizon)
@@ -88,7 +98,8 @@ class MPCAgent:
             deterministic: not used; plans are drawn from the agent's own generator.
 
         Returns:
-            actions (E,) or (E, A), without the first axis for a single observation, and the plans (E, H) or (E, H, A).
+            actions (E,) or (E, A), without the first axis for a single observation, and what the next call starts from:
+            the plans (E, H) or (E, H, A); with "icem" (E, n, H, A).
 
         """
         single = np.ndim(observation) == 1
@@ -112,7 +123,8 @@ class MPCAgent:
         else:
             begun = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
             warm, previous = ~np.broadcast_to(begun, count), np.asarray(state)
-            if previous.shape != (count, self.horizon, *tail):
+            remembered = previous.shape[:1] + previous.shape[2:] if self._remembers and previous.ndim == 4 else None
+            if (count, self.horizon, *tail) not in (previous.shape, remembered):
                 raise InvalidArgumentError(
                     f"state has shape {previous.shape}, expected {(count, self.horizon, *tail)}: "
                     "pass what predict returned for the same environments"
@@ -145,9 +157,12 @@ def _bind_planner(
     name = planner or ("random_shooting" if task.discrete else "cem")
     if name not in PLANNERS:
         raise InvalidArgumentError(f"planner={planner!r} must be one of {', '.join(PLANNERS)}")
-    if (name == "random_shooting") != task.discrete:
+    fitting = _DISCRETE if task.discrete else _CONTINUOUS
+    if name not in fitting:
         kind = "discrete" if task.discrete else "continuous"
-        raise InvalidArgumentError(f"planner={name!r} does not plan {kind} actions, which task {task.name} has")
+        raise InvalidArgumentError(
+            f"planner={name!r} does not plan {kind} actions, which task {task.name} has; use {', '.join(fitting)}"
+        )
     steps = _DEFAULT_HORIZON[name] if horizon is None else horizon
     if steps < 1:
         raise InvalidArgumentError(f"horizon={horizon} must be at least 1")
@@ -157,4 +172,4 @@ def _bind_planner(
     if task.discrete:
         return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
     low, high = task.action_bounds
-    return steps, partial(cross_entropy_method, low=low, high=high, horizon=steps, **settings)
+    return steps, partial(fitting[name], low=low, high=high, horizon=steps, **settings)

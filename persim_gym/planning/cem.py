@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.planning.search import Plan, score, shifted
+from persim_gym.planning.search import Plan, gaussian_moments, score, shifted
 from persim_gym.rollouts import ReturnFn
 from persim_gym.types import BoolArray, FloatArray
 
@@ -59,21 +59,12 @@ def cross_entropy_method(
         order = np.argsort(-scores, axis=1, kind="stable")[:, :num_elites]
         elites = np.take_along_axis(candidates, order[:, :, None, None], axis=1)
         best, best_return = elites[:, 0], scores[environments, order[:, 0]]
-        elite_mean, elite_deviation = _moments(elites, np.isfinite(np.take_along_axis(scores, order, axis=1)))
+        elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(np.take_along_axis(scores, order, axis=1)))
         kept = smoothing if index > 0 else 0.0
         mean = kept * mean + (1 - kept) * elite_mean
         deviation = kept * deviation + (1 - kept) * elite_deviation
     actions = elite_mean if execute == "elite_mean" else best
     return Plan(actions=actions, returns=best_return, best=best, warm_start=mean)
-
-
-def _moments(elites: FloatArray, finite: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Return mean and unbiased deviation (E, H, A) of elites (E, n, H, A), of those only whose return is a number."""
-    weight = finite[:, :, None, None].astype(np.float64)
-    count = weight.sum(axis=1)
-    mean = (weight * elites).sum(axis=1) / count
-    squared = (weight * (elites - mean[:, None]) ** 2).sum(axis=1)
-    return mean, np.sqrt(squared / np.maximum(count - 1, 1))
 
 
 def truncated_normal(

@@ -8,7 +8,7 @@ import numpy as np
 
 from persim_gym.errors import NonFiniteReturnError
 from persim_gym.rollouts import ReturnFn
-from persim_gym.types import FloatArray, IntArray
+from persim_gym.types import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Plan:
     best: np.ndarray
     """(E, H) or (E, H, A): the sequence with that return."""
     warm_start: np.ndarray
-    """(E, H) or (E, H, A): what the next search starts from, once shifted by one step."""
+    """(E, H) or (E, H, A): what the next search starts from, once shifted by one step; the improved cross-entropy
+    method has (E, 1 + n, H, A), the mean and the elites it remembers."""
 
 
 def score(returns: ReturnFn, environments: IntArray, candidates: np.ndarray) -> FloatArray:
@@ -56,3 +57,12 @@ def check_found(best_returns: FloatArray, environments: IntArray, num_candidates
 def shifted(plan: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Drop the first action of plans (E, H, …) and append ``last`` (E, …)."""
     return np.concatenate([plan[:, 1:], last[:, None]], axis=1)
+
+
+def gaussian_moments(elites: FloatArray, finite: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Return mean and unbiased deviation (E, H, A) of elites (E, n, H, A), of those only whose return is a number."""
+    weight = finite[:, :, None, None].astype(np.float64)
+    count = weight.sum(axis=1)
+    mean = (weight * elites).sum(axis=1) / count
+    squared = (weight * (elites - mean[:, None]) ** 2).sum(axis=1)
+    return mean, np.sqrt(squared / np.maximum(count - 1, 1))

@@ -183,6 +183,11 @@ class Task:
             return int(self.action_space.n)
         return int(self.action_space.shape[0])
 
+    @cached_property
+    def _num_actions(self) -> int:
+        """A for discrete actions, 0 for continuous ones."""
+        return self.action_size if self.discrete else 0
+
     @property
     def action_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Lower and upper bounds (A,) of continuous actions, float64."""
@@ -269,6 +274,8 @@ class Task:
 
     def check_action(self, action: Any) -> Any:
         """Return a single action as an int or a float64 array (A,); a leading axis of length one is dropped."""
+        if type(action) is int and 0 <= action < self._num_actions:  # nearly every step of a discrete environment
+            return action
         array = np.asarray(action)
         if isinstance(self.action_space, spaces.Discrete):
             if array.size != 1 or array.dtype.kind not in "iu" or not 0 <= int(array.reshape(())) < self.action_space.n:

@@ -13,6 +13,21 @@ from persim_gym.tasks.base import Renderer, Task
 from persim_gym.types import FloatArray
 
 
+class _Point(np.ndarray):
+    """A single state (D,) that gives ``[..., i]`` as a NumPy scalar, in half the time of an array without axes.
+
+    The rules of most tasks look at one or two coordinates, which then costs less than the rest of a step.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        if type(key) is tuple and len(key) == 2 and key[0] is Ellipsis and type(key[1]) is int:
+            key = key[1]
+        return _item(self, key)
+
+
+_item = np.ndarray.__getitem__
+
+
 class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     """A Gymnasium environment whose spaces, reward, termination and pictures are a `Task`'s.
 
@@ -59,8 +74,9 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
             raise EpisodeOverError("the episode is over or has not begun: call reset() before step()")
         action = task.check_action(action)
         next_observation, truncated, info = self._advance(observation, action)
-        reward = float(task.reward(observation, action, next_observation))
-        terminated = bool(task.terminated(next_observation))
+        point = next_observation.view(_Point)
+        reward = float(task.reward(observation, action, point))
+        terminated = bool(task.terminated(point))
         self._over = terminated or truncated
         self._observation = next_observation
         if self.render_mode == "human":

@@ -1,0 +1,383 @@
+"""How fast training, stepping and planning are, beside a plain implementation, `mbrl` and the real environments.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed.py            # some minutes; writes results/speed*.csv and the pictures
+    OMP_NUM_THREADS=1 python benchmarks/speed.py --only step,plan
+
+All contenders of a row are measured in one process, in turn, A B C A B C …: medians, and the median over the turns of
+the ratio to ours. Seconds are of processor time on one thread, which other programs on the machine disturb least;
+import, make and peak memory are measured in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import speed_mbrl
+import speed_reference
+import startup
+import torch
+from measure import commit
+
+import persim_gym
+from persim_gym import Ensemble, MPCAgent, Trajectories, fit, get_task, load
+from persim_gym.config import CONFIGS, PerSimConfig
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.model import Normalizer, parameter_shapes
+from persim_gym.registration import SHIPPED_MODELS
+from persim_gym.rollouts import simulated_returns
+from persim_gym.types import NumberedLabels
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "persim-gym"
+NUM_AGENTS = 500
+TRAINING_ROWS = {"CartPole": 10_000, "MountainCar": 20_000, "HalfCheetah-text": 5_000}
+BATCHES = (1, 32, 1000, 5000, 100_000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one row of the benchmark."""
+
+    part: str
+    what: str
+    contender: str
+    median: float
+    unit: str
+    ratio_to_ours: float
+    """Median over the turns of contender / ours, of seconds or of bytes."""
+    turns: int
+
+
+def in_turn(contenders: dict[str, Callable[[], object]], turns: int, repeats: int = 1) -> dict[str, list[float]]:
+    """Return the processor seconds of each call of each contender, measured in turn after one call to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(turns + 1):
+        for name, call in contenders.items():
+            start = time.process_time()
+            for _ in range(repeats if turn else 1):
+                call()
+            if turn:
+                seconds[name].append((time.process_time() - start) / repeats)
+    return seconds
+
+
+def rows(part: str, what: str, measured: dict[str, list[float]], unit: str = "s", scale: float = 1.0) -> Iterator[Row]:
+    """Yield a row for each contender; medians are multiplied by ``scale``."""
+    ours = next(iter(measured.values()))
+    for name, values in measured.items():
+        ratio = statistics.median(value / own for value, own in zip(values, ours, strict=True))
+        row = Row(part, what, name, statistics.median(values) * scale, unit, ratio, len(values))
+        print(f"{part:8} {what:44} {name:28} {row.median:12.5g} {unit:6} {row.ratio_to_ours:8.2f} x", flush=True)
+        yield row
+
+
+def made_up_ensemble(task_name: str, config: PerSimConfig, num_agents: int = NUM_AGENTS) -> Ensemble:
+    """Return an untrained ensemble: what a step costs does not depend on the weights."""
+    task, rng = get_task(task_name), np.random.default_rng(0)
+    shapes = parameter_shapes(
+        config,
+        num_agents=num_agents,
+        observation_size=task.observation_size,
+        action_size=task.action_size,
+        discrete=task.discrete,
+    )
+    parameters = {
+        name: (rng.uniform(-1, 1, shape) * fan_in**-0.5).astype(np.float32) for name, (shape, fan_in) in shapes.items()
+    }
+    size = task.observation_size
+    start = np.zeros((1, size), np.float32)
+    return Ensemble(task, config, parameters, Normalizer.identity(size), NumberedLabels(num_agents), start)
+
+
+def made_up_log(task_name: str, count: int) -> Trajectories:
+    """Return transitions of 500 agents: what an epoch costs does not depend on what is in them."""
+    task, rng = get_task(task_name), np.random.default_rng(0)
+    agents = np.repeat(np.arange(NUM_AGENTS), count // NUM_AGENTS)
+    states = rng.normal(size=(len(agents), task.observation_size)).astype(np.float32)
+    if task.discrete:
+        actions = rng.integers(task.action_size, size=len(agents))
+    else:
+        actions = rng.uniform(-1, 1, (len(agents), task.action_size)).astype(np.float32)
+    return Trajectories.from_arrays(
+        agents=agents, observations=states, actions=actions, next_observations=0.9 * states, task=task.name
+    )
+
+
+@cache
+def shipped(name: str) -> Ensemble:
+    """Return a shipped ensemble, whose rollouts end where trained ones do."""
+    return load(SHIPPED_MODELS / f"{name}.persim")
+
+
+def training() -> Iterator[Row]:
+    """(a) Seconds an epoch of five members."""
+    for name, count in TRAINING_ROWS.items():
+        config = CONFIGS[name].with_changes(normalize=False, halve_learning_rate_every=0, epochs=1)
+        task, log = get_task(name.split("-")[0]), made_up_log(name.split("-")[0], count)
+        ours = partial(fit, log, config=config, validation_fraction=0, progress=False, device="cpu")
+        contenders = {OURS: ours, "reference": partial(speed_reference.train, log, task, config)}
+        yield from rows("train", f"epoch of {count} rows, {name}, batch {config.batch_size}", in_turn(contenders, 3))
+    log, task = made_up_log("CartPole", 10_000), get_task("CartPole")
+    config = CONFIGS["CartPole"].with_changes(batch_size=512, epochs=1)
+    contenders = {OURS: partial(fit, log, config=config, validation_fraction=0, progress=False, device="cpu")}
+    if speed_mbrl.available():
+        contenders["mbrl 0.2.0"] = speed_mbrl.training_epoch(log, task, 512)
+    yield from rows("train", "epoch of 10000 rows, CartPole, batch 512", in_turn(contenders, 5))
+
+
+def single_steps() -> Iterator[Row]:
+    """(b) Microseconds of one step of an unwrapped environment."""
+    for name, real_id in (("CartPole", "CartPole-v1"), ("MountainCar", "MountainCar-v0")):
+        model = speed_reference.Model(get_task(name), shipped(name).config, NUM_AGENTS)
+        state = np.zeros((1, get_task(name).observation_size))
+        contenders = {
+            OURS: _stepping(PersonalizedEnv(shipped(name), 7)),
+            f"the real {real_id}": _stepping(gymnasium.make(real_id).unwrapped),
+            "reference": partial(model.step, state, np.array([1])),
+        }
+        yield from rows("step", f"one step, {name}", in_turn(contenders, 25, 500), "us", 1e6)
+
+
+def _stepping(env: gymnasium.Env) -> Callable[[], object]:
+    """Return a call that takes a step, and resets where an episode is over."""
+    env.reset(seed=0)
+    step, actions = env.step, iter(np.random.default_rng(0).integers(2, size=1_000_000).tolist())
+
+    def call() -> None:
+        result = step(next(actions))
+        if result[2] or result[3]:
+            env.reset()
+
+    return call
+
+
+def batched_steps() -> Iterator[Row]:
+    """(c) Transitions a second of a batch, five members' mean."""
+    ensemble, task = shipped("CartPole"), get_task("CartPole")
+    model = speed_reference.Model(task, ensemble.config, NUM_AGENTS)
+    for batch in BATCHES:
+        vector = PersonalizedVectorEnv(ensemble, num_envs=batch, agent=7)
+        states, actions = vector.reset(seed=0)[0], np.arange(batch) % 2
+        contenders = {
+            OURS: partial(vector.step, actions),
+            "reference": partial(model.step, states, actions),
+            "matrix products alone, torch": _products(task.observation_size, task.action_size, batch),
+        }
+        repeats = max(1, 5000 // batch)
+        measured = in_turn(contenders, 7 if batch < 100_000 else 3, repeats)
+        for row in rows("batch", f"{batch} environments, CartPole", measured):
+            yield replace(row, median=batch / row.median, unit="1/s")
+
+
+def _products(size: int, num_actions: int, batch: int) -> Callable[[], object]:
+    """Return the matrix products of the folded network and nothing else, in the batches torch is fastest with."""
+    part = min(batch, 5000)
+    weights = torch.rand(256, size), torch.rand(num_actions * size, 256)
+    inputs, hidden, outputs = torch.rand(size, part), torch.rand(256, part), torch.rand(num_actions * size, part)
+
+    def call() -> None:
+        for _ in range(5 * -(-batch // part)):
+            torch.mm(weights[0], inputs, out=hidden)
+            torch.mm(weights[1], hidden, out=outputs)
+
+    return call
+
+
+def planning() -> Iterator[Row]:
+    """(d) Milliseconds of one decision at the paper's budgets."""
+    rng = np.random.default_rng(0)
+    for name in ("CartPole", "MountainCar"):
+        task = get_task(name)
+        start = task.initial_observations(rng, 1)
+        model = speed_reference.Model(task, shipped(name).config, NUM_AGENTS)
+        contenders: dict[str, Callable[[], object]] = {}
+        for agent in (1, 4):
+            planner = MPCAgent(shipped(name).simulator(agent), seed=0)
+            contenders[f"{OURS}, agent {agent}"] = partial(planner.predict, start)
+        sequences = rng.integers(task.action_size, size=(1, 1000, 50))
+        score = simulated_returns(shipped(name).simulator(1), start)
+        contenders[f"{OURS}, every rollout"] = partial(score, np.array([0]), sequences)
+        contenders["reference"] = speed_reference.shooting_decision(model, start, rng)
+        if speed_mbrl.available():
+            contenders["mbrl 0.2.0"] = speed_mbrl.shooting_decision(task, start[0], rng)
+        yield from rows("plan", f"decision 1000 x 50 x 5, {name}", in_turn(contenders, 9), "ms", 1e3)
+    yield from _cheetah_planning(rng)
+
+
+def _cheetah_planning(rng: np.random.Generator) -> Iterator[Row]:
+    ensemble, task = shipped("HalfCheetah"), get_task("HalfCheetah")
+    start = task.initial_observations(rng, 1)
+    model = speed_reference.Model(task, ensemble.config, NUM_AGENTS)
+    candidates = rng.uniform(-1, 1, (200, 30, 6))
+
+    def reference() -> None:
+        for _ in range(6):
+            model.mean_state_returns(start, candidates)
+
+    agents = {name: MPCAgent(ensemble.simulator(0), planner=name, seed=0) for name in ("cem", "icem", "mppi")}
+    contenders = {
+        f"{OURS}, cem": partial(agents["cem"].predict, start),
+        "reference, cem": reference,
+        f"{OURS}, icem": partial(agents["icem"].predict, start),
+        f"{OURS}, mppi": partial(agents["mppi"].predict, start),
+    }
+    yield from rows("plan", "decision 6 x 200 x 30 x 5, HalfCheetah", in_turn(contenders, 3), "ms", 1e3)
+    yield from planning_returns()
+
+
+def planning_returns(steps: int = 2) -> Iterator[Row]:
+    """Yield the simulated return of the sequences that CEM and iCEM would execute, along the first steps of MPC."""
+    ensemble, task = shipped("HalfCheetah"), get_task("HalfCheetah")
+    found: dict[str, list[float]] = {"cem": [], "icem": []}
+    for agent in range(5):
+        simulator = ensemble.simulator(agent)
+        start = task.initial_observations(np.random.default_rng(agent), 1)
+        for name, values in found.items():
+            planner, observations, state = MPCAgent(simulator, planner=name, seed=agent), start, None
+            for _ in range(steps):
+                plan = planner.plan(observations, state)
+                state = plan.warm_start
+                score = simulated_returns(simulator, observations, propagation="mean_state")
+                values.append(float(score(np.array([0]), plan.actions[:, None])[0, 0]))
+                observations = simulator.step(observations, plan.actions[:, 0]).next_observations
+    for name, values in found.items():
+        mean = statistics.mean(values)
+        print(f"{'plan':8} {'return of the executed sequence, HalfCheetah':44} {name:28} {mean:12.5g}", flush=True)
+        ratio = mean / statistics.mean(found["cem"])
+        yield Row(
+            "plan",
+            "return of the executed sequence, HalfCheetah",
+            f"{OURS}, {name}",
+            mean,
+            "return",
+            ratio,
+            len(values),
+        )
+
+
+def starting() -> Iterator[Row]:
+    """(e) Wall-clock seconds to import and to make, in fresh processes."""
+    names = list(startup.MEASURED)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(7):
+        for name in names:
+            times[name].append(startup.seconds(startup.MEASURED[name]))
+    for peer, own in (names[:2], names[2:]):
+        yield from rows("start", own, {OURS: times[own], peer: times[peer]})
+
+
+_MEMORY = """
+import resource, sys
+sys.path.insert(0, {folder!r})
+import speed, speed_reference
+name, count = "CartPole", 50_000
+log, task = speed.made_up_log(name, count), speed.get_task(name)
+config = speed.CONFIGS[name].with_changes(epochs=1, batch_size=4096)
+small = log.select(range(2))
+{warm}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{code}
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+_FIT = "speed.fit({log}, config=config, task=task, validation_fraction=0, progress=False, device='cpu')"
+_TRAIN = "speed_reference.train({log}, task, config)"
+
+
+def memory() -> Iterator[Row]:
+    """(f) Bytes that training adds to a process that holds the log and has trained on two of its agents."""
+    measured: dict[str, list[float]] = {}
+    for name, code in ((OURS, _FIT), ("reference", _TRAIN)):
+        script = _MEMORY.format(
+            folder=str(Path(__file__).parent), warm=code.format(log="small"), code=code.format(log="log")
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        measured[name] = [float(done.stdout.split()[-1])]
+    yield from rows("memory", "training, 500 agents, 50000 rows, CartPole", measured, "MB", 1e-6)
+
+
+def scaling() -> Iterator[Row]:
+    """Cost against the number of agents and of members; against the batch it is part (c)."""
+    for exponent in range(2, 7):
+        ensemble = made_up_ensemble("CartPole", CONFIGS["CartPole"], 10**exponent)
+        agent = 10**exponent - 1
+        env = PersonalizedEnv(ensemble, agent)
+        calls = {"step": _stepping(env), "bind": partial(PersonalizedEnv, ensemble, agent)}
+        for what, call in calls.items():
+            measured = {OURS: in_turn({OURS: call}, 5, 1000 if what == "step" else 5)[OURS]}
+            yield from rows("agents", f"{what}, {10**exponent} agents", measured, "us", 1e6)
+    for members in (1, 2, 5, 10, 20):
+        ensemble = made_up_ensemble("CartPole", CONFIGS["CartPole"].with_changes(num_members=members))
+        start, sequences = np.zeros((1, 4)), np.random.default_rng(0).integers(2, size=(1, 1000, 50))
+        score = simulated_returns(ensemble.simulator(0), start)
+        calls = {"step": (_stepping(PersonalizedEnv(ensemble)), 1000), "plan": (partial(score, [0], sequences), 1)}
+        for what, (call, repeats) in calls.items():
+            measured = {OURS: in_turn({OURS: call}, 5, repeats)[OURS]}
+            yield from rows("members", f"{what}, {members} members", measured, "us", 1e6)
+
+
+PARTS = {
+    "train": training,
+    "step": single_steps,
+    "batch": batched_steps,
+    "plan": planning,
+    "start": starting,
+    "memory": memory,
+    "scaling": scaling,
+}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    chosen = parser.parse_args().only.split(",")
+    torch.set_num_threads(1)
+    if not speed_mbrl.available():
+        print("mbrl cannot be imported: its rows are left out (benchmarks/speed_mbrl.py says how to install it)")
+    found = [row for part in chosen for row in PARTS[part]()]
+    if set(chosen) != set(PARTS):
+        return
+    with open(RESULTS / "speed.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
+    document = {
+        "command": "OMP_NUM_THREADS=1 python benchmarks/speed.py",
+        "commit": commit(),
+        "processor": _processor(),
+        "versions": {m.__name__: m.__version__ for m in (persim_gym, gymnasium, np, torch)}
+        | {"python": platform.python_version()},
+        "mbrl": speed_mbrl.available(),
+    }
+    (RESULTS / "speed.meta.json").write_text(json.dumps(document, indent=1) + "\n")
+    import speed_plots
+
+    speed_plots.draw(found, RESULTS)
+
+
+def _processor() -> str:
+    """Return the processor's family, and how much of the machine was used."""
+    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, one thread, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

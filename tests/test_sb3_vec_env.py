@@ -1,0 +1,94 @@
+"""The vector environment as Stable-Baselines3's: against its own `DummyVecEnv` of single environments, and in PPO."""
+
+import gymnasium
+import numpy as np
+import pytest
+
+from persim_gym import errors
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.interop.sb3 import to_sb3_vec_env
+
+sb3 = pytest.importorskip("stable_baselines3")
+LIMIT = 12
+
+
+@pytest.fixture
+def adapter(cart_pole):
+    """Four environments, an agent each."""
+    return to_sb3_vec_env(
+        PersonalizedVectorEnv(
+            cart_pole, num_envs=4, agent=[0, 3, 4, 7], max_episode_steps=LIMIT, autoreset_mode="same_step"
+        )
+    )
+
+
+def test_steps_are_those_of_single_environments(adapter, cart_pole):
+    """Observations, rewards, ends, time limits, terminal observations, over many episodes of every environment."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    def make(agent):
+        return lambda: gymnasium.wrappers.TimeLimit(PersonalizedEnv(cart_pole, agent), LIMIT)
+
+    dummy = DummyVecEnv([make(agent) for agent in (0, 3, 4, 7)])
+    assert adapter.observation_space == dummy.observation_space and adapter.action_space == dummy.action_space
+    states, rng = adapter.reset(), np.random.default_rng(0)
+    dummy.set_options([{"state": state} for state in states])
+    np.testing.assert_array_equal(dummy.reset(), states)
+    terminations = cuts = 0
+    for _ in range(60):
+        actions = rng.integers(2, size=4)
+        states, rewards, dones, infos = adapter.step(actions)
+        peer_states, peer_rewards, peer_dones, peer_infos = dummy.step(actions)
+        np.testing.assert_array_equal(rewards, peer_rewards)
+        np.testing.assert_array_equal(dones, peer_dones)
+        assert states.dtype == peer_states.dtype and rewards.dtype == peer_rewards.dtype
+        np.testing.assert_allclose(states[~dones], peer_states[~dones], atol=1e-4)
+        for row, (info, peer) in enumerate(zip(infos, peer_infos, strict=True)):
+            assert info.keys() == peer.keys() and ("terminal_observation" in info) == dones[row]
+            assert info["TimeLimit.truncated"] == peer["TimeLimit.truncated"]
+            np.testing.assert_allclose(info["disagreement"], peer["disagreement"], atol=1e-4)
+            if dones[row]:
+                np.testing.assert_allclose(info["terminal_observation"], peer["terminal_observation"], atol=1e-4)
+                cuts += info["TimeLimit.truncated"]
+                terminations += not info["TimeLimit.truncated"]
+                dummy.envs[row].reset(options={"state": states[row]})
+    assert cuts > 0 and terminations > 0
+
+
+def test_seeds_options_and_attributes(adapter):
+    """The same seed gives the same start states once; given start states; attributes of all or of some."""
+    adapter.seed(3)
+    first = adapter.reset()
+    assert not np.array_equal(adapter.reset(), first)
+    adapter.seed(3)
+    np.testing.assert_array_equal(adapter.reset(), first)
+    adapter.set_options({"state": np.full(4, 0.01)})
+    np.testing.assert_array_equal(adapter.reset(), np.full((4, 4), np.float32(0.01)))
+    assert np.abs(adapter.reset()).max() <= 0.05 and not np.array_equal(adapter.reset(), first)
+    adapter.set_options([{"state": np.zeros(4)}, {}, {}, {}])
+    with pytest.raises(errors.InvalidArgumentError, match="must give every environment a 'state'"):
+        adapter.reset()
+    assert adapter.get_attr("task")[0].name == "CartPole" and len(adapter.get_attr("task", [1, 2])) == 2
+    assert adapter.env_is_wrapped(gymnasium.Wrapper) == [False] * 4
+
+
+def test_ppo_learns(cart_pole):
+    """A few thousand steps in the simulator, monitored: episodes get much longer than a random policy's 20 steps."""
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    vector = gymnasium.make_vec(
+        "PerSim-CartPole-agent1-v0", num_envs=32, vectorization_mode="vector_entry_point", autoreset_mode="same_step"
+    )
+    env = VecMonitor(to_sb3_vec_env(vector))
+    model = sb3.PPO("MlpPolicy", env, n_steps=64, batch_size=512, learning_rate=2e-3, seed=0, device="cpu")
+    model.learn(16_384)
+    lengths = [episode["l"] for episode in model.ep_info_buffer]
+    assert np.mean(lengths) > 60 and max(lengths) <= 200
+
+
+def test_what_it_refuses(cart_pole):
+    """Other environments and other autoreset modes, saying what to do."""
+    with pytest.raises(errors.InvalidArgumentError, match="is not a PersonalizedVectorEnv"):
+        to_sb3_vec_env(PersonalizedEnv(cart_pole))
+    with pytest.raises(errors.InvalidArgumentError, match="autoreset_mode='same_step'"):
+        to_sb3_vec_env(PersonalizedVectorEnv(cart_pole))
