@@ -51,7 +51,7 @@ def simulated_returns(
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
         scores = np.empty(actions.shape[:2])
-        with torch.inference_mode(), threads_for(simulator.ensemble.config.state_hidden):
+        with torch.inference_mode(), threads_for(simulator.hidden_layers):
             for row, environment in enumerate(environments):
                 network = simulator.network(int(agents[environment]))
                 moves = torch.as_tensor(actions[row], device=simulator.device).movedim(0, -1).contiguous()

@@ -70,8 +70,8 @@ def fit(
         TrainingDivergedError: the loss is no longer finite.
 
     """
-    task = _task_of(trajectories, task)
-    _check_log(trajectories, task)
+    task = task_of(trajectories, task)
+    check_log(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
@@ -131,14 +131,16 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     return (total / len(rows)).numpy()
 
 
-def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+    """Return the task given, else the one that the log names."""
     named = trajectories.task if task is None else task
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     return get_task(named)
 
 
-def _check_log(log: Trajectories, task: Task) -> None:
+def check_log(log: Trajectories, task: Task) -> None:
+    """Raise `InvalidDataError` unless the log's observations and actions are the task's."""
     if log.observations.shape[1] != task.observation_size:
         raise InvalidDataError(
             f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
