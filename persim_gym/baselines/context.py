@@ -314,8 +314,14 @@ class ContextSimulator(Simulator):
         count = num_layers(self._dynamics.parameters, "forward")
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
-    def _next_states(self, states: Tensor, actions: Tensor) -> Tensor:
-        network = self._all_columns
+    def blocks(self, agent: int) -> None:
+        """Return nothing: the rollouts on folded PerSim networks are not for these."""
+
+    def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        network, columns = self._all_columns, states.shape[2]
+        if 1 < len(self.agents) != columns:  # a part of the batch, whose first row is ``first``
+            contexts = self._contexts[:, :, first : first + columns]
+            network = ContextNetwork(self._dynamics, contexts, self._generator)
         inputs = actions if network.num_actions else network.action_factors(actions.T)
         return network.next_states(states, inputs)
 
