@@ -27,6 +27,7 @@ from persim_gym.baselines.context import (
     layer_shapes,
     mlp,
 )
+from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task, get_task
@@ -350,7 +351,7 @@ class CaDMAgent:
         model: CaDM,
         *,
         objective: PlanningObjective | None = None,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         seed: int | np.random.Generator = 0,
         **planner: Any,
     ) -> None:
@@ -365,7 +366,7 @@ class CaDMAgent:
 
         """
         self.model = model
-        self._device = torch.device(device)
+        self._device = resolve_device(device)
         self._rng = np.random.default_rng(seed)
         self._sampling_seed = int(self._rng.integers(2**31))
         # Every particle follows its own trajectory, for continuous actions too (TS∞).
