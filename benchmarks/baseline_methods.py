@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from measure import Cell, Measured, Score
 
 METHODS = (*protocol.CADM, *protocol.POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
-_FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
+FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
 
 
 def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
@@ -88,10 +88,10 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         return _score(cell, policy, agent, cell.scale.policy_episodes)
 
     if variant == "A":
-        return _by_agent(cell, folder, lambda agent: returns(_FITS[name](log, agent=agent, **settings), agent))
+        return _by_agent(cell, folder, lambda agent: returns(FITS[name](log, agent=agent, **settings), agent))
 
     def everyones() -> list[Score]:
-        policy = _FITS[name](log, **settings)
+        policy = FITS[name](log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
     return measure.once(folder / cell.name, everyones)

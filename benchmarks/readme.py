@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import plateau
 import protocol
 import results
 from paper import report
@@ -29,6 +30,7 @@ Everything here is measured by the commands in this folder; figures of the paper
 | `shipped_models.py` | trains the ensembles that ship with the package |
 | `paper.py --table 6 [--data random] [--seeds 3] [--scale full]` | reproduces a table of the paper, or a part of it |
 | `factors.py --env CartPole --data pure` | what the learned factors know of the covariates (figures 1 and 5) |
+| `plateau.py --env MountainCar --data pure --method BCQ-A --steps 6000 --every 1000` | learning curves of BCQ and CQL |
 | `readme.py` | writes the tables below from `results/*.csv` |
 
 How the tables are made (`protocol.py`):
@@ -40,9 +42,9 @@ How the tables are made (`protocol.py`):
 * "PerSim" has the settings of the paper's code; "PerSim+" the package's own; "median" is over the members. "VI" is
   value iteration on a grid, in the learned simulator or in the true environment, instead of MPC.
 * Best of our learned methods in bold. "-P" learns one policy from everyone's data, "-A" one from the agent's own
-  trajectory. CaDM, PerSim and the true environment have the same planner and the same objective; "plain objective" is
-  that planner without MountainCar's position bonus and CartPole's done mask, "Joint network" PerSim without its
-  factorization. How much each method is trained stands in `protocol.SCALES`.
+  trajectory; policies run 100 episodes. CaDM, PerSim and the true environment have the same planner and the same
+  objective; "plain objective" is that planner without MountainCar's position bonus and CartPole's done mask, "Joint
+  network" PerSim without its factorization.
 * `wall_s` in the results files is what a method takes for all seeds and agents from nothing, training included.
 * The factors' R² is that of predictions for held-out agents in 10 folds.
 
@@ -56,7 +58,7 @@ def tables(folder: Path = results.RESULTS) -> str:
     full = protocol.get_scale("full")
     measured = [table for table in protocol.TABLES.values() if results.results_file(table, full, folder).exists()]
     sections = [_section(table, full, folder) for table in measured]
-    return "\n\n".join([*sections, *_factors(folder)])
+    return "\n\n".join([*sections, _budgets(full), *_plateau(folder), *_factors(folder)])
 
 
 def update(text: str, content: str) -> str:
@@ -79,6 +81,26 @@ def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:
     hours = sum({(row.env, row.data, row.method): row.wall_s for row in rows}.values()) / 3600
     note = f"`python benchmarks/paper.py --table {table.number}`; version {versions}; {hours:.1f} hours of computing."
     return f"## {report(table, scale, folder)}\n\n{note}"
+
+
+def _budgets(scale: protocol.Scale) -> str:
+    """Return how much each method is trained."""
+    lines = [
+        [method, ", ".join(f"{name} = {value:,}" for name, value in budget.items())]
+        for method, budget in scale.budgets.items()
+    ]
+    table = results.markdown([["method", "training"], *lines])
+    return f"## Training budgets\n\nWhat is not named is the method's own default.\n\n{table}"
+
+
+def _plateau(folder: Path) -> list[str]:
+    """Return the learning curves of the methods that are trained for fewer steps than the paper's."""
+    rows = plateau.read(folder)
+    if not rows:
+        return []
+    lines = [[*row[:4], f"{int(row[5]):,}", f"{float(row[6]):.1f} ± {float(row[7]):.1f}"] for row in rows]
+    table = results.markdown([["env", "data", "method", "agent", "gradient steps", "return"], *lines])
+    return [f"## Learning curves\n\nOne seed; ± is over 100 episodes.\n\n{table}"]
 
 
 def _factors(folder: Path) -> list[str]:
