@@ -18,13 +18,14 @@ from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
-from persim_gym.types import BoolArray, FloatArray
+from persim_gym.types import BoolArray, FloatArray, LearnedDynamics
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")
 AUTORESET_MODES = ("next_step", "same_step", "disabled")
+_SEEDS = 2**31
 
 
 class PersonalizedEnv(TaskEnv):
@@ -41,7 +42,7 @@ class PersonalizedEnv(TaskEnv):
 
     def __init__(
         self,
-        model: str | Path | Ensemble,
+        model: str | Path | LearnedDynamics,
         agent: int | str | None = None,
         *,
         covariates: Mapping[str, float] | None = None,
@@ -53,7 +54,7 @@ class PersonalizedEnv(TaskEnv):
         """Bind a trained ensemble to an agent.
 
         Args:
-            model: the ensemble or its file.
+            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
             agent: index or label; the first if neither it nor ``covariates`` is given.
             covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
                 (`persim_gym.personalize`).
@@ -69,7 +70,7 @@ class PersonalizedEnv(TaskEnv):
             raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
-        self.ensemble = _loaded(model)
+        self.ensemble: LearnedDynamics = _loaded(model)
         if covariates is not None:
             if agent is not None:
                 raise InvalidArgumentError(f"give either agent={agent!r} or covariates={dict(covariates)!r}, not both")
@@ -86,15 +87,20 @@ class PersonalizedEnv(TaskEnv):
         self._draw_factors = ensemble == "posterior"
         self._uncertainty = uncertainty
         if self._draw_factors or uncertainty:
-            self.ensemble.known_posterior()
+            self._known_ensemble().known_posterior()
         self._member: int | None = None
-        network = fold(self.ensemble, self.agent)
-        by_mean = aggregate == "mean" and not self._draw_member and MeanStepper.fits(network)
-        self._predict = MeanStepper(network) if by_mean else self._predict_from_members
+        self._stepper: SingleStepper | _SimulatorStepper
+        self._predict: Any = self._predict_from_members
+        if isinstance(self.ensemble, Ensemble):
+            network = fold(self.ensemble, self.agent)
+            self._stepper = SingleStepper(network)
+            if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
+                self._predict = MeanStepper(network)
+        else:
+            self._stepper = _SimulatorStepper(self.simulator)
         self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
-        self._stepper = None if by_mean else SingleStepper(network)
         limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
         self._lows = np.maximum(task.observation_space.low, -limit).tolist()
         self._highs = np.minimum(task.observation_space.high, limit).tolist()
@@ -106,11 +112,20 @@ class PersonalizedEnv(TaskEnv):
             self._simulator = self.ensemble.simulator(self.agent, aggregate=self.aggregate)
         return self._simulator
 
+    def _known_ensemble(self) -> Ensemble:
+        if not isinstance(self.ensemble, Ensemble):
+            raise InvalidArgumentError(
+                f"{type(self.ensemble).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
+            )
+        return self.ensemble
+
     def _begin(self, state: FloatArray | None) -> FloatArray:
+        if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
+            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
         if self._draw_factors:
-            factors = self.ensemble.known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
-            self._stepper = SingleStepper(fold(self.ensemble, self.agent, factors))
+            factors = self._known_ensemble().known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(self._known_ensemble(), self.agent, factors))
         self._far = True
         if state is not None:
             return state
@@ -178,7 +193,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     def __init__(
         self,
-        model: str | Path | Ensemble,
+        model: str | Path | LearnedDynamics,
         num_envs: int = 1,
         agent: int | str | Sequence[int | str] = 0,
         *,
@@ -191,7 +206,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Bind a trained ensemble to agents.
 
         Args:
-            model: the ensemble or its file.
+            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
             num_envs: B.
             agent: one agent for all environments, or a sequence of B.
             aggregate: "mean" or "median" over the members.
@@ -245,6 +260,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
         """
         super().reset(seed=seed)
+        if self.simulator.stochastic:
+            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
         options = options or {}
         mask = np.ones(self.num_envs, bool)
         if options.get("reset_mask") is not None:
@@ -343,7 +360,18 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         return given
 
 
-def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: int) -> FloatArray:
+class _SimulatorStepper:
+    """Steps one state of any learned dynamics as `SingleStepper` does PerSim's, through its simulator."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def changes(self, state: np.ndarray, action: int | np.ndarray) -> np.ndarray:
+        """Return every member's predicted change (M, D) for a state (D,) and a checked action."""
+        return self._simulator.step_members(state[None], np.asarray([action]))[:, 0] - state
+
+
+def _initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:
     """Draw (B, D) start states: the task's own, or first states of the log."""
     if ensemble.task.initial_observations is not None:
         return ensemble.task.initial_observations(rng, count)
@@ -351,8 +379,12 @@ def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: i
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 
 
-def _with_unseen_agent(ensemble: Ensemble, covariates: Mapping[str, float]) -> Ensemble:
+def _with_unseen_agent(ensemble: LearnedDynamics, covariates: Mapping[str, float]) -> Ensemble:
     """Return the ensemble with one agent more, known by its covariates."""
+    if not isinstance(ensemble, Ensemble):
+        raise InvalidArgumentError(
+            f"covariates={dict(covariates)!r}: only PerSim's ensembles know agents by covariates; give agent= instead"
+        )
     values = covariate_array(ensemble.task, [covariates])[0]
     named = zip(ensemble.task.covariate_names, values.tolist(), strict=True)
     label = "unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named)
@@ -365,8 +397,8 @@ def _covariate_map(ensemble: Ensemble) -> CovariateMap:
     return fit_covariate_map(ensemble)
 
 
-def _loaded(model: str | Path | Ensemble) -> Ensemble:
-    if isinstance(model, Ensemble):
+def _loaded(model: str | Path | LearnedDynamics) -> LearnedDynamics:
+    if not isinstance(model, (str, Path)):
         return model
     path = Path(model)
     return _load_once(str(path), path.stat().st_mtime_ns)

@@ -78,7 +78,7 @@ def generate(
     run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, _bound(ensemble, max_disagreement))
     columns = run.record(first, act, limit, progress)
     episodes = columns.pop("agents")
-    labels = [ensemble.agent_labels[index] for index in indices]
+    labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
     _check_all_there(np.unique(episodes) // episodes_per_agent, labels, max_disagreement)
     begins = np.append(0, np.flatnonzero(np.diff(episodes)) + 1)
     task = ensemble.task

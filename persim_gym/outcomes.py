@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble, Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, LearnedDynamics
 
 THRESHOLD = 0.5
 """Probability above which a state is terminal."""
 
 
-def bound_task(ensemble: Ensemble, agents: Sequence[int]) -> Task:
+def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
     """Return the task with the functions that were learned for it, for one agent or one agent for each row of a batch.
 
     A task that brings its own functions comes back as it is.
@@ -29,6 +30,11 @@ def bound_task(ensemble: Ensemble, agents: Sequence[int]) -> Task:
     task = ensemble.task
     if not task.learned:
         return task
+    if not isinstance(ensemble, Ensemble):
+        raise InvalidArgumentError(
+            f"task {task.name} leaves {', '.join(task.learned)} to be learned; {type(ensemble).__name__} learns none: "
+            "use PerSim's ensemble, or give the task these functions"
+        )
     functions: dict[str, Any] = {}
     for name in task.learned:
         outcome = ensemble.outcomes.get(name)

@@ -57,7 +57,7 @@ def simulated_returns(
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
         scores = np.empty(actions.shape[:2])
         quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
-        with quiet, torch.inference_mode(), threads_for(simulator.ensemble.config.state_hidden):
+        with quiet, torch.inference_mode(), threads_for(simulator.hidden_layers):
             for row, environment in enumerate(environments):
                 scores[row] = score(int(agents[environment]), starts[environment], actions[row])
         return scores

@@ -95,6 +95,27 @@ class Simulator:
         """M."""
         return self.ensemble.num_members
 
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """Widths of the hidden layers that a step goes through."""
+        return self.ensemble.config.state_hidden
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether next states are drawn; PerSim's are not."""
+        return False
+
+    def reseed(self, seed: int) -> None:
+        """Start the simulator's own random numbers anew; one that is not stochastic has none."""
+
+    def conditioned_on(self, observations: Any, actions: Any) -> Simulator:
+        """Return the simulator for B episodes that began with observations (B, T + 1, D) and actions (B, T).
+
+        PerSim knows an agent by its factor and learns nothing from the beginning of an episode; other dynamics do
+        (`persim_gym.baselines.cadm`).
+        """
+        return self
+
     def network(self, agent: int) -> AgentNetwork:
         """Return the folded network of an agent's index; folded once."""
         if agent not in self._networks:
@@ -155,7 +176,7 @@ class Simulator:
         horizon = moves.shape[1]
         stacked = states.T.expand(self.num_members, -1, -1)
         trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
-        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+        with torch.inference_mode(), threads_for(self.hidden_layers):
             for step in range(horizon):
                 stacked = self._next_states(stacked, moves[:, step])
                 trajectory[:, :, step] = _batch_major(stacked)
@@ -178,7 +199,7 @@ class Simulator:
         """Yield the members' next states (M, b, D) of some rows of the batch at a time, so that memory stays small."""
         size = _ROWS_AT_A_TIME[self.device.type == "cpu"]
         blocks = self.blocks(int(self.agents[0])) if len(self.agents) == 1 else None
-        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+        with torch.inference_mode(), threads_for(self.hidden_layers):
             for start in range(0, len(states), size):
                 rows = slice(start, min(start + size, len(states)))
                 if blocks is not None:
