@@ -32,10 +32,10 @@ def bound_task(ensemble: Ensemble, agents: Sequence[int]) -> Task:
     functions: dict[str, Any] = {}
     for name in task.learned:
         outcome = ensemble.outcomes.get(name)
-        if name == "reward":
-            functions[name] = LearnedReward(_given(outcome), agents)
-        else:
+        if name == "terminated":
             functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
+        elif outcome is not None:  # it is None while `fit` is still at the dynamics
+            functions[name] = LearnedReward(outcome, agents)
     objective = _with_learned(task.planning_objective, functions)
     if len(agents) > 1:
         objective = replace(objective, of_agent=lambda agent: bound_task(ensemble, [agent]).planning_objective)
@@ -130,11 +130,6 @@ class _Bound:
                 tuple(move(array) for array in self._scaling),
             )
         return self._on_device[device]
-
-
-def _given(outcome: Outcome | None) -> Outcome:
-    assert outcome is not None, "`fit` and `Ensemble.load` see to it"
-    return outcome
 
 
 def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> PlanningObjective:
