@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import baseline_methods
 import numpy as np
 import protocol
 from protocol import Scale, Table
@@ -20,6 +21,8 @@ from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.evaluation import run_episodes
 from persim_gym.logging_policies import test_policy
 from persim_gym.planning.value_iteration import ValueIterationAgent
+from persim_gym.tasks import PlanningObjective
+from persim_gym.types import LearnedDynamics
 
 CACHE = Path(__file__).parent / ".cache"
 
@@ -39,7 +42,7 @@ class Cell:
     def name(self) -> str:
         """A file name."""
         data = "true" if self.data == protocol.NO_DATA else self.data
-        method = "".join(character for character in self.method if character.isalnum())
+        method = self.method.replace("+", "plus").replace(" ", "")
         return f"table{self.table.number}-{self.env}-{data}-{method}-{self.scale.name}-seed{self.seed}"
 
 
@@ -66,13 +69,15 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     """Return the scores of a cell, measured now or in an earlier run."""
     folder = _folder(cache) / "cells"
     if cell.method == protocol.LOG:
-        return _once(folder / cell.name, lambda: _score_log(cell))
+        return once(folder / cell.name, lambda: _score_log(cell))
     if cell.data == protocol.NO_DATA:
         return _returns(cell, folder, None, device)
-    config = protocol.config_name(cell.env, cell.method)
+    if cell.method in baseline_methods.METHODS:
+        return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
+    config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))
     ensemble = trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
     if "rmse" in cell.table.metrics:
-        measured = _once(folder / cell.name, lambda: _score_predictions(cell, ensemble, device))
+        measured = once(folder / cell.name, lambda: score_predictions(cell, ensemble, device))
     else:
         measured = _returns(cell, folder, ensemble, device)
     return replace(measured, wall_s=round(measured.wall_s + ensemble.provenance["wall_seconds"], 1))
@@ -97,7 +102,7 @@ def trained(
 
     Without a config it is the paper's.
     """
-    path = _folder(cache) / "models" / f"{config or env}-{data}-{scale.name}-seed{seed}.persim"
+    path = models_folder(cache) / f"{config or env}-{data}-{scale.name}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
     if path.exists():
         ensemble = Ensemble.load(path, task=env)
@@ -125,11 +130,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def models_folder(cache: Path) -> Path:
+    """Return the folder of trained models."""
+    return _folder(cache) / "models"
+
+
 def _folder(cache: Path) -> Path:
     return cache / f"protocol{protocol.PROTOCOL}"
 
 
-def _once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
+def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
     """Return what is kept in a file of that name, or compute and keep it."""
     path = path.with_name(f"{path.name}.json")
     if path.exists():
@@ -159,7 +169,8 @@ def _score_log(cell: Cell) -> list[Score]:
     ]
 
 
-def _score_predictions(cell: Cell, ensemble: Ensemble, device: str) -> list[Score]:
+def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> list[Score]:
+    """Score the free-running predictions for all test agents."""
     rows = prediction_error(
         ensemble,
         policy=test_policy(cell.env, seed=cell.seed),
@@ -175,11 +186,19 @@ def _returns(cell: Cell, folder: Path, ensemble: Ensemble | None, device: str) -
     """Return the returns of all test agents; each agent is kept by itself, for one may take hours."""
     agents = range(len(get_task(cell.env).test_agents))
     parts = [
-        _once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [_score_return(cell, agent, ensemble, device)])
+        once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [_score_return(cell, agent, ensemble, device)])
         for agent in agents
     ]
     scores = tuple(score for part in parts for score in part.scores)
     return Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))
+
+
+def objective_of(cell: Cell) -> PlanningObjective:
+    """Return what a method's planner maximizes: the task's objective, or its reward alone."""
+    objective = get_task(cell.env).planning_objective
+    if cell.method not in protocol.PLAIN:
+        return objective
+    return replace(objective, progress=None, terminated=None)
 
 
 def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str) -> Score:
@@ -193,6 +212,6 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
         policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env], bounds=bounds)
     else:
         planning_rng = np.random.default_rng([cell.seed, agent, 1])
-        policy = MPCAgent(model, task=task, seed=planning_rng, **cell.scale.planner)
+        policy = MPCAgent(model, task=task, objective=objective_of(cell), seed=planning_rng, **cell.scale.planner)
     returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
     return Score(str(agent), "return", float(returns.mean()))

@@ -90,7 +90,11 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
         return f"{text}\nnothing measured yet"
     measured = {row.method for row in rows}
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
-    return "\n\n".join([text, results.comparison(table, rows), *tallies])
+    ours = [method for method in (protocol.PERSIM, protocol.PERSIM_PLUS) if method in measured]
+    if len(measured & set(table.learned)) > 1 and ours:
+        tallies.append(results.leaders(table, rows, ours))
+    facts = [fact for fact in (*tallies, results.intervals(rows)) if fact]
+    return "\n\n".join([text, results.comparison(table, rows), *facts])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

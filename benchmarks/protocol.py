@@ -14,7 +14,7 @@ from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
 from persim_gym.tasks.cart_pole import MAX_ANGLE, MAX_POSITION
 
-PROTOCOL = 1
+PROTOCOL = 2
 DATA_SEED = 0
 """All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
 NO_DATA = "-"
@@ -28,6 +28,20 @@ PERSIM_MEDIAN = "PerSim median"
 PERSIM_VI = "PerSim + VI"
 TRUE_MPC = "True env + MPC"
 TRUE_VI = "True env + VI"
+VANILLA_CADM = "Vanilla CaDM"
+PE_TS_CADM = "PE-TS CaDM"
+MOREL_P, MOREL_A = "MOReL-P", "MOReL-A"
+BCQ_P, BCQ_A = "BCQ-P", "BCQ-A"
+CQL_P, CQL_A = "CQL-P", "CQL-A"
+JOINT = "Joint network"
+"""PerSim without its factorization."""
+PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
+"""Planners without MountainCar's position bonus and CartPole's done mask."""
+
+CADM = (VANILLA_CADM, PE_TS_CADM)
+POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
+PLAIN = {PERSIM_PLAIN: PERSIM, VANILLA_CADM_PLAIN: VANILLA_CADM}
+"""Which model the methods with a plain objective plan in."""
 
 PAPER_METHOD = {
     LOG: LOG,
@@ -37,6 +51,10 @@ PAPER_METHOD = {
     PERSIM_VI: "PerSim",
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
+    **{method: method for method in (*CADM, *POLICIES)},
+    JOINT: "PerSim",
+    PERSIM_PLAIN: "PerSim",
+    VANILLA_CADM_PLAIN: VANILLA_CADM,
 }
 """Which of the paper's rows a method of ours stands beside."""
 
@@ -85,6 +103,10 @@ class Scale:
     """To the task's `persim_gym.config.CONFIGS`."""
     planner: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `persim_gym.MPCAgent` other than the paper's."""
+    policy_episodes: int = 100
+    """Of the methods that learn a policy."""
+    budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method, the settings that say how much it is trained."""
 
 
 def _prediction(number: int, env: str, learned: tuple[str, ...]) -> Table:
@@ -98,17 +120,21 @@ def _returns(
     return Table(number, f"Average return, {env}", (env,), ("return",), learned, true, max_episodes)
 
 
+_RETURN_METHODS = (PERSIM, PERSIM_PLUS, PERSIM_VI, *CADM, *POLICIES)
+_TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
+_TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
+
 TABLES = {
     5: Table(
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
         ("return", "length"), (LOG,),
     ),
-    6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN)),
-    7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN)),
-    8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_MEDIAN)),
-    9: _returns(9, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_VI), (TRUE_MPC, TRUE_VI)),
-    10: _returns(10, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_VI), (TRUE_MPC, TRUE_VI)),
-    11: _returns(11, "HalfCheetah", (PERSIM,), (TRUE_MPC,), max_episodes=5),
+    6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
+    7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
+    8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_MEDIAN, *CADM)),
+    9: _returns(9, "MountainCar", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
+    10: _returns(10, "CartPole", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
+    11: _returns(11, "HalfCheetah", (PERSIM, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
 }  # fmt: skip
 
 SCALES = {
@@ -118,6 +144,15 @@ SCALES = {
         prediction_episodes=200,
         return_episodes=20,
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
+        # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
+        # is learned from it stays the same long before these steps are over.
+        budgets={
+            **{method: {"futures_per_context": 1, "max_gradient_steps": 20_000} for method in CADM},
+            BCQ_P: {"steps": 50_000},
+            BCQ_A: {"steps": 5_000},
+            CQL_P: {"steps": 20_000},
+            CQL_A: {"steps": 2_000},
+        },
     ),
     "quick": Scale(
         "quick",
@@ -127,6 +162,12 @@ SCALES = {
         grids={"MountainCar": (31, 29), "CartPole": (5, 7, 7, 7)},
         changes={"epochs": 2, "num_members": 2, "state_hidden": (16,), "action_hidden": (16,)},
         planner={"num_candidates": 20, "horizon": 5},
+        policy_episodes=2,
+        budgets={
+            **dict.fromkeys(CADM, _TINY_CADM),
+            **dict.fromkeys((MOREL_P, MOREL_A), _TINY_MOREL),
+            **dict.fromkeys((BCQ_P, BCQ_A, CQL_P, CQL_A), {"steps": 2, "batch_size": 4}),
+        },
     ),
 }
 

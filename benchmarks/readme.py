@@ -39,6 +39,10 @@ How the tables are made (`protocol.py`):
   is the median, and 20 for returns (5 for HalfCheetah).
 * "PerSim" has the settings of the paper's code; "PerSim+" the package's own; "median" is over the members. "VI" is
   value iteration on a grid, in the learned simulator or in the true environment, instead of MPC.
+* Best of our learned methods in bold. "-P" learns one policy from everyone's data, "-A" one from the agent's own
+  trajectory. CaDM, PerSim and the true environment have the same planner and the same objective; "plain objective" is
+  that planner without MountainCar's position bonus and CartPole's done mask, "Joint network" PerSim without its
+  factorization. How much each method is trained stands in `protocol.SCALES`.
 * `wall_s` in the results files is what a method takes for all seeds and agents from nothing, training included.
 * The factors' R² is that of predictions for held-out agents in 10 folds.
 

@@ -131,8 +131,8 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
 
 
 def comparison(table: Table, rows: Sequence[Row]) -> str:
-    """Return a Markdown table of our rows beside the paper's."""
-    figures = paper(table)
+    """Return a Markdown table of our rows beside the paper's, with the best of ours in bold."""
+    figures, best = paper(table), best_of(rows)
     agents = list(dict.fromkeys(row.agent for row in rows))
     lines = [["env", "data", "score", "method", *(f"agent {a}" if a.isdigit() else a for a in agents)]]
     groups = dict.fromkeys((row.env, row.data, metric) for row in rows for metric in table.metrics)
@@ -141,7 +141,7 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
         for method in dict.fromkeys(row.method for row in group):
             of_agent = {row.agent: row for row in group if row.method == method}
             label = f"{method} ({next(iter(of_agent.values())).seeds} seeds)"
-            ours = [_format(of_agent[a].mean, of_agent[a].std, metric) if a in of_agent else "" for a in agents]
+            ours = [_our_figure(of_agent[a], best) if a in of_agent else "" for a in agents]
             lines.append([env, data, metric, label, *ours])
         for method in dict.fromkeys(PAPER_METHOD[row.method] for row in group):
             theirs = [figures.get((env, data, method, agent, metric)) for agent in agents]
@@ -149,6 +149,51 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
                 published = ["" if figure is None else _format(*figure, metric) for figure in theirs]
                 lines.append([env, data, metric, f"*paper: {method}*", *published])
     return markdown(lines)
+
+
+def best_of(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
+    """Return the best learned mean by (env, data, agent, metric), where several methods are measured."""
+    groups: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in rows:
+        if row.data != protocol.NO_DATA:
+            groups.setdefault((row.env, row.data, row.agent, row.metric), []).append(row.mean)
+    choose = {True: min, False: max}
+    return {key: choose[key[3] == "rmse"](means) for key, means in groups.items() if len(means) > 1}
+
+
+def leaders(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Return in how many cells one of some methods is the best of ours, or within its deviation of the best."""
+    metric = table.metrics[0]
+    best = {key: value for key, value in best_of(rows).items() if key[3] == metric}
+    by_key: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        by_key.setdefault((row.env, row.data, row.agent, row.metric), []).append(row)
+    first = near = 0
+    for key, value in best.items():
+        winner = next(row for row in by_key[key] if row.mean == value)
+        contenders = [row for row in by_key[key] if row.method in methods]
+        first += any(row.mean == value for row in contenders)
+        near += any(
+            abs(row.mean - value) <= max(np.nan_to_num(row.std), np.nan_to_num(winner.std)) for row in contenders
+        )
+    names = " or ".join(methods)
+    return f"{names}: best of ours in {first} of {len(best)} cells, best or within one deviation of it in {near}."
+
+
+def intervals(rows: Sequence[Row]) -> str:
+    """Return how wide the 95 % interval of a mean over seeds is, for the numbers of seeds in some rows."""
+    counts = sorted({row.seeds for row in rows if row.seeds in _STUDENT})
+    parts = [f"{_STUDENT[count] / count**0.5:.2f} deviations for {count} seeds" for count in counts]
+    return f"The 95 % interval of a mean (Student's t) reaches to either side {', '.join(parts)}." if parts else ""
+
+
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % quantile of Student's t by number of seeds."""
+
+
+def _our_figure(row: Row, best: dict[tuple[str, str, str, str], float]) -> str:
+    text = _format(row.mean, row.std, row.metric)
+    return f"**{text}**" if best.get((row.env, row.data, row.agent, row.metric)) == row.mean else text
 
 
 def tally(table: Table, rows: Sequence[Row], method: str) -> str:

@@ -40,7 +40,7 @@ class PerSimConfig:
     clip_states: bool = False
     """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = 0.0
-    """L2 penalty through Adam, as torch.optim.Adam has it."""
+    """Decoupled from the gradient, as in AdamW (Loshchilov and Hutter, ICLR 2019)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state_hidden", tuple(self.state_hidden))
@@ -99,7 +99,11 @@ CONFIGS: dict[str, PerSimConfig] = {
         epochs=120,
     ),  # fmt: skip
     "CartPole+": _CART_POLE.with_changes(
-        clip_states=True, learning_rate=3e-3, halve_learning_rate_every=40, num_candidates=10
+        clip_states=True,
+        weight_decay=0.1,
+        learning_rate=3e-3,
+        halve_learning_rate_every=40,
+        num_candidates=10,
     ),
     "default": PerSimConfig(huber_threshold=1.0, clip_states=True, halve_learning_rate_every=50, num_candidates=10),
 }

@@ -16,12 +16,13 @@ from persim_gym.folding import SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, LearnedDynamics
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
 ENSEMBLE_MODES = ("aggregate", "member")
+_SEEDS = 2**31
 
 
 class PersonalizedEnv(TaskEnv):
@@ -38,7 +39,7 @@ class PersonalizedEnv(TaskEnv):
 
     def __init__(
         self,
-        model: str | Path | Ensemble,
+        model: str | Path | LearnedDynamics,
         agent: int | str = 0,
         *,
         aggregate: str = "mean",
@@ -48,7 +49,7 @@ class PersonalizedEnv(TaskEnv):
         """Bind a trained ensemble to an agent.
 
         Args:
-            model: the ensemble or its file.
+            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
             agent: index or label.
             aggregate: "mean" or "median" over the members.
             ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode.
@@ -67,7 +68,10 @@ class PersonalizedEnv(TaskEnv):
         self.aggregate = aggregate
         self._draw_member = ensemble == "member"
         self._member: int | None = None
-        self._stepper = SingleStepper(fold(self.ensemble, self.agent))
+        if isinstance(self.ensemble, Ensemble):
+            self._stepper = SingleStepper(fold(self.ensemble, self.agent))
+        else:
+            self._stepper = _SimulatorStepper(self.simulator)
         self._low = task.observation_space.low.astype(np.float64)
         self._high = task.observation_space.high.astype(np.float64)
 
@@ -79,6 +83,8 @@ class PersonalizedEnv(TaskEnv):
         return self._simulator
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
+        if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
+            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
         if state is not None:
             return state
@@ -118,7 +124,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     def __init__(
         self,
-        model: str | Path | Ensemble,
+        model: str | Path | LearnedDynamics,
         num_envs: int = 1,
         agent: int | str | Sequence[int | str] = 0,
         *,
@@ -130,7 +136,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Bind a trained ensemble to agents.
 
         Args:
-            model: the ensemble or its file.
+            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
             num_envs: B.
             agent: one agent for all environments, or a sequence of B.
             aggregate: "mean" or "median" over the members.
@@ -165,6 +171,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        if self.simulator.stochastic:
+            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
         observations = _initial_observations(self.ensemble, self.np_random, self.num_envs)
         if options and "state" in options:
             try:
@@ -208,7 +216,18 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         return after.copy(), rewards, terminated, truncated & ~terminated, info
 
 
-def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: int) -> FloatArray:
+class _SimulatorStepper:
+    """Steps one state of any learned dynamics as `SingleStepper` does PerSim's, through its simulator."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def changes(self, state: np.ndarray, action: int | np.ndarray) -> np.ndarray:
+        """Return every member's predicted change (M, D) for a state (D,) and a checked action."""
+        return self._simulator.step_members(state[None], np.asarray([action]))[:, 0] - state
+
+
+def _initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:
     """Draw (B, D) start states: the task's own, or first states of the log."""
     if ensemble.task.initial_observations is not None:
         return ensemble.task.initial_observations(rng, count)
@@ -216,8 +235,8 @@ def _initial_observations(ensemble: Ensemble, rng: np.random.Generator, count: i
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 
 
-def _loaded(model: str | Path | Ensemble) -> Ensemble:
-    if isinstance(model, Ensemble):
+def _loaded(model: str | Path | LearnedDynamics) -> LearnedDynamics:
+    if not isinstance(model, (str, Path)):
         return model
     path = Path(model)
     return _load_once(str(path), path.stat().st_mtime_ns)

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
-from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent
 from persim_gym.policies import as_policy
 from persim_gym.tasks import System, Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.types import BoolArray, FloatArray, Policy
+from persim_gym.types import BoolArray, FloatArray, LearnedDynamics, Policy
 
 BURN_IN = 9
 """The free-running prediction starts at this index of the trajectory."""
@@ -57,7 +56,7 @@ class AverageReturn:
 
 
 def prediction_error(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     *,
     policy: str | Policy | Callable[[FloatArray], Any],
     agents: Sequence[int | str] | None = None,
@@ -98,6 +97,7 @@ def prediction_error(
             rng = np.random.default_rng([seed, agent])
             states, actions, valid, redrawn = _test_trajectories(task, actor, known, episodes, rng)
             simulator = ensemble.simulator(agent, aggregate=aggregate, device=device)
+            simulator = simulator.conditioned_on(states[:, : BURN_IN + 1], actions[:, :BURN_IN])
             predicted = simulator.combine(simulator.rollout(states[:, BURN_IN], actions[:, BURN_IN:]))
             rmse, r2 = trajectory_scores(states[:, BURN_IN + 1 :], predicted, valid[:, BURN_IN + 1 :])
             rows.append(
@@ -129,7 +129,7 @@ def trajectory_scores(true: FloatArray, predicted: FloatArray, valid: BoolArray)
 
 
 def mpc_returns(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     *,
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
@@ -161,7 +161,7 @@ def mpc_returns(
 
 
 def policy_returns(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     policy: str | Policy | Callable[[FloatArray], Any],
     *,
     agents: Sequence[int | str] | None = None,
@@ -180,7 +180,7 @@ def policy_returns(
 
 
 def true_mpc_returns(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     *,
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
@@ -227,7 +227,7 @@ def to_records(rows: Sequence[PredictionError | AverageReturn]) -> list[dict[str
 
 
 def _returns(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     make_policy: Callable[[int, System], Policy],
     name: str,
     agents: Sequence[int | str] | None,
@@ -268,13 +268,15 @@ def _check_episodes(episodes: int) -> None:
         raise InvalidArgumentError(f"episodes={episodes} must be at least 1")
 
 
-def _agents(ensemble: Ensemble, agents: Sequence[int | str] | None) -> list[int]:
+def _agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
     if agents is None:
         agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
     return [ensemble.agent_index(agent) for agent in agents]
 
 
-def _covariates_of(ensemble: Ensemble, agent: int, covariates: Mapping[str, Sequence[float]] | None) -> FloatArray:
+def _covariates_of(
+    ensemble: LearnedDynamics, agent: int, covariates: Mapping[str, Sequence[float]] | None
+) -> FloatArray:
     label = ensemble.agent_labels[agent]
     if covariates is not None and label in covariates:
         vector = np.asarray(covariates[label], np.float64)

@@ -15,19 +15,19 @@ import numpy as np
 
 from persim_gym.model import Ensemble, Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, LearnedDynamics
 
 THRESHOLD = 0.5
 """Probability above which a state is terminal."""
 
 
-def bound_task(ensemble: Ensemble, agents: Sequence[int]) -> Task:
+def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
     """Return the task with the functions that were learned for it, for one agent or one agent for each row of a batch.
 
     A task that brings its own functions comes back as it is.
     """
     task = ensemble.task
-    if not task.learned:
+    if not task.learned or not isinstance(ensemble, Ensemble):  # other dynamics learn no outcomes
         return task
     functions: dict[str, Any] = {}
     for name in task.learned:

@@ -72,7 +72,7 @@ def fit(
         TrainingDivergedError: the loss is no longer finite.
 
     """
-    task = _task_of(trajectories, task)
+    task = task_of(trajectories, task)
     check_fits_task(trajectories.observations, trajectories.actions, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
@@ -135,7 +135,8 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     return (total / len(rows)).numpy()
 
 
-def _task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+    """Return the task given, else the one that the log names."""
     named = trajectories.task if task is None else task
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
@@ -236,7 +237,7 @@ class _Trainer:
         adam(
             [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
             fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
-            weight_decay=self.config.weight_decay, eps=1e-8, maximize=False,
+            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, np.ndarray]:

@@ -19,11 +19,16 @@ T       transitions of a log
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from persim_gym.simulator import Simulator
+    from persim_gym.tasks import Task
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -47,4 +52,53 @@ class Policy(Protocol):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[Any, Any]:
         """Return actions (B,) or (B, A) for observations (B, D), and the policy's own state or None."""
+        ...
+
+
+class LearnedDynamics(Protocol):
+    """What environments, planners and evaluation ask of a model of N agents: PerSim's ensemble, or a baseline's."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def agent_labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def initial_observations(self) -> FloatArray:
+        """(E, D): first observations of the log's episodes."""
+        ...
+
+    @property
+    def covariates(self) -> FloatArray | None:
+        """(N, K), if known."""
+        ...
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def num_members(self) -> int:
+        """M: trajectories that a simulator follows side by side."""
+        ...
+
+    def agent_index(self, agent: int | str) -> int:
+        """Return the index of an agent given by index (int) or label (str)."""
+        ...
+
+    def agent_covariates(self, agent: int | str) -> FloatArray:
+        """Return (K,) hidden covariates of an agent, or raise `InvalidArgumentError` where they are not known."""
+        ...
+
+    def simulator(
+        self,
+        agent: int | str | None = None,
+        *,
+        agents: Sequence[int | str] | None = None,
+        aggregate: str = "mean",
+        device: str = "cpu",
+    ) -> Simulator:
+        """Bind to one agent, or to one agent for each row of a batch."""
         ...

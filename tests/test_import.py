@@ -11,7 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "model", "gradients", "outcomes", "folding", "simulator", "selection", "outcome_training", "training", "factors",
+    "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "outcome_training", "training",
+    "factors",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip
@@ -96,7 +97,17 @@ def test_who_knows_nothing_of_what():
             "model",
             "folding",
         },
-        "gymnasium": {"data", "gradients", "model", "folding", "simulator", "training", "rollouts", "planning"},
+        "gymnasium": {
+            "data",
+            "gradients",
+            "model",
+            "folding",
+            "blocks",
+            "simulator",
+            "training",
+            "rollouts",
+            "planning",
+        },
     }
     for path in files():
         known = {name.split(".")[0] for name in imports(path, lazy=False)}

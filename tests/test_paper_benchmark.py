@@ -39,12 +39,22 @@ def rows_of(benchmark, tmp_path, number):
 def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, folders, tmp_path, capsys):
     assert run(benchmark, folders, "--table", "7", "--data", "random", "--seeds", "2") == 0
     rows = rows_of(benchmark, tmp_path, 7)
-    assert len(rows) == 3 * 5 * 2  # methods, agents, metrics
-    assert {(row.method, row.seeds) for row in rows} == {("PerSim", 2), ("PerSim+", 2), ("PerSim median", 2)}
+    methods = ("PerSim", "PerSim+", "PerSim median", "Vanilla CaDM", "PE-TS CaDM", "Joint network")
+    assert len(rows) == len(methods) * 5 * 2  # methods, agents, metrics
+    assert {(row.method, row.seeds) for row in rows} == {(method, 2) for method in methods}
     header = (tmp_path / "results" / "table7-quick.csv").read_text().splitlines()[0]
     assert header == "table,env,data,method,agent,metric,mean,std,seeds,scale,commit,wall_s"
     printed = capsys.readouterr().out
     assert "*paper: PerSim*" in printed and "0.0140" in printed  # Table 7, random, agent 1
+
+
+def test_every_method_is_kept_under_a_name_of_its_own(benchmark):
+    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    for table in protocol.TABLES.values():
+        methods = [*table.learned, *table.true]
+        scale = protocol.get_scale("quick")
+        names = {measure.Cell(table, "CartPole", "random", method, 0, scale).name for method in methods}
+        assert len(names) == len(methods)
 
 
 def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchmark, folders, tmp_path, monkeypatch):

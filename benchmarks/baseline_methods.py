@@ -1,0 +1,114 @@
+"""Measuring the other systems of the paper: CaDM, MOReL, BCQ, CQL, and the ablations of PerSim.
+
+They get the same data sets, the same planner with the same objective, and the training that the scale's budgets say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import measure
+import numpy as np
+import protocol
+
+from persim_gym import MPCAgent, get_task
+from persim_gym.baselines.bcq import fit_bcq
+from persim_gym.baselines.cadm import CaDM, CaDMAgent
+from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.baselines.context import ContextModel
+from persim_gym.baselines.cql import fit_cql
+from persim_gym.baselines.joint import fit_joint
+from persim_gym.baselines.morel import fit_morel
+from persim_gym.config import get_config
+from persim_gym.evaluation import run_episodes
+from persim_gym.types import Policy
+
+if TYPE_CHECKING:
+    from measure import Cell, Measured, Score
+
+METHODS = (*protocol.CADM, *protocol.POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
+_FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
+
+
+def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
+    """Return the scores of a cell of one of these methods, measured now or in an earlier run."""
+    if cell.method in protocol.POLICIES:
+        return _measure_policy(cell, folder, device)
+    model = _dynamics(cell, device, cache)
+    if "rmse" in cell.table.metrics:
+        measured = measure.once(folder / cell.name, lambda: measure.score_predictions(cell, model, device))
+    else:
+        measured = _by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
+    return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
+
+
+def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
+    """Return the trained dynamics of a cell. CaDM, which two tables share, is kept."""
+    log = measure.logged(cell.env, cell.data, cell.scale)
+    if cell.method == protocol.JOINT:
+        settings = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
+        return fit_joint(log, config=settings, seed=cell.seed, device=device, progress=sys.stderr.isatty())
+    method = protocol.PLAIN.get(cell.method, cell.method)
+    name = f"{''.join(filter(str.isalnum, method))}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.cadm"
+    path = measure.models_folder(cache) / name
+    if path.exists():
+        return CaDM.load(path)
+    budget = cell.scale.budgets.get(method, {})
+    show = sys.stderr.isatty()
+    model = fit_cadm(log, config=method, seed=cell.seed, device=device, progress=show, **budget)
+    model.save(path)
+    return model
+
+
+def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
+    """Score the same MPC as PerSim's; CaDM's context follows each episode."""
+    rng = np.random.default_rng([cell.seed, agent, 1])
+    settings: dict[str, Any] = {"objective": measure.objective_of(cell), "seed": rng, **cell.scale.planner}
+    if isinstance(model, CaDM):
+        policy: Policy = CaDMAgent(model, device=device, **settings)
+    else:
+        policy = MPCAgent(model.simulator(agent, device=device), **settings)
+    episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
+    return _score(cell, policy, agent, episodes)
+
+
+def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
+    """Train one policy for all agents (-P) or one for each (-A), and score it."""
+    name, _, variant = cell.method.partition("-")
+    log = measure.logged(cell.env, cell.data, cell.scale)
+    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
+    if name != "MOReL":
+        settings["device"] = device
+
+    def returns(policy: Policy, agent: int) -> Score:
+        return _score(cell, policy, agent, cell.scale.policy_episodes)
+
+    if variant == "A":
+        return _by_agent(cell, folder, lambda agent: returns(_FITS[name](log, agent=agent, **settings), agent))
+
+    def everyones() -> list[Score]:
+        policy = _FITS[name](log, **settings)
+        return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
+
+    return measure.once(folder / cell.name, everyones)
+
+
+def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:
+    task = get_task(cell.env)
+    system = task.system(np.tile(task.test_agents[agent], (episodes, 1)))
+    returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
+    return measure.Score(str(agent), "return", float(returns.mean()))
+
+
+def _by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
+    """Return the scores of all test agents; each agent is kept by itself."""
+    parts = [
+        measure.once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
+        for agent in range(len(get_task(cell.env).test_agents))
+    ]
+    scores = tuple(score for part in parts for score in part.scores)
+    return measure.Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))

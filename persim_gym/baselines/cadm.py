@@ -1,0 +1,401 @@
+"""CaDM: dynamics with a context computed from the last transitions (Lee et al., ICML 2020), vanilla and PE-TS.
+
+One network encodes the last K transitions into a context; a forward model predicts the next state from state, action
+and context; a backward model, used in training only, predicts the state from the next one. What it says of an agent
+thus depends on what the agent did last, not on who it is. PE-TS is the probabilistic ensemble with trajectory sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym import storage
+from persim_gym.baselines.context import (
+    ContextDynamics,
+    ContextModel,
+    ContextSimulator,
+    Features,
+    Scaling,
+    check_history,
+    layer_shapes,
+    mlp,
+)
+from persim_gym.devices import resolve_device
+from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
+from persim_gym.planning import MPCAgent
+from persim_gym.tasks import PlanningObjective, Task, get_task
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+_KIND = "cadm"
+_ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
+_MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+
+
+@dataclass(frozen=True)
+class CaDMConfig:
+    """Settings of CaDM and of its training; the defaults are Vanilla CaDM's, as in its authors' code."""
+
+    probabilistic: bool = False
+    """Whether the forward model predicts a variance, members learn from bootstrap samples and rollouts are sampled."""
+    num_members: int = 1
+    """M: each with an encoder, a forward and a backward model of its own."""
+    num_particles: int = 1
+    """P: trajectories of a rollout, as many for each member."""
+    history_length: int = 10
+    """K: transitions that the context is computed from."""
+    future_steps: int = 10
+    """F: a context is trained to explain the transition after it and those up to F − 1 steps later."""
+    futures_per_context: int = 10
+    """Of these F transitions, as many, drawn anew, enter a gradient step; fewer cost less and mean the same."""
+    context_size: int = 10
+    encoder_hidden: tuple[int, ...] = (256, 128, 64)
+    """Widths of the encoder's ReLU layers."""
+    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    """Widths of the swish layers of the forward and the backward model."""
+    backward_weight: float = 0.5
+    """β: weight of the backward model's loss."""
+    variance_weight: float = 0.01
+    """Weight of the distance between the learned bounds of the log variance."""
+    batch_size: int = 256
+    """Contexts in a gradient step."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    iterations: int = 20
+    """The log is replayed in so many parts; each iteration adds the next agents' trajectories."""
+    max_epochs: int = 200
+    """Of each iteration."""
+    max_gradient_steps: int = 150_000
+    """Of all iterations, each of which gets the same number of epochs."""
+    validation_fraction: float = 0.1
+    max_validation: int = 5000
+    """Contexts held out for early stopping."""
+    absolute: tuple[int, ...] = ()
+    """Coordinates of the observation whose next value is predicted itself and that are no input."""
+    angles: tuple[int, ...] = ()
+    """Coordinates that enter by sine and cosine."""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_hidden", "hidden", "absolute", "angles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in (
+            "num_members", "num_particles", "history_length", "future_steps", "futures_per_context", "context_size",
+            "batch_size", "iterations", "max_epochs", "max_gradient_steps",
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        if self.num_particles % self.num_members:
+            raise InvalidArgumentError(
+                f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}"
+            )
+        if self.futures_per_context > self.future_steps:
+            raise InvalidArgumentError(
+                f"futures_per_context={self.futures_per_context} must be at most future_steps={self.future_steps}"
+            )
+
+    @property
+    def features(self) -> Features:
+        """What the networks see of a state."""
+        return Features(self.absolute, self.angles)
+
+    def with_changes(self, **changes: Any) -> CaDMConfig:
+        """Return a copy with some settings changed."""
+        unknown = sorted(set(changes) - {field.name for field in fields(self)})
+        if unknown:
+            raise UnknownNameError(f"no setting {unknown[0]!r} of CaDM")
+        return replace(self, **changes)
+
+
+VANILLA_CADM = CaDMConfig()
+PE_TS_CADM = CaDMConfig(probabilistic=True, num_members=5, num_particles=20)
+CONFIGS = {"Vanilla CaDM": VANILLA_CADM, "PE-TS CaDM": PE_TS_CADM}
+_TASK_FEATURES: dict[str, dict[str, Any]] = {"HalfCheetah": {"absolute": (0,), "angles": (2,)}}
+"""As in the authors' code: the forward speed is predicted itself, the pitch seen by sine and cosine."""
+
+
+def get_cadm_config(config: str | CaDMConfig, task_name: str) -> CaDMConfig:
+    """Return a configuration by name, "Vanilla CaDM" or "PE-TS CaDM", with the task's own features."""
+    if isinstance(config, CaDMConfig):
+        return config
+    if config not in CONFIGS:
+        raise UnknownNameError(f"unknown config {config!r}; named ones are {', '.join(CONFIGS)}")
+    return CONFIGS[config].with_changes(**_TASK_FEATURES.get(task_name, {}))
+
+
+def parameter_shapes(config: CaDMConfig, task: Task) -> dict[str, tuple[int, int, int]]:
+    """Return the shape of every parameter: weights (M, outputs, inputs), biases (M, outputs, 1)."""
+    size, members = task.observation_size, config.num_members
+    history = config.history_length * (size + task.action_size)
+    inputs = config.features.size(size) + task.action_size + config.context_size
+    shapes = layer_shapes("encoder", members, (history, *config.encoder_hidden, config.context_size))
+    shapes |= layer_shapes("forward", members, (inputs, *config.hidden, size * (2 if config.probabilistic else 1)))
+    shapes |= layer_shapes("backward", members, (inputs, *config.hidden, size))
+    if config.probabilistic:
+        shapes |= {"min_log_variance": (1, size, 1), "max_log_variance": (1, size, 1)}
+    return shapes
+
+
+def weight_decay(name: str) -> float:
+    """Return the coefficient of ½‖W‖² of a layer's weight; zero for what is not penalized."""
+    network, _, rest = name.partition(".")
+    if not rest.endswith("weight"):
+        return 0.0
+    decays = _ENCODER_DECAY if network == "encoder" else _MODEL_DECAY
+    return decays[min(int(rest.partition(".")[0]), len(decays) - 1)]
+
+
+def encode(parameters: Mapping[str, Tensor], histories: Tensor) -> Tensor:
+    """Return the contexts (M, context, B) of histories (M, K·(D + A), B): member m's come from member m's encoder."""
+    return mlp(parameters, "encoder", histories, torch.relu)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CaDM(ContextModel):
+    """Trained CaDM, of one member or an ensemble. Made by `fit_cadm` or `CaDM.load`.
+
+    ``simulator(agent)`` takes the agent's context from its last logged transitions; `ContextSimulator.conditioned_on`
+    and `CaDMAgent` take it from the running episode, as the method does at test time.
+    """
+
+    config: CaDMConfig = field(default_factory=CaDMConfig)
+    histories: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """(N, K·(D + A)): each agent's last K logged transitions, as `History` has them."""
+
+    @property
+    def simulator_type(self) -> type[CaDMSimulator]:
+        return CaDMSimulator
+
+    @property
+    def num_members(self) -> int:
+        """P: particles, each tied to a member."""
+        return self.config.num_particles
+
+    def dynamics(self, device: torch.device) -> ContextDynamics:
+        config, found = self.config, self._tensors(device)
+        bounds = (found["min_log_variance"], found["max_log_variance"]) if config.probabilistic else None
+        return ContextDynamics(
+            parameters=found,
+            features=config.features,
+            inputs=Scaling(found["input_mean"], found["input_scale"]),
+            targets=Scaling(found["target_mean"], found["target_scale"]),
+            actions=None if self.task.discrete else Scaling(found["action_mean"], found["action_scale"]),
+            action_size=self.task.action_size,
+            activation=torch.nn.functional.silu,
+            particles_per_member=config.num_particles // config.num_members,
+            log_variance_bounds=bounds,
+        )
+
+    def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
+        return self.contexts(self.histories[agents], device)
+
+    def contexts(self, histories: FloatArray, device: torch.device) -> Tensor:
+        """Return the contexts (M, context, B) of histories (B, K·(D + A))."""
+        inputs = torch.tensor(np.asarray(histories, np.float32), device=device).T
+        with torch.inference_mode():
+            return encode(self._tensors(device), inputs.expand(self.config.num_members, -1, -1).contiguous())
+
+    def simulator_of(
+        self, histories: FloatArray, *, aggregate: str = "mean", device: torch.device, seed: int = 0
+    ) -> CaDMSimulator:
+        """Return the simulator of B environments with histories (B, K·(D + A)), one each."""
+        rows = np.arange(len(histories))
+        return CaDMSimulator(
+            self, rows, self.contexts(histories, device), aggregate=aggregate, device=device, seed=seed
+        )
+
+    def new_histories(self, count: int) -> History:
+        """Return the empty histories of so many environments."""
+        scaling = None
+        if not self.task.discrete:
+            scaling = self.parameters["action_mean"][:, 0], self.parameters["action_scale"][:, 0]
+        return History.empty(self.task, self.config.history_length, count, scaling)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        arrays = {f"parameters.{name}": array for name, array in self.parameters.items()}
+        arrays |= {"histories": self.histories, "initial_observations": self.initial_observations}
+        if self.covariates is not None:
+            arrays["covariates"] = self.covariates
+        document = {
+            "task": self.task.name,
+            "agent_labels": list(self.agent_labels),
+            "config": asdict(self.config),
+            "provenance": dict(self.provenance),
+        }
+        storage.write(path, _KIND, arrays, document)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CaDM:
+        """Read a file written by `save`.
+
+        Raises:
+            FileFormatError: damaged, of a newer format, or not a CaDM.
+
+        """
+        arrays, document = storage.read(path, _KIND)
+        parameters = {
+            name.removeprefix("parameters."): np.array(array)
+            for name, array in arrays.items()
+            if name.startswith("parameters.")
+        }
+        try:
+            config = CaDMConfig().with_changes(**document["config"])
+            task = get_task(document["task"])
+            made = cls(
+                task=task,
+                parameters=parameters,
+                agent_labels=tuple(document["agent_labels"]),
+                initial_observations=np.array(arrays["initial_observations"]),
+                covariates=arrays.get("covariates"),
+                provenance=document["provenance"],
+                config=config,
+                histories=np.array(arrays["histories"]),
+            )
+        except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
+            raise FileFormatError(f"{path}: the header is damaged ({error})") from error
+        for name, shape in parameter_shapes(config, task).items():
+            if name not in parameters or parameters[name].shape != shape:
+                raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
+        return made
+
+    def _tensors(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: torch.tensor(array, device=device) for name, array in self.parameters.items()}
+
+
+class CaDMSimulator(ContextSimulator):
+    """The simulator of a CaDM; its context stays fixed while it steps."""
+
+    model: CaDM
+
+    def conditioned_on(self, observations: Any, actions: Any) -> CaDMSimulator:
+        """Return the simulator of B episodes, with the context of their last transitions.
+
+        Args:
+            observations: (B, T + 1, D) of the beginning of each episode, the current one last.
+            actions: (B, T) or (B, T, A) taken between them.
+
+        """
+        states, moves = check_history(observations, actions, self.task)
+        history = self.model.new_histories(len(states))
+        for step in range(moves.shape[1]):
+            history = history.after(states[:, step], moves[:, step], states[:, step + 1])
+        return self.model.simulator_of(
+            history.values, aggregate=self.aggregate, device=self.device, seed=self._generator.initial_seed()
+        )
+
+
+@dataclass(frozen=True)
+class History:
+    """The last K transitions of B episodes: changes of state in raw units, and actions; oldest first, then zeros."""
+
+    values: FloatArray
+    """(B, K·(D + A)) float32."""
+    counts: IntArray
+    """(B,): how many of the K places are filled."""
+    num_actions: int
+    """A of discrete actions, which are stored one-hot; 0 for continuous ones."""
+    width: int
+    """D + A."""
+    action_scaling: tuple[FloatArray, FloatArray] | None
+    """Mean and scale (A,) of continuous actions."""
+
+    @classmethod
+    def empty(
+        cls, task: Task, length: int, count: int, action_scaling: tuple[FloatArray, FloatArray] | None
+    ) -> History:
+        """Return the histories of B episodes that begin."""
+        width = task.observation_size + task.action_size
+        values = np.zeros((count, length * width), np.float32)
+        num_actions = task.action_size if task.discrete else 0
+        return cls(values, np.zeros(count, np.int64), num_actions, width, action_scaling)
+
+    def after(self, observations: FloatArray, actions: Any, next_observations: FloatArray) -> History:
+        """Return the histories one transition later; the oldest goes where all places are filled."""
+        if self.num_actions:
+            moves = np.eye(self.num_actions, dtype=np.float32)[np.asarray(actions)]
+        else:
+            mean, scale = self.action_scaling or (np.zeros(1), np.ones(1))
+            moves = (np.asarray(actions) - mean) / scale
+        latest = np.concatenate([np.subtract(next_observations, observations), moves], axis=1)
+        places = self.values.reshape(len(self.values), -1, self.width).copy()
+        length, rows = places.shape[1], np.arange(len(places))
+        full = self.counts == length
+        places[full] = np.roll(places[full], -1, axis=1)
+        places[rows, np.where(full, length - 1, self.counts)] = latest
+        return replace(self, values=places.reshape(self.values.shape), counts=np.minimum(self.counts + 1, length))
+
+    def restarted(self, begun: BoolArray) -> History:
+        """Return the histories with those of episodes that begin (B,) emptied."""
+        return replace(
+            self,
+            values=np.where(begun[:, None], np.float32(0), self.values),
+            counts=np.where(begun, 0, self.counts),
+        )
+
+
+class CaDMAgent:
+    """MPC in a CaDM whose context follows the running episode, and is fixed within a plan.
+
+    What `predict` needs of the past travels in ``state``, as `persim_gym.MPCAgent`'s plans do: the plans, the
+    histories, the last observations and the last actions.
+    """
+
+    def __init__(
+        self,
+        model: CaDM,
+        *,
+        objective: PlanningObjective | None = None,
+        device: str = "cpu",
+        seed: int | np.random.Generator = 0,
+        **planner: Any,
+    ) -> None:
+        """Make the agent.
+
+        Args:
+            model: to plan in.
+            objective: what to maximize; the task's if not given.
+            device: to plan on.
+            seed: of the candidates and of the sampled next states.
+            **planner: more settings of `persim_gym.MPCAgent`.
+
+        """
+        self.model = model
+        self._device = resolve_device(device)
+        self._rng = np.random.default_rng(seed)
+        self._sampling_seed = int(self._rng.integers(2**31))
+        # Every particle follows its own trajectory, for continuous actions too (TS∞).
+        self._planner = {"propagation": "per_member", "objective": objective, **planner}
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """Plan for E observations (E, D) together; return actions (E,) or (E, A), and the next call's ``state``.
+
+        Args:
+            observation: current observation of each environment.
+            state: what the previous call returned, or None at the start.
+            episode_start: (E,) whether an episode begins here; its history and its plan are then forgotten.
+            deterministic: not used; plans are drawn from the agent's own generator.
+
+        """
+        single = np.ndim(observation) == 1
+        observations = np.atleast_2d(np.asarray(observation, np.float32))
+        plans = None
+        if state is None:
+            history = self.model.new_histories(len(observations))
+            step = 0
+        else:
+            plans, history, before, actions, step = state
+            history = history.after(before, actions, observations)
+            if episode_start is not None:
+                history = history.restarted(np.asarray(episode_start, bool).reshape(-1))
+        simulator = self.model.simulator_of(history.values, device=self._device, seed=self._sampling_seed + step)
+        planner = MPCAgent(simulator, seed=self._rng, **self._planner)
+        actions, plans = planner.predict(observations, plans, episode_start)
+        return (actions[0] if single else actions), (plans, history, observations, actions, step + 1)

@@ -1,0 +1,325 @@
+"""`fit_cadm`: the training of CaDM on a log (offline, as the PerSim paper's appendix D adapts it)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
+from persim_gym.baselines.context import Scaling, mlp, soft_clamp
+from persim_gym.columns import check_fits_task
+from persim_gym.data import Trajectories
+from persim_gym.devices import resolve_device
+from persim_gym.errors import TrainingDivergedError
+from persim_gym.tasks import Task
+from persim_gym.terminal import ProgressBar
+from persim_gym.training import task_of
+from persim_gym.types import IntArray
+
+_PERSISTENCE = 0.99
+_MAX_INITIAL_OBSERVATIONS = 10_000
+
+
+def fit_cadm(
+    trajectories: Trajectories,
+    *,
+    task: str | Task | None = None,
+    config: str | CaDMConfig = "Vanilla CaDM",
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    **changes: Any,
+) -> CaDM:
+    """Train CaDM on all trajectories of a log.
+
+    The log is replayed as the paper's adaptation does: each of 20 iterations adds the trajectories of the next
+    twentieth of the agents, in random order, standardizes anew and goes on training. What the paper leaves open: every
+    iteration gets the same number of epochs, at most 200, and so many that all of them together make no more gradient
+    steps than the configuration allows; an iteration ends early when a slow average of its validation loss grows.
+
+    Args:
+        trajectories: the log.
+        task: what it is a log of; by default the task named in it.
+        config: "Vanilla CaDM", "PE-TS CaDM", or settings.
+        seed: of the initial weights, the order of agents and the batches.
+        device: "auto", "cpu", "cuda", … .
+        progress: whether to show a bar.
+        **changes: to the configuration.
+
+    Raises:
+        InvalidDataError: the log does not fit the task.
+        TrainingDivergedError: the loss is no longer finite.
+
+    """
+    found = task_of(trajectories, task)
+    check_fits_task(trajectories.observations, trajectories.actions, found)
+    settings = get_cadm_config(config, found.name).with_changes(**changes)
+    start = time.perf_counter()
+    trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))
+    parts = trainer.parts()
+    epochs = trainer.epochs_per_iteration(parts)
+    with ProgressBar("CaDM", len(parts) * epochs, progress) as bar:
+        for index, (kept, held_out) in enumerate(parts):
+            trainer.run_iteration(kept, held_out, epochs, bar)
+            bar.complete((index + 1) * epochs)
+    return trainer.model(
+        {
+            "data_digest": trajectories.digest,
+            "data": dict(trajectories.provenance),
+            "num_transitions": trajectories.num_transitions,
+            "seed": seed,
+            "gradient_steps": trainer.steps,
+            "wall_seconds": round(time.perf_counter() - start, 1),
+        }
+    )
+
+
+def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: _Batch) -> Tensor:
+    """Return each member's loss (M,), without the penalty of the weights, for its own batch.
+
+    Every future transition is a one-step sample of its own, paired with the context of the history before it; a
+    transition after the end of its episode weighs nothing.
+    """
+    contexts = encode(parameters, batch.histories)
+    repeats = batch.targets.shape[2] // contexts.shape[2]
+    contexts = contexts.repeat_interleave(repeats, dim=2)
+    outputs = mlp(
+        parameters, "forward", torch.cat([batch.inputs, batch.actions, contexts], dim=1), torch.nn.functional.silu
+    )
+    backward = mlp(
+        parameters, "backward", torch.cat([batch.next_inputs, batch.actions, contexts], dim=1),
+        torch.nn.functional.silu,
+    )  # fmt: skip
+    total = batch.weight.sum(dim=(1, 2)) * batch.targets.shape[1]
+    if config.probabilistic:
+        mean, log_variance = outputs.chunk(2, dim=1)
+        low, high = parameters["min_log_variance"], parameters["max_log_variance"]
+        log_variance = soft_clamp(log_variance, low, high)
+        forward = (mean - batch.targets).square() * (-log_variance).exp() + log_variance
+        bounds = config.variance_weight * (high - low).sum()
+    else:
+        forward, bounds = (outputs - batch.targets).square(), 0.0
+    error = forward + config.backward_weight * (backward - batch.backward_targets).square()
+    # The bounds are shared, so their term counts once, not once a member.
+    return (error * batch.weight).sum(dim=(1, 2)) / total + bounds / len(contexts)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """B contexts of each member and the transitions they are to explain, f each."""
+
+    histories: Tensor
+    """(M, K·(D + A), B)."""
+    inputs: Tensor
+    """(M, F, B·f): standardized features of the states."""
+    next_inputs: Tensor
+    """(M, F, B·f): of the next states."""
+    actions: Tensor
+    """(M, A, B·f)."""
+    targets: Tensor
+    """(M, D, B·f)."""
+    backward_targets: Tensor
+    """(M, D, B·f)."""
+    weight: Tensor
+    """(M, 1, B·f): 0 where the transition is after the end of the episode."""
+
+
+@dataclass(frozen=True)
+class _Standardized:
+    """The log as the networks see it, a column a transition, and the scalings that made it so."""
+
+    columns: Tensor
+    """(T, 2·F + A + 2·D): features, next features, actions, targets, backward targets."""
+    moves: Tensor
+    """(T + 1, D + A): change of state and action of a transition; the last row is zero."""
+    inputs: Scaling
+    actions: Scaling | None
+    targets: Scaling
+
+
+class _Trainer:
+    """The parameters, the optimizer and the random generators of one training run."""
+
+    def __init__(self, log: Trajectories, task: Task, config: CaDMConfig, seed: int, device: torch.device) -> None:
+        self._log, self._task, self._config, self._device = log, task, config, device
+        self._rng = np.random.default_rng([seed, 0])
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self.parameters = self._initial_parameters()
+        groups: dict[float, list[Tensor]] = {}
+        for name, tensor in self.parameters.items():
+            groups.setdefault(weight_decay(name), []).append(tensor.requires_grad_())
+        # Adam's weight decay adds decay·W to the gradient, which is the gradient of decay·½‖W‖².
+        self._optimizer = torch.optim.Adam(
+            [{"params": tensors, "weight_decay": decay} for decay, tensors in groups.items()],
+            lr=config.learning_rate,
+            fused=True,
+        )
+        self.steps = 0
+        self._states = torch.tensor(np.asarray(log.observations, np.float32).T.copy(), device=device)
+        self._next_states = torch.tensor(np.asarray(log.next_observations, np.float32).T.copy(), device=device)
+        self._actions = torch.tensor(np.array(log.actions), device=device)
+        lengths = log.episode_lengths
+        self._starts = torch.tensor(np.repeat(log.episode_starts, lengths), device=device)
+        self._ends = torch.tensor(np.repeat(log.episode_ends, lengths), device=device)
+        self._data: _Standardized | None = None
+
+    def parts(self) -> list[tuple[IntArray, IntArray]]:
+        """Return for each iteration the transitions seen so far: those to train on and those held out."""
+        config, log = self._config, self._log
+        order = self._rng.permutation(log.num_agents)
+        by_agent = np.split(np.argsort(log.agents, kind="stable"), np.cumsum(np.bincount(log.agents))[:-1])
+        kept, held_out, parts = np.empty(0, np.int64), np.empty(0, np.int64), []
+        for agents in np.array_split(order, min(config.iterations, log.num_agents)):
+            rows = self._rng.permutation(np.concatenate([by_agent[agent] for agent in agents]))
+            count = min(int(config.validation_fraction * len(rows)), config.max_validation - len(held_out))
+            held_out, kept = np.append(held_out, rows[:count]), np.append(kept, rows[count:])
+            parts.append((kept, held_out))
+        return parts
+
+    def epochs_per_iteration(self, parts: list[tuple[IntArray, IntArray]]) -> int:
+        """Return how many epochs each iteration may take."""
+        config = self._config
+        steps = sum(-(-len(kept) // config.batch_size) for kept, _ in parts)
+        return max(1, min(config.max_epochs, config.max_gradient_steps // steps))
+
+    def run_iteration(self, kept: IntArray, held_out: IntArray, epochs: int, bar: ProgressBar) -> None:
+        """Standardize over the transitions seen so far, then train until the validation loss grows."""
+        config = self._config
+        seen = torch.as_tensor(np.append(kept, held_out), device=self._device)
+        self._data = self._standardize(seen)
+        rows = torch.as_tensor(kept, device=self._device).expand(config.num_members, -1)
+        if config.probabilistic:
+            drawn = torch.randint(len(kept), rows.shape, generator=self._generator, device=self._device)
+            rows = rows.gather(1, drawn)
+        average: float | None = None
+        for _ in range(epochs):
+            loss = self._run_epoch(rows)
+            if not np.isfinite(loss):
+                raise TrainingDivergedError(
+                    f"the loss is {loss} after {self.steps} gradient steps; lower the learning rate "
+                    f"(learning_rate={config.learning_rate})"
+                )
+            bar.advance(f"loss {loss:.3e}")
+            if len(held_out) == 0:
+                continue
+            validation = self._validation_loss(torch.as_tensor(held_out, device=self._device))
+            before = average
+            if average is None:
+                average = validation + 0.5 * abs(validation)
+            average = _PERSISTENCE * average + (1 - _PERSISTENCE) * validation
+            if before is not None and average > before:
+                break
+
+    def model(self, provenance: dict[str, Any]) -> CaDM:
+        """Return what was learned."""
+        data, log, config = self._data, self._log, self._config
+        arrays = {name: tensor.detach() for name, tensor in self.parameters.items()}
+        arrays |= {"input_mean": data.inputs.mean, "input_scale": data.inputs.scale}
+        arrays |= {"target_mean": data.targets.mean, "target_scale": data.targets.scale}
+        if data.actions is not None:
+            arrays |= {"action_mean": data.actions.mean, "action_scale": data.actions.scale}
+        last = log.episode_ends[[np.flatnonzero(log.episode_agents == agent)[-1] for agent in range(log.num_agents)]]
+        histories = self._histories(torch.as_tensor(last - 1, device=self._device)[None], after=1)[0].T
+        return CaDM(
+            task=self._task,
+            parameters={name: tensor.cpu().numpy().copy() for name, tensor in arrays.items()},
+            agent_labels=log.agent_labels,
+            initial_observations=log.initial_observations[:_MAX_INITIAL_OBSERVATIONS],
+            covariates=None if log.covariates is None else np.asarray(log.covariates),
+            provenance=provenance,
+            config=config,
+            histories=histories.cpu().numpy().copy(),
+        )
+
+    def _initial_parameters(self) -> dict[str, Tensor]:
+        """Return truncated normal weights of deviation 1/(2·√fan-in), zero biases, log variances from −10 to 0.5."""
+        parameters = {}
+        for name, shape in parameter_shapes(self._config, self._task).items():
+            tensor = torch.zeros(shape, device=self._device)
+            if name.endswith("weight"):
+                deviation = 0.5 * shape[2] ** -0.5
+                torch.nn.init.trunc_normal_(
+                    tensor, std=deviation, a=-2 * deviation, b=2 * deviation, generator=self._generator
+                )
+            elif name.endswith("log_variance"):
+                tensor.fill_(0.5 if name.startswith("max") else -10.0)
+            parameters[name] = tensor
+        return parameters
+
+    def _standardize(self, seen: Tensor) -> _Standardized:
+        features = self._config.features
+        states, next_states = self._states, self._next_states
+        inputs, next_inputs = features.of(states), features.of(next_states)
+        targets = next_states - features.base(states)
+        backward = states - features.base(next_states)
+        if self._task.discrete:
+            actions = torch.nn.functional.one_hot(self._actions, self._task.action_size).T.float()
+            action_scaling = None
+        else:
+            actions = self._actions.T.float()
+            action_scaling = Scaling.of(actions[:, seen])
+            actions = action_scaling(actions)
+        input_scaling, target_scaling = Scaling.of(inputs[:, seen]), Scaling.of(targets[:, seen])
+        backward_scaling = Scaling.of(backward[:, seen])
+        columns = torch.cat(
+            [
+                input_scaling(inputs), input_scaling(next_inputs), actions, target_scaling(targets),
+                backward_scaling(backward),
+            ]
+        )  # fmt: skip
+        moves = torch.cat([next_states - states, actions]).T
+        moves = torch.cat([moves, torch.zeros_like(moves[:1])])
+        return _Standardized(columns.T.contiguous(), moves, input_scaling, action_scaling, target_scaling)
+
+    def _run_epoch(self, rows: Tensor) -> float:
+        config = self._config
+        shuffled = torch.argsort(torch.rand(rows.shape, generator=self._generator, device=self._device), dim=1)
+        total = torch.zeros((), device=self._device)
+        for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
+            offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
+            loss = losses(self.parameters, config, self._batch(part, offsets[: config.futures_per_context])).sum()
+            self._optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            self._optimizer.step()
+            self.steps += 1
+            total += loss.detach() * (part.shape[1] / rows.shape[1])
+        return float(total) / config.num_members
+
+    @torch.no_grad()
+    def _validation_loss(self, rows: Tensor) -> float:
+        config = self._config
+        offsets = torch.arange(0, config.future_steps, device=self._device)
+        offsets = offsets[:: max(1, config.future_steps // config.futures_per_context)]
+        total = 0.0
+        for part in rows.split(config.batch_size):
+            batch = self._batch(part.expand(config.num_members, -1), offsets)
+            total += float(losses(self.parameters, config, batch).mean()) * len(part) / len(rows)
+        return total
+
+    def _batch(self, rows: Tensor, offsets: Tensor) -> _Batch:
+        """Gather the histories before transitions (M, B), and the transitions ``offsets`` (f,) after them."""
+        size, inputs = self._task.observation_size, self._data.inputs.mean.shape[0]
+        futures = rows[:, :, None] + offsets
+        ends = self._ends[rows][:, :, None]
+        weight = (futures < ends).flatten(1)
+        chosen = torch.minimum(futures, ends - 1).flatten(1)
+        columns = self._data.columns[chosen].transpose(1, 2).contiguous()
+        sizes = (inputs, inputs, self._task.action_size, size, size)
+        states, next_states, actions, targets, backward_targets = columns.split(sizes, dim=1)
+        return _Batch(
+            self._histories(rows), states, next_states, actions, targets, backward_targets, weight[:, None].float()
+        )
+
+    def _histories(self, rows: Tensor, after: int = 0) -> Tensor:
+        """Return the histories (M, K·(D + A), B) before (or ``after`` = 1: including) transitions (M, B)."""
+        length = self._config.history_length
+        stop = (rows + after)[:, :, None]
+        first = torch.maximum(stop - length, self._starts[rows][:, :, None])
+        index = first + torch.arange(length, device=self._device)
+        index = torch.where(index < stop, index, len(self._data.moves) - 1)
+        return self._data.moves[index].flatten(2).transpose(1, 2).contiguous()

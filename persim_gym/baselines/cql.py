@@ -1,0 +1,62 @@
+"""CQL: Q-learning that distrusts actions the log does not hold (Kumar et al., 2020), by d3rlpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from persim_gym.baselines.logs import finite_action_bounds, policy_log
+from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, train
+from persim_gym.data import Trajectories
+from persim_gym.tasks import Task
+
+PAPER_STEPS = 550_000
+"""The paper gives none for CQL; these are BCQ's."""
+
+
+def fit_cql(
+    trajectories: Trajectories,
+    *,
+    agent: int | str | None = None,
+    task: str | Task | None = None,
+    steps: int = PAPER_STEPS,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    callback: Callable[[OfflinePolicy, int], None] | None = None,
+    callback_every: int = 10_000,
+    **settings: Any,
+) -> OfflinePolicy:
+    """Learn a policy from a log with d3rlpy's discrete or continuous CQL.
+
+    Args:
+        trajectories: the log.
+        agent: index or label of the agent whose own trajectories are used ("CQL-A"); everyone's if None ("CQL-P").
+        task: what it is a log of; by default the task named in it.
+        steps: gradient steps; 550,000 take hours.
+        seed: of the initial weights and the batches.
+        device: "auto", "cpu", "cuda", … .
+        progress: whether to show a bar.
+        callback: called with the policy and the steps done, for learning curves.
+        callback_every: steps between its calls.
+        **settings: to change in d3rlpy's ``DiscreteCQLConfig`` or ``CQLConfig``.
+
+    Raises:
+        InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
+        InvalidActionError: continuous actions without bounds.
+        MissingExtraError: d3rlpy is not installed.
+
+    """
+    log, found = policy_log(trajectories, task, agent)
+    algorithms = d3rlpy().algos
+    # What the paper states (appendix D); the rest are d3rlpy's defaults, unchanged since the paper's time.
+    if found.discrete:
+        config = algorithms.DiscreteCQLConfig(batch_size=512, n_critics=3, alpha=1.0, learning_rate=1e-4)
+    else:
+        finite_action_bounds(found)
+        config = algorithms.CQLConfig(actor_learning_rate=3e-5, critic_learning_rate=3e-4, alpha_threshold=5.0)
+    algorithm = configured(config, settings).create(device=device_name(device))
+    return train(
+        algorithm, log, found, steps=steps, seed=seed, progress=progress,
+        callback=callback, callback_every=callback_every,
+    )  # fmt: skip

@@ -1,0 +1,192 @@
+"""PerSim without its factorization: one network is fed [state, action, agent embedding] (an ablation).
+
+Everything else is PerSim's: as many members, embeddings as long as its factors, hidden layers as wide as its state
+encoder's, the same batches, epochs and learning rate.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym.baselines.context import ContextDynamics, ContextModel, Features, Scaling, layer_shapes, mlp
+from persim_gym.columns import check_fits_task
+from persim_gym.config import PerSimConfig, get_config
+from persim_gym.data import Trajectories
+from persim_gym.devices import resolve_device, threads_for
+from persim_gym.errors import TrainingDivergedError
+from persim_gym.model import Normalizer
+from persim_gym.tasks import Task
+from persim_gym.terminal import ProgressBar
+from persim_gym.training import task_of
+from persim_gym.types import IntArray
+
+_MAX_INITIAL_OBSERVATIONS = 10_000
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JointModel(ContextModel):
+    """M networks and an embedding of every agent in each. Made by `fit_joint`."""
+
+    config: PerSimConfig = field(default_factory=PerSimConfig)
+    normalizer: Normalizer = field(default_factory=lambda: Normalizer.identity(0))
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return self.config.num_members
+
+    def dynamics(self, device: torch.device) -> ContextDynamics:
+        normalizer, size = self.normalizer, self.task.action_size
+        plain = None if self.task.discrete else Scaling(torch.zeros(size, 1).to(device), torch.ones(size, 1).to(device))
+        return ContextDynamics(
+            parameters={name: torch.tensor(array, device=device) for name, array in self.parameters.items()},
+            features=Features(),
+            inputs=_scaling(normalizer.state_mean, normalizer.state_scale, device),
+            targets=_scaling(normalizer.change_mean, normalizer.change_scale, device),
+            actions=plain,
+            action_size=size,
+            activation=torch.relu,
+        )
+
+    def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
+        return torch.tensor(self.parameters["agent.weight"][:, agents], device=device).transpose(1, 2)
+
+
+def fit_joint(
+    trajectories: Trajectories,
+    *,
+    task: str | Task | None = None,
+    config: str | PerSimConfig | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> JointModel:
+    """Train the joint network on all transitions of a log.
+
+    Args:
+        trajectories: the log.
+        task: what it is a log of; by default the task named in it.
+        config: PerSim's settings, of which the joint network takes what it has.
+        seed: of the initial weights and the batches.
+        device: "auto", "cpu", "cuda", … .
+        progress: whether to show a bar.
+
+    Raises:
+        InvalidDataError: the log does not fit the task.
+        TrainingDivergedError: the loss is no longer finite.
+
+    """
+    found = task_of(trajectories, task)
+    check_fits_task(trajectories.observations, trajectories.actions, found)
+    settings = get_config(config, found.name)
+    where = resolve_device(device)
+    start = time.perf_counter()
+    identity = Normalizer.identity(found.observation_size)
+    normalizer = (
+        Normalizer.of(trajectories.observations, trajectories.next_observations) if settings.normalize else identity
+    )
+    with threads_for(settings.state_hidden):
+        parameters, loss = _train(trajectories, found, settings, normalizer, seed, where, progress)
+    provenance: dict[str, Any] = {
+        "data_digest": trajectories.digest,
+        "seed": seed,
+        "training_loss": loss,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+    }
+    return JointModel(
+        task=found,
+        parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in parameters.items()},
+        agent_labels=trajectories.agent_labels,
+        initial_observations=trajectories.initial_observations[:_MAX_INITIAL_OBSERVATIONS],
+        covariates=None if trajectories.covariates is None else np.asarray(trajectories.covariates),
+        provenance=provenance,
+        config=settings,
+        normalizer=normalizer,
+    )
+
+
+def _train(
+    log: Trajectories,
+    task: Task,
+    config: PerSimConfig,
+    normalizer: Normalizer,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> tuple[dict[str, Tensor], float]:
+    generator = torch.Generator(device).manual_seed(seed)
+    parameters = _initial_parameters(log, task, config, generator, device)
+    optimizer = torch.optim.Adam(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    inputs, targets = _columns(log, task, normalizer, device)
+    agents = torch.tensor(np.asarray(log.agents, np.int64), device=device)
+    members, count, every = config.num_members, len(inputs), config.halve_learning_rate_every
+    member, mean = torch.arange(members, device=device)[:, None], float("nan")
+    with ProgressBar("joint network", config.epochs, progress) as bar:
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * 0.5 ** (epoch // every if every else 0)
+            total = torch.zeros((), device=device)
+            order = torch.argsort(torch.rand(members, count, generator=generator, device=device), dim=1)
+            for rows in order.split(config.batch_size, dim=1):
+                embedded = parameters["agent.weight"][member, agents[rows]]
+                fed = torch.cat([inputs[rows], embedded], dim=2).transpose(1, 2)
+                error = mlp(parameters, "forward", fed, torch.relu) - targets[rows].transpose(1, 2)
+                loss = _loss(error, config.huber_threshold)
+                optimizer.zero_grad(set_to_none=False)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach() * (rows.shape[1] / count)
+            mean = float(total) / members
+            if not np.isfinite(mean):
+                raise TrainingDivergedError(f"the loss is {mean} after epoch {epoch + 1}; lower the learning rate")
+            bar.advance(f"loss {mean:.3e}")
+    return parameters, mean
+
+
+def _loss(error: Tensor, huber_threshold: float | None) -> Tensor:
+    """Return the members' summed mean squared errors; with a threshold, twice Huber's loss, as PerSim's training."""
+    squared = error.square()
+    if huber_threshold is not None:
+        size = error.abs()
+        squared = torch.where(size <= huber_threshold, squared, huber_threshold * (2 * size - huber_threshold))
+    return squared.mean(dim=(1, 2)).sum()
+
+
+def _initial_parameters(
+    log: Trajectories, task: Task, config: PerSimConfig, generator: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
+    sizes = (task.observation_size + task.action_size + config.rank, *config.state_hidden, task.observation_size)
+    shapes: dict[str, tuple[int, ...]] = dict(layer_shapes("forward", config.num_members, sizes))
+    parameters = {}
+    for name, shape in shapes.items():
+        bound = sizes[int(name.split(".")[1])] ** -0.5  # torch's own initialization of a linear layer
+        parameters[name] = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
+    table = torch.empty(config.num_members, log.num_agents, config.rank, device=device)
+    parameters["agent.weight"] = table.normal_(generator=generator)  # torch's own of an embedding
+    return {name: tensor.requires_grad_() for name, tensor in parameters.items()}
+
+
+def _columns(log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return inputs (T, D + A) without the embedding, and targets (T, D)."""
+    observations = np.asarray(log.observations, np.float64)
+    changes = np.asarray(log.next_observations, np.float64) - observations
+    states = (observations - normalizer.state_mean) / normalizer.state_scale
+    actions = np.eye(task.action_size)[np.asarray(log.actions, np.int64)] if task.discrete else np.asarray(log.actions)
+    targets = (changes - normalizer.change_mean) / normalizer.change_scale
+    inputs = np.concatenate([states, actions], axis=1)
+    return (
+        torch.tensor(inputs.astype(np.float32), device=device),
+        torch.tensor(targets.astype(np.float32), device=device),
+    )
+
+
+def _scaling(mean: Any, scale: Any, device: torch.device) -> Scaling:
+    return Scaling(*(torch.tensor(column, dtype=torch.float32, device=device)[:, None] for column in (mean, scale)))

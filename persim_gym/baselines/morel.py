@@ -1,0 +1,164 @@
+"""MOReL: a policy learned where the model knows what it is doing (Kidambi et al., NeurIPS 2020).
+
+An ensemble learns the dynamics of whoever is in the log; what its members disagree on is made terribly expensive; PPO
+of Stable-Baselines3 learns a policy in what is left (`persim_gym.baselines.pessimistic`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from persim_gym.baselines.logs import finite_action_bounds, policy_log
+from persim_gym.baselines.morel_ppo import check_installed, learn_ppo
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
+from persim_gym.data import Trajectories
+from persim_gym.devices import single_thread
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, UnknownNameError
+from persim_gym.tasks import Task
+
+
+@dataclass(frozen=True)
+class MOReLConfig:
+    """Settings of MOReL as the paper ran it; what it leaves open is the MOReL code it cites, or said here."""
+
+    num_members: int = 4
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the dynamics' ReLU layers."""
+    epochs: int = 100
+    """Of the dynamics; the weights with the least validation error are kept."""
+    max_gradient_steps: int | None = None
+    """Of the dynamics; fewer epochs are run if these would take more."""
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    """Of Adam, for the dynamics."""
+    threshold_scale: float = 1.0
+    """c: pairs whose discrepancy is above c times the largest of the log's are unknown."""
+    penalty: float = 50.0
+    """κ, the cost of halting."""
+    max_episode_steps: int = 500
+    """Of an episode in the pessimistic MDP."""
+    policy_steps: int = 1_000_000
+    """Steps in the pessimistic MDP that PPO learns from."""
+    num_envs: int = 64
+    """Episodes side by side; PPO learns after every 1024 steps of all together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("num_members", "epochs", "batch_size", "policy_steps", "num_envs", "max_episode_steps"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        if self.num_members < 2:
+            raise InvalidArgumentError(f"num_members={self.num_members} must be at least 2: one cannot disagree")
+        if not self.threshold_scale >= 0:
+            raise InvalidArgumentError(f"threshold_scale={self.threshold_scale} must be at least 0")
+
+    def with_changes(self, **changes: Any) -> MOReLConfig:
+        """Return a copy with some settings changed."""
+        unknown = sorted(set(changes) - {field.name for field in fields(self)})
+        if unknown:
+            raise UnknownNameError(f"no setting {unknown[0]!r} of MOReL")
+        return replace(self, **changes)
+
+
+CONFIGS = {"HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}
+"""By task, where they differ from the defaults."""
+
+
+class MOReLPolicy:
+    """A policy learned in a pessimistic MDP, with Stable-Baselines3's `predict`."""
+
+    def __init__(self, ppo: Any, task: Task, env: PessimisticVectorEnv, provenance: Mapping[str, Any]) -> None:
+        self.ppo = ppo
+        """Stable-Baselines3's own object."""
+        self.task = task
+        self.env = env
+        """The pessimistic MDP it was learned in."""
+        self.provenance = dict(provenance)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """Return the most likely actions (B,) or (B, A) for observations (B, D) or (D,), and None."""
+        observations = np.atleast_2d(np.asarray(observation, np.float32))
+        if observations.shape[1:] != (self.task.observation_size,):
+            raise InvalidStateError(
+                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
+            )
+        with single_thread():
+            actions, _ = self.ppo.predict(observations, deterministic=deterministic)
+        return (actions[0] if np.ndim(observation) == 1 else actions), None
+
+
+def fit_morel(
+    trajectories: Trajectories,
+    *,
+    agent: int | str | None = None,
+    task: str | Task | None = None,
+    config: MOReLConfig | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **changes: Any,
+) -> MOReLPolicy:
+    """Learn dynamics, then a policy where they are known.
+
+    Args:
+        trajectories: the log.
+        agent: index or label of the agent whose own trajectories are used ("MOReL-A"); everyone's if None ("MOReL-P").
+        task: what it is a log of; by default the task named in it.
+        config: the settings; by default the task's.
+        seed: of weights, batches and episodes.
+        progress: whether to show a bar.
+        **changes: to the configuration.
+
+    Raises:
+        InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
+        InvalidActionError: continuous actions without bounds.
+        MissingExtraError: Stable-Baselines3 is not installed.
+
+    """
+    log, found = policy_log(trajectories, task, agent)
+    if not found.discrete:
+        finite_action_bounds(found)
+    check_installed()
+    settings = (config or CONFIGS.get(found.name, MOReLConfig())).with_changes(**changes)
+    start = time.perf_counter()
+    dynamics = fit_plain_dynamics(
+        log,
+        found,
+        hidden=settings.hidden,
+        num_members=settings.num_members,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        max_gradient_steps=settings.max_gradient_steps,
+        seed=seed,
+        progress=progress,
+    )
+    env = PessimisticVectorEnv(
+        dynamics,
+        log,
+        threshold=settings.threshold_scale * largest_discrepancy(dynamics, log),
+        penalty=settings.penalty,
+        num_envs=settings.num_envs,
+        max_episode_steps=settings.max_episode_steps,
+    )
+    ppo = learn_ppo(
+        env,
+        mean=dynamics.states.mean[:, 0].numpy(),
+        scale=dynamics.states.scale[:, 0].numpy(),
+        bounds=None if found.discrete else found.action_bounds,
+        steps=settings.policy_steps,
+        seed=seed,
+    )
+    wall = round(time.perf_counter() - start, 1)
+    return MOReLPolicy(ppo, found, env, {"threshold": env.threshold, "seed": seed, "wall_seconds": wall})
+
+
+def largest_discrepancy(dynamics: PlainDynamics, log: Trajectories) -> float:
+    """Return the largest discrepancy of the log's own pairs of state and action."""
+    return float(dynamics.predict(np.asarray(log.observations), np.asarray(log.actions))[1].max())

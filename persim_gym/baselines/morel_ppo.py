@@ -1,0 +1,162 @@
+"""What Stable-Baselines3's PPO needs to learn in a pessimistic MDP; the extra `sb3` is imported on use."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from persim_gym.devices import single_thread
+from persim_gym.errors import MissingExtraError
+from persim_gym.types import FloatArray
+
+
+def check_installed() -> None:
+    """Raise `MissingExtraError` unless Stable-Baselines3 is there."""
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("stable_baselines3", "sb3") from error
+
+
+def learn_ppo(
+    env: gymnasium.vector.VectorEnv[Any, Any, Any],
+    *,
+    mean: FloatArray,
+    scale: FloatArray,
+    bounds: tuple[FloatArray, FloatArray] | None,
+    steps: int,
+    seed: int,
+) -> Any:
+    """Return Stable-Baselines3's PPO, trained with the settings of the MOReL code that the paper cites.
+
+    Args:
+        env: with same-step autoreset.
+        mean: (D,) to subtract from observations before the networks see them.
+        scale: (D,) to divide them by then.
+        bounds: of continuous actions (A,): the mean action is kept within by a tanh; None for discrete ones.
+        steps: of all environments together.
+        seed: of weights, actions and episodes.
+
+    """
+    check_installed()
+    from stable_baselines3 import PPO
+
+    rollout = max(1, 1024 // env.num_envs)
+    with single_thread(), _global_randomness_kept():
+        ppo = PPO(
+            "MlpPolicy",
+            _as_sb3(env),
+            n_steps=rollout,
+            batch_size=max(2, rollout * env.num_envs // 4),
+            n_epochs=4,
+            learning_rate=2.7e-4,
+            clip_range=0.2,
+            clip_range_vf=0.2,
+            ent_coef=0.01,
+            vf_coef=0.5,
+            gamma=0.99,
+            gae_lambda=0.95,
+            max_grad_norm=0.5,
+            policy_kwargs={
+                "net_arch": {"pi": [64, 64], "vf": [64, 64]},
+                "features_extractor_class": _standardizer(),
+                "features_extractor_kwargs": {"mean": mean, "scale": scale},
+            },
+            seed=seed,
+            device="cpu",
+        )
+        if bounds is not None:
+            # The layer is part of the optimizer already; what is put behind it has no weights.
+            policy: Any = ppo.policy
+            policy.action_net = nn.Sequential(policy.action_net, _Within(*bounds))
+        return ppo.learn(steps)
+
+
+class _Within(nn.Module):
+    """Tanh, scaled to bounds (A,)."""
+
+    def __init__(self, low: FloatArray, high: FloatArray) -> None:
+        super().__init__()
+        self._low = torch.tensor(low, dtype=torch.float32)
+        self._high = torch.tensor(high, dtype=torch.float32)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._low + 0.5 * (inputs.tanh() + 1) * (self._high - self._low)
+
+
+def _standardizer() -> type:
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class StandardizedObservations(BaseFeaturesExtractor):
+        def __init__(self, observation_space: gymnasium.Space, mean: FloatArray, scale: FloatArray) -> None:
+            super().__init__(observation_space, len(mean))
+            self._mean, self._scale = torch.tensor(mean), torch.tensor(scale)
+
+        def forward(self, observations: Tensor) -> Tensor:
+            return (observations - self._mean) / self._scale
+
+    return StandardizedObservations
+
+
+def _as_sb3(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Any:
+    """Return a Gymnasium vector environment with same-step autoreset as one of Stable-Baselines3."""
+    from stable_baselines3.common.vec_env import VecEnv
+
+    class Adapter(VecEnv):
+        def __init__(self) -> None:
+            super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+            self._actions = np.empty(0)
+
+        def reset(self) -> Any:
+            observations, _ = env.reset(seed=self._seeds[0])
+            self._reset_seeds()
+            return observations
+
+        def step_async(self, actions: np.ndarray) -> None:
+            self._actions = actions
+
+        def step_wait(self) -> Any:
+            observations, rewards, terminated, truncated, info = env.step(self._actions)
+            infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+            for index in np.flatnonzero(terminated | truncated):
+                infos[index] = {
+                    "terminal_observation": info["final_obs"][index],
+                    "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
+                }
+            return observations, rewards.astype(np.float32), terminated | truncated, infos
+
+        def close(self) -> None:
+            env.close()
+
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            return [getattr(env, attr_name)] * len(list(self._get_indices(indices)))
+
+        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+            setattr(env, attr_name, value)
+
+        def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **settings: Any) -> list[Any]:
+            return [getattr(env, method_name)(*arguments, **settings)] * len(list(self._get_indices(indices)))
+
+        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+            return [False] * len(list(self._get_indices(indices)))
+
+    return Adapter()
+
+
+@contextlib.contextmanager
+def _global_randomness_kept() -> Iterator[None]:
+    """Put everybody's random numbers back: Stable-Baselines3 seeds Python's, NumPy's and torch's."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

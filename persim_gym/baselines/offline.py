@@ -1,0 +1,190 @@
+"""d3rlpy's offline algorithms, driven by us: batches from the columns of a log, its own random numbers, one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from persim_gym.baselines.logs import finite_action_bounds
+from persim_gym.data import Trajectories
+from persim_gym.devices import resolve_device, single_thread
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingExtraError, UnknownNameError
+from persim_gym.tasks import Task
+from persim_gym.terminal import ProgressBar
+from persim_gym.types import FloatArray
+
+_BAR_STEPS = 100
+
+
+@cache
+def d3rlpy() -> Any:
+    """Import d3rlpy without the notices it prints.
+
+    Raises:
+        MissingExtraError: it is not installed.
+
+    """
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            import d3rlpy
+    except ImportError as error:
+        raise MissingExtraError("d3rlpy", "d3rlpy") from error
+    return d3rlpy
+
+
+def configured(config: Any, settings: dict[str, Any]) -> Any:
+    """Return a d3rlpy configuration with some settings changed."""
+    known = {field.name for field in fields(config)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise UnknownNameError(f"no setting {unknown[0]!r} of d3rlpy's {type(config).__name__}")
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+class OfflinePolicy:
+    """A policy learned by d3rlpy, with Stable-Baselines3's `predict`."""
+
+    def __init__(self, algorithm: Any, task: Task, randomness: OwnRandomness) -> None:
+        self.algorithm = algorithm
+        """d3rlpy's own object."""
+        self.task = task
+        self._randomness = randomness
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """Return the algorithm's greedy actions for observations (B, D) or (D,), and None.
+
+        Continuous BCQ draws its candidate actions, from the policy's own random numbers, also when deterministic.
+        """
+        observations = np.atleast_2d(np.asarray(observation, np.float32))
+        if observations.shape[1:] != (self.task.observation_size,):
+            raise InvalidStateError(
+                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
+            )
+        with single_thread(), self._randomness.active():
+            actions = np.asarray(self.algorithm.predict(observations))
+        if not self.task.discrete:
+            low, high = self.task.action_bounds
+            actions = (low + 0.5 * (np.clip(actions, -1, 1) + 1) * (high - low)).astype(np.float32)
+        return (actions[0] if np.ndim(observation) == 1 else actions), None
+
+
+class OwnRandomness:
+    """A stream of torch's global random numbers, for d3rlpy knows no generator; everybody else's stay as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+        self._seed = seed
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Let torch's global numbers be this stream's."""
+        with torch.random.fork_rng():
+            if torch.cuda.is_available():
+                torch.cuda.manual_seed_all(self._seed)
+            torch.set_rng_state(self._state)
+            yield
+            self._state = torch.get_rng_state()
+
+
+def train(
+    algorithm: Any,
+    log: Trajectories,
+    task: Task,
+    *,
+    steps: int,
+    seed: int,
+    progress: bool,
+    callback: Callable[[OfflinePolicy, int], None] | None = None,
+    callback_every: int = 10_000,
+) -> OfflinePolicy:
+    """Run so many gradient steps of a d3rlpy algorithm on a log.
+
+    Every row of the log is a transition of its own, the last of a truncated episode too, which d3rlpy's own data sets
+    lose: it has a next observation and is not terminal.
+
+    Args:
+        algorithm: made by d3rlpy, not built yet.
+        log: to learn from.
+        task: of the log.
+        steps: gradient steps.
+        seed: of the initial weights and the batches.
+        progress: whether to show a bar.
+        callback: called with the policy and the number of steps done, for learning curves.
+        callback_every: steps between its calls.
+
+    """
+    if steps < 1 or callback_every < 1:
+        raise InvalidArgumentError(f"steps={steps} and callback_every={callback_every} must be at least 1")
+    weights_seed, noise_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2))
+    with OwnRandomness(weights_seed).active():
+        algorithm.create_impl((task.observation_size,), task.action_size)
+    randomness = OwnRandomness(noise_seed)
+    policy = OfflinePolicy(algorithm, task, randomness)
+    batches = _Batches(log, task, algorithm.config.batch_size, seed)
+    done = 0
+    with ProgressBar(type(algorithm).__name__, steps, progress) as bar, single_thread():
+        while done < steps:
+            until = min(steps, done + _BAR_STEPS, (done // callback_every + 1) * callback_every)
+            with randomness.active():
+                for _ in range(until - done):
+                    algorithm.update(batches.draw())
+            done = until
+            bar.complete(done)
+            if callback is not None and (done % callback_every == 0 or done == steps):
+                callback(policy, done)
+    return policy
+
+
+def device_name(device: str) -> str:
+    """Return d3rlpy's name of a torch device."""
+    found = resolve_device(device)
+    return f"{found.type}:{found.index or 0}"
+
+
+class _Batches:
+    """Batches of a log's rows, drawn with replacement, as d3rlpy wants them: all columns (B, …) float32."""
+
+    def __init__(self, log: Trajectories, task: Task, size: int, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._size = size
+        actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
+        if not task.discrete:
+            low, high = finite_action_bounds(task)
+            actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+        self._actions = actions
+        self._columns: dict[str, FloatArray] = {
+            "observations": np.asarray(log.observations, np.float32),
+            "rewards": np.asarray(log.rewards, np.float32)[:, None],
+            "next_observations": np.asarray(log.next_observations, np.float32),
+            "terminals": np.asarray(log.terminated, np.float32)[:, None],
+        }
+        # No algorithm here reads the next action; d3rlpy's batches hold it, zero where an episode ends.
+        self._following = np.zeros_like(actions)
+        self._following[:-1] = actions[1:]
+        self._following[log.episode_ends - 1] = 0.0
+        self._intervals = np.ones((size, 1), np.float32)
+
+    def draw(self) -> Any:
+        """Return the next batch."""
+        rows = self._rng.integers(len(self._actions), size=self._size)
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        return d3rlpy().dataset.TransitionMiniBatch(
+            **columns,
+            actions=self._actions[rows],
+            next_actions=self._following[rows],
+            intervals=self._intervals,
+            transitions=[],
+        )

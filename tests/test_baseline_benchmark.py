@@ -1,0 +1,94 @@
+"""The other systems' rows of the paper's tables, at a scale that shows only that they are measured."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+POLICIES = ("MOReL-P", "MOReL-A", "BCQ-P", "BCQ-A", "CQL-P", "CQL-A")
+
+
+@pytest.fixture(autouse=True)
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return {name: importlib.import_module(name) for name in ("baseline_methods", "paper", "protocol", "results")}
+
+
+@pytest.fixture
+def run(benchmark, tmp_path):
+    def run(table, *methods, env=(), data="random"):
+        folders = ["--results", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
+        arguments = ["--table", str(table), "--data", data, "--seeds", "1", "--scale", "quick", "--device", "cpu"]
+        assert benchmark["paper"].main([*arguments, "--method", *methods, *folders]) == 0
+        protocol = benchmark["protocol"]
+        return benchmark["results"].read(protocol.get_table(table), protocol.get_scale("quick"), tmp_path / "results")
+
+    return run
+
+
+@pytest.mark.parametrize("table", [9, 10])
+def test_the_policy_methods_are_measured(run, table, capsys):
+    rows = run(table, *POLICIES)
+    assert {(row.method, row.agent) for row in rows} == {(m, str(a)) for m in POLICIES for a in range(5)}
+    assert all(np.isfinite(row.mean) for row in rows)
+    assert "*paper: CQL-A*" in capsys.readouterr().out
+
+
+def test_caddm_is_trained_once_for_both_its_tables(run, tmp_path):
+    errors = run(7, "Vanilla CaDM", "PE-TS CaDM", "Joint network")
+    models = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")}
+    assert len(errors) == 3 * 5 * 2 and len(models) == 2
+    returns = run(10, "Vanilla CaDM", "PE-TS CaDM", "Vanilla CaDM, plain objective", "PerSim, plain objective")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")} == models
+    assert len(returns) == 4 * 5
+
+
+def test_the_plain_objective_is_the_reward_alone(benchmark):
+    protocol, measure = benchmark["protocol"], importlib.import_module("measure")
+    for number, env in ((9, "MountainCar"), (10, "CartPole")):
+        cells = [
+            measure.Cell(protocol.get_table(number), env, "random", method, 0, protocol.get_scale("quick"))
+            for method in ("Vanilla CaDM", "Vanilla CaDM, plain objective", "PerSim, plain objective")
+        ]
+        with_all, plain, persim = (measure.objective_of(cell) for cell in cells)
+        assert with_all.progress is not None or with_all.terminated is not None
+        assert (plain.progress, plain.terminated) == (persim.progress, persim.terminated) == (None, None)
+        assert plain.reward is with_all.reward
+
+
+def test_every_row_of_the_paper_has_a_method(benchmark):
+    """Tables 6 to 11: each method the paper has is one that can be measured, under the paper's name."""
+    protocol, results = benchmark["protocol"], benchmark["results"]
+    for number in range(6, 12):
+        table = protocol.get_table(number)
+        ours = {protocol.PAPER_METHOD[method] for method in (*table.learned, *table.true)}
+        assert {method for _, _, method, _, _ in results.paper(table)} <= ours
+
+
+def row(benchmark, method, mean, std=1.0, agent="0", metric="return", data="pure"):
+    return benchmark["results"].Row(9, "MountainCar", data, method, agent, metric, mean, std, 3, "full", "abc", 1.0)
+
+
+def test_the_best_is_bold_and_leaders_are_counted(benchmark):
+    results, protocol = benchmark["results"], benchmark["protocol"]
+    table = protocol.get_table(9)
+    rows = [
+        row(benchmark, "PerSim", -50.0), row(benchmark, "CQL-A", -49.5), row(benchmark, "BCQ-P", -90.0),
+        row(benchmark, "PerSim", -40.0, agent="1"), row(benchmark, "CQL-A", -80.0, agent="1"),
+        row(benchmark, "PerSim", -99.0, agent="2"), row(benchmark, "CQL-A", -80.0, agent="2"),
+    ]  # fmt: skip
+    text = results.comparison(table, rows)
+    assert text.count("**") == 2 * 3 and "**-49.5 ± 1.0**" in text and "**-40.0 ± 1.0**" in text
+    assert results.leaders(table, rows, ["PerSim"]).startswith(
+        "PerSim: best of ours in 1 of 3 cells, best or within one deviation of it in 2."
+    )
+    assert "2.48 deviations for 3 seeds" in results.intervals(rows)
+    errors = [row(benchmark, method, mean, metric="rmse") for method, mean in (("PerSim", 0.1), ("Vanilla CaDM", 0.2))]
+    assert list(results.best_of(errors).values()) == [0.1]
+
+
+def test_what_needs_no_data_is_no_rival(benchmark):
+    rows = [row(benchmark, "PerSim", -50.0), row(benchmark, "True env + MPC", -40.0, data="-")]
+    assert benchmark["results"].best_of(rows) == {}

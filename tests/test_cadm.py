@@ -1,0 +1,326 @@
+"""CaDM and PE-TS CaDM: contexts, losses, and that all that takes PerSim's simulators takes theirs."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import persim_gym
+from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, History, get_cadm_config, weight_decay
+from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
+from persim_gym.baselines.context import Features
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.errors import (
+    FileFormatError,
+    InvalidArgumentError,
+    InvalidDataError,
+    InvalidStateError,
+    UnknownNameError,
+)
+from persim_gym.tasks import get_task
+from persim_gym.types import LearnedDynamics
+
+TINY = {"hidden": (16, 16), "encoder_hidden": (16, 8), "iterations": 2, "max_epochs": 2, "futures_per_context": 3}
+METHODS = ("Vanilla CaDM", "PE-TS CaDM")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def model(request, cart_pole_log):
+    return fit_cadm(cart_pole_log, config=request.param, device="cpu", progress=False, **TINY)
+
+
+@pytest.fixture(scope="module")
+def cheetah_log():
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(60, 18))
+    return persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(3), 20),
+        observations=observations,
+        actions=rng.uniform(-1, 1, (60, 6)),
+        next_observations=observations + 0.1 * rng.normal(size=(60, 18)),
+        task="HalfCheetah",
+    )
+
+
+def trainer_of(log, method="PE-TS CaDM", **changes):
+    config = get_cadm_config(method, log.task).with_changes(**{**TINY, **changes})
+    trainer = _Trainer(log, get_task(log.task), config, 0, torch.device("cpu"))
+    trainer._data = trainer._standardize(torch.arange(log.num_transitions))
+    return trainer, config
+
+
+def test_histories_are_the_last_transitions_oldest_first(cart_pole_log):
+    """Gathered from the log or followed step by step, they are the same; before the first transition they are zero."""
+    trainer, _ = trainer_of(cart_pole_log)
+    start, end = cart_pole_log.episode_starts[3], cart_pole_log.episode_ends[3]
+    history = History.empty(get_task("CartPole"), 10, 1, None)
+    for row in range(start, end):
+        gathered = trainer._histories(torch.tensor([[row]]))[0, :, 0].numpy()
+        np.testing.assert_allclose(gathered, history.values[0], atol=1e-6)
+        history = history.after(
+            cart_pole_log.observations[row : row + 1],
+            cart_pole_log.actions[row : row + 1],
+            cart_pole_log.next_observations[row : row + 1],
+        )
+    first = trainer._histories(torch.tensor([[start]]))
+    assert not first.any() and end - start > 11
+    assert not history.restarted(np.array([True])).values.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_losses_are_those_of_the_paper(cart_pole_log, method):
+    """Against a plain loop over members, contexts and future transitions."""
+    trainer, config = trainer_of(cart_pole_log, method)
+    rng = np.random.default_rng(0)
+    rows = torch.tensor(rng.integers(cart_pole_log.num_transitions, size=(config.num_members, 4)))
+    offsets = torch.arange(config.future_steps)
+    found = losses(trainer.parameters, config, trainer._batch(rows, offsets)).detach()
+
+    parameters = {name: tensor.detach().double() for name, tensor in trainer.parameters.items()}
+    ends = np.repeat(cart_pole_log.episode_ends, cart_pole_log.episode_lengths)
+    columns = trainer._data.columns.double()
+
+    def network(name, member, inputs, activation):
+        depth = sum(key.startswith(name) and key.endswith("weight") for key in parameters)
+        for index in range(depth):
+            inputs = parameters[f"{name}.{index}.weight"][member] @ inputs
+            inputs = inputs + parameters[f"{name}.{index}.bias"][member, :, 0]
+            inputs = activation(inputs) if index < depth - 1 else inputs
+        return inputs
+
+    for member in range(config.num_members):
+        terms = []
+        for row in rows[member].tolist():
+            history = trainer._histories(torch.tensor([[row]]))[0, :, 0].double()
+            context = network("encoder", member, history, torch.relu)
+            for future in range(row, min(row + config.future_steps, ends[row])):
+                state, next_state, action, target, backward_target = columns[future].split((4, 4, 2, 4, 4))
+                silu = torch.nn.functional.silu
+                output = network("forward", member, torch.cat([state, action, context]), silu)
+                backward = network("backward", member, torch.cat([next_state, action, context]), silu)
+                if config.probabilistic:
+                    mean, log_variance = output.chunk(2)
+                    low, high = parameters["min_log_variance"][0, :, 0], parameters["max_log_variance"][0, :, 0]
+                    log_variance = high - torch.log1p(torch.exp(high - log_variance))
+                    log_variance = low + torch.log1p(torch.exp(log_variance - low))
+                    forward = (mean - target) ** 2 / log_variance.exp() + log_variance
+                else:
+                    forward = (output - target) ** 2
+                terms.append(forward.mean() + 0.5 * ((backward - backward_target) ** 2).mean())
+        expected = torch.stack(terms).mean()
+        if config.probabilistic:
+            bounds = 0.01 * (parameters["max_log_variance"] - parameters["min_log_variance"]).sum()
+            expected = expected + bounds / config.num_members
+        assert float(found[member]) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("network", ["forward", "backward"])
+def test_the_context_learns_from_both_models(cart_pole_log, network):
+    """The gradient of either model's loss reaches the encoder."""
+    trainer, config = trainer_of(cart_pole_log)
+    if network == "forward":
+        config = config.with_changes(backward_weight=0.0)
+    rows = torch.arange(config.num_members * 8).reshape(config.num_members, 8) + 20
+    for name, tensor in trainer.parameters.items():
+        tensor.requires_grad_(name.startswith("encoder"))
+    batch = trainer._batch(rows, torch.arange(3))
+    loss = losses(trainer.parameters, config, batch)
+    if network == "backward":  # what is left when the forward model's part is taken away
+        loss = loss - losses(trainer.parameters, config.with_changes(backward_weight=0.0), batch)
+    loss.sum().backward()
+    for index in range(3):
+        assert (trainer.parameters[f"encoder.{index}.weight"].grad.abs().amax(dim=(1, 2)) > 0).all()
+
+
+def test_who_is_simulated_changes_the_prediction(model, cart_pole_log):
+    """Each agent's context is its own: exchanging agents exchanges contexts."""
+    states, actions = cart_pole_log.observations[:2], np.array([0, 1])
+    one, other = (model.simulator(agents=pair).step(states, actions).next_observations for pair in ([0, 1], [1, 0]))
+    if model.config.probabilistic:
+        means = [model.agent_contexts(np.array(pair), torch.device("cpu")) for pair in ([0, 1], [1, 0])]
+        assert torch.allclose(means[0], means[1].flip(2)) and not torch.allclose(*means)
+    else:
+        assert np.abs(one - other).max() > 1e-6
+        alone = model.simulator(1).step(states[:1], actions[:1]).next_observations
+        np.testing.assert_allclose(alone[0], other[0], atol=1e-6)
+
+
+def test_a_member_gets_the_context_of_its_own_encoder(cart_pole_log):
+    """Changing one member's encoder changes the predictions of its own particles, and of no other's."""
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    changed = {name: array.copy() for name, array in model.parameters.items()}
+    changed["encoder.2.bias"][3] += 5.0
+    other = CaDM(
+        model.task, changed, model.agent_labels, model.initial_observations,
+        config=model.config, histories=model.histories,
+    )  # fmt: skip
+    states, actions = cart_pole_log.observations[:1], np.array([1])
+    difference = np.abs(
+        model.simulator(0).step_members(states, actions) - other.simulator(0).step_members(states, actions)
+    )
+    assert difference.shape[0] == 20
+    touched = np.flatnonzero(difference.max(axis=(1, 2)) > 1e-7)
+    assert touched.tolist() == [12, 13, 14, 15]
+
+
+def test_particles_follow_their_member_and_differ(cart_pole_log):
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    simulator = model.simulator(0)
+    states, actions = np.repeat(cart_pole_log.observations[:1], 4000, axis=0), np.zeros(4000, int)
+    members = simulator.step_members(states, actions)
+    assert members.shape == (20, 4000, 4) and simulator.stochastic
+    means = members.mean(axis=1).reshape(5, 4, 4)
+    noise = members.std(axis=1).max(axis=0) / np.sqrt(4000)
+    assert np.abs(means - means[:, :1]).max() < 8 * noise.max()
+    assert len(np.unique(members[:, 0, 0])) == 20
+    again = model.simulator(0).step_members(states, actions)
+    np.testing.assert_array_equal(members, again)
+
+
+def test_everything_takes_the_simulator(model, cart_pole_log):
+    """Prediction error, planners, environments, and the agent whose context follows the episode."""
+    dynamics: LearnedDynamics = model
+    rows = persim_gym.prediction_error(dynamics, policy=lambda o: (o[:, 2] > 0) * 1, agents=[1, 3], episodes=3)
+    assert [row.agent for row in rows] == ["1", "3"] and all(np.isfinite(row.rmse) for row in rows)
+    planner = persim_gym.MPCAgent(model.simulator(2), horizon=4, num_candidates=8)
+    assert planner.predict(cart_pole_log.observations[:3])[0].shape == (3,)
+
+    env = PersonalizedEnv(model, agent="4")
+    first = [env.reset(seed=1)[0], *(env.step(action)[0] for action in (0, 1, 1))]
+    second = [env.reset(seed=1)[0], *(env.step(action)[0] for action in (0, 1, 1))]
+    np.testing.assert_array_equal(first, second)
+    assert env.step(0)[4]["disagreement"].shape == (4,)
+
+    vector = PersonalizedVectorEnv(model, 3, agent=[0, 1, 2])
+    assert isinstance(vector, gymnasium.vector.VectorEnv)
+    runs = [(vector.reset(seed=3)[0], vector.step(np.array([0, 1, 1]))[0]) for _ in range(2)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+    agent = CaDMAgent(model, horizon=4, num_candidates=8)
+    covariates = {label: (10.0, 0.5) for label in ("0", "1")}
+    (row, _) = persim_gym.policy_returns(model, agent, agents=["0", "1"], episodes=2, covariates=covariates)
+    assert row.mean > 0
+
+
+def test_the_context_comes_from_the_beginning_of_the_episode(cart_pole_log):
+    """`conditioned_on` and `CaDMAgent` see the same history; it stays fixed while the simulator steps."""
+    model = fit_cadm(cart_pole_log, device="cpu", progress=False, **TINY)
+    states, actions = cart_pole_log.observations[None, :10], cart_pole_log.actions[None, :9]
+    bound = model.simulator(0).conditioned_on(states, actions)
+    other = model.simulator(1).conditioned_on(states, actions)
+    step = bound.step(states[:, -1], np.array([1])).next_observations
+    np.testing.assert_array_equal(step, other.step(states[:, -1], np.array([1])).next_observations)
+    np.testing.assert_array_equal(step, bound.step(states[:, -1], np.array([1])).next_observations)
+    swapped = bound.conditioned_on(states, 1 - actions).step(states[:, -1], np.array([1])).next_observations
+    assert np.abs(step - swapped).max() > 1e-7
+
+    agent, state = CaDMAgent(model, horizon=2, num_candidates=4), None
+    for index in range(10):
+        chosen, state = agent.predict(states[:, index], state)
+        state = (state[0], state[1], state[2], actions[:, min(index, 8)], state[4])
+    history = model.new_histories(1)
+    for index in range(9):
+        history = history.after(states[:, index], actions[:, index], states[:, index + 1])
+    np.testing.assert_array_equal(state[1].values, history.values)
+    _, restarted = agent.predict(states[:, 0], state, np.array([True]))
+    assert not restarted[1].values.any()
+
+
+def test_continuous_actions_and_the_features_of_half_cheetah(cheetah_log):
+    """The pitch enters by sine and cosine, the forward speed is predicted itself and is no input."""
+    model = fit_cadm(cheetah_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    states, actions = cheetah_log.observations[:2].copy(), cheetah_log.actions[:2]
+    before = model.simulator(0).step_members(states, actions)
+    states[:, 0] += 7.0
+    states[:, 2] += 2 * np.pi
+    after = model.simulator(0).step_members(states, actions)
+    np.testing.assert_allclose(after[..., 0], before[..., 0], atol=1e-4)
+    np.testing.assert_allclose(after[..., 2], before[..., 2] + 2 * np.pi, atol=1e-4)
+    agent = CaDMAgent(model, horizon=3, num_candidates=6, num_elites=2, num_rounds=1)
+    chosen, state = agent.predict(states)
+    chosen, state = agent.predict(states, state)
+    assert chosen.shape == (2, 6) and np.abs(chosen).max() <= 1
+
+
+def test_the_log_is_replayed_in_parts(cart_pole_log):
+    """Every iteration adds agents; all together they see every transition; the epochs keep to the limit of steps."""
+    trainer, config = trainer_of(cart_pole_log, iterations=5, max_gradient_steps=30, batch_size=64, max_epochs=9)
+    parts = trainer.parts()
+    seen = [np.append(*part) for part in parts]
+    assert [len(np.unique(cart_pole_log.agents[rows])) for rows in seen] == [4, 8, 12, 16, 20]
+    np.testing.assert_array_equal(np.sort(seen[-1]), np.arange(cart_pole_log.num_transitions))
+    assert not set(parts[-1][0]) & set(parts[-1][1])
+    steps = sum(-(-len(kept) // 64) for kept, _ in parts)
+    assert trainer.epochs_per_iteration(parts) == max(1, min(9, 30 // steps))
+
+
+def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
+    one, two = (fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY) for _ in range(2))
+    one.save(tmp_path / "model.cadm")
+    loaded = CaDM.load(tmp_path / "model.cadm")
+    assert loaded.config == one.config and loaded.provenance["gradient_steps"] == one.provenance["gradient_steps"]
+    states, actions = cart_pole_log.observations[:5], cart_pole_log.actions[:5]
+    runs = [model.simulator(0).step_members(states, actions) for model in (one, two, loaded)]
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_training_learns_the_walk():
+    """On a linear system with agents of different speed the error falls far below that of predicting no change."""
+    from support import walk_task
+
+    task = walk_task(limit=40)
+    log = persim_gym.collect(task, num_agents=12, seed=0)
+    model = fit_cadm(
+        log, task=task, device="cpu", progress=False, hidden=(32, 32), encoder_hidden=(32,), iterations=2,
+        max_epochs=60, futures_per_context=3, batch_size=64,
+    )  # fmt: skip
+    starts = log.episode_starts
+    states = np.stack([log.observations[start : start + 20] for start in starts])
+    actions = np.stack([log.actions[start : start + 20] for start in starts])
+    simulator = model.simulator(agents=list(range(12))).conditioned_on(states, actions[:, :19])
+    predicted = simulator.step(states[:, -1], actions[:, -1]).next_observations
+    true = np.stack([log.next_observations[start + 19] for start in starts])
+    unchanged = np.square(true - states[:, -1])[:, 0].mean()
+    assert np.square(true - predicted)[:, 0].mean() < 0.05 * unchanged
+
+
+def test_which_weights_are_penalized():
+    assert weight_decay("encoder.0.weight") == 2.5e-5 and weight_decay("encoder.3.weight") == 7.5e-5
+    assert weight_decay("forward.4.weight") == 1e-4 and weight_decay("backward.1.weight") == 5e-5
+    assert weight_decay("forward.4.bias") == weight_decay("max_log_variance") == 0.0
+
+
+def test_features_of_states():
+    states = torch.tensor([[1.0], [0.5], [2.0]])
+    features = Features(absolute=(0,), angles=(1,))
+    expected = torch.tensor([[2.0], [np.sin(0.5)], [np.cos(0.5)]], dtype=torch.float32)
+    torch.testing.assert_close(features.of(states), expected)
+    assert features.size(3) == 3 and features.base(states)[0] == 0
+
+
+def test_bad_input(cart_pole_log, cheetah_log, tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown config 'CaDM'; named ones are Vanilla CaDM, PE-TS CaDM"):
+        fit_cadm(cart_pole_log, config="CaDM")
+    with pytest.raises(InvalidDataError, match="the log's actions are continuous|18 observation coordinates"):
+        fit_cadm(cheetah_log, task="CartPole")
+    with pytest.raises(InvalidArgumentError, match="num_particles=3 must be a multiple of num_members=2"):
+        CaDMConfig(num_members=2, num_particles=3)
+    with pytest.raises(InvalidArgumentError, match="batch_size=0 must be a whole number"):
+        CaDMConfig(batch_size=0)
+    with pytest.raises(InvalidArgumentError, match="futures_per_context=11 must be at most future_steps=10"):
+        CaDMConfig(futures_per_context=11)
+    with pytest.raises(UnknownNameError, match="no setting 'layers' of CaDM"):
+        CaDMConfig().with_changes(layers=3)
+    model = fit_cadm(cart_pole_log, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
+    with pytest.raises(InvalidArgumentError, match="give either agent or agents"):
+        model.simulator()
+    with pytest.raises(InvalidArgumentError, match="aggregate='max' must be one of"):
+        model.simulator(0, aggregate="max")
+    with pytest.raises(InvalidStateError, match=r"observations must have shape \(B, T \+ 1, 4\), got \(3, 4\)"):
+        model.simulator(0).conditioned_on(np.zeros((3, 4)), np.zeros((3,), int))
+    with pytest.raises(InvalidStateError, match=r"3 observations need actions of shape \(1, 2\), got \(1, 3\)"):
+        model.simulator(0).conditioned_on(np.zeros((1, 3, 4)), np.zeros((1, 3), int))
+    (tmp_path / "broken").write_bytes(b"12345678901234567890")
+    with pytest.raises(FileFormatError):
+        CaDM.load(tmp_path / "broken")

@@ -1,0 +1,71 @@
+"""The ablation of PerSim's factorization: a network fed the agent's embedding."""
+
+import numpy as np
+import pytest
+from support import walk_task
+
+import persim_gym
+from persim_gym.baselines.joint import fit_joint
+from persim_gym.envs import PersonalizedEnv
+from persim_gym.errors import InvalidDataError
+
+
+@pytest.fixture(scope="module")
+def walk():
+    task = walk_task(limit=40)
+    log = persim_gym.collect(task, num_agents=6, seed=0)
+    config = persim_gym.PerSimConfig(
+        rank=2, state_hidden=(32,), num_members=2, epochs=150, batch_size=64, learning_rate=3e-3
+    )
+    return log, fit_joint(log, task=task, config=config, device="cpu", progress=False)
+
+
+def test_it_learns_who_walks_how_fast(walk):
+    log, model = walk
+    speeds = log.covariates[:, 0]
+    for agent in range(6):
+        moved = model.simulator(agent).step(np.array([[3.0, 0.0]]), np.array([2])).next_observations[0, 0] - 3
+        assert moved == pytest.approx(speeds[agent], abs=0.15)
+
+
+def test_its_simulator_is_that_of_its_parts(walk):
+    """Against one row at a time in NumPy."""
+    log, model = walk
+    rng = np.random.default_rng(0)
+    states, actions = rng.normal(3, 1, (5, 2)), rng.integers(3, size=5)
+    found = model.simulator(agents=[0, 1, 2, 3, 4]).step_members(states, actions)
+    weights, normalizer = model.parameters, model.normalizer
+    for member in range(2):
+        for row in range(5):
+            state = (states[row] - normalizer.state_mean) / normalizer.state_scale
+            fed = np.concatenate([state, np.eye(3)[actions[row]], weights["agent.weight"][member, row]])
+            hidden = weights["forward.0.weight"][member] @ fed + weights["forward.0.bias"][member, :, 0]
+            output = weights["forward.1.weight"][member] @ np.maximum(hidden, 0)
+            output = output + weights["forward.1.bias"][member, :, 0]
+            expected = states[row] + output * normalizer.change_scale + normalizer.change_mean
+            np.testing.assert_allclose(found[member, row], expected, atol=1e-4)
+
+
+def test_environments_and_planners_take_it(walk):
+    log, model = walk
+    env = PersonalizedEnv(model, agent=2)
+    env.reset(seed=0)
+    assert env.step(1)[0].shape == (2,) and not env.simulator.stochastic
+    action, _ = persim_gym.MPCAgent(model.simulator(2), horizon=3, num_candidates=30).predict(np.array([3.0, 0.0]))
+    assert action == 0
+    rows = persim_gym.mpc_returns(model, agents=[0], episodes=2, horizon=3, num_candidates=9)
+    assert np.isfinite(rows[0].mean)
+
+
+def test_continuous_actions_and_the_robust_loss():
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(40, 18))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(2), 20), observations=observations, actions=rng.uniform(-1, 1, (40, 6)),
+        next_observations=observations + 0.1, task="HalfCheetah",
+    )  # fmt: skip
+    config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=2, huber_threshold=0.5)
+    model = fit_joint(log, config=config, device="cpu", progress=False)
+    assert model.simulator(1).step(observations, log.actions).next_observations.shape == (40, 18)
+    with pytest.raises(InvalidDataError, match="18 observation coordinates"):
+        fit_joint(log, task="CartPole")

@@ -1,0 +1,223 @@
+"""MOReL: the detector of unknown states, the pessimistic MDP, and the policy learned in it."""
+
+import random
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import persim_gym
+from persim_gym.baselines.morel import MOReLConfig, fit_morel, largest_discrepancy
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv, discrepancy, fit_plain_dynamics
+from persim_gym.errors import (
+    EpisodeOverError,
+    InvalidActionError,
+    InvalidArgumentError,
+    InvalidDataError,
+    InvalidStateError,
+    MissingExtraError,
+    UnknownNameError,
+)
+from persim_gym.tasks import get_task
+
+QUICK = {"hidden": (16, 16), "epochs": 3, "policy_steps": 256, "num_envs": 8}
+
+
+@pytest.fixture(scope="module")
+def dynamics(cart_pole_log):
+    return fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(16, 16), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def make(dynamics, cart_pole_log):
+    def make(threshold, **settings):
+        return PessimisticVectorEnv(dynamics, cart_pole_log, threshold=threshold, penalty=50.0, **settings)
+
+    return make
+
+
+def test_the_discrepancy_is_the_largest_distance_of_two_members():
+    outputs = np.random.default_rng(0).normal(size=(4, 3, 7)).astype(np.float32)
+    expected = [
+        max(np.linalg.norm(outputs[i, :, b] - outputs[j, :, b]) for i in range(4) for j in range(4)) for b in range(7)
+    ]
+    np.testing.assert_allclose(discrepancy(torch.tensor(outputs)).numpy(), expected, rtol=1e-6)
+
+
+def test_training_keeps_each_members_best_epoch():
+    """The dynamics learn a linear system; with few transitions they are trained without validation."""
+    from support import walk_task
+
+    task = walk_task(limit=40)
+    log = persim_gym.collect(task, num_agents=12, seed=0, covariates=np.ones((12, 1)))
+    learned = fit_plain_dynamics(log, task, hidden=(32, 32), epochs=60, batch_size=32)
+    following, spread = learned.predict(log.observations, log.actions)
+    change = np.square(log.next_observations - log.observations)[:, 0].mean()
+    assert np.square(following - log.next_observations)[:, 0].mean() < 0.01 * change
+    assert spread.max() < 0.5
+    few = fit_plain_dynamics(log.select([0]), task, hidden=(8,), epochs=2)
+    assert np.isfinite(few.predict(log.observations, log.actions)[0]).all()
+    steps = fit_plain_dynamics(log, task, hidden=(8,), epochs=1000, max_gradient_steps=2)
+    assert np.isfinite(steps.predict(log.observations, log.actions)[1]).all()
+
+
+def test_at_threshold_zero_every_pair_halts(make):
+    env = make(0.0, num_envs=16)
+    before, _ = env.reset(seed=0)
+    after, rewards, terminated, truncated, info = env.step(np.zeros(16, int))
+    assert info["halted"].all() and terminated.all() and not truncated.any()
+    assert (rewards == -50.0).all()
+    np.testing.assert_array_equal(info["final_obs"], before)
+    assert info["_final_obs"].all() and not np.array_equal(after, before)
+
+
+def test_at_threshold_infinity_none_does(make):
+    """The episodes then follow the members' mean, the task's reward, its bounds and its time limit."""
+    env = make(np.inf, num_envs=16, max_episode_steps=12)
+    before, _ = env.reset(seed=0)
+    lengths, rng = np.zeros(16, int), np.random.default_rng(0)
+    task = get_task("CartPole")
+    for _ in range(60):
+        actions = rng.integers(2, size=16)
+        after, rewards, terminated, truncated, info = env.step(actions)
+        lengths += 1
+        reached = after.copy()
+        if "final_obs" in info:
+            reached[info["_final_obs"]] = info["final_obs"][info["_final_obs"]]
+        mean = env.dynamics.predict(before, actions)[0]
+        np.testing.assert_allclose(reached, np.clip(mean, task.observation_space.low, task.observation_space.high))
+        assert not info["halted"].any() and (rewards == 1.0).all()
+        np.testing.assert_array_equal(terminated, task.terminated(reached))
+        np.testing.assert_array_equal(truncated, ~terminated & (lengths == 12))
+        lengths[terminated | truncated] = 0
+        before = after
+
+
+def test_between_them_the_episode_ends_exactly_where_the_members_disagree(make, cart_pole_log):
+    env = make(1.0, num_envs=64)
+    observations, _ = env.reset(seed=2)
+    actions = np.random.default_rng(1).integers(2, size=64)
+    spread = env.dynamics.predict(observations, actions)[1]
+    env.threshold = float(np.median(spread))
+    _, rewards, terminated, _, info = env.step(actions)
+    np.testing.assert_array_equal(info["halted"], spread > env.threshold)
+    assert (rewards[info["halted"]] == -50).all() and (rewards[~info["halted"]] == 1).all()
+    assert terminated[info["halted"]].all() and 0 < info["halted"].sum() < 64
+
+
+def test_half_of_the_episodes_begin_where_logged_ones_do(make, cart_pole_log):
+    env = make(np.inf, num_envs=2000)
+    starts, _ = env.reset(seed=0)
+    first = {tuple(row) for row in cart_pole_log.initial_observations}
+    logged = {tuple(row) for row in cart_pole_log.observations}
+    share = np.mean([tuple(row) in first for row in starts])
+    assert all(tuple(row) in logged for row in starts)
+    assert 0.5 < share < 0.6  # first states are also among all states
+
+
+def test_it_is_a_vector_environment(make):
+    env = make(np.inf, num_envs=3)
+    assert isinstance(env, gymnasium.vector.VectorEnv)
+    one, two = (env.reset(seed=7)[0] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert env.observation_space.contains(one) and env.action_space.contains(np.zeros(3, np.int64))
+    mode = getattr(gymnasium.vector, "AutoresetMode", None)
+    assert mode is None or env.metadata["autoreset_mode"] is mode.SAME_STEP
+
+
+@pytest.fixture(scope="module")
+def policy(cart_pole_log):
+    return fit_morel(cart_pole_log, agent=0, progress=False, **QUICK)
+
+
+def test_a_policy_for_discrete_actions(policy, cart_pole_log):
+    assert policy.predict(cart_pole_log.observations[:6])[0].shape == (6,)
+    assert policy.predict(cart_pole_log.observations[0])[0].shape == ()
+    own = cart_pole_log.select([0])
+    assert policy.env.threshold == largest_discrepancy(policy.env.dynamics, own) > 0
+    extractor = policy.ppo.policy.features_extractor
+    scaled = extractor(torch.tensor(own.observations)).numpy()
+    np.testing.assert_allclose([scaled.mean(), scaled.std()], [0, 1], atol=1e-5)
+
+
+def test_a_policy_for_continuous_actions():
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(60, 18))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(3), 20), observations=observations, actions=rng.uniform(-1, 1, (60, 6)),
+        next_observations=observations + 0.1 * rng.normal(size=(60, 18)), task="HalfCheetah",
+    )  # fmt: skip
+    policy = fit_morel(log, config=MOReLConfig(penalty=200.0), progress=False, **QUICK)
+    actions, _ = policy.predict(1e3 * observations)
+    assert actions.shape == (60, 6) and np.abs(actions).max() <= 1
+    assert policy.env.penalty == 200
+
+
+def test_a_policy_learns_in_the_pessimistic_mdp():
+    """On a walk that pays −|x| a step, it goes to the origin, over states that the log knows."""
+    from support import walk_task
+
+    task = walk_task(start=3.0, limit=20)
+    rng = np.random.default_rng(0)
+    positions = rng.uniform(0, 6, 400)
+    actions = rng.integers(3, size=400)
+    following = positions + (actions - 1)
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.zeros(400, int), observations=np.stack([positions, np.zeros(400)], 1), actions=actions,
+        next_observations=np.stack([following, np.zeros(400)], 1), rewards=-np.abs(following),
+        episode_starts=np.arange(400),
+    )  # fmt: skip
+    policy = fit_morel(
+        log, task=task, progress=False, hidden=(32, 32), epochs=60, policy_steps=20_000, num_envs=32, threshold_scale=2
+    )
+    chosen, _ = policy.predict(np.stack([np.linspace(2, 5, 5), np.zeros(5)], 1))
+    assert (chosen == 0).all()
+    halted = policy.env.step(np.ones(32, int))[4]["halted"]
+    assert halted.mean() < 0.5
+
+
+def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(policy, cart_pole_log):
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    again = fit_morel(cart_pole_log, agent=0, progress=False, **QUICK)
+    for one, two in zip(policy.ppo.policy.parameters(), again.ppo.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+    after = random.getstate(), np.random.get_state()[1], torch.get_rng_state()
+    assert before[0] == after[0] and np.array_equal(before[1], after[1]) and torch.equal(before[2], after[2])
+
+
+def test_bad_input(make, policy, cart_pole_log, monkeypatch):
+    with pytest.raises(InvalidArgumentError, match="num_envs=0 must be at least 1"):
+        make(1.0, num_envs=0)
+    with pytest.raises(InvalidArgumentError, match="threshold=nan must be at least 0"):
+        make(float("nan"))
+    with pytest.raises(EpisodeOverError, match="call reset"):
+        make(1.0).step(np.zeros(64, int))
+    env = make(1.0, num_envs=2)
+    env.reset()
+    with pytest.raises(InvalidActionError, match=r"actions must have shape \(2,\), got \(3,\)"):
+        env.step(np.zeros(3, int))
+    with pytest.raises(InvalidStateError, match=r"observations must have shape \(B, 4\), got \(1, 2\)"):
+        policy.predict(np.zeros((1, 2)))
+    with pytest.raises(UnknownNameError, match="no setting 'kappa' of MOReL"):
+        fit_morel(cart_pole_log, kappa=3)
+    with pytest.raises(InvalidArgumentError, match="num_members=1 must be at least 2"):
+        MOReLConfig(num_members=1)
+    with pytest.raises(InvalidArgumentError, match="policy_steps=0 must be a whole number"):
+        MOReLConfig(policy_steps=0)
+    with pytest.raises(InvalidArgumentError, match="threshold_scale=-1 must be at least 0"):
+        MOReLConfig(threshold_scale=-1)
+    short = persim_gym.Trajectories.from_arrays(
+        agents=[0] * 9 + [1] * 3, observations=np.zeros((12, 4)), actions=np.zeros(12, int),
+        next_observations=np.zeros((12, 4)), task="CartPole",
+    )  # fmt: skip
+    with pytest.raises(InvalidDataError, match="agent '1' has 3 transitions; a policy needs at least 5"):
+        fit_morel(short, agent=1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "stable_baselines3", None)
+        with pytest.raises(MissingExtraError, match=r'pip install "persim-gym\[sb3\]"'):
+            fit_morel(cart_pole_log)
