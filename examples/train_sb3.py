@@ -41,7 +41,7 @@ model = PPO(
     seed=arguments.seed,
     device="cpu",
 )
-model.learn(arguments.steps - arguments.steps % simulated.num_envs)
+model.learn(arguments.steps - arguments.steps % (model.n_steps * simulated.num_envs))  # whole rollouts
 
 # The agent's true system: its covariates are known here, for the log was recorded in it.
 force, length = gym.make(env_id).unwrapped.ensemble.agent_covariates(arguments.agent)

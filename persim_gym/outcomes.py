@@ -49,7 +49,8 @@ def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:
 
 def never_terminated(next_observations: Any) -> Any:
     """Of a log in which no episode reached a terminal state: False (…)."""
-    return next_observations[..., 0] != next_observations[..., 0]
+    first = next_observations[..., 0]
+    return (first == 0) & (first != 0)  # of NumPy arrays and torch tensors alike
 
 
 class LearnedReward:
