@@ -15,7 +15,7 @@ import measure
 import numpy as np
 import protocol
 
-from persim_gym import MPCAgent, get_task
+from persim_gym import MPCAgent, Trajectories, get_task
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cadm import CaDM, CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
@@ -42,7 +42,7 @@ def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
     if "rmse" in cell.table.metrics:
         measured = measure.once(folder / cell.name, lambda: measure.score_predictions(cell, model, device))
     else:
-        measured = _by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
+        measured = by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
     return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
 
 
@@ -88,13 +88,20 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         return _score(cell, policy, agent, cell.scale.policy_episodes)
 
     if variant == "A":
-        return _by_agent(cell, folder, lambda agent: returns(FITS[name](log, agent=agent, **settings), agent))
+        return by_agent(cell, folder, lambda agent: returns(FITS[name](log, agent=agent, **settings), agent))
 
     def everyones() -> list[Score]:
         policy = FITS[name](log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
     return measure.once(folder / cell.name, everyones)
+
+
+def score_policy(cell: Cell, log: Trajectories, agent: int, device: str) -> Score:
+    """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
+    name = "BCQ" if "BCQ" in cell.method else "CQL"
+    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
+    return _score(cell, _FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:
@@ -104,7 +111,7 @@ def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:
     return measure.Score(str(agent), "return", float(returns.mean()))
 
 
-def _by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
+def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
     """Return the scores of all test agents; each agent is kept by itself."""
     parts = [
         measure.once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])

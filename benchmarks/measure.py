@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import augmented
 import baseline_methods
 import numpy as np
 import protocol
@@ -72,6 +73,10 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         return once(folder / cell.name, lambda: _score_log(cell))
     if cell.data == protocol.NO_DATA:
         return _returns(cell, folder, None, device)
+    if cell.method in protocol.SIMULATOR_OF:
+        return augmented.measure_augmented(cell, folder, device=device, cache=cache)
+    if cell.table.number == 3:  # its other rows are those of the returns' tables
+        cell = replace(cell, table=protocol.returns_table(cell.env))
     if cell.method in baseline_methods.METHODS:
         return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
     config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))
@@ -80,6 +85,11 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         measured = once(folder / cell.name, lambda: score_predictions(cell, ensemble, device))
     else:
         measured = _returns(cell, folder, ensemble, device)
+    return with_wall(measured, ensemble)
+
+
+def with_wall(measured: Measured, ensemble: Ensemble) -> Measured:
+    """Count the training of the ensemble in."""
     return replace(measured, wall_s=round(measured.wall_s + ensemble.provenance["wall_seconds"], 1))
 
 

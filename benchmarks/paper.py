@@ -16,7 +16,7 @@ from pathlib import Path
 import protocol
 import results
 from measure import CACHE, Cell, measure
-from protocol import NO_DATA, Scale, Table
+from protocol import Scale, Table
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
@@ -90,7 +90,7 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
         return f"{text}\nnothing measured yet"
     measured = {row.method for row in rows}
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
-    ours = [method for method in (protocol.PERSIM, protocol.PERSIM_PLUS) if method in measured]
+    ours = [one for one in (protocol.PERSIM, protocol.PERSIM_PLUS, *protocol.SIMULATOR_OF) if one in measured]
     if len(measured & set(table.learned)) > 1 and ours:
         tallies.append(results.leaders(table, rows, ours))
     facts = [fact for fact in (*tallies, results.intervals(rows)) if fact]
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
-        everything = [data for data in protocol.DATA if data != NO_DATA or table.true]
+        everything = [data for data in protocol.DATA if table.methods(data)]
         problems = reproduce(
             table,
             scale,

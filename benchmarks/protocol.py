@@ -38,6 +38,14 @@ JOINT = "Joint network"
 PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
 """Planners without MountainCar's position bonus and CartPole's done mask."""
 
+SIMULATOR_OF = {
+    "PerSim-BCQ-5": PERSIM,
+    "PerSim+-BCQ-5": PERSIM_PLUS,
+    "PerSim-CQL-5": PERSIM,
+    "PerSim+-CQL-5": PERSIM_PLUS,
+}
+"""Which simulators the five synthetic trajectories of Table 3 come from."""
+
 CADM = (VANILLA_CADM, PE_TS_CADM)
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
 PLAIN = {PERSIM_PLAIN: PERSIM, VANILLA_CADM_PLAIN: VANILLA_CADM}
@@ -52,6 +60,7 @@ PAPER_METHOD = {
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
     **{method: method for method in (*CADM, *POLICIES)},
+    **{method: method.replace("PerSim+", "PerSim") for method in SIMULATOR_OF},
     JOINT: "PerSim",
     PERSIM_PLAIN: "PerSim",
     VANILLA_CADM_PLAIN: VANILLA_CADM,
@@ -83,10 +92,14 @@ class Table:
     """Methods that plan in the true system."""
     max_episodes: int | None = None
     """Limit on the episodes of each agent, where they are dear."""
+    data: tuple[str, ...] = LOGGING_POLICIES
+    """Data sets that the learned methods are measured with."""
 
     def methods(self, data: str) -> tuple[str, ...]:
         """Return the methods measured with one data set, or without any."""
-        return self.true if data == NO_DATA else self.learned
+        if data == NO_DATA:
+            return self.true
+        return self.learned if data in self.data else ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,12 @@ _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futur
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 
 TABLES = {
+    3: Table(
+        3, "Average return of BCQ and CQL without and with five synthetic trajectories",
+        ("MountainCar", "CartPole", "HalfCheetah"), ("return",),
+        (BCQ_P, BCQ_A, "PerSim-BCQ-5", "PerSim+-BCQ-5", CQL_P, CQL_A, "PerSim-CQL-5", "PerSim+-CQL-5"),
+        data=("random",),
+    ),
     5: Table(
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
         ("return", "length"), (LOG,),
@@ -153,6 +172,7 @@ SCALES = {
             BCQ_A: {"steps": 5_000},
             CQL_P: {"steps": 20_000},
             CQL_A: {"steps": 2_000},
+            **{method: {"steps": 5_000 if "BCQ" in method else 2_000} for method in SIMULATOR_OF},
         },
     ),
     "quick": Scale(
@@ -167,7 +187,7 @@ SCALES = {
         budgets={
             **dict.fromkeys(CADM, _TINY_CADM),
             **dict.fromkeys((MOREL_P, MOREL_A), _TINY_MOREL),
-            **dict.fromkeys((BCQ_P, BCQ_A, CQL_P, CQL_A), {"steps": 2, "batch_size": 4}),
+            **dict.fromkeys((BCQ_P, BCQ_A, CQL_P, CQL_A, *SIMULATOR_OF), {"steps": 2, "batch_size": 4}),
         },
     ),
 }
@@ -178,6 +198,11 @@ def get_table(number: int) -> Table:
     if number not in TABLES:
         raise UnknownNameError(f"table {number} is not reproduced here; there are {', '.join(map(str, TABLES))}")
     return TABLES[number]
+
+
+def returns_table(env: str) -> Table:
+    """Return the table of an environment's average returns."""
+    return next(table for number, table in TABLES.items() if number >= 9 and table.envs == (env,))
 
 
 def get_scale(name: str) -> Scale:
@@ -192,7 +217,6 @@ def check_data(table: Table, data: str) -> str:
     if data not in DATA:
         raise UnknownNameError(f"no data set {data!r}; there are {', '.join(LOGGING_POLICIES)}, and {NO_DATA} for none")
     if not table.methods(data):
-        raise InvalidArgumentError(
-            f"table {table.number} has no rows without data; give one of {', '.join(LOGGING_POLICIES)}"
-        )
+        given = "without data" if data == NO_DATA else f"for {data} data"
+        raise InvalidArgumentError(f"table {table.number} has no rows {given}; give one of {', '.join(table.data)}")
     return data

@@ -124,7 +124,7 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
         for metric in ("rmse", "r2"):
             key = (line["env"], line["data"], line["method"], line["agent"], metric)
             figures[key] = float(line[metric]), unknown
-    for line in _reference("average_reward.csv", table):
+    for line in [*_reference("average_reward.csv", table), *_reference("augmentation.csv", table)]:
         key = (line["env"], line["data"], line["method"], line["agent"], "return")
         figures[key] = float(line["mean"]), float(line["std"])
     return figures

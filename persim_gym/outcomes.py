@@ -28,7 +28,7 @@ def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
     A task that brings its own functions comes back as it is.
     """
     task = ensemble.task
-    if not task.learned:
+    if not task.learned or not isinstance(ensemble, Ensemble):  # other dynamics learn no outcomes
         return task
     if not isinstance(ensemble, Ensemble):
         raise InvalidArgumentError(
@@ -38,10 +38,10 @@ def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
     functions: dict[str, Any] = {}
     for name in task.learned:
         outcome = ensemble.outcomes.get(name)
-        if name == "reward":
-            functions[name] = LearnedReward(_given(outcome), agents)
-        else:
+        if name == "terminated":
             functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
+        elif outcome is not None:  # it is None while `fit` is still at the dynamics
+            functions[name] = LearnedReward(outcome, agents)
     objective = _with_learned(task.planning_objective, functions)
     if len(agents) > 1:
         objective = replace(objective, of_agent=lambda agent: bound_task(ensemble, [agent]).planning_objective)
@@ -55,7 +55,8 @@ def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:
 
 def never_terminated(next_observations: Any) -> Any:
     """Of a log in which no episode reached a terminal state: False (…)."""
-    return next_observations[..., 0] != next_observations[..., 0]
+    first = next_observations[..., 0]
+    return (first == 0) & (first != 0)  # of NumPy arrays and torch tensors alike
 
 
 class LearnedReward:
@@ -136,11 +137,6 @@ class _Bound:
                 tuple(move(array) for array in self._scaling),
             )
         return self._on_device[device]
-
-
-def _given(outcome: Outcome | None) -> Outcome:
-    assert outcome is not None, "`fit` and `Ensemble.load` see to it"
-    return outcome
 
 
 def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> PlanningObjective:

@@ -64,7 +64,7 @@ def simulated_returns(
 
     def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
         """Return the members' mean return (C,) of candidates (C, H) or (C, H, A)."""
-        own = goal.of_agent(agent) if goal.of_agent else goal
+        own = goal.of_agent(agent) if goal.of_agent is not None else goal
         if propagation == "mean_state":
             network, moves = simulator.network(agent), _moves(actions, simulator)
             return _mean_state(network, own, torch.tensor(start, device=simulator.device), moves).cpu().numpy()

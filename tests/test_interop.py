@@ -1,5 +1,6 @@
 """Logs in other libraries: nothing is lost on the way there and back, and those libraries take what they get."""
 
+import dataclasses
 import importlib
 import os
 from functools import partial
@@ -182,6 +183,34 @@ def test_d3rlpy_loses_nothing_of_a_truncated_episode(cart_pole_log):
     assert ended.transition_picker(*ended.buffer[len(log) - 1]).terminal == log.terminated[-1] == 1
     back = interop.from_d3rlpy(plain, agents=["left", "right"], task="CartPole")
     assert len(back) == len(cut) - 2 and back.agent_labels == ("left", "right")
+
+
+def test_foreign_d3rlpy_data_sets():
+    """Agents must be named; the row whose next observation d3rlpy does not keep is dropped; pictures are refused."""
+    d3rlpy = pytest.importorskip("d3rlpy")
+
+    def data_set(observations, actions):
+        count = len(actions)
+        return d3rlpy.dataset.MDPDataset(
+            observations, actions, np.ones(count, np.float32), np.arange(count) == 2, np.arange(count) == count - 1
+        )
+
+    observations, actions = np.arange(12, dtype=np.float32).reshape(6, 2), np.array([0, 1, 0, 1, 1, 2])
+    foreign = data_set(observations, actions)
+    log = interop.from_d3rlpy(foreign, agents="robot")
+    assert log.observations[:, 0].tolist() == [0, 2, 6, 8] and log.next_observations[:, 0].tolist() == [2, 4, 8, 10]
+    assert log.truncated.tolist() == [False, True] * 2 and log.agent_labels == ("robot",)
+    refuses = partial(_refuses, errors.InvalidDataError, ValueError)
+    refuses("does not say whose.*2 episodes", lambda: interop.from_d3rlpy(foreign))
+    refuses("names 3 agents for 2 episodes", lambda: interop.from_d3rlpy(foreign, agents=["a", "b", "c"]))
+    refuses("action 2 in row", lambda: interop.from_d3rlpy(data_set(observations, actions[::-1].copy()), agents="a",
+                                                           task=own_task_of_two_actions()))  # fmt: skip
+    pictures = data_set(np.zeros((6, 1, 4, 4), np.uint8), actions)
+    refuses(r"observations of episode 0 have shape \(3, 1, 4, 4\)", lambda: interop.from_d3rlpy(pictures, agents="a"))
+
+
+def own_task_of_two_actions():
+    return dataclasses.replace(walk_task(), action_space=spaces.Discrete(2))
 
 
 @pytest.mark.parametrize("name", ["DiscreteCQL", "DiscreteBCQ", "CQL", "BCQ"])
@@ -373,10 +402,8 @@ def test_times_with_gaps(table):
 )  # fmt: skip
 def test_tables_that_are_refused(table, message, change, arguments):
     """Each with the column, the row and what to do."""
-    import dataclasses
-
     if arguments.get("task") == "two doses":
-        arguments = {"task": dataclasses.replace(walk_task(), action_space=spaces.Discrete(2))}
+        arguments = {"task": own_task_of_two_actions()}
     call = partial(interop.from_dataframe, change(table), **{**HOURLY, **arguments})
     _refuses(errors.InvalidDataError, ValueError, message, call)
 

@@ -219,9 +219,11 @@ def test_a_log_that_teaches_nothing():
     log = own_log(episodes=6)
     config = CONFIG.with_changes(epochs=1)
     endless = dataclasses.replace(log, terminated=np.zeros(len(log), bool))
-    model = persim_gym.fit(endless, task=own_task(), config=config, progress=False)
+    selecting = config.with_changes(num_candidates=3)
+    model = persim_gym.fit(endless, task=own_task(), config=selecting, progress=False)
     assert set(model.outcomes) == {"reward"}
-    assert not model.simulator(0).task.terminated(np.full((4, 2), 99.0)).any()
+    for states in (np.full((4, 2), 99.0), np.zeros((4, 2)), np.full((4, 2), np.nan)):
+        assert model.simulator(0).task.terminated(states).tolist() == [False] * 4
     unpaid = dataclasses.replace(log, rewards=np.zeros(len(log), np.float32))
     with pytest.raises(errors.InvalidDataError, match="all rewards of the log are zero.*Glucose"):
         persim_gym.fit(unpaid, task=own_task(), config=config, progress=False)

@@ -132,7 +132,7 @@ def test_table_5_holds_the_logged_returns(benchmark, folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--table", "4"), "table 4 is not reproduced here; there are 5, 6"),
+        (("--table", "4"), "table 4 is not reproduced here; there are 3, 5, 6"),
         (("--table", "6", "--data", "randon"), "no data set 'randon'; there are pure, pure-eps-20"),
         (("--table", "6", "--data", "-"), "table 6 has no rows without data"),
         (("--table", "6", "--method", "CaDM"), "no method 'CaDM' in this table; there are PerSim"),

@@ -156,10 +156,15 @@ def _check_shapes(episodes: Sequence[LoggedEpisode]) -> None:
             ("actions", first.actions, first.actions.ndim),
         ):
             found = getattr(episode, name)
+            if name == "observations" and found.ndim != 2:
+                raise InvalidDataError(
+                    f"the observations of episode {index} have shape {found.shape}; a log takes vectors, (steps, size): "
+                    "flatten them"
+                )
             if found.ndim != axes or found.shape[1:] != wanted.shape[1:]:
                 raise InvalidDataError(
                     f"the {name} of episode {index} have shape {found.shape}, those of episode 0 {wanted.shape}: "
-                    "a log has vectors of one length, flatten or leave out what differs"
+                    "those of a log have one length; leave out what differs"
                 )
         if len(episode.observations) == 0:
             raise InvalidDataError(f"episode {index} has no transition; leave it out")

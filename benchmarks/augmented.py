@@ -1,0 +1,43 @@
+"""Table 3: offline learners that have one recorded trajectory of an agent and five synthetic ones.
+
+For each test agent: five trajectories in its simulator by whole plans (`persim_gym.generate`), joined to the agent's
+own recorded one; BCQ or CQL learns from the six. The simulators are learned from the random log of all 500 agents.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import baseline_methods
+import measure
+import protocol
+
+from persim_gym import Ensemble, Trajectories, generate
+
+if TYPE_CHECKING:
+    from measure import Cell, Measured, Score
+
+SYNTHETIC_EPISODES = 5
+
+
+def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
+    """Return the scores of a cell of one of these methods, measured now or in an earlier run; training included."""
+    config = protocol.config_name(cell.env, protocol.SIMULATOR_OF[cell.method])
+    ensemble = measure.trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
+    log = measure.logged(cell.env, cell.data, cell.scale)
+    measured = baseline_methods.by_agent(cell, folder, lambda agent: _score(cell, ensemble, log, agent, device))
+    return measure.with_wall(measured, ensemble)
+
+
+def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:
+    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent), agent, device)
+
+
+def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int) -> Trajectories:
+    """Return an agent's recorded trajectory and five synthetic ones."""
+    synthetic = generate(
+        ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **cell.scale.planner
+    )
+    return Trajectories.concatenate([log.select([agent]), synthetic])

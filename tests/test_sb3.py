@@ -1,0 +1,128 @@
+"""Stable-Baselines3: its algorithms learn in `PerSim-…` ids, its replay buffers take our logs, its policies act."""
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import persim_gym
+from persim_gym import Trajectories, errors
+from persim_gym.interop.sb3 import fill_replay_buffer
+
+sb3 = pytest.importorskip("stable_baselines3")
+
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
+from stable_baselines3.common.evaluation import evaluate_policy  # noqa: E402
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv  # noqa: E402
+
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("names", [("PPO", "DQN"), ("SAC",)], ids=str)
+def test_algorithms_learn_by_id_and_act_in_the_true_system(names, vec_env, half_cheetah, tmp_path, registry):
+    """Discrete ones in the shipped CartPole, SAC in a cheetah; processes of their own know the id by its package."""
+    if names == ("SAC",):
+        pytest.importorskip("mujoco")
+        half_cheetah.save(tmp_path / "cheetah.persim")
+        env_id, model_file = "persim_gym:PerSim-HalfCheetah-v0", {"model": str(tmp_path / "cheetah.persim"), "agent": 1}
+        real = gymnasium.make("Heterogeneous-HalfCheetah-v0", mass=1.2, max_episode_steps=5)
+    else:
+        env_id, model_file = "persim_gym:PerSim-CartPole-agent4-v0", {}
+        real = gymnasium.make("Heterogeneous-CartPole-v0", force=10.0, length=0.15)
+    settings = {"start_method": "spawn"} if vec_env is SubprocVecEnv else {}
+    env = make_vec_env(env_id, 2, seed=0, env_kwargs=model_file, vec_env_cls=vec_env, vec_env_kwargs=settings)
+    try:
+        for name in names:
+            small = {"n_steps": 8, "batch_size": 16, "n_epochs": 1} if name == "PPO" else {"learning_starts": 8}
+            model = getattr(sb3, name)("MlpPolicy", env, seed=0, device="cpu", **small).learn(24)
+            assert model.num_timesteps >= 24
+            with pytest.warns(UserWarning, match="Monitor"):
+                mean, _ = evaluate_policy(model, real, n_eval_episodes=2)
+            assert np.isfinite(mean)
+    finally:
+        env.close()
+
+
+def test_a_replay_buffer_holds_the_log(cart_pole_log):
+    """Every row, in order; the ends of episodes, and which were cut."""
+    log = Trajectories.concatenate([cart_pole_log.select([0, 1]), _cut(cart_pole_log.select([2]))])
+    model = sb3.DQN("MlpPolicy", gymnasium.make("PerSim-CartPole-agent4-v0"), buffer_size=len(log), learning_starts=0)
+    fill_replay_buffer(model, log)
+    buffer = model.replay_buffer
+    assert buffer.full and buffer.pos == 0
+    np.testing.assert_array_equal(buffer.observations[:, 0], log.observations)
+    np.testing.assert_array_equal(buffer.next_observations[:, 0], log.next_observations)
+    np.testing.assert_array_equal(buffer.actions[:, 0, 0], log.actions)
+    np.testing.assert_array_equal(buffer.rewards[:, 0], log.rewards)
+    np.testing.assert_array_equal(buffer.dones[:, 0], log.terminated | log.truncated)
+    np.testing.assert_array_equal(buffer.timeouts[:, 0], log.truncated)
+    assert log.truncated.sum() == 1 and log.terminated.sum() == 2
+    model.learn(8)
+
+
+def _cut(log):
+    return Trajectories.from_arrays(
+        agents=np.zeros(len(log), int), observations=log.observations, actions=log.actions, rewards=log.rewards,
+        next_observations=log.next_observations, task=log.task, agent_labels=log.agent_labels,
+        covariates=log.covariates, covariate_names=log.covariate_names,
+    )  # fmt: skip
+
+
+class Pushes(gymnasium.Env):
+    """Two numbers and a push between 1 and 3, which is not [−1, 1]."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(1, 3, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, True, {}
+
+
+def pushes_log(rows=5):
+    actions = np.linspace(1, 3, rows)[:, None]
+    return Trajectories.from_arrays(
+        agents=np.zeros(rows, int), observations=np.zeros((rows, 2)), actions=actions,
+        next_observations=np.ones((rows, 2)), rewards=np.arange(rows),
+    )  # fmt: skip
+
+
+def test_continuous_actions_are_scaled_as_the_actor_scales_them():
+    """And a buffer for two environments takes an odd row twice."""
+    model = sb3.SAC("MlpPolicy", DummyVecEnv([Pushes, Pushes]), buffer_size=100, learning_starts=0)
+    fill_replay_buffer(model, pushes_log())
+    assert model.replay_buffer.pos == 3
+    np.testing.assert_allclose(model.replay_buffer.actions[:3].ravel(), [-1, -0.5, 0, 0.5, 1, -1])
+    assert model.replay_buffer.rewards[:3].ravel().tolist() == [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "make", "log"),
+    [
+        (errors.InvalidArgumentError, "PPO has no replay buffer", lambda: sb3.PPO("MlpPolicy", Pushes()), pushes_log()),
+        (
+            errors.InvalidArgumentError, "5 transitions, .*4: .*larger buffer_size",
+            lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=4), pushes_log(),
+        ),
+        (
+            errors.InvalidDataError, r"observations have shape \(4,\), the model's \(2,\)",
+            lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=999), persim_gym.collect("CartPole", num_agents=1),
+        ),
+        (
+            errors.InvalidDataError, "do not fit Discrete",
+            lambda: sb3.DQN("MlpPolicy", gymnasium.make("PerSim-MountainCar-v0"), buffer_size=999), pushes_log(),
+        ),
+        (
+            errors.InvalidDataError, "in row 4 is outside",
+            lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=999),
+            Trajectories.from_arrays(agents=[0] * 5, observations=np.zeros((5, 2)), next_observations=np.ones((5, 2)),
+                                     actions=[[1.0]] * 4 + [[3.5]]),
+        ),
+    ],
+)  # fmt: skip
+def test_logs_that_a_buffer_does_not_take(kind, message, make, log):
+    """Before anything is added."""
+    with pytest.raises(kind, match=message):
+        fill_replay_buffer(make(), log)
