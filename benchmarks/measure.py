@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import protocol
+import unseen
 from protocol import Scale, Table
 
 from persim_gym import Ensemble, MPCAgent, Trajectories, collect, fit, get_task, prediction_error, storage
@@ -70,7 +71,12 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     if cell.data == protocol.NO_DATA:
         return _returns(cell, folder, None, device)
     config = protocol.config_name(cell.env, cell.method)
-    ensemble = trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
+    scale = protocol.scale_of(cell.scale, cell.method)
+    ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)
+    known = unseen.fraction(cell.method)
+    if known is not None:
+        kind = "gp" if unseen.base_method(cell.method) == protocol.PERSIM_PLUS else "mlp"
+        ensemble = unseen.of_unseen_agents(ensemble, known, kind=kind, seed=cell.seed)
     if "rmse" in cell.table.metrics:
         measured = _once(folder / cell.name, lambda: _score_predictions(cell, ensemble, device))
     else:
@@ -186,7 +192,8 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     """Score the episodes of one agent, in lockstep in its true system, which is also the model if there is no other."""
     task = get_task(cell.env)
     episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
-    system = task.system(np.tile(task.test_agents[agent], (episodes, 1)))
+    covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
+    system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
     if cell.method in (protocol.PERSIM_VI, protocol.TRUE_VI):
         bounds = protocol.GRID_BOUNDS.get(cell.env)

@@ -16,7 +16,7 @@ from pathlib import Path
 import protocol
 import results
 from measure import CACHE, Cell, measure
-from protocol import NO_DATA, Scale, Table
+from protocol import Scale, Table
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
-        everything = [data for data in protocol.DATA if data != NO_DATA or table.true]
+        everything = [data for data in protocol.DATA if table.methods(data)]
         problems = reproduce(
             table,
             scale,

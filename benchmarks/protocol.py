@@ -7,8 +7,10 @@ Results and cached models of another version are then refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from unseen import agent_count, base_method, papers_name, with_agent_count, with_fraction
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
@@ -39,11 +41,13 @@ PAPER_METHOD = {
     TRUE_VI: "True env+MPC",
 }
 """Which of the paper's rows a method of ours stands beside."""
+_VARIANTS = (*with_fraction((PERSIM, PERSIM_PLUS)), *with_agent_count((PERSIM, PERSIM_PLUS)))
+PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
 
 
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if method == PERSIM_PLUS else env
+    return f"{env}+" if base_method(method) == PERSIM_PLUS else env
 
 
 _CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
@@ -65,10 +69,14 @@ class Table:
     """Methods that plan in the true system."""
     max_episodes: int | None = None
     """Limit on the episodes of each agent, where they are dear."""
+    data: tuple[str, ...] = LOGGING_POLICIES
+    """Data sets that the table is about."""
 
     def methods(self, data: str) -> tuple[str, ...]:
         """Return the methods measured with one data set, or without any."""
-        return self.true if data == NO_DATA else self.learned
+        if data == NO_DATA:
+            return self.true
+        return self.learned if data in self.data else ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,11 @@ def _returns(
     return Table(number, f"Average return, {env}", (env,), ("return",), learned, true, max_episodes)
 
 
+def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_episodes: int | None = None) -> Table:
+    title = f"Average return, {env}, few training agents"
+    return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
+
+
 TABLES = {
     5: Table(
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
@@ -109,6 +122,17 @@ TABLES = {
     9: _returns(9, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_VI), (TRUE_MPC, TRUE_VI)),
     10: _returns(10, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_VI), (TRUE_MPC, TRUE_VI)),
     11: _returns(11, "HalfCheetah", (PERSIM,), (TRUE_MPC,), max_episodes=5),
+    12: Table(
+        12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),
+        ("rmse", "r2"), with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+    ),
+    13: Table(
+        13, "Average return, MountainCar, unseen agents", ("MountainCar",), ("return",),
+        with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+    ),
+    14: _few_agents(14, "MountainCar", (PERSIM, PERSIM_PLUS), "random"),
+    15: _few_agents(15, "CartPole", (PERSIM, PERSIM_PLUS), "pure"),
+    16: _few_agents(16, "HalfCheetah", (PERSIM,), "random", max_episodes=5),
 }  # fmt: skip
 
 SCALES = {
@@ -138,6 +162,14 @@ def get_table(number: int) -> Table:
     return TABLES[number]
 
 
+def scale_of(scale: Scale, method: str) -> Scale:
+    """Return the scale at which a method is trained: with fewer agents, and a name of its own, where its variant is."""
+    count = agent_count(method)
+    if count is None:
+        return scale
+    return replace(scale, name=f"{scale.name}-N{count}", num_agents=min(count, scale.num_agents))
+
+
 def get_scale(name: str) -> Scale:
     """Return a scale by name."""
     if name not in SCALES:
@@ -150,7 +182,6 @@ def check_data(table: Table, data: str) -> str:
     if data not in DATA:
         raise UnknownNameError(f"no data set {data!r}; there are {', '.join(LOGGING_POLICIES)}, and {NO_DATA} for none")
     if not table.methods(data):
-        raise InvalidArgumentError(
-            f"table {table.number} has no rows without data; give one of {', '.join(LOGGING_POLICIES)}"
-        )
+        what = "without data" if data == NO_DATA else f"on {data} data"
+        raise InvalidArgumentError(f"table {table.number} has no rows {what}; give one of {', '.join(table.data)}")
     return data

@@ -22,6 +22,8 @@ from persim_gym.types import FloatArray, IntArray
 _BATCH = 2048
 """Rows of which the features are computed at once; with all members they about fill the processor's cache."""
 
+_LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
+
 
 def refit_factors(
     ensemble: Ensemble,
@@ -309,11 +311,21 @@ def _known_by_transitions(
 
 
 def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
-    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r)."""
-    precision, known = np.linalg.inv(covariance), np.linalg.inv(prior.covariance)[:, None]
-    weighted = np.einsum("mnij,mnj->mni", precision, mean)
-    weighted = weighted - np.einsum("mnij,mnj->mni", known, prior.mean[:, None])
-    return FactorPosterior(prior, precision - known, weighted, np.zeros(mean.shape[1], np.int64))
+    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r).
+
+    Seen from the whitened prior, the deviation is kept between a ten-thousandth of the prior's and ten times it: beyond
+    that the difference to the prior is lost in rounding.
+    """
+    inverse = np.linalg.inv(np.linalg.cholesky(prior.covariance))[:, None]  # whitens
+    values, vectors = np.linalg.eigh(inverse @ covariance @ inverse.swapaxes(-1, -2))
+    precisions = 1 / np.clip(values, _LEAST_DEVIATION**2, _LARGEST_DEVIATION**2)
+    axes = inverse.swapaxes(-1, -2) @ vectors
+    information = np.einsum("mnij,mnj,mnkj->mnik", axes, precisions - 1, axes)
+    # information·prior mean + axes·precisions·axesᵀ·(mean − prior mean), the prior's own weight being left out
+    offset = np.einsum("mnij,mni->mnj", axes, mean - prior.mean[:, None])
+    weighted = np.einsum("mnij,mnj->mni", axes, precisions * offset)
+    weighted = weighted + np.einsum("mnij,mj->mni", information, prior.mean)
+    return FactorPosterior(prior, information, weighted, np.zeros(mean.shape[1], np.int64))
 
 
 def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:

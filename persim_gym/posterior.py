@@ -106,6 +106,13 @@ class FactorPosterior:
         prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
         return FactorPosterior(prior, self.information[chosen], self.weighted[chosen], self.num_transitions)
 
+    def with_agents(self, agents: Sequence[int]) -> FactorPosterior:
+        """Return the posteriors of some of the agents only."""
+        chosen = list(agents)
+        return FactorPosterior(
+            self.prior, self.information[:, chosen], self.weighted[:, chosen], self.num_transitions[chosen]
+        )
+
     def plus(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
         """Return the posteriors with what ``other`` knows of its n agents added to ``agents`` (n,) of this one."""
         information, weighted = self.information.copy(), self.weighted.copy()
