@@ -40,7 +40,7 @@ class Cell:
     def name(self) -> str:
         """A file name."""
         data = "true" if self.data == protocol.NO_DATA else self.data
-        method = "".join(character for character in self.method if character.isalnum())
+        method = self.method.replace("+", "plus").replace(" ", "")
         return f"table{self.table.number}-{self.env}-{data}-{method}-{self.scale.name}-seed{self.seed}"
 
 

@@ -16,7 +16,7 @@ from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
 from persim_gym.tasks.cart_pole import MAX_ANGLE, MAX_POSITION
 
-PROTOCOL = 1
+PROTOCOL = 2
 DATA_SEED = 0
 """All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
 NO_DATA = "-"

@@ -40,7 +40,7 @@ class PerSimConfig:
     clip_states: bool = False
     """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = 0.0
-    """L2 penalty through Adam, as torch.optim.Adam has it."""
+    """Decoupled from the gradient, as in AdamW (Loshchilov and Hutter, ICLR 2019)."""
     refit_factors: bool = False
     """Whether the agents' factors are replaced, after training, by their posterior means (`persim_gym.factors`)."""
 
@@ -103,7 +103,12 @@ CONFIGS: dict[str, PerSimConfig] = {
         refit_factors=True,
     ),  # fmt: skip
     "CartPole+": _CART_POLE.with_changes(
-        clip_states=True, learning_rate=3e-3, halve_learning_rate_every=40, num_candidates=10, refit_factors=True
+        clip_states=True,
+        weight_decay=0.1,
+        learning_rate=3e-3,
+        halve_learning_rate_every=40,
+        num_candidates=10,
+        refit_factors=True,
     ),
     "default": PerSimConfig(huber_threshold=1.0, clip_states=True, halve_learning_rate_every=50, num_candidates=10),
 }

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import MissingExtraError
+from persim_gym.errors import InvalidArgumentError, MissingExtraError
 from persim_gym.model import Ensemble
 from persim_gym.policies import as_policy
 from persim_gym.types import FloatArray
+
+_TRUE_WEIGHT = 0.65
 
 
 def plot_trajectories(
@@ -52,6 +54,59 @@ def plot_trajectories(
         axes[-1, column].set_xlabel("step")
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(f"{task.name}: {steps} steps predicted from the first state alone")
+    return _save(figure, path)
+
+
+def plot_frames(
+    ensemble: Ensemble,
+    path: str | Path,
+    *,
+    agents: Sequence[int | str],
+    horizons: Sequence[int] = (10, 25, 50),
+    policy: Any = "random",
+    seed: int = 0,
+) -> Path:
+    """Draw true systems and, translucent over them, their predictions, some steps after a common start state.
+
+    Args:
+        ensemble: whose predictions are drawn, the mean over its members, given the actions that were taken.
+        path: the picture's file; its suffix says the format.
+        agents: indices or labels, one row each.
+        horizons: steps after the start, one column each; an episode that has ended before is drawn at its end.
+        policy: acts on the true observations.
+        seed: of the start state and random actions.
+
+    Raises:
+        InvalidArgumentError: no horizon, one below 1, or a task that cannot be drawn.
+        MissingExtraError: matplotlib or the renderer's library is not installed.
+
+    """
+    pyplot = _pyplot()
+    task = ensemble.task
+    if not horizons or min(horizons) < 1:
+        raise InvalidArgumentError(f"horizons={list(horizons)} must be numbers of steps of at least 1")
+    if task.make_renderer is None:
+        raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories")
+    figure, axes = pyplot.subplots(
+        len(agents), len(horizons), figsize=(3.6 * len(horizons), 2.7 * len(agents)),
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for row, agent in enumerate(agents):
+        true, actions = _true_trajectory(ensemble, agent, max(horizons), policy, seed)
+        simulator = ensemble.simulator(agent)
+        predicted = simulator.combine(simulator.rollout(true[:1], actions[None]))[0]
+        renderer = task.make_renderer(ensemble.agent_covariates(agent), "rgb_array")
+        for axis, horizon in zip(axes[row], horizons, strict=True):
+            step = min(horizon, len(actions))
+            # Some renderers draw into one buffer, again and again.
+            frames = [np.array(renderer.draw(state)) for state in (true[step], predicted[step - 1])]
+            axis.imshow((_TRUE_WEIGHT * frames[0] + (1 - _TRUE_WEIGHT) * frames[1]).astype(np.uint8))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"step {step}" + (" (end)" if step < horizon else ""), fontsize=9)
+        axes[row, 0].set_ylabel(_title(ensemble, agent).replace(" (", "\n("), fontsize=9)
+        renderer.close()
+    figure.suptitle(f"{task.name}: true system, and translucent its prediction from the first state alone")
     return _save(figure, path)
 
 

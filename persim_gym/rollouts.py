@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.blocks import BlockNetwork
 from persim_gym.devices import threads_for
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulator import AgentNetwork, Simulator
@@ -17,8 +18,12 @@ from persim_gym.types import FloatArray, IntArray
 ReturnFn = Callable[[IntArray, np.ndarray], FloatArray]
 """(environments (n,), actions (n, C, H) or (n, C, H, A)) -> returns (n, C): what a planner asks of a model."""
 
+MembersFn = Callable[[IntArray, slice], FloatArray]
+"""(candidates (n,), members) -> sum of these members' returns (n,)."""
+
 PROPAGATIONS = ("per_member", "mean_state")
 _SCOUTS = 16
+_WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -47,26 +52,53 @@ def simulated_returns(
         raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
     goal = simulator.task.planning_objective if objective is None else objective
     agents = np.broadcast_to(simulator.agents, len(observations))
-    starts = torch.tensor(np.asarray(observations, np.float32), device=simulator.device)
+    starts = np.asarray(observations, np.float32)
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
         scores = np.empty(actions.shape[:2])
-        with torch.inference_mode(), threads_for(simulator.ensemble.config.state_hidden):
+        quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
+        with quiet, torch.inference_mode(), threads_for(simulator.ensemble.config.state_hidden):
             for row, environment in enumerate(environments):
-                network = simulator.network(int(agents[environment]))
-                moves = torch.as_tensor(actions[row], device=simulator.device).movedim(0, -1).contiguous()
-                if network.num_actions == 0:
-                    moves = moves.float()
-                if propagation == "per_member":
-                    bounded = best_only and goal.max_reward is not None and goal.progress is None
-                    evaluate = _per_member_best if bounded else _per_member
-                    score = evaluate(network, goal, starts[environment], moves)
-                else:
-                    score = _mean_state(network, goal, starts[environment], moves)
-                scores[row] = score.cpu().numpy()
+                scores[row] = score(int(agents[environment]), starts[environment], actions[row])
         return scores
 
+    def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
+        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A)."""
+        if propagation == "mean_state":
+            network, moves = simulator.network(agent), _moves(actions, simulator)
+            return _mean_state(network, goal, torch.tensor(start, device=simulator.device), moves).cpu().numpy()
+        evaluate = _members_fn(simulator, agent, goal, start, actions)
+        members, candidates, horizon = simulator.num_members, *actions.shape[:2]
+        bounded = best_only and goal.max_reward is not None and goal.progress is None
+        if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
+            return _best_only(evaluate, members, candidates, horizon * goal.max_reward)
+        return evaluate(np.arange(candidates), slice(0, members)) / members
+
     return returns
+
+
+def _members_fn(
+    simulator: Simulator, agent: int, objective: PlanningObjective, start: FloatArray, actions: np.ndarray
+) -> MembersFn:
+    """Return what scores some of an agent's candidates by some of its members."""
+    blocks = simulator.blocks(agent)
+    if blocks is not None:
+        by_step = np.ascontiguousarray(actions.T)
+        return lambda chosen, group: _block_returns(blocks, objective, start, by_step[:, chosen], group)
+    network, moves = simulator.network(agent), _moves(actions, simulator)
+    origin = torch.tensor(start, device=simulator.device)
+
+    def evaluate(chosen: IntArray, group: slice) -> FloatArray:
+        part = moves if len(chosen) == moves.shape[-1] else moves[..., torch.as_tensor(chosen, device=moves.device)]
+        return _tensor_returns(network, objective, origin, part, group).cpu().numpy().astype(np.float64)
+
+    return evaluate
+
+
+def _moves(actions: np.ndarray, simulator: Simulator) -> Tensor:
+    """Return candidates (C, H) or (C, H, A) as a tensor (H, C) or (H, A, C)."""
+    moves = torch.as_tensor(actions, device=simulator.device).movedim(0, -1).contiguous()
+    return moves if simulator.task.discrete else moves.float()
 
 
 def true_returns(system: System, objective: PlanningObjective) -> ReturnFn:
@@ -95,38 +127,79 @@ def true_returns(system: System, objective: PlanningObjective) -> ReturnFn:
     return returns
 
 
-def _per_member(network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor) -> Tensor:
-    """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), each member on its own trajectory."""
-    members, candidates = network.num_members, actions.shape[-1]
-    stacked = start.is_cuda or members * candidates <= _STACKED_COLUMNS
-    groups = [slice(0, members)] if stacked else [slice(member, member + 1) for member in range(members)]
-    total = torch.zeros(candidates, device=start.device)
-    for group in groups:
-        total += _group_returns(network, objective, start, actions, group)
+def _best_only(evaluate: MembersFn, members: int, candidates: int, limit: float) -> FloatArray:
+    """Return the members' mean return (C,), but minus infinity for candidates that another one is sure to beat.
+
+    The first member scores all. The few it likes best are scored by the others too; whoever could not reach the best of
+    these even with the return ``limit`` from every other member is out.
+    """
+    first = _no_nan(evaluate(np.arange(candidates), slice(0, 1)))
+    others = slice(1, members)
+    scouts = np.argsort(-first, kind="stable")[:_SCOUTS]
+    total = np.full(candidates, -np.inf)
+    total[scouts] = _no_nan(first[scouts] + evaluate(scouts, others))
+    contending = first + (members - 1) * limit >= total[scouts].max()
+    contending[scouts] = False
+    rest = np.flatnonzero(contending)
+    if len(rest):
+        total[rest] = first[rest] + evaluate(rest, others)
     return total / members
 
 
-def _per_member_best(network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor) -> Tensor:
-    """Return the same as `_per_member`, but minus infinity for candidates that another one is sure to beat.
+def _no_nan(returns: FloatArray) -> FloatArray:
+    return np.where(np.isnan(returns), -np.inf, returns)
 
-    The first member scores all. The few it likes best are scored by all members; whoever could not reach the best of
-    these even with the largest reward at every step of every other member is out.
-    """
-    members, candidates = network.num_members, actions.shape[-1]
-    if members == 1 or members * candidates <= _STACKED_COLUMNS:
-        return _per_member(network, objective, start, actions)
-    first = _no_nan(_group_returns(network, objective, start, actions, slice(0, 1)))
-    limit = (members - 1) * len(actions) * objective.max_reward
-    scouts = first.topk(min(_SCOUTS, candidates)).indices
-    reached = _no_nan(_per_member(network, objective, start, actions[..., scouts])).max()
-    contenders = ((first + limit) / members >= reached).nonzero()[:, 0]
-    total = torch.full_like(first, -torch.inf)
-    total[contenders] = _per_member(network, objective, start, actions[..., contenders])
+
+def _block_returns(
+    network: BlockNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
+) -> FloatArray:
+    """Return the summed returns (C,) of some members for candidates (H, C). Rollouts that are over are dropped."""
+    horizon, candidates = actions.shape
+    count = group.stop - group.start
+    states = network.start(start[None], count * candidates)
+    columns = np.arange(count * candidates)
+    moving = np.tile(np.arange(candidates), count)
+    stops = [candidates * (member + 1) for member in range(count)]
+    returns = np.zeros(count * candidates)
+    alive = np.ones(count * candidates, bool)
+    best = None if objective.progress is None else objective.progress(states[:-1].T)
+    for step in range(horizon):
+        moves = actions[step].take(moving)
+        following = network.next_states(states, moves, stops, group.start)
+        rewards = objective.reward(states[:-1].T, moves, following[:-1].T)
+        states = following
+        if best is not None:
+            best = np.maximum(best, objective.progress(states[:-1].T))
+        if objective.terminated is None:
+            returns += rewards
+            continue
+        alive &= ~objective.terminated(states[:-1].T)
+        returns[columns] += np.where(alive, rewards, 0.0)
+        # The climb counts to the end of the horizon, so with it no rollout may be dropped.
+        if best is None and np.count_nonzero(alive) < _WORTH_DROPPING * len(alive):
+            columns, moving, states = columns[alive], moving[alive], states[:, alive]
+            alive = np.ones(len(columns), bool)
+            stops = [int(stop) for stop in np.searchsorted(columns, candidates * np.arange(1, count + 1))]
+            if len(columns) == 0:
+                break
+    if best is not None:
+        returns += horizon * best
+    broken = ~np.isfinite(states).all(axis=0) & alive  # comparisons with NaN are false: it looks alive and well
+    returns[columns[broken]] = np.nan
+    return returns.reshape(count, candidates).sum(axis=0)
+
+
+def _tensor_returns(
+    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
+) -> Tensor:
+    """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C)."""
+    count = group.stop - group.start
+    if start.is_cuda or count * actions.shape[-1] <= _STACKED_COLUMNS:
+        return _group_returns(network, objective, start, actions, group)
+    total = torch.zeros(actions.shape[-1], device=start.device)
+    for member in range(group.start, group.stop):
+        total += _group_returns(network, objective, start, actions, slice(member, member + 1))
     return total
-
-
-def _no_nan(returns: Tensor) -> Tensor:
-    return torch.where(returns.isnan(), -torch.inf, returns)
 
 
 def _group_returns(

@@ -17,7 +17,7 @@ _HORIZON = 50
 
 
 def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, seed: int = 0) -> FloatArray:
-    """Return each member's error (M,) along segments of the log of up to 50 steps, given the recorded actions.
+    """Return each member's error (M,) along segments of a log of its agents, of up to 50 steps, given the actions.
 
     It is the mean over up to 512 segments of the root mean squared error over steps and coordinates, each coordinate in
     units of its standard deviation over the log. A member that diverges to infinity has error infinity.
@@ -26,7 +26,7 @@ def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, seed:
     horizon = int(lengths.max())
     offsets = np.minimum(np.arange(horizon), lengths[:, None] - 1)  # what follows a segment's end is not scored
     rows = starts[:, None] + offsets
-    simulator = ensemble.simulator(agents=[int(agent) for agent in trajectories.agents[starts]])
+    simulator = ensemble.simulator(agents=[trajectories.agent_labels[agent] for agent in trajectories.agents[starts]])
     predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[rows])
     scale = np.asarray(trajectories.observations, np.float64).std(axis=0)
     true = np.asarray(trajectories.next_observations, np.float64)[rows]

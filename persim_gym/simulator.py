@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -9,12 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.blocks import BlockNetwork
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, fold
 from persim_gym.gradients import agent_features, predict
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.types import FloatArray, IntArray, Prediction
+
+_ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
+"""Rows of a batch that are stepped together, on the CPU, where they should fit the cache, and elsewhere."""
 
 
 class AgentNetwork:
@@ -82,6 +87,7 @@ class Simulator:
         self.aggregate = aggregate
         self.device = resolve_device(str(device))
         self._networks: dict[int, AgentNetwork] = {}
+        self._blocks: dict[int, BlockNetwork | None] = {}
 
     @property
     def num_members(self) -> int:
@@ -93,6 +99,15 @@ class Simulator:
         if agent not in self._networks:
             self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
+
+    def blocks(self, agent: int) -> BlockNetwork | None:
+        """Return the network of an agent's index in cache-sized blocks, where that fits it and the device."""
+        if agent not in self._blocks:
+            space, folded = self.task.observation_space, fold(self.ensemble, agent)
+            bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
+            fits = self.device.type == "cpu" and BlockNetwork.fits(folded)
+            self._blocks[agent] = BlockNetwork(folded, bounds) if fits else None
+        return self._blocks[agent]
 
     def step(self, observations: Any, actions: Any, *, uncertainty: bool = False) -> Prediction:
         """Predict one step.
@@ -106,20 +121,25 @@ class Simulator:
             MissingStatisticsError: the uncertainty is asked for, and the ensemble does not know it.
 
         """
-        members = self.step_members(observations, actions)
+        states, moves = self._check(observations, actions, horizon=False)
+        combined, disagreement = np.empty_like(states), np.empty_like(states)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            disagreement = members.std(axis=0)
+            for rows, members in self._steps(states, moves):
+                combined[rows] = self.combine(members)
+                disagreement[rows] = members.std(axis=0)
             deviation = None
             if uncertainty:
-                deviation = np.sqrt(disagreement**2 + self._variance_within(observations, actions))
-            return Prediction(self.combine(members), disagreement, deviation)
+                deviation = np.sqrt(disagreement**2 + self._variance_within(states, moves))
+        return Prediction(combined, disagreement, deviation)
 
     def step_members(self, observations: Any, actions: Any) -> FloatArray:
         """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""
         states, moves = self._check(observations, actions, horizon=False)
-        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
-            stacked = states.T.expand(self.num_members, -1, -1)
-            return _batch_major(self._next_states(stacked, moves))
+        following = np.empty((self.num_members, *states.shape), np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            for rows, members in self._steps(states, moves):
+                following[:, rows] = members
+        return following
 
     def rollout(self, observations: Any, actions: Any) -> FloatArray:
         """Follow action sequences, each member on its own trajectory.
@@ -132,7 +152,7 @@ class Simulator:
             (M, B, H, D) float32: the state after each action.
 
         """
-        states, moves = self._check(observations, actions, horizon=True)
+        states, moves = self._tensors(*self._check(observations, actions, horizon=True))
         horizon = moves.shape[1]
         stacked = states.T.expand(self.num_members, -1, -1)
         trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
@@ -155,21 +175,41 @@ class Simulator:
         low, high = (torch.tensor(bound, dtype=torch.float32, device=self.device) for bound in (space.low, space.high))
         return low[:, None], high[:, None]
 
-    def _next_states(self, states: Tensor, actions: Tensor) -> Tensor:
-        """Return the members' next states (M, D, B) for states (M, D, B) and actions (B,) or (B, A)."""
+    def _steps(self, states: FloatArray, actions: np.ndarray) -> Iterator[tuple[slice, FloatArray]]:
+        """Yield the members' next states (M, b, D) of some rows of the batch at a time, so that memory stays small."""
+        size = _ROWS_AT_A_TIME[self.device.type == "cpu"]
+        blocks = self.blocks(int(self.agents[0])) if len(self.agents) == 1 else None
+        with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
+            for start in range(0, len(states), size):
+                rows = slice(start, min(start + size, len(states)))
+                if blocks is not None:
+                    yield rows, blocks.step(states[rows], actions[rows])
+                    continue
+                part, moves = self._tensors(states[rows], actions[rows])
+                stacked = part.T.expand(self.num_members, -1, -1)
+                yield rows, _batch_major(self._next_states(stacked, moves, start))
+
+    def _tensors(self, states: FloatArray, actions: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.tensor(states, device=self.device), torch.tensor(actions, device=self.device)
+
+    def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        """Return the members' next states (M, D, b) for states (M, D, b) and actions (b,) or (b, A).
+
+        ``first`` is the row of the batch that the first column is.
+        """
         if len(self.agents) > 1:
-            return _within(states + self._changes_of_many_agents(states, actions), self._bounds)
+            return _within(states + self._changes_of_many_agents(states, actions, first), self._bounds)
         network = self.network(int(self.agents[0]))
         if not self.task.discrete:
             actions = network.action_factors(actions.T)
         return network.next_states(states.contiguous(), actions)
 
-    def _changes_of_many_agents(self, states: Tensor, actions: Tensor) -> Tensor:
+    def _changes_of_many_agents(self, states: Tensor, actions: Tensor, first: int) -> Tensor:
         """Evaluate the unfolded model: each column has an agent of its own."""
         parameters, mean, scale, change_mean, change_scale = self._shared
         members, batch = states.shape[0], states.shape[2]
         member = torch.arange(members, device=self.device)[:, None]
-        rows = torch.arange(batch, device=self.device) + member * batch
+        rows = torch.arange(first, first + batch, device=self.device) + member * len(self.agents)
         if self.task.discrete:
             moves = (actions + member * self.task.action_size).view(-1)
         else:
@@ -197,11 +237,11 @@ class Simulator:
         )
         return parameters, mean, scale, change_mean, change_scale
 
-    def _variance_within(self, observations: Any, actions: Any) -> FloatArray:
+    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
         """Return the variance (B, D) of a step that members see in the agents' factors and in noise, averaged."""
         posterior = self.ensemble.known_posterior()
         covariances = posterior.solve(self.agents)[1]
-        states, moves = self._check(observations, actions, horizon=False)
+        states, moves = self._tensors(observations, actions)
         parameters, mean, scale, _, _ = self._shared
         members = self.num_members
         with torch.inference_mode(), threads_for(self.ensemble.config.state_hidden):
@@ -217,7 +257,7 @@ class Simulator:
         variance = (of_factor + posterior.prior.noise[:, None]).mean(0)
         return variance * self.ensemble.normalizer.change_scale**2
 
-    def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[Tensor, Tensor]:
+    def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[FloatArray, np.ndarray]:
         states = np.ascontiguousarray(observations, np.float32)
         size = self.task.observation_size
         if states.ndim != 2 or states.shape[1] != size or len(states) == 0:
@@ -226,8 +266,7 @@ class Simulator:
             raise InvalidStateError(
                 f"the simulator is bound to {len(self.agents)} agents, one for each row; got {len(states)} rows"
             )
-        moves = self._check_actions(np.asarray(actions), len(states), horizon)
-        return torch.tensor(states, device=self.device), torch.tensor(moves, device=self.device)
+        return states, self._check_actions(np.asarray(actions), len(states), horizon)
 
     def _check_actions(self, actions: np.ndarray, batch: int, horizon: bool) -> np.ndarray:
         axes = "(B, H" if horizon else "(B"

@@ -231,7 +231,7 @@ class _Trainer:
         adam(
             [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
             fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
-            weight_decay=self.config.weight_decay, eps=1e-8, maximize=False,
+            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
         )  # fmt: skip
 
     def state(self) -> dict[str, np.ndarray]:

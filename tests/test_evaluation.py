@@ -10,6 +10,8 @@ from support import SMALL, perfect_walk_ensemble, random_ensemble, reference_cha
 from test_tasks import gymnasium_cart_pole
 
 from persim_gym import MPCAgent, evaluation, get_task, mpc_returns, policy_returns, prediction_error, true_mpc_returns
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.plotting import plot_frames
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
 
@@ -222,3 +224,15 @@ def test_continuous_actions_can_be_planned_in_the_true_system():
     returns, lengths = evaluation.run_episodes(continuous, agent, system, np.random.default_rng(0))
     np.testing.assert_allclose(returns, -(2.5 + 1.5 + 0.5), atol=0.8)
     np.testing.assert_array_equal(lengths, [8, 8])
+
+
+def test_true_and_predicted_frames(cart_pole, tmp_path):
+    """A row for each agent, a column for each horizon; the picture has content."""
+    pytest.importorskip("pygame")
+    image = pytest.importorskip("matplotlib.image")
+    path = plot_frames(cart_pole, tmp_path / "frames.png", agents=[0, 4], horizons=[1, 5])
+    pixels = image.imread(path)[..., :3]
+    assert pixels.shape[1] > pixels.shape[0] > 300
+    assert pixels.std() > 0.02
+    with pytest.raises(InvalidArgumentError, match="horizons"):
+        plot_frames(cart_pole, path, agents=[0], horizons=[0])

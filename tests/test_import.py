@@ -11,8 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "posterior", "model", "gradients", "folding", "simulator", "selection", "covariates", "factors", "calibration",
-    "training",
+    "posterior", "model", "gradients", "folding", "blocks", "simulator", "selection", "covariates", "factors",
+    "calibration", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
 )  # fmt: skip
@@ -97,7 +97,17 @@ def test_who_knows_nothing_of_what():
             "model",
             "folding",
         },
-        "gymnasium": {"data", "gradients", "model", "folding", "simulator", "training", "rollouts", "planning"},
+        "gymnasium": {
+            "data",
+            "gradients",
+            "model",
+            "folding",
+            "blocks",
+            "simulator",
+            "training",
+            "rollouts",
+            "planning",
+        },
     }
     for path in files():
         known = {name.split(".")[0] for name in imports(path, lazy=False)}

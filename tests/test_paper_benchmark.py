@@ -47,6 +47,15 @@ def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, fo
     assert "*paper: PerSim*" in printed and "0.0140" in printed  # Table 7, random, agent 1
 
 
+def test_every_method_is_kept_under_a_name_of_its_own(benchmark):
+    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    for table in protocol.TABLES.values():
+        methods = [*table.learned, *table.true]
+        scale = protocol.get_scale("quick")
+        names = {measure.Cell(table, "CartPole", "random", method, 0, scale).name for method in methods}
+        assert len(names) == len(methods)
+
+
 def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchmark, folders, tmp_path, monkeypatch):
     measure = benchmark["measure"]
 

@@ -47,7 +47,7 @@ def test_what_follows_a_segment_is_not_scored(cart_pole):
         observations=np.tile(start, (rows + 1, 1)) + np.arange(rows + 1)[:, None],
         actions=np.zeros(rows + 1, int),
         next_observations=np.tile(start, (rows + 1, 1)),
-        agent_labels=["short", "long"],
+        agent_labels=cart_pole.agent_labels[:2],
     )
     # Agent 0 multiplies its state at every step and overflows before step 40; agent 1 stands still.
     grow = {name: np.zeros_like(array[:1]) for name, array in cart_pole.parameters.items()}

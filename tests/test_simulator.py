@@ -106,6 +106,24 @@ def test_folded_network_equals_plain_prediction(case):
         np.testing.assert_allclose(network.changes(stacked[part], moves, part), plain[part], atol=1e-5)
 
 
+def test_large_batches_are_stepped_in_parts(case):
+    """Each row as in a small batch, for one agent and for an agent a row; the deviation too."""
+    ensemble, states, actions = case
+    repeats = 700  # 4 900 rows, more than are stepped at a time
+    many_states, many_actions = np.tile(states, (repeats, 1)), np.concatenate([actions] * repeats)
+    agents = np.arange(len(many_states)) % 4
+    one, many = ensemble.simulator(3), ensemble.simulator(agents=agents.tolist())
+    small = one.step(states, actions)
+    found = one.step(many_states, many_actions)
+    np.testing.assert_allclose(found.next_observations, np.tile(small.next_observations, (repeats, 1)), atol=1e-5)
+    np.testing.assert_allclose(found.disagreement, np.tile(small.disagreement, (repeats, 1)), atol=1e-5)
+    found = many.step_members(many_states, many_actions)
+    for agent in range(4):
+        expected = ensemble.simulator(agent).step_members(states, actions)
+        for row in np.flatnonzero(agents == agent)[[0, -1]]:
+            np.testing.assert_allclose(found[:, row], expected[:, row % 7], atol=1e-5)
+
+
 def test_the_median_survives_a_diverging_member(case):
     """One member far off moves the mean, not the median."""
     ensemble, states, actions = case

@@ -52,7 +52,7 @@ def test_full_batches_are_torch_adam(log, normalize, weight_decay, threshold):
     states, targets = (torch.tensor(array.T, dtype=torch.float32) for array in (observations, changes))
     agents, actions = torch.tensor(log.agents.astype(int)), torch.tensor(log.actions)
     leaves = {name: torch.tensor(array).requires_grad_() for name, array in start.parameters.items()}
-    optimizer = torch.optim.Adam(leaves.values(), lr=1e-2, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(leaves.values(), lr=1e-2, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     for _ in range(6):
         optimizer.zero_grad()

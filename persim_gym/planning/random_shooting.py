@@ -43,7 +43,7 @@ def random_shooting(
     best, best_return = candidates[:, 0].copy(), np.full(count, -np.inf)
     looking, seen = np.arange(count), 0
     while seen < num_candidates and len(looking):
-        batch = num_candidates if max_return is None else max(_FIRST_LOOK, 4 * seen)
+        batch = num_candidates if max_return is None else max(_FIRST_LOOK, 8 * seen)
         part = candidates[looking, seen : seen + batch]
         scores = finite_scores(returns, looking, part)
         winner = scores.argmax(axis=1)

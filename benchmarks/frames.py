@@ -1,0 +1,42 @@
+"""Draw true against predicted states at several horizons (figures 2 and 4 of the paper).
+
+    python benchmarks/frames.py --env CartPole MountainCar --data random
+
+Two very different test agents, the unseen test policy's actions, PerSim as it is trained for benchmarks/paper.py.
+Writes one picture for each environment and data set to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import protocol
+from measure import trained
+from results import RESULTS
+
+from persim_gym.logging_policies import test_policy
+from persim_gym.plotting import plot_frames
+
+HORIZONS = (10, 30, 50, 70, 90)
+AGENTS = {"MountainCar": (0, 4), "CartPole": (0, 4), "HalfCheetah": (0, 3)}
+
+
+def main() -> None:
+    """Draw the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", choices=list(AGENTS), default=["MountainCar", "CartPole"])
+    parser.add_argument("--data", nargs="+", choices=protocol.LOGGING_POLICIES, default=["random"])
+    parser.add_argument("--method", choices=[protocol.PERSIM, protocol.PERSIM_PLUS], default=protocol.PERSIM)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    for env in given.env:
+        for data in given.data:
+            config = protocol.config_name(env, given.method)
+            ensemble = trained(env, data, protocol.get_scale("full"), given.seed, config=config)
+            policy = test_policy(env, seed=given.seed)
+            path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}.png"
+            print(plot_frames(ensemble, path, agents=AGENTS[env], horizons=HORIZONS, policy=policy, seed=given.seed))
+
+
+if __name__ == "__main__":
+    main()

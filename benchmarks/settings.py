@@ -1,0 +1,150 @@
+"""Compare settings of PerSim by their error on parts of the log that training has not seen.
+
+    python benchmarks/settings.py CartPole --seeds 2
+
+Every trajectory of the random data set is cut: settings are trained on its first 70 % and scored by each member's
+free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems and the test policies
+play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import commit
+from results import RESULTS
+
+from persim_gym import Trajectories, collect, fit, storage
+from persim_gym.config import CONFIGS, PerSimConfig
+from persim_gym.selection import free_running_errors
+
+SEEN = 0.7
+FILE = RESULTS / "settings.csv"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The score of one variant under one seed."""
+
+    env: str
+    variant: str
+    seed: int
+    num_agents: int
+    members: str
+    """Free-running error of each member on the unseen parts, best first."""
+    median: float
+    training_loss: float
+    commit: str
+    wall_s: float
+
+
+def variants(env: str) -> dict[str, PerSimConfig]:
+    """Return the settings to compare, by name: the paper's, ours, and ours with one thing changed."""
+    ours = CONFIGS[f"{env}+"].with_changes(num_candidates=0)  # all members are scored
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "MountainCar": {
+            "not normalized": {"normalize": False},
+            "squared error": {"huber_threshold": None},
+            "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
+            "weight decay 0.01": {"weight_decay": 0.01},
+            "weight decay 0.1": {"weight_decay": 0.1},
+        },
+        "CartPole": {
+            "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
+            "normalized": {"normalize": True},
+            **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.15, 0.2, 0.3)},
+        },
+    }[env]
+    changed = {name: ours.with_changes(**change) for name, change in changes.items()}
+    return {"paper": CONFIGS[env], "ours": ours, **changed}
+
+
+def cut(log: Trajectories) -> tuple[Trajectories, Trajectories]:
+    """Return the first part of every episode, and the rest of those that have one, with the same agents."""
+    position = np.arange(log.num_transitions) - np.repeat(log.episode_starts, log.episode_lengths)
+    seen = position < np.maximum(1, np.round(SEEN * np.repeat(log.episode_lengths, log.episode_lengths)))
+    return _rows(log, seen, all_agents=True), _rows(log, ~seen, all_agents=False)
+
+
+def _rows(log: Trajectories, kept: np.ndarray, *, all_agents: bool) -> Trajectories:
+    labels = np.array(log.agent_labels)
+    names = {"agent_labels": log.agent_labels} if all_agents else {}
+    return Trajectories.from_arrays(
+        agents=log.agents[kept] if all_agents else labels[log.agents[kept]],
+        observations=log.observations[kept],
+        actions=log.actions[kept],
+        next_observations=log.next_observations[kept],
+        terminated=log.terminated[kept],
+        task=log.task,
+        **names,
+    )
+
+
+def score(env: str, variant: str, seed: int, num_agents: int) -> Line:
+    """Train one variant and score it."""
+    start = time.perf_counter()
+    seen, unseen = cut(collect(env, policy="random", num_agents=num_agents, seed=0))
+    ensemble = fit(seen, config=variants(env)[variant], seed=seed, validation_fraction=0.0, progress=False)
+    errors = np.sort(free_running_errors(ensemble, unseen))
+    return Line(
+        env,
+        variant,
+        seed,
+        num_agents,
+        " ".join(f"{error:.4g}" for error in errors),
+        float(np.median(errors)),
+        float(ensemble.provenance["training_loss"]),
+        commit(),
+        round(time.perf_counter() - start, 1),
+    )
+
+
+def read(path: Path = FILE) -> list[dict[str, str]]:
+    """Return the lines written so far."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(rows: list[dict[str, Any]], path: Path = FILE) -> None:
+    """Write all lines."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    storage.write_text(path, text.getvalue())
+
+
+def main() -> None:
+    """Score every variant that is not scored yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole"])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--agents", type=int, default=500)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for env in given.tasks:
+        for seed in range(given.seeds):
+            for variant in variants(env):
+                rows: list[dict[str, Any]] = list(read())
+                key = (env, variant, str(seed), str(given.agents))
+                if key in {(row["env"], row["variant"], row["seed"], row["num_agents"]) for row in rows}:
+                    continue
+                line = score(env, variant, seed, given.agents)
+                write([*rows, vars(line)])
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The CPU's blocked network against the paper's sum, row by row in float64."""
+
+import numpy as np
+import pytest
+from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+
+from persim_gym.blocks import BLOCK, BlockNetwork
+from persim_gym.folding import fold
+from persim_gym.rollouts import simulated_returns
+
+
+@pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
+@pytest.mark.parametrize("counts", [(1, 1, 1), (5, 0, BLOCK + 3), (BLOCK, 2 * BLOCK, 7)])
+def test_every_members_columns(name, counts):
+    """Any number of columns a member, none included, in one block or several; normalized states too."""
+    ensemble, rng = random_ensemble(name, SMALL.with_changes(normalize=True)), np.random.default_rng(0)
+    states = rng.normal(size=(sum(counts), ensemble.task.observation_size))
+    actions = random_actions(ensemble.task, rng, len(states))
+    changes = reference_changes(ensemble, 1, states, actions)
+    stops = np.cumsum(counts)
+    owner = np.repeat(np.arange(3), counts)
+    expected = states + changes[owner, np.arange(len(states))]
+    network = BlockNetwork(fold(ensemble, 1), None)
+    columns = network.start(states)
+    found = network.next_states(columns, actions, stops)
+    np.testing.assert_allclose(found[:-1].T, expected, atol=1e-5)
+    np.testing.assert_array_equal(found[-1], 1.0)
+    last = network.next_states(columns[:, stops[1] :], actions[stops[1] :], [counts[2]], first=2)
+    np.testing.assert_allclose(last[:-1].T, expected[owner == 2], atol=1e-5)
+
+
+def test_bounds_and_nan():
+    """States are kept within the bounds; what is not a number stays so and does not spread to other columns."""
+    ensemble = random_ensemble("MountainCar", step_size=100.0)
+    low, high = np.array([-1.0, -0.5]), np.array([2.0, 0.25])
+    network = BlockNetwork(fold(ensemble, 0), (low, high))
+    states = np.random.default_rng(0).normal(size=(30, 2))
+    states[4] = np.nan
+    actions = np.zeros(90, int)
+    found = network.next_states(network.start(states, 3), actions, [30, 60, 90])[:-1].T
+    broken = np.isnan(found).all(axis=1)
+    assert np.flatnonzero(broken).tolist() == [4, 34, 64]
+    assert (found[~broken] >= low).all() and (found[~broken] <= high).all()
+    assert (found[~broken] == low).any() and (found[~broken] == high).any()
+
+
+def test_what_fits():
+    """One hidden layer and discrete actions; any other network is evaluated in torch."""
+    assert random_ensemble("CartPole").simulator(0).blocks(0) is not None
+    assert random_ensemble("CartPole", DEEP).simulator(0).blocks(0) is None
+    assert random_ensemble("HalfCheetah").simulator(0).blocks(0) is None
+
+
+@pytest.mark.parametrize("candidates", [90, 700])
+@pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
+def test_returns_are_those_of_torchs_rollouts(name, candidates, monkeypatch):
+    """With rollouts that end at different steps and are dropped on the way."""
+    ensemble, rng = random_ensemble(name, step_size=0.05), np.random.default_rng(0)
+    starts, simulator = 0.05 * rng.normal(size=(1, ensemble.task.observation_size)), ensemble.simulator(0)
+    actions = random_actions(ensemble.task, rng, 1, candidates, 20)
+    fast = simulated_returns(simulator, starts)(np.array([0]), actions)
+    monkeypatch.setattr(simulator, "blocks", lambda agent: None)
+    plain = simulated_returns(simulator, starts)(np.array([0]), actions)
+    np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
+    assert len(np.unique(plain.round(3))) > 2
