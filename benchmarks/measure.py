@@ -96,14 +96,16 @@ def trained(
     seed: int,
     *,
     config: str | None = None,
+    first: int | None = None,
     device: str = "auto",
     cache: Path = CACHE,
 ) -> Ensemble:
-    """Return the ensemble learned from all of a data set, trained now or earlier; interrupted training goes on.
+    """Return the ensemble learned from a data set, trained now or earlier; interrupted training goes on.
 
-    Without a config it is the paper's.
+    Without a config it is the paper's; with ``first`` it learns from so many agents only.
     """
-    path = _folder(cache) / "models" / f"{config or env}-{data}-{scale.name}-seed{seed}.persim"
+    part = "" if first is None else f"-first{first}"
+    path = _folder(cache) / "models" / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
     if path.exists():
         ensemble = Ensemble.load(path, task=env)
@@ -111,8 +113,9 @@ def trained(
             raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
         return ensemble
     path.parent.mkdir(parents=True, exist_ok=True)
+    log = logged(env, data, scale)
     ensemble = fit(
-        logged(env, data, scale),
+        log if first is None else log.select(range(first)),
         config=settings,
         validation_fraction=0.0,
         seed=seed,
