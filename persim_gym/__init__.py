@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent
+    from persim_gym.plotting import plot_agents
     from persim_gym.policies import MLPPolicy
     from persim_gym.simulator import Simulator
     from persim_gym.tasks import Task, get_task, register_task, task_names
@@ -47,6 +48,7 @@ __all__ = [
     "mpc_returns",
     "nearest_agents",
     "personalize",
+    "plot_agents",
     "policy_returns",
     "prediction_error",
     "refit_factors",
@@ -74,6 +76,7 @@ _HOMES = {
     "mpc_returns": "evaluation",
     "nearest_agents": "factors",
     "personalize": "factors",
+    "plot_agents": "plotting",
     "policy_returns": "evaluation",
     "prediction_error": "evaluation",
     "refit_factors": "factors",

@@ -284,3 +284,23 @@ def test_a_table_without_such_data(benchmark, folders, capsys):
     with pytest.raises(SystemExit):
         run(benchmark, folders, "--table", "15", "--data", "random")
     assert "table 15 has no rows on random data; give one of pure" in " ".join(capsys.readouterr().err.split())
+
+
+def test_newcomers_are_measured(benchmark, folders, tmp_path, monkeypatch, capsys):
+    """Coverage and the few-shot curve at a small scale: every line of their files, and a picture."""
+    calibration, few_shot = (importlib.import_module(name) for name in ("calibration", "few_shot"))
+    monkeypatch.setattr(calibration, "_EPISODES", {"CartPole": 10})
+    monkeypatch.setattr(calibration, "_SEGMENTS", 50)
+    small = ["--env", "CartPole", "--scale", "quick", "--device", "cpu", *folders]
+    calibration.main([*small, "--agents", "30", "--data", "pure-eps-40"])
+    lines = (tmp_path / "results" / "calibration-quick.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 5 * 3  # horizons, coordinates with "all", levels
+    monkeypatch.setattr(few_shot, "COUNTS", (0, 2, 5))
+    few_shot.main([*small, "--agents", "2", "--episodes", "2"])
+    few_shot.main([*small, "--agents", "2", "--episodes", "2"])  # replaces its own lines
+    lines = (tmp_path / "results" / "few-shot-quick.csv").read_text().splitlines()
+    assert [line.split(",")[2:4] for line in lines[1:]] == [
+        ["trained in", "-1"], ["covariates", "0"], ["transitions", "0"],
+        ["both", "2"], ["transitions", "2"], ["both", "5"], ["transitions", "5"],
+    ]  # fmt: skip
+    assert (tmp_path / "results" / "few-shot-CartPole-random-quick.png").exists()
