@@ -122,13 +122,14 @@ class FactorPosterior:
         counts[agents] += other.num_transitions
         return replace(self, information=information, weighted=weighted, num_transitions=counts)
 
-    def joined(self, other: FactorPosterior) -> FactorPosterior:
-        """Return the posteriors of this one's agents and then the other's, under this one's prior."""
-        return replace(
-            self,
-            information=np.concatenate([self.information, other.information], axis=1),
-            weighted=np.concatenate([self.weighted, other.weighted], axis=1),
-            num_transitions=np.concatenate([self.num_transitions, other.num_transitions]),
+    @staticmethod
+    def joined(parts: Sequence[FactorPosterior]) -> FactorPosterior:
+        """Return the posteriors of all parts' agents, one part after the other, under the first one's prior."""
+        return FactorPosterior(
+            parts[0].prior,
+            np.concatenate([part.information for part in parts], axis=1),
+            np.concatenate([part.weighted for part in parts], axis=1),
+            np.concatenate([part.num_transitions for part in parts]),
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
