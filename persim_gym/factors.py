@@ -19,7 +19,7 @@ from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.types import FloatArray, IntArray
 
-_BATCH = 2048
+_BATCH = 512
 """Rows of which the features are computed at once; with all members they about fill the processor's cache."""
 
 _AGENTS_AT_ONCE = 5000
