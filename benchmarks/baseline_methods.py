@@ -101,7 +101,7 @@ def score_policy(cell: Cell, log: Trajectories, agent: int, device: str) -> Scor
     """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
     name = "BCQ" if "BCQ" in cell.method else "CQL"
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
-    return _score(cell, _FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
+    return _score(cell, FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:

@@ -24,11 +24,10 @@ from measure import CACHE, commit, trained
 from results import RESULTS
 
 from persim_gym import Ensemble, storage
-from persim_gym.errors import MissingExtraError, PerSimError, UnknownNameError
-from persim_gym.types import FloatArray
+from persim_gym.errors import MissingExtraError, PerSimError
+from persim_gym.plotting import EMBEDDINGS, embed_agents, factor_matrix
 
 FOLDS = 10
-EMBEDDINGS = ("pca", "tsne")
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,6 @@ class Knowledge:
     scale: str
     commit: str
     wall_s: float
-
-
-def factor_matrix(ensemble: Ensemble) -> FloatArray:
-    """Return the factors (N, M·r) of all agents, those of all members side by side."""
-    return np.moveaxis(ensemble.agent_factors(), 0, 1).reshape(ensemble.num_agents, -1).astype(np.float64)
 
 
 def regressors() -> dict[str, Any]:
@@ -86,22 +80,10 @@ def knowledge(ensemble: Ensemble, *, env: str, data: str, seed: int, scale: str)
     return rows
 
 
-def embed(factors: FloatArray, method: str) -> FloatArray:
-    """Return factors (N, M·r) in two dimensions (N, 2)."""
-    _, sklearn = _libraries()
-    if method not in EMBEDDINGS:
-        raise UnknownNameError(f"no embedding {method!r}; there are {', '.join(EMBEDDINGS)}")
-    standard = sklearn.preprocessing.StandardScaler().fit_transform(factors)
-    if method == "pca":
-        return sklearn.decomposition.PCA(2, random_state=0).fit_transform(standard)
-    perplexity = min(30.0, (len(factors) - 1) / 3)
-    return sklearn.manifold.TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(standard)
-
-
 def draw(ensemble: Ensemble, path: Path, *, method: str, rows: Sequence[Knowledge]) -> Path:
     """Draw the embedded factors, one panel a covariate, with the best regression's R² above it."""
     pyplot, _ = _libraries()
-    points = embed(factor_matrix(ensemble), method)
+    points, _ = embed_agents(ensemble, method)
     names = ensemble.task.covariate_names
     figure, axes = pyplot.subplots(1, len(names), figsize=(4.6 * len(names), 3.8), squeeze=False, layout="constrained")
     for axis, name, values in zip(axes[0], names, ensemble.covariates.T, strict=True):
@@ -167,9 +149,7 @@ def _libraries() -> tuple[Any, Any]:
     """Return matplotlib's pyplot, drawing to files, and scikit-learn."""
     try:
         import matplotlib
-        import sklearn.decomposition
         import sklearn.linear_model
-        import sklearn.manifold
         import sklearn.metrics
         import sklearn.model_selection
         import sklearn.pipeline

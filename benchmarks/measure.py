@@ -14,6 +14,7 @@ import augmented
 import baseline_methods
 import numpy as np
 import protocol
+import unseen
 from protocol import Scale, Table
 
 from persim_gym import Ensemble, MPCAgent, Trajectories, collect, fit, get_task, prediction_error, storage
@@ -80,7 +81,12 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     if cell.method in baseline_methods.METHODS:
         return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
     config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))
-    ensemble = trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
+    scale = protocol.scale_of(cell.scale, cell.method)
+    ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)
+    known = unseen.fraction(cell.method)
+    if known is not None:
+        kind = "gp" if unseen.base_method(cell.method) == protocol.PERSIM_PLUS else "mlp"
+        ensemble = unseen.of_unseen_agents(ensemble, known, kind=kind, seed=cell.seed)
     if "rmse" in cell.table.metrics:
         measured = once(folder / cell.name, lambda: score_predictions(cell, ensemble, device))
     else:
@@ -105,14 +111,16 @@ def trained(
     seed: int,
     *,
     config: str | None = None,
+    first: int | None = None,
     device: str = "auto",
     cache: Path = CACHE,
 ) -> Ensemble:
-    """Return the ensemble learned from all of a data set, trained now or earlier; interrupted training goes on.
+    """Return the ensemble learned from a data set, trained now or earlier; interrupted training goes on.
 
-    Without a config it is the paper's.
+    Without a config it is the paper's; with ``first`` it learns from so many agents only.
     """
-    path = models_folder(cache) / f"{config or env}-{data}-{scale.name}-seed{seed}.persim"
+    part = "" if first is None else f"-first{first}"
+    path = models_folder(cache) / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
     if path.exists():
         ensemble = Ensemble.load(path, task=env)
@@ -120,8 +128,9 @@ def trained(
             raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
         return ensemble
     path.parent.mkdir(parents=True, exist_ok=True)
+    log = logged(env, data, scale)
     ensemble = fit(
-        logged(env, data, scale),
+        log if first is None else log.select(range(first)),
         config=settings,
         validation_fraction=0.0,
         seed=seed,
@@ -215,7 +224,8 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     """Score the episodes of one agent, in lockstep in its true system, which is also the model if there is no other."""
     task = get_task(cell.env)
     episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
-    system = task.system(np.tile(task.test_agents[agent], (episodes, 1)))
+    covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
+    system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
     if cell.method in (protocol.PERSIM_VI, protocol.TRUE_VI):
         bounds = protocol.GRID_BOUNDS.get(cell.env)

@@ -7,8 +7,10 @@ Results and cached models of another version are then refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from unseen import agent_count, base_method, papers_name, with_agent_count, with_fraction
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
@@ -66,11 +68,13 @@ PAPER_METHOD = {
     VANILLA_CADM_PLAIN: VANILLA_CADM,
 }
 """Which of the paper's rows a method of ours stands beside."""
+_VARIANTS = (*with_fraction((PERSIM, PERSIM_PLUS)), *with_agent_count((PERSIM, PERSIM_PLUS)))
+PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
 
 
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if method == PERSIM_PLUS else env
+    return f"{env}+" if base_method(method) == PERSIM_PLUS else env
 
 
 _CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
@@ -133,6 +137,11 @@ def _returns(
     return Table(number, f"Average return, {env}", (env,), ("return",), learned, true, max_episodes)
 
 
+def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_episodes: int | None = None) -> Table:
+    title = f"Average return, {env}, few training agents"
+    return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
+
+
 _RETURN_METHODS = (PERSIM, PERSIM_PLUS, PERSIM_VI, *CADM, *POLICIES)
 _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
@@ -154,6 +163,17 @@ TABLES = {
     9: _returns(9, "MountainCar", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
     10: _returns(10, "CartPole", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
     11: _returns(11, "HalfCheetah", (PERSIM, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
+    12: Table(
+        12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),
+        ("rmse", "r2"), with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+    ),
+    13: Table(
+        13, "Average return, MountainCar, unseen agents", ("MountainCar",), ("return",),
+        with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+    ),
+    14: _few_agents(14, "MountainCar", (PERSIM, PERSIM_PLUS), "random"),
+    15: _few_agents(15, "CartPole", (PERSIM, PERSIM_PLUS), "pure"),
+    16: _few_agents(16, "HalfCheetah", (PERSIM,), "random", max_episodes=5),
 }  # fmt: skip
 
 SCALES = {
@@ -203,6 +223,14 @@ def get_table(number: int) -> Table:
 def returns_table(env: str) -> Table:
     """Return the table of an environment's average returns."""
     return next(table for number, table in TABLES.items() if number >= 9 and table.envs == (env,))
+
+
+def scale_of(scale: Scale, method: str) -> Scale:
+    """Return the scale at which a method is trained: with fewer agents, and a name of its own, where its variant is."""
+    count = agent_count(method)
+    if count is None:
+        return scale
+    return replace(scale, name=f"{scale.name}-N{count}", num_agents=min(count, scale.num_agents))
 
 
 def get_scale(name: str) -> Scale:

@@ -127,6 +127,16 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
     for line in [*_reference("average_reward.csv", table), *_reference("augmentation.csv", table)]:
         key = (line["env"], line["data"], line["method"], line["agent"], "return")
         figures[key] = float(line["mean"]), float(line["std"])
+    for line in _reference("unseen_agents.csv", table):
+        key = (line["env"], line["data"], line["method"], line["agent"])
+        if line["metric"] == "rmse":
+            figures[(*key, "rmse")] = float(line["value"]), unknown
+            figures[(*key, "r2")] = float(line["spread"]), unknown
+        else:
+            figures[(*key, "return")] = float(line["value"]), float(line["spread"])
+    for line in _reference("data_scarcity.csv", table):
+        key = (line["env"], line["data"], f"{line['method']}(N={line['n_agents']})", line["agent"], "return")
+        figures[key] = float(line["mean"]), float(line["std"])
     return figures
 
 

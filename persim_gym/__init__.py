@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from persim_gym.generation import generate
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent
+    from persim_gym.plotting import plot_agents
     from persim_gym.policies import MLPPolicy
     from persim_gym.simulator import Simulator
     from persim_gym.tasks import Task, get_task, register_task, task_names
@@ -49,6 +50,7 @@ __all__ = [
     "mpc_returns",
     "nearest_agents",
     "personalize",
+    "plot_agents",
     "policy_returns",
     "prediction_error",
     "refit_factors",
@@ -77,6 +79,7 @@ _HOMES = {
     "mpc_returns": "evaluation",
     "nearest_agents": "factors",
     "personalize": "factors",
+    "plot_agents": "plotting",
     "policy_returns": "evaluation",
     "prediction_error": "evaluation",
     "refit_factors": "factors",

@@ -20,8 +20,11 @@ from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.types import FloatArray, IntArray
 
-_BATCH = 2048
+_BATCH = 512
 """Rows of which the features are computed at once; with all members they about fill the processor's cache."""
+
+_AGENTS_AT_ONCE = 5000
+_LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
 
 
 def refit_factors(
@@ -34,7 +37,8 @@ def refit_factors(
 ) -> Ensemble:
     """Return the ensemble with the posterior of its agents' factors, given the log it was trained on.
 
-    Prior and noise are the most likely ones for the log; v and w stay as they are. One pass over the data.
+    Prior and noise are the most likely ones for the log, or for 5000 of its agents where there are more; v and w
+    stay as they were. One pass over the data.
 
     Args:
         ensemble: trained.
@@ -55,9 +59,14 @@ def refit_factors(
             f"{ensemble.num_agents} ({ensemble.agent_labels[0]!r}, …): give the log the ensemble was trained on, or "
             "call persim_gym.personalize for new agents"
         )
-    moments = factor_moments(ensemble, trajectories, rows, device=device)
-    prior = Prior.estimate(moments, ensemble.agent_factors())
-    known = replace(ensemble, posterior=FactorPosterior.of(prior, moments))
+    sample = np.unique(np.linspace(0, ensemble.num_agents - 1, _AGENTS_AT_ONCE).astype(np.int64))
+    moments = factor_moments(ensemble, trajectories, rows, agents=sample, device=device)
+    prior = Prior.estimate(moments, ensemble.agent_factors(sample))
+    if len(sample) == ensemble.num_agents:
+        posterior = FactorPosterior.of(prior, moments)
+    else:
+        posterior = _posterior(ensemble, trajectories, prior, rows, device=device)
+    known = replace(ensemble, posterior=posterior)
     return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
 
 
@@ -112,7 +121,7 @@ def personalize(
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
     if len(described):
         known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
-    return _with_posterior_means(replace(grown, posterior=posterior.joined(known)), newcomers)
+    return _with_posterior_means(replace(grown, posterior=FactorPosterior.joined([posterior, known])), newcomers)
 
 
 def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
@@ -139,7 +148,8 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
             "persim_gym.personalize adds newcomers"
         )
     chosen = np.array([index[label] for label in trajectories.agent_labels], np.int64)
-    known = FactorPosterior.of(posterior.prior, _checked_moments(ensemble, trajectories))
+    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    known = _posterior(ensemble, trajectories, posterior.prior)
     return _with_posterior_means(replace(ensemble, posterior=posterior.plus(known, chosen)), chosen)
 
 
@@ -173,7 +183,12 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
 
 
 def factor_moments(
-    ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None, *, device: str = "cpu"
+    ensemble: Ensemble,
+    trajectories: Trajectories,
+    rows: IntArray | None = None,
+    *,
+    agents: IntArray | None = None,
+    device: str = "cpu",
 ) -> Moments:
     """Return what the agents' transitions say of their factors, in one pass over the data.
 
@@ -184,23 +199,27 @@ def factor_moments(
         ensemble: its state and action encoders are used, not its agents' factors.
         trajectories: of any agents.
         rows: (n,) of the transitions to use; by default all.
+        agents: (N,) ascending indices of those asked about; by default all of the log.
         device: to compute on.
 
     """
     members, size = ensemble.num_members, ensemble.task.observation_size
     columns, place = ensemble.config.rank + 1, resolve_device(device)
-    sums = torch.zeros(trajectories.num_agents, members * size, columns, columns, dtype=torch.float64, device=place)
-    counts = np.zeros(trajectories.num_agents, np.int64)
+    asked = np.arange(trajectories.num_agents) if agents is None else agents
+    sums = torch.zeros(len(asked), members * size, columns, columns, dtype=torch.float64, device=place)
+    counts = np.zeros(len(asked), np.int64)
     rows = _usable_rows(ensemble, trajectories, rows)
+    if agents is not None:
+        rows = rows[np.isin(trajectories.agents[rows], agents)]
     rows = rows[np.argsort(trajectories.agents[rows], kind="stable")]
     with torch.inference_mode(), threads_for(ensemble.config.state_hidden):
         for part, features in _features(ensemble, trajectories, rows, place):
-            agents = trajectories.agents[part]
-            bounds = [0, *(np.flatnonzero(np.diff(agents)) + 1).tolist(), len(agents)]
+            places = np.searchsorted(asked, trajectories.agents[part])
+            bounds = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
             for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
                 own = features[:, :, start:stop]
-                sums[agents[start]].baddbmm_(own, own.transpose(1, 2))
-                counts[agents[start]] += stop - start
+                sums[places[start]].baddbmm_(own, own.transpose(1, 2))
+                counts[places[start]] += stop - start
     joint = np.moveaxis(sums.view(-1, members, size, columns, columns).cpu().numpy(), 0, 1)
     return Moments(joint[..., :-1, :-1], joint[..., :-1, -1], joint[..., -1, -1], counts)
 
@@ -239,9 +258,15 @@ def _usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -
     return chosen[((after > space.low) & (after < space.high)).all(axis=1)]
 
 
-def _checked_moments(ensemble: Ensemble, log: Trajectories) -> Moments:
-    check_fits_task(log.observations, log.actions, ensemble.task)
-    return factor_moments(ensemble, log)
+def _posterior(
+    ensemble: Ensemble, log: Trajectories, prior: Prior, rows: IntArray | None = None, *, device: str = "cpu"
+) -> FactorPosterior:
+    """Return what a log says of its agents, some thousand agents at a time."""
+    blocks = [
+        FactorPosterior.of(prior, factor_moments(ensemble, log, rows, agents=agents, device=device))
+        for agents in np.split(np.arange(log.num_agents), range(_AGENTS_AT_ONCE, log.num_agents, _AGENTS_AT_ONCE))
+    ]
+    return FactorPosterior.joined(blocks)
 
 
 def _newcomers(
@@ -306,15 +331,26 @@ def _known_by_transitions(
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    return nothing.plus(FactorPosterior.of(prior, _checked_moments(ensemble, chosen)), places)
+    check_fits_task(chosen.observations, chosen.actions, ensemble.task)
+    return nothing.plus(_posterior(ensemble, chosen, prior), places)
 
 
 def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
-    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r)."""
-    precision, known = np.linalg.inv(covariance), np.linalg.inv(prior.covariance)[:, None]
-    weighted = np.einsum("mnij,mnj->mni", precision, mean)
-    weighted = weighted - np.einsum("mnij,mnj->mni", known, prior.mean[:, None])
-    return FactorPosterior(prior, precision - known, weighted, np.zeros(mean.shape[1], np.int64))
+    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r).
+
+    Seen from the whitened prior, the deviation is kept between a ten-thousandth of the prior's and ten times it: beyond
+    that the difference to the prior is lost in rounding.
+    """
+    inverse = np.linalg.inv(np.linalg.cholesky(prior.covariance))[:, None]  # whitens
+    values, vectors = np.linalg.eigh(inverse @ covariance @ inverse.swapaxes(-1, -2))
+    precisions = 1 / np.clip(values, _LEAST_DEVIATION**2, _LARGEST_DEVIATION**2)
+    axes = inverse.swapaxes(-1, -2) @ vectors
+    information = np.einsum("mnij,mnj,mnkj->mnik", axes, precisions - 1, axes)
+    # information·prior mean + axes·precisions·axesᵀ·(mean − prior mean), the prior's own weight being left out
+    offset = np.einsum("mnij,mni->mnj", axes, mean - prior.mean[:, None])
+    weighted = np.einsum("mnij,mnj->mni", axes, precisions * offset)
+    weighted = weighted + np.einsum("mnij,mj->mni", information, prior.mean)
+    return FactorPosterior(prior, information, weighted, np.zeros(mean.shape[1], np.int64))
 
 
 def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:

@@ -249,6 +249,19 @@ class Ensemble:
             posterior=None if self.posterior is None else self.posterior.with_members(chosen),
         )
 
+    def with_agents(self, agents: Sequence[int | str]) -> Ensemble:
+        """Return the ensemble of some of the agents only, in the order given."""
+        chosen = [self.agent_index(agent) for agent in agents]
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise InvalidArgumentError(f"agents={list(agents)} must be one agent or more, each named once")
+        return replace(
+            self,
+            parameters={**self.parameters, "agent.weight": self.parameters["agent.weight"][:, chosen]},
+            agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
+            covariates=None if self.covariates is None else self.covariates[chosen],
+            posterior=None if self.posterior is None else self.posterior.with_agents(chosen),
+        )
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with everything else as JSON in its header, as a whole or not at all."""
         arrays = dict(self.parameters)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError, MissingExtraError
+from persim_gym.errors import InvalidArgumentError, MissingExtraError, UnknownNameError
 from persim_gym.model import Ensemble
 from persim_gym.policies import as_policy
 from persim_gym.types import FloatArray
 
+EMBEDDINGS = ("pca", "tsne")
+"""Ways to two dimensions of the agents' factors."""
 _TRUE_WEIGHT = 0.65
+_CHI_SQUARE_95 = 5.991
+"""95 % of a normal distribution in two dimensions is within this squared distance."""
 
 
 def plot_trajectories(
@@ -108,6 +112,107 @@ def plot_frames(
         renderer.close()
     figure.suptitle(f"{task.name}: true system, and translucent its prediction from the first state alone")
     return _save(figure, path)
+
+
+def plot_agents(
+    ensemble: Ensemble,
+    path: str | Path,
+    *,
+    colors: Mapping[str, Sequence[float]] | None = None,
+    method: str = "pca",
+    ellipses: bool = True,
+    label: Sequence[int | str] = (),
+) -> Path:
+    """Draw a map of the agents: their factors in two dimensions, one panel a covariate.
+
+    Args:
+        ensemble: whose agents are drawn.
+        path: the picture's file; its suffix says the format.
+        colors: name -> (N,) numbers that colour the agents, one panel each; by default the covariates, where known.
+        method: "pca" or "tsne" of the factors of all members side by side.
+        ellipses: whether to draw, where the ensemble knows the factors' posterior, what 95 % of it covers; only in a
+            PCA, which is linear.
+        label: indices or labels of agents whose labels are written beside them.
+
+    Raises:
+        UnknownNameError: there is no such method.
+        InvalidArgumentError: colours that are not one number an agent.
+
+    """
+    pyplot = _pyplot()
+    points, axes_of_factors = embed_agents(ensemble, method)
+    panel_colors = _colors_of(ensemble) if colors is None else colors
+    figure, panels = pyplot.subplots(
+        1, len(panel_colors), figsize=(4.6 * len(panel_colors), 3.8), squeeze=False, layout="constrained"
+    )
+    for axis, (name, values) in zip(panels[0], panel_colors.items(), strict=True):
+        if np.shape(values) != (ensemble.num_agents,):
+            raise InvalidArgumentError(
+                f"colors[{name!r}] must be {ensemble.num_agents} numbers, one an agent; got shape {np.shape(values)}"
+            )
+        if ellipses and axes_of_factors is not None and ensemble.posterior is not None:
+            _draw_ellipses(axis, points, axes_of_factors, ensemble)
+        dots = axis.scatter(*points.T, c=np.asarray(values, np.float64), cmap="viridis", s=12, plotnonfinite=True)
+        figure.colorbar(dots, ax=axis, label=name)
+        for agent in label:
+            index = ensemble.agent_index(agent)
+            axis.annotate(ensemble.agent_labels[index], points[index], fontsize=8)
+        axis.set(xlabel=f"{method} 1", ylabel=f"{method} 2")
+    figure.suptitle(f"{ensemble.task.name}: the factors of {ensemble.num_agents} agents", fontsize=10)
+    return _save(figure, path)
+
+
+def _colors_of(ensemble: Ensemble) -> Mapping[str, Any]:
+    """Return the agents' covariates (N,) by name, where they are known."""
+    if ensemble.covariates is None or not ensemble.task.covariates:
+        return {"agent": np.arange(ensemble.num_agents)}
+    return dict(zip(ensemble.task.covariate_names, ensemble.covariates.T, strict=True))
+
+
+def embed_agents(ensemble: Ensemble, method: str = "pca") -> tuple[FloatArray, FloatArray | None]:
+    """Return the agents' factors in two dimensions (N, 2), and the map there (M·r, 2) where it is linear.
+
+    Factors of all members stand side by side, each standardized over the agents.
+    """
+    if method not in EMBEDDINGS:
+        raise UnknownNameError(f"no embedding {method!r}; there are {', '.join(EMBEDDINGS)}")
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "plots") from error
+    factors = factor_matrix(ensemble)
+    spread = factors.std(axis=0)
+    spread = np.where(spread > 0, spread, 1.0)
+    standard = (factors - factors.mean(axis=0)) / spread
+    if method == "pca":
+        pca = PCA(2, random_state=0).fit(standard)
+        return pca.transform(standard), (pca.components_ / spread).T
+    perplexity = min(30.0, (len(factors) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(standard), None
+
+
+def factor_matrix(ensemble: Ensemble) -> FloatArray:
+    """Return the factors (N, M·r) of all agents, those of all members side by side."""
+    return np.moveaxis(ensemble.agent_factors(), 0, 1).reshape(ensemble.num_agents, -1).astype(np.float64)
+
+
+def _draw_ellipses(axis: Any, points: FloatArray, components: FloatArray, ensemble: Ensemble) -> None:
+    """Draw what covers 95 % of each agent's posterior, members taken as independent, around points (N, 2)."""
+    from matplotlib.collections import EllipseCollection
+
+    _, covariances = ensemble.known_posterior().solve(np.arange(ensemble.num_agents))
+    by_member = components.reshape(ensemble.num_members, -1, 2)
+    flat = np.einsum("mia,mnij,mjb->nab", by_member, covariances, by_member, optimize=True)
+    values, vectors = np.linalg.eigh(flat)
+    widths = 2 * np.sqrt(_CHI_SQUARE_95 * np.maximum(values, 0))
+    angles = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
+    axis.add_collection(
+        EllipseCollection(
+            widths[:, 1], widths[:, 0], angles, units="xy", offsets=points, offset_transform=axis.transData,
+            facecolors="none", edgecolors="tab:gray", linewidths=0.5, alpha=0.6,
+        )
+    )  # fmt: skip
 
 
 def _draw_coordinate(axis: Any, true: FloatArray, members: FloatArray) -> None:

@@ -106,6 +106,13 @@ class FactorPosterior:
         prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
         return FactorPosterior(prior, self.information[chosen], self.weighted[chosen], self.num_transitions)
 
+    def with_agents(self, agents: Sequence[int]) -> FactorPosterior:
+        """Return the posteriors of some of the agents only."""
+        chosen = list(agents)
+        return FactorPosterior(
+            self.prior, self.information[:, chosen], self.weighted[:, chosen], self.num_transitions[chosen]
+        )
+
     def plus(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
         """Return the posteriors with what ``other`` knows of its n agents added to ``agents`` (n,) of this one."""
         information, weighted = self.information.copy(), self.weighted.copy()
@@ -115,13 +122,14 @@ class FactorPosterior:
         counts[agents] += other.num_transitions
         return replace(self, information=information, weighted=weighted, num_transitions=counts)
 
-    def joined(self, other: FactorPosterior) -> FactorPosterior:
-        """Return the posteriors of this one's agents and then the other's, under this one's prior."""
-        return replace(
-            self,
-            information=np.concatenate([self.information, other.information], axis=1),
-            weighted=np.concatenate([self.weighted, other.weighted], axis=1),
-            num_transitions=np.concatenate([self.num_transitions, other.num_transitions]),
+    @staticmethod
+    def joined(parts: Sequence[FactorPosterior]) -> FactorPosterior:
+        """Return the posteriors of all parts' agents, one part after the other, under the first one's prior."""
+        return FactorPosterior(
+            parts[0].prior,
+            np.concatenate([part.information for part in parts], axis=1),
+            np.concatenate([part.weighted for part in parts], axis=1),
+            np.concatenate([part.num_transitions for part in parts]),
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:

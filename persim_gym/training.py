@@ -53,7 +53,8 @@ def fit(
     """Learn one simulator for all agents of a log.
 
     First a part of the transitions is held out, drawn at random, to measure the one-step validation error; then
-    (``refit``) the ensemble is trained anew on all of them, as the paper's is.
+    (``refit``) the ensemble is trained anew on all of them, as the paper's is. Last the posterior of the agents'
+    factors is inferred; where the configuration says ``refit_factors``, its means take the factors' place.
 
     Args:
         trajectories: the log.

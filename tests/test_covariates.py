@@ -8,9 +8,8 @@ import pytest
 from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
-from persim_gym import errors, fit_covariate_map, personalize, refit_factors
+from persim_gym import errors, fit_covariate_map, personalize, refit_factors, tasks
 from persim_gym.covariates import KINDS
-from persim_gym.tasks import register_task
 
 NUM_AGENTS = 60
 
@@ -92,7 +91,7 @@ def learned():
 
 def test_environments_of_agents_never_seen(tmp_path, monkeypatch, registry):
     """By covariates at `gym.make`, and by label where a personalized ensemble has been registered."""
-    register_task(walk_task())
+    monkeypatch.setitem(tasks._TASKS, "Walk", walk_task())
     ensemble = walkers()
     persim_gym.register_ensemble(save(ensemble, tmp_path / "walk.persim"), name="Walkers")
     env = gymnasium.make("PerSim-Walkers-v0", covariates={"speed": 1.2345})

@@ -9,7 +9,7 @@ from support import SMALL, random_actions, random_ensemble, reference_changes
 from test_storage import rewrite_header
 
 import persim_gym
-from persim_gym import errors, nearest_agents, personalize, refit_factors, update
+from persim_gym import errors, factors, nearest_agents, personalize, refit_factors, update
 from persim_gym.factors import factor_moments
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import get_task
@@ -313,3 +313,15 @@ def test_fit_learns_the_posteriors_and_uses_them_if_told_so(cart_pole_log, refit
     assert ensemble.config == config and ensemble.posterior.prior.mean.shape == (4, 3)
     means, _ = ensemble.posterior.solve(range(20))
     assert np.allclose(means, ensemble.agent_factors(), atol=1e-5) == refit
+
+
+def test_many_agents_are_done_a_block_at_a_time(refitted, monkeypatch):
+    """Blocks change nothing but the prior's sample."""
+    ensemble, log = refitted
+    newcomers = simulated_log(ensemble, [6, 4, 1], seed=1, labels=["anna", "ben", "carl"])
+    whole = personalize(ensemble, newcomers)
+    monkeypatch.setattr(factors, "_AGENTS_AT_ONCE", 2)
+    np.testing.assert_allclose(personalize(ensemble, newcomers).agent_factors(), whole.agent_factors(), atol=1e-5)
+    sampled = refit_factors(ensemble, log)  # prior of the first and the last agent
+    assert sampled.posterior.num_transitions.tolist() == [5, 1, 9, 3]
+    assert np.isfinite(sampled.agent_factors()).all()

@@ -221,3 +221,87 @@ def test_regression_from_factors_recovers_a_known_function(benchmark):
     rows = factors.knowledge(Stub(), env="", data="", seed=0, scale="quick")
     assert min(row.r2 for row in rows) > 0.99
     assert factors.factor_matrix(Stub()).shape == (100, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*times the known agents' range")  # of eight agents
+@pytest.mark.parametrize("number", [12, 13])
+def test_agents_never_seen_are_measured_in_their_own_systems(benchmark, folders, tmp_path, monkeypatch, number):
+    """Five agents by covariates, PerSim and PerSim+, with all covariates and with a tenth of them."""
+    unseen, measure = importlib.import_module("unseen"), benchmark["measure"]
+    seen = []
+
+    def spy(ensemble, known, **settings):
+        seen.append((known, settings["kind"]))
+        made = unseen_agents(ensemble, known, **settings)
+        assert made.agent_labels == ("0", "1", "2", "3", "4")
+        assert made.covariates[:, 0].tolist() == [0.00005, 0.00008, 0.002, 0.0037, 0.004]
+        return made
+
+    unseen_agents = unseen.of_unseen_agents
+    monkeypatch.setattr(measure.unseen, "of_unseen_agents", spy)
+    arguments = ("--table", str(number), "--data", "random", "--seeds", "1")
+    methods = ("PerSim (p=1.0)", "PerSim (p=0.1)", "PerSim+ (p=0.25)")
+    assert run(benchmark, folders, *arguments, "--method", *methods) == 0
+    assert seen == [(1.0, "mlp"), (0.1, "mlp"), (0.25, "gp")]
+    assert {row.method for row in rows_of(benchmark, tmp_path, number)} == set(methods)
+    assert len(rows_of(benchmark, tmp_path, number)) == 3 * 5 * (2 if number == 12 else 1)
+
+
+@pytest.mark.parametrize(("number", "data"), [(14, "random"), (15, "pure")])
+def test_few_agents_train_ensembles_of_their_own(benchmark, folders, tmp_path, capsys, monkeypatch, number, data):
+    protocol = benchmark["protocol"]
+    scale = protocol.scale_of(protocol.get_scale("full"), "PerSim+ (N=25)")
+    assert (scale.num_agents, scale.name) == (25, "full-N25")
+    methods = ("PerSim (N=250)", "PerSim+ (N=25)")
+    assert run(benchmark, folders, "--table", str(number), "--seeds", "1", "--method", *methods) == 0
+    assert {(row.method, row.data) for row in rows_of(benchmark, tmp_path, number)} == {(m, data) for m in methods}
+    assert len(list((tmp_path / "cache").rglob("*.persim"))) == 2
+    assert "*paper: PerSim(N=250)*" in capsys.readouterr().out
+
+
+def test_the_papers_figures_of_unseen_and_few_agents_are_complete(benchmark):
+    protocol, results = benchmark["protocol"], benchmark["results"]
+    for number, rows, key, figure in (
+        (12, 2 * 6 * 5 + 2 * 6 * 5, ("MountainCar", "random", "PerSim(p=1.0)", "0", "rmse"), 0.004),
+        (13, 2 * 7 * 5, None, None),
+        (14, 4 * 4 * 5, ("MountainCar", "random", "PerSim(N=250)", "0", "return"), -53.7),
+    ):
+        table = protocol.get_table(number)
+        figures = results.paper(table)
+        assert len(figures) == rows
+        assert key is None or figures[key][0] == figure
+        for method in table.learned:
+            for agent in range(5):
+                assert (
+                    table.envs[0],
+                    table.data[0],
+                    protocol.PAPER_METHOD[method],
+                    str(agent),
+                    table.metrics[0],
+                ) in figures
+
+
+def test_a_table_without_such_data(benchmark, folders, capsys):
+    with pytest.raises(SystemExit):
+        run(benchmark, folders, "--table", "15", "--data", "random")
+    assert "table 15 has no rows on random data; give one of pure" in " ".join(capsys.readouterr().err.split())
+
+
+def test_newcomers_are_measured(benchmark, folders, tmp_path, monkeypatch, capsys):
+    """Coverage and the few-shot curve at a small scale: every line of their files, and a picture."""
+    calibration, few_shot = (importlib.import_module(name) for name in ("calibration", "few_shot"))
+    monkeypatch.setattr(calibration, "_EPISODES", {"CartPole": 10})
+    monkeypatch.setattr(calibration, "_SEGMENTS", 50)
+    small = ["--env", "CartPole", "--scale", "quick", "--device", "cpu", *folders]
+    calibration.main([*small, "--agents", "30", "--data", "pure-eps-40"])
+    lines = (tmp_path / "results" / "calibration-quick.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 * 5 * 3  # horizons, coordinates with "all", levels
+    monkeypatch.setattr(few_shot, "COUNTS", (0, 2, 5))
+    few_shot.main([*small, "--agents", "2", "--episodes", "2"])
+    few_shot.main([*small, "--agents", "2", "--episodes", "2"])  # replaces its own lines
+    lines = (tmp_path / "results" / "few-shot-quick.csv").read_text().splitlines()
+    assert [line.split(",")[2:4] for line in lines[1:]] == [
+        ["trained in", "-1"], ["covariates", "0"], ["transitions", "0"],
+        ["both", "2"], ["transitions", "2"], ["both", "5"], ["transitions", "5"],
+    ]  # fmt: skip
+    assert (tmp_path / "results" / "few-shot-CartPole-random-quick.png").exists()

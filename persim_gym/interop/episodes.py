@@ -158,7 +158,7 @@ def _check_shapes(episodes: Sequence[LoggedEpisode]) -> None:
             found = getattr(episode, name)
             if name == "observations" and found.ndim != 2:
                 raise InvalidDataError(
-                    f"the observations of episode {index} have shape {found.shape}; a log takes vectors, (steps, size): "
+                    f"the observations of episode {index} have shape {found.shape}; a log takes (steps, size): "
                     "flatten them"
                 )
             if found.ndim != axes or found.shape[1:] != wanted.shape[1:]:

@@ -1,0 +1,60 @@
+"""Agents that an ensemble has not seen: their logs, and the first transitions of each."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persim_gym import Trajectories, collect, get_task, storage
+
+
+def population(env: str, data: str, count: int, seed: int) -> Trajectories:
+    """Log one trajectory of each of ``count`` agents with covariates drawn from the task's ranges."""
+    task = get_task(env)
+    low = [covariate.low for covariate in task.covariates]
+    high = [covariate.high for covariate in task.covariates]
+    covariates = np.random.default_rng([seed, 3]).uniform(low, high, size=(count, len(low)))
+    return collect(env, policy=data, covariates=covariates, seed=seed)
+
+
+def first_transitions(log: Trajectories, count: int | None = None) -> Trajectories:
+    """Return the first transitions of each agent, or the first half of them, under new names: "newcomer 0", ….
+
+    The log has one episode of each agent.
+    """
+    lengths = log.episode_lengths
+    counts = np.maximum(lengths // 2, 1) if count is None else np.minimum(lengths, count)
+    rows = np.concatenate([start + np.arange(n) for start, n in zip(log.episode_starts, counts, strict=True)])
+    return Trajectories.from_arrays(
+        agents=log.agents[rows],
+        agent_labels=[f"newcomer {agent}" for agent in range(log.num_agents)],
+        observations=log.observations[rows],
+        actions=log.actions[rows],
+        next_observations=log.next_observations[rows],
+        covariates=log.covariates,
+        covariate_names=log.covariate_names,
+        task=log.task,
+    )
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write records of one dataclass as CSV, in place of those in the file of the same environment and data."""
+    columns = [field.name for field in fields(rows[0])]
+    replaced = {(row.env, row.data) for row in rows}
+    kept: list[list[str]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            kept = [list(line.values()) for line in csv.DictReader(file)]
+        kept = [line for line in kept if (line[0], line[1]) not in replaced]
+    new = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in astuple(row)] for row in rows]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([*kept, *new])
+    storage.write_text(path, text.getvalue())
