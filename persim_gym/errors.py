@@ -44,6 +44,10 @@ class ModelHomeError(PerSimError, OSError):
     """The model home cannot be written."""
 
 
+class OutOfMemoryError(PerSimError, MemoryError):
+    """The memory of the machine or of the GPU does not suffice; the message names what to lower."""
+
+
 class EpisodeOverError(PerSimError, RuntimeError):
     """`step` was called before `reset`, or after the end of an episode."""
 

@@ -17,7 +17,7 @@ from persim_gym import storage
 from persim_gym.columns import check_actions
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories
-from persim_gym.devices import resolve_device, threads_for
+from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, TrainingDivergedError
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
@@ -68,6 +68,7 @@ def fit(
     Raises:
         InvalidDataError: the log does not fit the task.
         TrainingDivergedError: the loss is no longer finite.
+        OutOfMemoryError: the message names the settings to lower.
 
     """
     task = _task_of(trajectories, task)
@@ -88,7 +89,11 @@ def fit(
     runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
     provenance: dict[str, Any] = {}
     parameters = None
-    with threads_for(chosen.state_hidden):
+    advice = (
+        f"lower batch_size={chosen.batch_size}, num_members={chosen.num_members}, "
+        f"num_candidates={chosen.num_candidates} or state_hidden={chosen.state_hidden}"
+    )
+    with memory_for(advice), threads_for(chosen.state_hidden):
         if len(held_out):
             scored = [(runs.validate(candidate, kept, held_out), candidate) for candidate in candidates]
             (validation, parameters), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])
