@@ -1,7 +1,7 @@
 """How fast training, stepping and planning are, beside a plain implementation, `mbrl` and the real environments.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py            # some minutes; writes results/speed*.csv and the pictures
-    OMP_NUM_THREADS=1 python benchmarks/speed.py --only step,plan
+    OMP_NUM_THREADS=1 python benchmarks/speed.py --only step,plan    # measures these anew, keeps the others
 
 All contenders of a row are measured in one process, in turn, A B C A B C …: medians, and the median over the turns of
 the ratio to ours. Seconds are of processor time on one thread, which other programs on the machine disturb least;
@@ -280,7 +280,7 @@ def starting() -> Iterator[Row]:
 
 
 _MEMORY = """
-import resource, sys
+import sys
 sys.path.insert(0, {folder!r})
 import speed, speed_reference
 name, count = "CartPole", 50_000
@@ -288,12 +288,19 @@ log, task = speed.made_up_log(name, count), speed.get_task(name)
 config = speed.CONFIGS[name].with_changes(epochs=1, batch_size=4096)
 small = log.select(range(2))
 {warm}
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+before = speed.resident("VmRSS")
 {code}
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(speed.resident("VmHWM") - before)
 """
 _FIT = "speed.fit({log}, config=config, task=task, validation_fraction=0, progress=False, device='cpu')"
 _TRAIN = "speed_reference.train({log}, task, config)"
+
+
+def resident(field: str) -> float:
+    """Return this process's resident bytes, now ("VmRSS") or at their peak ("VmHWM"); on Linux only."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return 1024 * float(line.split()[1])
 
 
 def memory() -> Iterator[Row]:
@@ -348,24 +355,49 @@ def main() -> None:
     if not speed_mbrl.available():
         print("mbrl cannot be imported: its rows are left out (benchmarks/speed_mbrl.py says how to install it)")
     found = [row for part in chosen for row in PARTS[part]()]
-    if set(chosen) != set(PARTS):
-        return
+    kept = [row for row in _read() if row.part not in {row.part for row in found}]
+    found = sorted([*kept, *found], key=lambda row: _ORDER.index(row.part))
     with open(RESULTS / "speed.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([field.name for field in fields(Row)])
         writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
+    path = RESULTS / "speed.meta.json"
+    known = json.loads(path.read_text())["commits"] if path.exists() else {}
     document = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/speed.py",
-        "commit": commit(),
+        "commits": {**known, **dict.fromkeys(chosen, commit())},
         "processor": _processor(),
         "versions": {m.__name__: m.__version__ for m in (persim_gym, gymnasium, np, torch)}
         | {"python": platform.python_version()},
         "mbrl": speed_mbrl.available(),
     }
-    (RESULTS / "speed.meta.json").write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")
     import speed_plots
 
     speed_plots.draw(found, RESULTS)
+
+
+_ORDER = ("train", "step", "batch", "plan", "start", "memory", "agents", "members")
+
+
+def _read() -> list[Row]:
+    """Return the rows of earlier runs."""
+    path = RESULTS / "speed.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [
+            Row(
+                r["part"],
+                r["what"],
+                r["contender"],
+                float(r["median"]),
+                r["unit"],
+                float(r["ratio_to_ours"]),
+                int(r["turns"]),
+            )
+            for r in csv.DictReader(file)
+        ]
 
 
 def _processor() -> str:

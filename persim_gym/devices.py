@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
 
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, OutOfMemoryError
 
 SMALL_NETWORK_WIDTH = 256
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|Storage size calculation overflowed")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -53,3 +55,20 @@ def threads_for(hidden_layers: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def memory_for(advice: str) -> Iterator[None]:
+    """Turn NumPy's and torch's ways of running out of memory into one error, which says what to lower.
+
+    Raises:
+        OutOfMemoryError: instead of `MemoryError` and of torch's `RuntimeError`s for the CPU and the GPU.
+
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise OutOfMemoryError(f"out of memory ({reason}); {advice}") from error

@@ -12,7 +12,13 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
-from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import (
+    EpisodeOverError,
+    InvalidActionError,
+    InvalidArgumentError,
+    InvalidStateError,
+    OutOfMemoryError,
+)
 from persim_gym.factors import personalize
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
@@ -238,11 +244,14 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self.max_episode_steps = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
         self._observations: FloatArray | None = None
-        self._steps = np.zeros(num_envs, np.int64)
-        self._ended = np.zeros(num_envs, bool)
+        try:
+            self.observation_space = batch_space(self.single_observation_space, num_envs)
+            self.action_space = batch_space(self.single_action_space, num_envs)
+            self._steps = np.zeros(num_envs, np.int64)
+            self._ended = np.zeros(num_envs, bool)
+        except (MemoryError, ValueError) as error:  # NumPy's word for more than can be counted is ValueError
+            raise OutOfMemoryError(f"out of memory ({error}); lower num_envs={num_envs}") from error
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

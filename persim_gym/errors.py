@@ -50,6 +50,10 @@ class MissingStatisticsError(PerSimError, ValueError):
     """An ensemble lacks what an operation needs to know of its agents; the message names the call that makes it."""
 
 
+class OutOfMemoryError(PerSimError, MemoryError):
+    """The memory of the machine or of the GPU does not suffice; the message names what to lower."""
+
+
 class EpisodeOverError(PerSimError, RuntimeError):
     """`step` was called before `reset`, or after the end of an episode."""
 

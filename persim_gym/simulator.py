@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.blocks import BlockNetwork
-from persim_gym.devices import resolve_device, threads_for
+from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, fold
 from persim_gym.gradients import agent_features, predict
@@ -175,7 +175,8 @@ class Simulator:
         states, moves = self._tensors(*self._check(observations, actions, horizon=True))
         horizon = moves.shape[1]
         stacked = states.T.expand(self.num_members, -1, -1)
-        trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
+        with memory_for(f"give fewer than {len(states)} start states at once, or shorten the horizon of {horizon}"):
+            trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
         with torch.inference_mode(), threads_for(self.hidden_layers):
             for step in range(horizon):
                 stacked = self._next_states(stacked, moves[:, step])

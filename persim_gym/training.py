@@ -18,7 +18,7 @@ from persim_gym import storage
 from persim_gym.columns import check_fits_task
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories
-from persim_gym.devices import resolve_device, threads_for
+from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import loss_and_gradients, predict
@@ -72,6 +72,7 @@ def fit(
     Raises:
         InvalidDataError: the log does not fit the task.
         TrainingDivergedError: the loss is no longer finite.
+        OutOfMemoryError: the message names the settings to lower.
 
     """
     task = task_of(trajectories, task)
@@ -92,7 +93,11 @@ def fit(
     runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
     provenance: dict[str, Any] = {}
     ensemble = None
-    with threads_for(chosen.state_hidden):
+    advice = (
+        f"lower batch_size={chosen.batch_size}, num_members={chosen.num_members}, "
+        f"num_candidates={chosen.num_candidates} or state_hidden={chosen.state_hidden}"
+    )
+    with memory_for(advice), threads_for(chosen.state_hidden):
         if len(held_out):
             scored = [(runs.validate(candidate, kept, held_out), candidate) for candidate in candidates]
             (validation, ensemble), chosen = min(scored, key=lambda pair: pair[0][0]["validation_loss"])

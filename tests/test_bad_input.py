@@ -25,7 +25,7 @@ from persim_gym import (
     prediction_error,
     storage,
 )
-from persim_gym.envs import PersonalizedEnv
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 
 GENERIC = "PerSim-CartPole-v0"
 TINY = PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
@@ -371,6 +371,46 @@ def test_training_that_diverges():
     log = collect("CartPole", num_agents=5, seed=0)
     config = TINY.with_changes(learning_rate=1e18, epochs=5)
     refuses(errors.TrainingDivergedError, ArithmeticError, "learning_rate", lambda: fit_tiny(log, config=config))
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("num_envs=10000000000000000", lambda: PersonalizedVectorEnv(random_ensemble("CartPole"), num_envs=10**16)),
+        ("state_hidden", lambda: fit_tiny(small_log(), config=TINY.with_changes(state_hidden=(10**16,)))),
+        (
+            "num_candidates",
+            lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=10**15).predict(np.zeros(4)),
+        ),
+    ],
+)
+def test_out_of_memory(message, call):
+    """The message names what to lower."""
+    refuses(errors.OutOfMemoryError, MemoryError, message, call)
+
+
+@pytest.mark.parametrize(
+    "make", [random_ensemble("CartPole").simulator, partial(PersonalizedVectorEnv, random_ensemble("CartPole"))]
+)
+def test_a_device_that_does_not_exist(make):
+    """It is named, for simulators and vector environments alike."""
+    for device in ("cuda:99", "abacus"):
+        refuses(errors.InvalidArgumentError, ValueError, device, partial(make, agent=0, device=device))
+
+
+@pytest.mark.parametrize("agents", [[0, 1, 2, 1], [1] * 4])
+def test_any_layout_of_arrays(agents):
+    """Columns first, strided, float64, read-only, small integers: the same steps as from plain float32 rows."""
+    ensemble, rng = random_ensemble("CartPole"), np.random.default_rng(0)
+    states, actions = rng.normal(size=(4, 4)).astype(np.float32), np.array([0, 1, 1, 0])
+    simulator = ensemble.simulator(1) if agents[0] == 1 else ensemble.simulator(agents=agents)
+    expected = simulator.step(states, actions).next_observations
+    frozen = states.copy()
+    frozen.flags.writeable = False
+    for layout in (np.asfortranarray(states), np.repeat(states, 2, axis=1)[:, ::2], states.astype(np.float64), frozen):
+        for kind in (np.int8, np.uint64):
+            found = simulator.step(layout, np.repeat(actions, 3)[::3].astype(kind)).next_observations
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_damaged_checkpoint(tmp_path, monkeypatch):

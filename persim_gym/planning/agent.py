@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.devices import memory_for
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
@@ -129,7 +130,8 @@ class MPCAgent:
                     f"state has shape {previous.shape}, expected {(count, self.horizon, *tail)}: "
                     "pass what predict returned for the same environments"
                 )
-        return self._plan(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
+        with memory_for(f"lower num_candidates, or plan for fewer than {count} environments at once"):
+            return self._plan(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
 
     def _returns(self, observations: np.ndarray) -> ReturnFn:
         if isinstance(self._model, Simulator):
