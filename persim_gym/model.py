@@ -72,6 +72,15 @@ class Outcome:
     output_scale: FloatArray
     """(1,)."""
 
+    def of_agents(self, agents: Sequence[int | None]) -> Outcome:
+        """Return the outcome of some agents, in the order given; None for one that the log never saw.
+
+        An agent that was never seen has the mean of the others' factors.
+        """
+        table = self.parameters["agent.weight"]
+        rows = [table.mean(axis=1) if agent is None else table[:, agent] for agent in agents]
+        return replace(self, parameters={**self.parameters, "agent.weight": np.stack(rows, axis=1)})
+
 
 _SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
 

@@ -237,6 +237,17 @@ def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):
     assert persim_gym.load(tmp_path / "one.persim").outcomes["reward"].parameters["agent.weight"].shape[:2] == (1, 3)
 
 
+def test_an_outcome_of_other_agents(ensemble):
+    """Some of those in the log, and one that was never seen, whose reward is between theirs."""
+    states = np.array([[2.0, 0.1]], np.float32)
+    still = states, np.array([1]), states
+    chosen = ensemble.outcomes["reward"].of_agents([2, None, 0])
+    rewards = [float(outcomes.LearnedReward(chosen, [agent])(*still)[0]) for agent in range(3)]
+    theirs = [float(ensemble.simulator(agent).task.reward(*still)[0]) for agent in (2, 0)]
+    assert [rewards[0], rewards[2]] == pytest.approx(theirs)
+    assert rewards[0] < rewards[1] < rewards[2]
+
+
 def test_a_file_without_its_outcomes(ensemble, tmp_path):
     """Is refused, whether they are missing or of another shape."""
     dataclasses.replace(ensemble, outcomes={}).save(tmp_path / "none.persim")
