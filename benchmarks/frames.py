@@ -2,8 +2,8 @@
 
     python benchmarks/frames.py --env CartPole MountainCar --data random
 
-Two very different test agents, the unseen test policy's actions, PerSim as it is trained for benchmarks/paper.py. Writes
-one picture for each environment and data set to benchmarks/results.
+Two very different test agents, the unseen test policy's actions, PerSim as it is trained for benchmarks/paper.py.
+Writes one picture for each environment and data set to benchmarks/results.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ Everything here is measured by the commands in this folder; figures of the paper
 | `policies.py` | trains the logging and test policies that ship with the package |
 | `shipped_models.py` | trains the ensembles that ship with the package |
 | `paper.py --table 6 [--data random] [--seeds 3] [--scale full]` | reproduces a table of the paper, or a part of it |
+| `settings.py CartPole` | compares settings by their error on parts of the log that training has not seen |
+| `frames.py --env CartPole` | true against predicted states, drawn (figures 2 and 4) |
 | `factors.py --env CartPole --data pure` | what the learned factors know of the covariates (figures 1 and 5) |
 | `readme.py` | writes the tables below from `results/*.csv` |
 
