@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from measure import Cell, Measured, Score
 
 METHODS = (*protocol.CADM, *protocol.POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
-_FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
+FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
 
 
 def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
@@ -88,10 +88,10 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         return _score(cell, policy, agent, cell.scale.policy_episodes)
 
     if variant == "A":
-        return by_agent(cell, folder, lambda agent: returns(_FITS[name](log, agent=agent, **settings), agent))
+        return by_agent(cell, folder, lambda agent: returns(FITS[name](log, agent=agent, **settings), agent))
 
     def everyones() -> list[Score]:
-        policy = _FITS[name](log, **settings)
+        policy = FITS[name](log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
     return measure.once(folder / cell.name, everyones)
@@ -101,7 +101,7 @@ def score_policy(cell: Cell, log: Trajectories, agent: int, device: str) -> Scor
     """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
     name = "BCQ" if "BCQ" in cell.method else "CQL"
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
-    return _score(cell, _FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
+    return _score(cell, FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:

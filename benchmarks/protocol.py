@@ -167,6 +167,7 @@ SCALES = {
         # is learned from it stays the same long before these steps are over.
         budgets={
             **{method: {"futures_per_context": 1, "max_gradient_steps": 20_000} for method in CADM},
+            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 5_000},
             CQL_P: {"steps": 20_000},

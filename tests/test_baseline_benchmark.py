@@ -92,3 +92,22 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
 def test_what_needs_no_data_is_no_rival(benchmark):
     rows = [row(benchmark, "PerSim", -50.0), row(benchmark, "True env + MPC", -40.0, data="-")]
     assert benchmark["results"].best_of(rows) == {}
+
+
+def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
+    plateau, readme = importlib.import_module("plateau"), importlib.import_module("readme")
+    arguments = ["--env", "CartPole", "--data", "random", "--agent", "1", "--scale", "quick"]
+    for steps in ("3", "4"):
+        steps = ["--steps", steps, "--every", "2", "--results", str(tmp_path)]
+        plateau.main([*arguments, "--method", "BCQ-A", "BCQ-P", *steps])
+    rows = plateau.read(tmp_path)
+    assert [(row[2], row[5]) for row in rows] == [("BCQ-A", "2"), ("BCQ-A", "4"), ("BCQ-P", "2"), ("BCQ-P", "4")]
+    text = readme.tables(tmp_path)
+    assert "## Learning curves" in text and "| BCQ-P" in text
+    assert "max_gradient_steps = 20,000" in text
+
+
+def test_the_papers_morel_is_compared_with_its_cql(benchmark, tmp_path):
+    """Counted by hand in the reference figures: 28 of 40 cells with exploration."""
+    text = importlib.import_module("readme").tables(tmp_path)
+    assert "in 28 of 40 cells of the pure-eps data and in 8 of 40 cells of the pure and random data" in text

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -217,6 +218,13 @@ def test_bad_input(make, policy, cart_pole_log, monkeypatch):
     )  # fmt: skip
     with pytest.raises(InvalidDataError, match="agent '1' has 3 transitions; a policy needs at least 5"):
         fit_morel(short, agent=1)
+    cheetah = get_task("HalfCheetah")
+    boundless = replace(cheetah, action_space=gymnasium.spaces.Box(-np.inf, np.inf, (6,), np.float32))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=[0] * 9, observations=np.zeros((9, 18)), actions=np.zeros((9, 6)), next_observations=np.zeros((9, 18))
+    )
+    with pytest.raises(InvalidActionError, match="this method needs finite bounds"):
+        fit_morel(log, task=boundless)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "stable_baselines3", None)
         with pytest.raises(MissingExtraError, match=r'pip install "persim-gym\[sb3\]"'):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from persim_gym.baselines.context import (
     layer_shapes,
     mlp,
 )
+from persim_gym.baselines.history import History
 from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task, get_task
-from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.types import FloatArray, IntArray
 
 _KIND = "cadm"
 _ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
@@ -177,7 +179,18 @@ class CaDM(ContextModel):
         return self.config.num_particles
 
     def dynamics(self, device: torch.device) -> ContextDynamics:
-        config, found = self.config, self._tensors(device)
+        if device not in self._dynamics_on:
+            self._dynamics_on[device] = self._make_dynamics(device)
+        return self._dynamics_on[device]
+
+    @cached_property
+    def _dynamics_on(self) -> dict[torch.device, ContextDynamics]:
+        """The network on each device it was needed on: an agent binds it anew at every step."""
+        return {}
+
+    def _make_dynamics(self, device: torch.device) -> ContextDynamics:
+        config = self.config
+        found = {name: torch.tensor(array, device=device) for name, array in self.parameters.items()}
         bounds = (found["min_log_variance"], found["max_log_variance"]) if config.probabilistic else None
         return ContextDynamics(
             parameters=found,
@@ -198,7 +211,7 @@ class CaDM(ContextModel):
         """Return the contexts (M, context, B) of histories (B, K·(D + A))."""
         inputs = torch.tensor(np.asarray(histories, np.float32), device=device).T
         with torch.inference_mode():
-            return encode(self._tensors(device), inputs.expand(self.config.num_members, -1, -1).contiguous())
+            return encode(self.dynamics(device).parameters, inputs.expand(self.config.num_members, -1, -1).contiguous())
 
     def simulator_of(
         self, histories: FloatArray, *, aggregate: str = "mean", device: torch.device, seed: int = 0
@@ -264,9 +277,6 @@ class CaDM(ContextModel):
                 raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
         return made
 
-    def _tensors(self, device: torch.device) -> dict[str, Tensor]:
-        return {name: torch.tensor(array, device=device) for name, array in self.parameters.items()}
-
 
 class CaDMSimulator(ContextSimulator):
     """The simulator of a CaDM; its context stays fixed while it steps."""
@@ -287,55 +297,6 @@ class CaDMSimulator(ContextSimulator):
             history = history.after(states[:, step], moves[:, step], states[:, step + 1])
         return self.model.simulator_of(
             history.values, aggregate=self.aggregate, device=self.device, seed=self._generator.initial_seed()
-        )
-
-
-@dataclass(frozen=True)
-class History:
-    """The last K transitions of B episodes: changes of state in raw units, and actions; oldest first, then zeros."""
-
-    values: FloatArray
-    """(B, K·(D + A)) float32."""
-    counts: IntArray
-    """(B,): how many of the K places are filled."""
-    num_actions: int
-    """A of discrete actions, which are stored one-hot; 0 for continuous ones."""
-    width: int
-    """D + A."""
-    action_scaling: tuple[FloatArray, FloatArray] | None
-    """Mean and scale (A,) of continuous actions."""
-
-    @classmethod
-    def empty(
-        cls, task: Task, length: int, count: int, action_scaling: tuple[FloatArray, FloatArray] | None
-    ) -> History:
-        """Return the histories of B episodes that begin."""
-        width = task.observation_size + task.action_size
-        values = np.zeros((count, length * width), np.float32)
-        num_actions = task.action_size if task.discrete else 0
-        return cls(values, np.zeros(count, np.int64), num_actions, width, action_scaling)
-
-    def after(self, observations: FloatArray, actions: Any, next_observations: FloatArray) -> History:
-        """Return the histories one transition later; the oldest goes where all places are filled."""
-        if self.num_actions:
-            moves = np.eye(self.num_actions, dtype=np.float32)[np.asarray(actions)]
-        else:
-            mean, scale = self.action_scaling or (np.zeros(1), np.ones(1))
-            moves = (np.asarray(actions) - mean) / scale
-        latest = np.concatenate([np.subtract(next_observations, observations), moves], axis=1)
-        places = self.values.reshape(len(self.values), -1, self.width).copy()
-        length, rows = places.shape[1], np.arange(len(places))
-        full = self.counts == length
-        places[full] = np.roll(places[full], -1, axis=1)
-        places[rows, np.where(full, length - 1, self.counts)] = latest
-        return replace(self, values=places.reshape(self.values.shape), counts=np.minimum(self.counts + 1, length))
-
-    def restarted(self, begun: BoolArray) -> History:
-        """Return the histories with those of episodes that begin (B,) emptied."""
-        return replace(
-            self,
-            values=np.where(begun[:, None], np.float32(0), self.values),
-            counts=np.where(begun, 0, self.counts),
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,32 @@ class ContextDynamics:
         """P: trajectories a simulator follows, each tied to one member."""
         return self.parameters["forward.0.weight"].shape[0] * self.particles_per_member
 
+    @cached_property
+    def first(self) -> tuple[Tensor, Tensor, Tensor]:
+        """First layer of every particle, for raw inputs: weights of features and action, of the context, and biases."""
+        weight, bias = self.layer(0)
+        size = len(self.inputs.mean)
+        by_features, by_action, by_context = weight.split(
+            [size, self.action_size, weight.shape[2] - size - self.action_size], dim=2
+        )
+        by_features = by_features / self.inputs.scale.T
+        bias = bias - by_features @ self.inputs.mean
+        if self.actions is not None:
+            by_action = by_action / self.actions.scale.T
+            bias = bias - by_action @ self.actions.mean
+        return torch.cat([by_features, by_action], dim=2), by_context, bias
+
+    @cached_property
+    def rest(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of every particle's other layers."""
+        return [self.layer(index) for index in range(1, num_layers(self.parameters, "forward"))]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return weight (P, outputs, inputs) and bias (P, outputs, 1) of a layer of every particle."""
+        names = (f"forward.{index}.weight", f"forward.{index}.bias")
+        weight, bias = (self.parameters[name].repeat_interleave(self.particles_per_member, 0) for name in names)
+        return weight, bias
+
 
 def soft_clamp(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return log variances kept smoothly within learned bounds (Chua et al., 2018, appendix A)."""
@@ -135,24 +162,9 @@ class ContextNetwork:
 
     def __init__(self, dynamics: ContextDynamics, contexts: Tensor, generator: torch.Generator | None) -> None:
         """Fold contexts (P, context, 1) or (P, context, B) into the network."""
-        repeat = dynamics.particles_per_member
-        layers = [
-            tuple(
-                dynamics.parameters[f"forward.{index}.{kind}"].repeat_interleave(repeat, 0)
-                for kind in ("weight", "bias")
-            )
-            for index in range(num_layers(dynamics.parameters, "forward"))
-        ]
-        weight, bias = layers[0]
-        size = len(dynamics.inputs.mean)
-        by_features, by_action, by_context = weight.split([size, dynamics.action_size, contexts.shape[1]], dim=2)
-        by_features = by_features / dynamics.inputs.scale.T
-        bias = bias + by_context @ contexts - by_features @ dynamics.inputs.mean
-        if dynamics.actions is not None:
-            by_action = by_action / dynamics.actions.scale.T
-            bias = bias - by_action @ dynamics.actions.mean
-        self._first = torch.cat([by_features, by_action], dim=2), bias
-        self._rest = layers[1:]
+        weight, by_context, bias = dynamics.first
+        self._first = weight, bias + by_context @ contexts
+        self._rest = dynamics.rest
         self._dynamics = dynamics
         self._generator = generator
         self.num_members = dynamics.num_particles

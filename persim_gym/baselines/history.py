@@ -1,0 +1,60 @@
+"""The last transitions of running episodes: what CaDM computes its context from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from persim_gym.tasks import Task
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class History:
+    """The last K transitions of B episodes: changes of state in raw units, and actions; oldest first, then zeros."""
+
+    values: FloatArray
+    """(B, K·(D + A)) float32."""
+    counts: IntArray
+    """(B,): how many of the K places are filled."""
+    num_actions: int
+    """A of discrete actions, which are stored one-hot; 0 for continuous ones."""
+    width: int
+    """D + A."""
+    action_scaling: tuple[FloatArray, FloatArray] | None
+    """Mean and scale (A,) of continuous actions."""
+
+    @classmethod
+    def empty(
+        cls, task: Task, length: int, count: int, action_scaling: tuple[FloatArray, FloatArray] | None
+    ) -> History:
+        """Return the histories of B episodes that begin."""
+        width = task.observation_size + task.action_size
+        values = np.zeros((count, length * width), np.float32)
+        num_actions = task.action_size if task.discrete else 0
+        return cls(values, np.zeros(count, np.int64), num_actions, width, action_scaling)
+
+    def after(self, observations: FloatArray, actions: Any, next_observations: FloatArray) -> History:
+        """Return the histories one transition later; the oldest goes where all places are filled."""
+        if self.num_actions:
+            moves = np.eye(self.num_actions, dtype=np.float32)[np.asarray(actions)]
+        else:
+            mean, scale = self.action_scaling or (np.zeros(1), np.ones(1))
+            moves = (np.asarray(actions) - mean) / scale
+        latest = np.concatenate([np.subtract(next_observations, observations), moves], axis=1)
+        places = self.values.reshape(len(self.values), -1, self.width).copy()
+        length, rows = places.shape[1], np.arange(len(places))
+        full = self.counts == length
+        places[full] = np.roll(places[full], -1, axis=1)
+        places[rows, np.where(full, length - 1, self.counts)] = latest
+        return replace(self, values=places.reshape(self.values.shape), counts=np.minimum(self.counts + 1, length))
+
+    def restarted(self, begun: BoolArray) -> History:
+        """Return the histories with those of episodes that begin (B,) emptied."""
+        return replace(
+            self,
+            values=np.where(begun[:, None], np.float32(0), self.values),
+            counts=np.where(begun, 0, self.counts),
+        )
