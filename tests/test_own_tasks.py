@@ -285,7 +285,6 @@ def test_a_definition_goes_through_json():
         (r"action_space=.*one axis", {"action_space": spaces.Box(0, 1, (2, 2))}),
         ("max_episode_steps=0", {"max_episode_steps": 0}),
         ("2 coordinates, 1 names", {"observation_names": ("x",)}),
-        ("name='my task' makes no id", {"name": "my task"}),
         ("reference='sugar' must look like", {"reference": "sugar"}),
     ],
 )
