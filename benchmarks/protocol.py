@@ -148,7 +148,8 @@ _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 
 TABLES = {
     3: Table(
-        3, "Average return of BCQ and CQL without and with five synthetic trajectories",
+        3, "Average return of BCQ and CQL without and with five synthetic trajectories "
+        "(from one trajectory or six 5,000 gradient steps of BCQ and 2,000 of CQL, the paper's 550,000)",
         ("MountainCar", "CartPole", "HalfCheetah"), ("return",),
         (BCQ_P, BCQ_A, "PerSim-BCQ-5", "PerSim+-BCQ-5", CQL_P, CQL_A, "PerSim-CQL-5", "PerSim+-CQL-5"),
         data=("random",),

@@ -32,6 +32,7 @@ Everything here is measured by the commands in this folder; figures of the paper
 | `settings.py CartPole` | compares settings by their error on parts of the log that training has not seen |
 | `frames.py --env CartPole` | true against predicted states, drawn (figures 2 and 4) |
 | `factors.py --env CartPole --data pure` | what the learned factors know of the covariates (figures 1 and 5) |
+| `python examples/train_sb3.py --seed 0 --json result.json` | PPO of agent 4's simulator: `sb3-CartPole-agent4.json` |
 | `plateau.py --env MountainCar --data pure --method BCQ-A --steps 6000 --every 1000` | learning curves of BCQ and CQL |
 | `readme.py` | writes the tables below from `results/*.csv` |
 

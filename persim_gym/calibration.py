@@ -16,8 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from persim_gym.columns import check_fits_task
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors import factor_moments
 from persim_gym.model import Ensemble
@@ -106,7 +105,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
 
     """
     posterior = ensemble.known_posterior()
-    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    check_log(trajectories, ensemble.task)
     rng = np.random.default_rng(seed)
     early, late = _halves(trajectories)
     known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))

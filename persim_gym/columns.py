@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from persim_gym.errors import InvalidDataError
-from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _CHUNK = 1_000_000
@@ -149,18 +148,3 @@ def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: An
     outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
     if len(outside):
         raise InvalidDataError(f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space")
-
-
-def check_fits_task(observations: np.ndarray, actions: np.ndarray, task: Task) -> None:
-    """Raise `InvalidDataError` if the columns of a log are not of its task's size and kind, or an action is outside."""
-    if observations.shape[1] != task.observation_size:
-        raise InvalidDataError(
-            f"the log has {observations.shape[1]} observation coordinates, task {task.name} has "
-            f"{task.observation_size}: {', '.join(task.observation_names)}"
-        )
-    discrete = actions.ndim == 1
-    if discrete != task.discrete:
-        kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(f"the log's actions are {kinds[discrete]}, task {task.name}'s {kinds[task.discrete]}")
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(actions, task.action_size, task.discrete, low, high)

@@ -16,6 +16,7 @@ from persim_gym.columns import (
     action_column,
     agent_indices,
     as_float64,
+    check_actions,
     check_finite,
     check_starts,
     cut_ends,
@@ -25,6 +26,7 @@ from persim_gym.columns import (
     with_successors,
 )
 from persim_gym.errors import InvalidDataError, UnknownNameError
+from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
@@ -353,6 +355,22 @@ class Trajectories:
             raise InvalidDataError(
                 f"row {late[0]} is terminated or truncated, yet its episode goes on; begin a new episode after it"
             )
+
+
+def check_log(log: Trajectories, task: Task) -> None:
+    """Raise `InvalidDataError` if a log's observations or actions are not the task's."""
+    if log.observations.shape[1] != task.observation_size:
+        raise InvalidDataError(
+            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
+            f"{task.observation_size}: {', '.join(task.observation_names)}"
+        )
+    if log.discrete != task.discrete:
+        kinds = {True: "discrete (integers)", False: "continuous"}
+        raise InvalidDataError(
+            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
+        )
+    low, high = (None, None) if task.discrete else task.action_bounds
+    check_actions(log.actions, task.action_size, task.discrete, low, high)
 
 
 def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:

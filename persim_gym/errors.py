@@ -4,8 +4,6 @@ All of them are `PerSimError`s, and also the built-in error a caller would expec
 so that both ``except PerSimError`` and ``except ValueError`` work.
 """
 
-import re
-
 
 class PerSimError(Exception):
     """Base of every error that a user of persim-gym can cause."""
@@ -71,10 +69,3 @@ class MissingExtraError(PerSimError, ImportError):
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f'{library} is needed for this: pip install "persim-gym[{extra}]"', name=library)
-
-
-def check_name(name: str) -> str:
-    """Return a name of a task or a model if ids and a file can be made of it, or raise `InvalidArgumentError`."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")
-    return name

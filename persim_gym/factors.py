@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from persim_gym.columns import check_fits_task
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
 from persim_gym.gradients import agent_features
@@ -52,7 +51,7 @@ def refit_factors(
         InvalidDataError: the log does not fit the ensemble's task or has other agents.
 
     """
-    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    check_log(trajectories, ensemble.task)
     if trajectories.agent_labels != ensemble.agent_labels:
         raise InvalidDataError(
             f"the log is of {trajectories.num_agents} agents ({trajectories.agent_labels[0]!r}, …), the ensemble of "
@@ -112,6 +111,10 @@ def personalize(
         parameters={**ensemble.parameters, "agent.weight": np.concatenate([weight, empty], axis=1)},
         agent_labels=(*ensemble.agent_labels, *labels),
         covariates=_joined_covariates(ensemble, values),
+        outcomes={
+            name: outcome.of_agents([*range(first), *[None] * len(labels)])
+            for name, outcome in ensemble.outcomes.items()
+        },
         posterior=None,
     )
     newcomers = np.arange(first, first + len(labels))
@@ -148,7 +151,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
             "persim_gym.personalize adds newcomers"
         )
     chosen = np.array([index[label] for label in trajectories.agent_labels], np.int64)
-    check_fits_task(trajectories.observations, trajectories.actions, ensemble.task)
+    check_log(trajectories, ensemble.task)
     known = _posterior(ensemble, trajectories, posterior.prior)
     return _with_posterior_means(replace(ensemble, posterior=posterior.plus(known, chosen)), chosen)
 
@@ -331,7 +334,7 @@ def _known_by_transitions(
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    check_fits_task(chosen.observations, chosen.actions, ensemble.task)
+    check_log(chosen, ensemble.task)
     return nothing.plus(_posterior(ensemble, chosen, prior), places)
 
 

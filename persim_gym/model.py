@@ -74,6 +74,15 @@ class Outcome:
     output_scale: FloatArray
     """(1,)."""
 
+    def of_agents(self, agents: Sequence[int | None]) -> Outcome:
+        """Return the outcome of some agents, in the order given; None for one that the log never saw.
+
+        An agent that was never seen has the mean of the others' factors.
+        """
+        table = self.parameters["agent.weight"]
+        rows = [table.mean(axis=1) if agent is None else table[:, agent] for agent in agents]
+        return replace(self, parameters={**self.parameters, "agent.weight": np.stack(rows, axis=1)})
+
 
 _SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
 
@@ -259,6 +268,7 @@ class Ensemble:
             parameters={**self.parameters, "agent.weight": self.parameters["agent.weight"][:, chosen]},
             agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
             covariates=None if self.covariates is None else self.covariates[chosen],
+            outcomes={name: outcome.of_agents(chosen) for name, outcome in self.outcomes.items()},
             posterior=None if self.posterior is None else self.posterior.with_agents(chosen),
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import EnvSpec, registry
 
 from persim_gym import storage
-from persim_gym.errors import FileFormatError, ModelHomeError, PerSimError, UnknownNameError, check_name
+from persim_gym.errors import FileFormatError, InvalidArgumentError, ModelHomeError, PerSimError, UnknownNameError
 
 if TYPE_CHECKING:
     from persim_gym.model import Ensemble
@@ -73,7 +73,7 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
     from persim_gym.tasks import register_task, task_names
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
-    name = check_name(given.task.name if name is None else name)
+    name = _checked_name(given.task.name if name is None else name)
     if isinstance(ensemble, Ensemble) and given.task.name not in task_names():
         register_task(given.task)  # the ids of this session load the file by the task's name
     if not isinstance(ensemble, Ensemble) and not install:
@@ -121,7 +121,7 @@ def _register_file(path: Path, name: str | None = None) -> list[str]:
         task, count = document["task"], int(document["num_agents"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-    name = check_name(path.stem if name is None else name)
+    name = _checked_name(path.stem if name is None else name)
     # What an earlier model of this name registered goes, or agents that this one lacks would still be found.
     for known in [known for known in registry if re.fullmatch(rf"PerSim-{re.escape(name)}(-agent\d+)?-v0", known)]:
         del registry[known]
@@ -130,6 +130,13 @@ def _register_file(path: Path, name: str | None = None) -> list[str]:
     for agent in range(min(count, MAX_AGENT_IDS)):
         ids.append(_add_simulator(f"PerSim-{name}-agent{agent}-v0", path, steps, {"agent": agent}))
     return ids
+
+
+def _checked_name(name: str) -> str:
+    """Return a model's name if ids and a file can be made of it."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")
+    return name
 
 
 def _step_limit(task: str) -> int | None:

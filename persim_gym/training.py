@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from persim_gym import storage
-from persim_gym.columns import check_fits_task
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
@@ -76,7 +75,7 @@ def fit(
 
     """
     task = task_of(trajectories, task)
-    check_fits_task(trajectories.observations, trajectories.actions, task)
+    check_log(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)

@@ -237,6 +237,39 @@ def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):
     assert persim_gym.load(tmp_path / "one.persim").outcomes["reward"].parameters["agent.weight"].shape[:2] == (1, 3)
 
 
+def test_other_agents_have_learned_rewards_too(ensemble, tmp_path):
+    """Some of the agents, and a newcomer known by transitions: written, read, and stepped."""
+    newcomer = own_log(seed=5).select(["a"])
+    renamed = Trajectories.from_arrays(
+        agents=["dora"] * newcomer.num_transitions,
+        observations=newcomer.observations,
+        actions=newcomer.actions,
+        next_observations=newcomer.next_observations,
+        rewards=newcomer.rewards,
+        terminated=newcomer.terminated,
+        truncated=newcomer.truncated,
+        task="Glucose",
+    )
+    persim_gym.personalize(ensemble, renamed).with_agents(["dora", "b"]).save(tmp_path / "two.persim")
+    two = persim_gym.load(tmp_path / "two.persim")
+    states = np.array([[2.0, 0.1]], np.float32)
+    still = states, np.array([1]), states
+    expected = ensemble.simulator("b").task.reward(*still)
+    np.testing.assert_allclose(two.simulator("b").task.reward(*still), expected, rtol=1e-6)
+    assert np.isfinite(two.simulator("dora").task.reward(*still)).all()
+
+
+def test_an_outcome_of_other_agents(ensemble):
+    """Some of those in the log, and one that was never seen, whose reward is between theirs."""
+    states = np.array([[2.0, 0.1]], np.float32)
+    still = states, np.array([1]), states
+    chosen = ensemble.outcomes["reward"].of_agents([2, None, 0])
+    rewards = [float(outcomes.LearnedReward(chosen, [agent])(*still)[0]) for agent in range(3)]
+    theirs = [float(ensemble.simulator(agent).task.reward(*still)[0]) for agent in (2, 0)]
+    assert [rewards[0], rewards[2]] == pytest.approx(theirs)
+    assert rewards[0] < rewards[1] < rewards[2]
+
+
 def test_a_file_without_its_outcomes(ensemble, tmp_path):
     """Is refused, whether they are missing or of another shape."""
     dataclasses.replace(ensemble, outcomes={}).save(tmp_path / "none.persim")
@@ -274,7 +307,6 @@ def test_a_definition_goes_through_json():
         (r"action_space=.*one axis", {"action_space": spaces.Box(0, 1, (2, 2))}),
         ("max_episode_steps=0", {"max_episode_steps": 0}),
         ("2 coordinates, 1 names", {"observation_names": ("x",)}),
-        ("name='my task' makes no id", {"name": "my task"}),
         ("reference='sugar' must look like", {"reference": "sugar"}),
     ],
 )

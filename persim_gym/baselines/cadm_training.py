@@ -12,8 +12,7 @@ from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
 from persim_gym.baselines.context import Scaling, mlp, soft_clamp
-from persim_gym.columns import check_fits_task
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
@@ -57,7 +56,7 @@ def fit_cadm(
 
     """
     found = task_of(trajectories, task)
-    check_fits_task(trajectories.observations, trajectories.actions, found)
+    check_log(trajectories, found)
     settings = get_cadm_config(config, found.name).with_changes(**changes)
     start = time.perf_counter()
     trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))

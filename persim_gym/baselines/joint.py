@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.context import ContextDynamics, ContextModel, Features, Scaling, layer_shapes, mlp
-from persim_gym.columns import check_fits_task
 from persim_gym.config import PerSimConfig, get_config
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.model import Normalizer
@@ -83,7 +82,7 @@ def fit_joint(
 
     """
     found = task_of(trajectories, task)
-    check_fits_task(trajectories.observations, trajectories.actions, found)
+    check_log(trajectories, found)
     settings = get_config(config, found.name)
     where = resolve_device(device)
     start = time.perf_counter()

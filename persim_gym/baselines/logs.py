@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.columns import check_fits_task
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidActionError, InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.training import task_of
@@ -31,7 +30,7 @@ def policy_log(
 
     """
     found = task_of(trajectories, task)
-    check_fits_task(trajectories.observations, trajectories.actions, found)
+    check_log(trajectories, found)
     check_terminal_flags(trajectories, found)
     log = trajectories if agent is None else trajectories.select([agent])
     if log.num_transitions < MIN_TRANSITIONS:

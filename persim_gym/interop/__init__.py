@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from persim_gym.interop.d3rlpy import from_d3rlpy, to_d3rlpy
     from persim_gym.interop.dataframe import from_dataframe, to_dataframe
     from persim_gym.interop.minari import from_minari, to_minari
-    from persim_gym.interop.sb3 import fill_replay_buffer, policy_from_sb3
+    from persim_gym.interop.sb3 import fill_replay_buffer, policy_from_sb3, to_sb3_vec_env
 
 __all__ = [
     "fill_replay_buffer",
@@ -20,6 +20,7 @@ __all__ = [
     "to_d3rlpy",
     "to_dataframe",
     "to_minari",
+    "to_sb3_vec_env",
 ]
 
 _HOMES = {name: "sb3" if "sb3" in name or "replay" in name else name.split("_", 1)[1] for name in __all__}

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.columns import check_fits_task
-from persim_gym.data import Trajectories
+from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError, MissingFileError
 from persim_gym.tasks import Task, get_task, task_names
 
@@ -112,7 +111,7 @@ def from_dataframe(
         provenance=_provenance(frame, {**origin, **(provenance or {})}),
     )
     if isinstance(task, Task) or task in task_names():
-        check_fits_task(log.observations, log.actions, get_task(task))
+        check_log(log, get_task(task))
     return log
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.columns import check_fits_task
-from persim_gym.data import Trajectories, joint_provenance
+from persim_gym.data import Trajectories, check_log, joint_provenance
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task, get_task, task_names
 from persim_gym.types import FloatArray
@@ -120,7 +119,7 @@ def join(
         provenance=joint_provenance([one.provenance for one in known]) if provenance is None else provenance,
     )
     if task is not None:
-        check_fits_task(log.observations, log.actions, get_task(task))
+        check_log(log, get_task(task))
     return log
 
 
@@ -130,7 +129,7 @@ def known_task(log: Trajectories, task: str | Task | None) -> Task | None:
     if named is None or (task is None and named not in task_names()):
         return None
     found = get_task(named)
-    check_fits_task(log.observations, log.actions, found)
+    check_log(log, found)
     return found
 
 
@@ -158,8 +157,8 @@ def _check_shapes(episodes: Sequence[LoggedEpisode]) -> None:
             found = getattr(episode, name)
             if name == "observations" and found.ndim != 2:
                 raise InvalidDataError(
-                    f"the observations of episode {index} have shape {found.shape}; a log takes (steps, size): "
-                    "flatten them"
+                    f"the observations of episode {index} have shape {found.shape}; a log takes vectors, "
+                    "(steps, size): flatten them"
                 )
             if found.ndim != axes or found.shape[1:] != wanted.shape[1:]:
                 raise InvalidDataError(

@@ -17,7 +17,6 @@ from persim_gym.errors import (
     InvalidStateError,
     PerSimError,
     UnknownNameError,
-    check_name,
 )
 from persim_gym.types import FloatArray
 
@@ -120,7 +119,7 @@ class Task:
     """
 
     name: str
-    """Of letters, digits, "_", "-" and ".", for ids are made of it: ``PerSim-<name>-agent0-v0``."""
+    """Ids are made of it, ``PerSim-<name>-agent0-v0``, if it has only letters, digits, "_", "-" and "."."""
     observation_space: spaces.Box
     """With one axis (D,)."""
     action_space: spaces.Discrete | spaces.Box
@@ -148,7 +147,6 @@ class Task:
     so that they can be loaded there although functions are in no file."""
 
     def __post_init__(self) -> None:
-        check_name(self.name)
         check_spaces(self.observation_space, self.action_space)
         names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
         if len(names) != self.observation_size:
