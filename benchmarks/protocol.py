@@ -248,6 +248,6 @@ def check_data(table: Table, data: str) -> str:
     if data not in DATA:
         raise UnknownNameError(f"no data set {data!r}; there are {', '.join(LOGGING_POLICIES)}, and {NO_DATA} for none")
     if not table.methods(data):
-        given = "without data" if data == NO_DATA else f"for {data} data"
+        given = "without data" if data == NO_DATA else f"on {data} data"
         raise InvalidArgumentError(f"table {table.number} has no rows {given}; give one of {', '.join(table.data)}")
     return data
