@@ -227,7 +227,7 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
     system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
-    if cell.method in (protocol.PERSIM_VI, protocol.TRUE_VI):
+    if cell.method in (protocol.PERSIM_VI, protocol.PERSIM_PLUS_VI, protocol.TRUE_VI):
         bounds = protocol.GRID_BOUNDS.get(cell.env)
         policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env], bounds=bounds)
     else:

@@ -28,6 +28,7 @@ PERSIM = "PerSim"
 PERSIM_PLUS = "PerSim+"
 PERSIM_MEDIAN = "PerSim median"
 PERSIM_VI = "PerSim + VI"
+PERSIM_PLUS_VI = "PerSim+ + VI"
 TRUE_MPC = "True env + MPC"
 TRUE_VI = "True env + VI"
 VANILLA_CADM = "Vanilla CaDM"
@@ -59,6 +60,7 @@ PAPER_METHOD = {
     PERSIM_PLUS: "PerSim",
     PERSIM_MEDIAN: "PerSim",
     PERSIM_VI: "PerSim",
+    PERSIM_PLUS_VI: "PerSim",
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
     **{method: method for method in (*CADM, *POLICIES)},
@@ -74,7 +76,7 @@ PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)
 
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if base_method(method) == PERSIM_PLUS else env
+    return f"{env}+" if base_method(method) in (PERSIM_PLUS, PERSIM_PLUS_VI) else env
 
 
 _CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
@@ -142,7 +144,7 @@ def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_
     return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
 
 
-_RETURN_METHODS = (PERSIM, PERSIM_PLUS, PERSIM_VI, *CADM, *POLICIES)
+_RETURN_METHODS = (PERSIM, PERSIM_PLUS, PERSIM_VI, PERSIM_PLUS_VI, *CADM, *POLICIES)
 _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 
@@ -246,6 +248,6 @@ def check_data(table: Table, data: str) -> str:
     if data not in DATA:
         raise UnknownNameError(f"no data set {data!r}; there are {', '.join(LOGGING_POLICIES)}, and {NO_DATA} for none")
     if not table.methods(data):
-        given = "without data" if data == NO_DATA else f"for {data} data"
+        given = "without data" if data == NO_DATA else f"on {data} data"
         raise InvalidArgumentError(f"table {table.number} has no rows {given}; give one of {', '.join(table.data)}")
     return data

@@ -68,4 +68,4 @@ def test_other_data_is_refused(benchmark, capsys):
     """The paper's table has random data only."""
     with pytest.raises(SystemExit):
         benchmark["paper"].main(["--table", "3", "--data", "pure", "--scale", "quick"])
-    assert "table 3 has no rows for pure data; give one of random" in capsys.readouterr().err
+    assert "table 3 has no rows on pure data; give one of random" in capsys.readouterr().err
