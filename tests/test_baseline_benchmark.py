@@ -30,6 +30,8 @@ def run(benchmark, tmp_path):
 
 @pytest.mark.parametrize("table", [9, 10])
 def test_the_policy_methods_are_measured(run, table, capsys):
+    pytest.importorskip("d3rlpy")
+    pytest.importorskip("stable_baselines3")
     rows = run(table, *POLICIES)
     assert {(row.method, row.agent) for row in rows} == {(m, str(a)) for m in POLICIES for a in range(5)}
     assert all(np.isfinite(row.mean) for row in rows)
@@ -95,6 +97,8 @@ def test_what_needs_no_data_is_no_rival(benchmark):
 
 
 def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
+    pytest.importorskip("d3rlpy")
+    pytest.importorskip("stable_baselines3")
     plateau, readme = importlib.import_module("plateau"), importlib.import_module("readme")
     arguments = ["--env", "CartPole", "--data", "random", "--agent", "1", "--scale", "quick"]
     for steps in ("3", "4"):

@@ -130,6 +130,7 @@ def test_it_is_a_vector_environment(make):
 
 @pytest.fixture(scope="module")
 def policy(cart_pole_log):
+    pytest.importorskip("stable_baselines3")
     return fit_morel(cart_pole_log, agent=0, progress=False, **QUICK)
 
 
@@ -144,6 +145,7 @@ def test_a_policy_for_discrete_actions(policy, cart_pole_log):
 
 
 def test_a_policy_for_continuous_actions():
+    pytest.importorskip("stable_baselines3")
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(60, 18))
     log = persim_gym.Trajectories.from_arrays(
@@ -158,6 +160,7 @@ def test_a_policy_for_continuous_actions():
 
 def test_a_policy_learns_in_the_pessimistic_mdp():
     """On a walk that pays −|x| a step, it goes to the origin, over states that the log knows."""
+    pytest.importorskip("stable_baselines3")
     from support import walk_task
 
     task = walk_task(start=3.0, limit=20)

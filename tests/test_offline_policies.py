@@ -25,6 +25,11 @@ METHODS = {"BCQ": fit_bcq, "CQL": fit_cql}
 SMALL = {"batch_size": 8}
 
 
+@pytest.fixture(autouse=True)
+def needed():
+    pytest.importorskip("d3rlpy")
+
+
 def corridor(action_space):
     """Walk right from 0 to past 3, at −1 a step; going left never ends."""
     discrete = isinstance(action_space, spaces.Discrete)
