@@ -20,40 +20,6 @@ from persim_gym.errors import FileFormatError
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: written by readme.py -->", "<!-- end of tables -->"
-_TEMPLATE = f"""# Benchmarks
-
-Everything here is measured by the commands in this folder; figures of the paper stand beside ours in italics.
-
-| command | what it does |
-| --- | --- |
-| `policies.py` | trains the logging and test policies that ship with the package |
-| `shipped_models.py` | trains the ensembles that ship with the package |
-| `paper.py --table 6 [--data random] [--seeds 3] [--scale full]` | reproduces a table of the paper, or a part of it |
-| `settings.py CartPole` | compares settings by their error on parts of the log that training has not seen |
-| `frames.py --env CartPole` | true against predicted states, drawn (figures 2 and 4) |
-| `factors.py --env CartPole --data pure` | what the learned factors know of the covariates (figures 1 and 5) |
-| `python examples/train_sb3.py --seed 0 --json result.json` | PPO of agent 4's simulator: `sb3-CartPole-agent4.json` |
-| `plateau.py --env MountainCar --data pure --method BCQ-A --steps 6000 --every 1000` | learning curves of BCQ and CQL |
-| `readme.py` | writes the tables below from `results/*.csv` |
-
-How the tables are made (`protocol.py`):
-
-* 500 agents, one trajectory each; the first five are the test agents. All models of a table learn from the same data
-  sets (seed 0); seeds differ in the training, the planner and the evaluation episodes. Table 5 varies the data.
-* mean ± standard deviation over seeds (unbiased) of each seed's mean over episodes: 200 for prediction errors, whose R²
-  is the median, and 20 for returns (5 for HalfCheetah).
-* "PerSim" has the settings of the paper's code; "PerSim+" the package's own; "median" is over the members. "VI" is
-  value iteration on a grid, in the learned simulator or in the true environment, instead of MPC.
-* Best of our learned methods in bold. "-P" learns one policy from everyone's data, "-A" one from the agent's own
-  trajectory; policies run 100 episodes. CaDM, PerSim and the true environment have the same planner and the same
-  objective; "plain objective" is that planner without MountainCar's position bonus and CartPole's done mask, "Joint
-  network" PerSim without its factorization.
-* `wall_s` in the results files is what a method takes for all seeds and agents from nothing, training included.
-* The factors' R² is that of predictions for held-out agents in 10 folds.
-
-{BEGIN}
-{END}
-"""
 
 
 def tables(folder: Path = results.RESULTS) -> str:
@@ -74,8 +40,7 @@ def update(text: str, content: str) -> str:
 
 def main() -> None:
     """Write the file."""
-    text = README.read_text() if README.exists() else _TEMPLATE
-    storage.write_text(README, update(text, tables()))
+    storage.write_text(README, update(README.read_text(), tables()))
 
 
 def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:

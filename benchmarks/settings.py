@@ -53,6 +53,7 @@ def variants(env: str) -> dict[str, PerSimConfig]:
     ours = CONFIGS[f"{env}+"].with_changes(num_candidates=0)  # all members are scored
     changes: Mapping[str, Mapping[str, Any]] = {
         "MountainCar": {
+            "factors as trained": {"refit_factors": False},
             "not normalized": {"normalize": False},
             "squared error": {"huber_threshold": None},
             "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
@@ -60,6 +61,7 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "weight decay 0.1": {"weight_decay": 0.1},
         },
         "CartPole": {
+            "factors as trained": {"refit_factors": False},
             "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
             "normalized": {"normalize": True},
             **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.15, 0.2, 0.3)},

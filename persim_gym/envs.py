@@ -175,7 +175,7 @@ def _autoreset_name(mode: Any) -> str:
     return text
 
 
-def _autoreset_metadata(name: str) -> Any:
+def autoreset_metadata(name: str) -> Any:
     """Return Gymnasium's enum for a mode, or its name where Gymnasium is 1.0 and has none."""
     modes = getattr(gymnasium.vector, "AutoresetMode", None)
     return name if modes is None else modes[name.upper()]
@@ -195,7 +195,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     Simulated states are kept within the observation space; an environment whose model diverges is truncated.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": _autoreset_metadata("next_step")}
+    metadata = {"render_modes": [], "autoreset_mode": autoreset_metadata("next_step")}
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if render_mode is not None:
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
         self.autoreset_mode = _autoreset_name(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": _autoreset_metadata(self.autoreset_mode)}
+        self.metadata = {**self.metadata, "autoreset_mode": autoreset_metadata(self.autoreset_mode)}
         ensemble = _loaded(model)
         one = isinstance(agent, (str, int, np.integer))
         if not one and len(agent) != num_envs:

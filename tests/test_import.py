@@ -14,7 +14,7 @@ LAYERS = (
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "covariates",
     "factors", "calibration", "outcome_training", "training",
     "rollouts", "envs", "registration", "planning",
-    "generation", "evaluation", "plotting", "report", "baselines", "interop", "demo", "cli",
+    "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
 FORWARD = {("model", "simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
 OPTIONAL = {

@@ -70,6 +70,10 @@ def test_seeds_options_and_attributes(adapter):
         adapter.reset()
     assert adapter.get_attr("task")[0].name == "CartPole" and len(adapter.get_attr("task", [1, 2])) == 2
     assert adapter.env_is_wrapped(gymnasium.Wrapper) == [False] * 4
+    with pytest.raises(errors.InvalidArgumentError, match="call methods of .env"):
+        adapter.env_method("reset")
+    with pytest.raises(errors.InvalidArgumentError, match="set them on .env"):
+        adapter.set_attr("task", None)
 
 
 def test_ppo_learns(cart_pole):
@@ -88,7 +92,7 @@ def test_ppo_learns(cart_pole):
 
 def test_what_it_refuses(cart_pole):
     """Other environments and other autoreset modes, saying what to do."""
-    with pytest.raises(errors.InvalidArgumentError, match="is not a PersonalizedVectorEnv"):
+    with pytest.raises(errors.InvalidArgumentError, match="is not a vector environment of persim-gym"):
         to_sb3_vec_env(PersonalizedEnv(cart_pole))
     with pytest.raises(errors.InvalidArgumentError, match="autoreset_mode='same_step'"):
         to_sb3_vec_env(PersonalizedVectorEnv(cart_pole))

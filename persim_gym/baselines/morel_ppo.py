@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from persim_gym.devices import single_thread
 from persim_gym.errors import MissingExtraError
+from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.types import FloatArray
 
 
@@ -52,7 +53,7 @@ def learn_ppo(
     with single_thread(), _global_randomness_kept():
         ppo = PPO(
             "MlpPolicy",
-            _as_sb3(env),
+            to_sb3_vec_env(env),
             n_steps=rollout,
             batch_size=max(2, rollout * env.num_envs // 4),
             n_epochs=4,
@@ -103,51 +104,6 @@ def _standardizer() -> type:
             return (observations - self._mean) / self._scale
 
     return StandardizedObservations
-
-
-def _as_sb3(env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Any:
-    """Return a Gymnasium vector environment with same-step autoreset as one of Stable-Baselines3."""
-    from stable_baselines3.common.vec_env import VecEnv
-
-    class Adapter(VecEnv):
-        def __init__(self) -> None:
-            super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-            self._actions = np.empty(0)
-
-        def reset(self) -> Any:
-            observations, _ = env.reset(seed=self._seeds[0])
-            self._reset_seeds()
-            return observations
-
-        def step_async(self, actions: np.ndarray) -> None:
-            self._actions = actions
-
-        def step_wait(self) -> Any:
-            observations, rewards, terminated, truncated, info = env.step(self._actions)
-            infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-            for index in np.flatnonzero(terminated | truncated):
-                infos[index] = {
-                    "terminal_observation": info["final_obs"][index],
-                    "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
-                }
-            return observations, rewards.astype(np.float32), terminated | truncated, infos
-
-        def close(self) -> None:
-            env.close()
-
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-            return [getattr(env, attr_name)] * len(list(self._get_indices(indices)))
-
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            setattr(env, attr_name, value)
-
-        def env_method(self, method_name: str, *arguments: Any, indices: Any = None, **settings: Any) -> list[Any]:
-            return [getattr(env, method_name)(*arguments, **settings)] * len(list(self._get_indices(indices)))
-
-        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-            return [False] * len(list(self._get_indices(indices)))
-
-    return Adapter()
 
 
 @contextlib.contextmanager

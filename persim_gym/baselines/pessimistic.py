@@ -15,6 +15,7 @@ from torch import Tensor
 from persim_gym.baselines.context import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
+from persim_gym.envs import autoreset_metadata
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -153,11 +154,8 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
     autoreset). ``info["halted"]`` (B,) says where an episode ended for disagreement.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": getattr(gymnasium.vector, "AutoresetMode", None)}
-    if metadata["autoreset_mode"] is None:
-        del metadata["autoreset_mode"]  # Gymnasium 1.0 has no name for it
-    else:
-        metadata["autoreset_mode"] = metadata["autoreset_mode"].SAME_STEP
+    autoreset_mode = "same_step"
+    metadata = {"render_modes": [], "autoreset_mode": autoreset_metadata(autoreset_mode)}
 
     def __init__(
         self,

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from persim_gym.columns import check_actions
 from persim_gym.data import Trajectories
-from persim_gym.envs import PersonalizedVectorEnv
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError
 from persim_gym.policies import MLPPolicy
 from persim_gym.tasks import Task
@@ -107,33 +107,34 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
 
 
 def to_sb3_vec_env(env: Any) -> Any:
-    """Return a `PersonalizedVectorEnv` as a Stable-Baselines3 `VecEnv`, to train any of its algorithms in.
+    """Return a vector environment as a Stable-Baselines3 `VecEnv`, to train any of its algorithms in.
 
     ``to_sb3_vec_env(gymnasium.make_vec("PerSim-CartPole-agent7-v0", num_envs=64,
     vectorization_mode="vector_entry_point", autoreset_mode="same_step"))``
 
     An episode's last info holds ``terminal_observation`` and, in every info, ``TimeLimit.truncated`` says whether the
     episode was cut off and not terminated, by the time limit or because the model diverged; ``disagreement`` (D,) is
-    there at every step. One generator draws all start states: a seed gives the same episodes every time, but not those
-    of `DummyVecEnv`.
+    there at every step of a `PersonalizedVectorEnv`. One generator draws all start states: a seed gives the same
+    episodes every time, but not those of `DummyVecEnv`.
 
     Args:
-        env: made with ``autoreset_mode="same_step"``, wrapped by `make_vec` or not.
+        env: of this package, with same-step autoreset, wrapped by `make_vec` or not.
 
     Raises:
-        InvalidArgumentError: not a `PersonalizedVectorEnv`, or one of another autoreset mode.
+        InvalidArgumentError: not a vector environment of this package, or one of another autoreset mode.
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
     inner = getattr(env, "unwrapped", env)
-    if not isinstance(inner, PersonalizedVectorEnv):
+    mode = getattr(inner, "autoreset_mode", None)
+    if not isinstance(inner, gymnasium.vector.VectorEnv) or mode is None:
         raise InvalidArgumentError(
-            f"{env!r} is not a PersonalizedVectorEnv: make it with "
+            f"{env!r} is not a vector environment of persim-gym: make it with "
             "gymnasium.make_vec(id, num_envs=..., vectorization_mode='vector_entry_point')"
         )
-    if inner.autoreset_mode != "same_step":
+    if mode != "same_step":
         raise InvalidArgumentError(
-            f"autoreset_mode={inner.autoreset_mode!r}: Stable-Baselines3 resets at once; make the environment with "
+            f"autoreset_mode={mode!r}: Stable-Baselines3 resets at once; make the environment with "
             "autoreset_mode='same_step'"
         )
     return _vec_env_class()(inner)
@@ -147,9 +148,9 @@ def _vec_env_class() -> Any:
         raise MissingExtraError("stable-baselines3", "sb3") from error
 
     class SimulatorVecEnv(VecEnv):
-        """A `PersonalizedVectorEnv` with Stable-Baselines3's interface."""
+        """A vector environment with Stable-Baselines3's interface."""
 
-        def __init__(self, env: PersonalizedVectorEnv) -> None:
+        def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
             self.env = env
             self._moves = np.empty(0)
             super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -169,10 +170,9 @@ def _vec_env_class() -> Any:
 
         def step_wait(self) -> Any:
             observations, rewards, terminated, truncated, info = self.env.step(self._moves)
-            infos: list[dict[str, Any]] = [
-                {"TimeLimit.truncated": bool(cut), "disagreement": row}
-                for cut, row in zip(truncated, info["disagreement"], strict=True)
-            ]
+            infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated & ~terminated]
+            for own, row in zip(infos, info.get("disagreement", ()), strict=False):
+                own["disagreement"] = row
             ended = terminated | truncated
             for row in np.flatnonzero(ended):
                 infos[row]["terminal_observation"] = info["final_obs"][row]
@@ -185,10 +185,10 @@ def _vec_env_class() -> Any:
             return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
         def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise NotImplementedError("the environments share their attributes: set them on .env")
+            raise InvalidArgumentError(f"set_attr({attr_name!r}): the environments share attributes; set them on .env")
 
         def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> Any:
-            raise NotImplementedError("the environments are stepped as one: call methods of .env")
+            raise InvalidArgumentError(f"env_method({method_name!r}): the environments are one; call methods of .env")
 
         def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
             return [False for _ in self._get_indices(indices)]
