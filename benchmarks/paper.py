@@ -54,10 +54,16 @@ def reproduce(
         raise InvalidArgumentError(f"seeds={seeds} must be at least 1")
     _check_names("method", methods, (*table.learned, *table.true))
     _check_names("environment", envs, table.envs)
+    chosen = [env for env in envs or table.envs if env in scale.envs]
+    if not chosen:
+        raise InvalidArgumentError(
+            f"scale {scale.name!r} is for {', '.join(scale.envs)}, table {table.number} is of {', '.join(table.envs)}: "
+            "choose another scale"
+        )
     rows, problems = results.read(table, scale, folder), []
     wanted = [
         (env, one, method)
-        for env in envs or table.envs
+        for env in chosen
         for one in data
         for method in table.methods(protocol.check_data(table, one))
         if methods is None or method in methods

@@ -70,7 +70,8 @@ def make_learner(task: Task, env: gym.Env, seed: int) -> DQN | TD3:
     return TD3(
         "MlpPolicy", env, learning_rate=3e-4, batch_size=256, buffer_size=1_000_000, learning_starts=25_000,
         gamma=0.99, tau=0.005, action_noise=NormalActionNoise(np.zeros(6), 0.1 * np.ones(6)), policy_delay=2,
-        target_policy_noise=0.2, target_noise_clip=0.5, policy_kwargs={"net_arch": [256, 256]}, seed=seed, device="cpu",
+        target_policy_noise=0.2, target_noise_clip=0.5, seed=seed, device="cpu",
+        policy_kwargs={"net_arch": [256, 256], "optimizer_kwargs": {"fused": True}},
     )  # fmt: skip
 
 

@@ -124,6 +124,8 @@ class Scale:
     """Settings of `persim_gym.MPCAgent` other than the paper's."""
     policy_episodes: int = 100
     """Of the methods that learn a policy."""
+    envs: tuple[str, ...] = ("MountainCar", "CartPole", "HalfCheetah")
+    """The environments that it is meant for."""
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By method, the settings that say how much it is trained."""
 
@@ -197,6 +199,31 @@ SCALES = {
             CQL_A: {"steps": 2_000},
             **{method: {"steps": 5_000 if "BCQ" in method else 2_000} for method in SIMULATOR_OF},
         },
+    ),
+    # What two cores of a CPU do of HalfCheetah in an hour.
+    "small": Scale(
+        "small",
+        num_agents=100,
+        prediction_episodes=200,
+        return_episodes=1,
+        grids={},
+        changes={
+            "state_hidden": (256,) * 4,
+            "action_hidden": (256, 256),
+            "batch_size": 512,
+            "epochs": 40,
+            "halve_learning_rate_every": 10,
+        },
+        planner={"planner": "icem", "num_candidates": 30, "num_rounds": 3, "horizon": 20},
+        policy_episodes=10,
+        budgets={
+            **{method: {"futures_per_context": 1, "max_gradient_steps": 4_000} for method in CADM},
+            BCQ_P: {"steps": 20_000},
+            BCQ_A: {"steps": 2_000},
+            CQL_P: {"steps": 20_000},
+            CQL_A: {"steps": 2_000},
+        },
+        envs=("HalfCheetah",),
     ),
     "quick": Scale(
         "quick",

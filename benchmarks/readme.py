@@ -23,10 +23,15 @@ BEGIN, END = "<!-- tables: written by readme.py -->", "<!-- end of tables -->"
 
 
 def tables(folder: Path = results.RESULTS) -> str:
-    """Return all tables that have full-scale results, as Markdown."""
-    full = protocol.get_scale("full")
-    measured = [table for table in protocol.TABLES.values() if results.results_file(table, full, folder).exists()]
-    sections = [_section(table, full, folder) for table in measured]
+    """Return all tables that have results of full scale, then of the small one, as Markdown."""
+    full, small = protocol.get_scale("full"), protocol.get_scale("small")
+    measured = [
+        (table, scale)
+        for scale in (full, small)
+        for table in protocol.TABLES.values()
+        if results.results_file(table, scale, folder).exists()
+    ]
+    sections = [_section(table, scale, folder) for table, scale in measured]
     return "\n\n".join([*sections, _published_twins(), _budgets(full), *_plateau(folder), *_factors(folder)])
 
 
@@ -47,8 +52,17 @@ def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:
     rows = results.read(table, scale, folder)
     versions = ", ".join(dict.fromkeys(row.commit for row in rows))
     hours = sum({(row.env, row.data, row.method): row.wall_s for row in rows}.values()) / 3600
-    note = f"`python benchmarks/paper.py --table {table.number}`; version {versions}; {hours:.1f} hours of computing."
-    return f"## {report(table, scale, folder)}\n\n{note}"
+    command = f"python benchmarks/paper.py --table {table.number} --scale {scale.name}"
+    note = f"`{command}`; version {versions}; {hours:.1f} hours of computing."
+    return f"## {report(table, scale, folder)}\n\n{note}{_departures(scale)}"
+
+
+def _departures(scale: protocol.Scale) -> str:
+    """Return in what a scale is not the paper's, as a sentence to append."""
+    if not scale.changes and not scale.planner:
+        return ""
+    settings = {"agents": scale.num_agents, "episodes": scale.return_episodes, **scale.changes, **scale.planner}
+    return f" Not the paper's scale: {', '.join(f'{name} = {value}' for name, value in settings.items())}."
 
 
 def _published_twins() -> str:

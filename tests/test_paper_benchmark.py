@@ -145,8 +145,20 @@ def test_what_does_not_exist(benchmark, folders, capsys, arguments, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_scale_that_is_not_meant_for_an_environment_is_refused(benchmark, folders, capsys):
+    with pytest.raises(SystemExit):
+        benchmark["paper"].main(["--table", "7", "--data", "random", "--scale", "small", *folders])
+    assert "scale 'small' is for HalfCheetah, table 7 is of CartPole" in capsys.readouterr().err
+
+
+def test_a_smaller_scale_says_beside_its_table_what_it_changes(benchmark):
+    readme, protocol = benchmark["readme"], benchmark["protocol"]
+    assert readme._departures(protocol.get_scale("full")) == ""
+    assert "agents = 100, episodes = 1, " in readme._departures(protocol.get_scale("small"))
+
+
 def test_a_scale_that_does_not_exist(benchmark):
-    with pytest.raises(UnknownNameError, match="no scale 'big'; there are full, quick"):
+    with pytest.raises(UnknownNameError, match="no scale 'big'; there are full, small, quick"):
         benchmark["protocol"].get_scale("big")
 
 
