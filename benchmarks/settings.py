@@ -1,11 +1,12 @@
 """Compare settings of PerSim by their error on parts of the log that training has not seen.
 
     python benchmarks/settings.py CartPole --seeds 2
+    python benchmarks/settings.py CartPole --data pure --variant ours "batches of 64"
 
-Every trajectory of the random data set is cut: settings are trained on its first 70 % and scored by each member's
-free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems and the test policies
-play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured
-again.
+Every trajectory of a data set, the random one if not said otherwise, is cut: settings are trained on its first 70 % and
+scored by each member's free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems
+and the test policies play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is
+there is not measured again.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from results import RESULTS
 
 from persim_gym import Trajectories, collect, fit, storage
 from persim_gym.config import CONFIGS, PerSimConfig
+from persim_gym.logging_policies import LOGGING_POLICIES
 from persim_gym.selection import free_running_errors
 
 SEEN = 0.7
 FILE = RESULTS / "settings.csv"
+_KEY = ("env", "data", "variant", "seed", "num_agents")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Line:
     """The score of one variant under one seed."""
 
     env: str
+    data: str
     variant: str
     seed: int
     num_agents: int
@@ -64,6 +68,7 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "factors as trained": {"refit_factors": False},
             "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
             "normalized": {"normalize": True},
+            "batches of 64": {"max_steps_per_epoch": 0},
             **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.15, 0.2, 0.3)},
         },
     }[env]
@@ -92,14 +97,15 @@ def _rows(log: Trajectories, kept: np.ndarray, *, all_agents: bool) -> Trajector
     )
 
 
-def score(env: str, variant: str, seed: int, num_agents: int) -> Line:
+def score(env: str, data: str, variant: str, seed: int, num_agents: int) -> Line:
     """Train one variant and score it."""
     start = time.perf_counter()
-    seen, unseen = cut(collect(env, policy="random", num_agents=num_agents, seed=0))
+    seen, unseen = cut(collect(env, policy=data, num_agents=num_agents, seed=0))
     ensemble = fit(seen, config=variants(env)[variant], seed=seed, validation_fraction=0.0, progress=False)
     errors = np.sort(free_running_errors(ensemble, unseen))
     return Line(
         env,
+        data,
         variant,
         seed,
         num_agents,
@@ -132,18 +138,22 @@ def main() -> None:
     """Score every variant that is not scored yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole"])
+    parser.add_argument("--data", default="random", choices=LOGGING_POLICIES)
+    parser.add_argument("--variant", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--agents", type=int, default=500)
     given = parser.parse_args()
     torch.set_num_threads(1)
     for env in given.tasks:
         for seed in range(given.seeds):
-            for variant in variants(env):
+            for variant in given.variant or variants(env):
                 rows: list[dict[str, Any]] = list(read())
-                key = (env, variant, str(seed), str(given.agents))
-                if key in {(row["env"], row["variant"], row["seed"], row["num_agents"]) for row in rows}:
+                key = (env, given.data, variant, str(seed), str(given.agents))
+                if key in {
+                    tuple(row[name] for name in ("env", "data", "variant", "seed", "num_agents")) for row in rows
+                }:
                     continue
-                line = score(env, variant, seed, given.agents)
+                line = score(env, given.data, variant, seed, given.agents)
                 write([*rows, vars(line)])
                 print(line, flush=True)
 

@@ -23,8 +23,9 @@ from persim_gym.factors import personalize
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
+from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks.environment import TaskEnv
-from persim_gym.types import BoolArray, FloatArray, LearnedDynamics
+from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
@@ -72,16 +73,14 @@ class PersonalizedEnv(TaskEnv):
             render_mode: None, "rgb_array" or "human".
 
         """
-        if ensemble not in ENSEMBLE_MODES:
-            raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
+        _check_mode(ensemble)
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
         self.ensemble: LearnedDynamics = _loaded(model)
         if covariates is not None:
             if agent is not None:
                 raise InvalidArgumentError(f"give either agent={agent!r} or covariates={dict(covariates)!r}, not both")
-            self.ensemble = _with_unseen_agent(self.ensemble, covariates)
-            agent = self.ensemble.num_agents - 1
+            self.ensemble, (agent,) = _with_unseen_agents(self.ensemble, [covariates])
         self.agent = self.ensemble.agent_index(0 if agent is None else agent)
         task, recorded = bound_task(self.ensemble, [self.agent]), self.ensemble.covariates
         hidden = task.default_covariates
@@ -93,7 +92,7 @@ class PersonalizedEnv(TaskEnv):
         self._draw_factors = ensemble == "posterior"
         self._uncertainty = uncertainty
         if self._draw_factors or uncertainty:
-            self._known_ensemble().known_posterior()
+            _posterior_of(self.ensemble)
         self._member: int | None = None
         self._stepper: SingleStepper | _SimulatorStepper
         self._predict: Any = self._predict_from_members
@@ -118,20 +117,14 @@ class PersonalizedEnv(TaskEnv):
             self._simulator = self.ensemble.simulator(self.agent, aggregate=self.aggregate)
         return self._simulator
 
-    def _known_ensemble(self) -> Ensemble:
-        if not isinstance(self.ensemble, Ensemble):
-            raise InvalidArgumentError(
-                f"{type(self.ensemble).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
-            )
-        return self.ensemble
-
     def _begin(self, state: FloatArray | None) -> FloatArray:
         if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
             self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
         self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
         if self._draw_factors:
-            factors = self._known_ensemble().known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
-            self._stepper = SingleStepper(fold(self._known_ensemble(), self.agent, factors))
+            known, posterior = _posterior_of(self.ensemble)
+            factors = posterior.draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(known, self.agent, factors))
         self._far = True
         if state is not None:
             return state
@@ -201,9 +194,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self,
         model: str | Path | LearnedDynamics,
         num_envs: int = 1,
-        agent: int | str | Sequence[int | str] = 0,
+        agent: int | str | Sequence[int | str] | None = None,
         *,
+        covariates: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
         aggregate: str = "mean",
+        ensemble: str = "aggregate",
         max_episode_steps: int | None = None,
         device: str = "cpu",
         autoreset_mode: Any = "next_step",
@@ -214,8 +209,12 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         Args:
             model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
             num_envs: B.
-            agent: one agent for all environments, or a sequence of B.
+            agent: one agent for all environments, or a sequence of B; agent 0 if neither it nor ``covariates`` is
+                given.
+            covariates: of an agent that was never seen, or of B such agents, instead of ``agent``.
             aggregate: "mean" or "median" over the members.
+            ensemble: "aggregate", "member" or "posterior", as for `PersonalizedEnv`: what is drawn there at each reset
+                is drawn here at the reset of each environment.
             max_episode_steps: time limit; the task's if not given.
             device: to simulate on.
             autoreset_mode: "next_step", "same_step" or "disabled", or Gymnasium's `AutoresetMode`, which 1.0 lacks.
@@ -232,14 +231,12 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
         self.autoreset_mode = _autoreset_name(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": autoreset_metadata(self.autoreset_mode)}
-        ensemble = _loaded(model)
-        one = isinstance(agent, (str, int, np.integer))
-        if not one and len(agent) != num_envs:
-            raise InvalidArgumentError(f"agent names {len(agent)} agents for num_envs={num_envs} environments")
-        self.ensemble, self.num_envs = ensemble, num_envs
-        self.simulator = ensemble.simulator(
-            agent if one else None, agents=None if one else agent, aggregate=aggregate, device=device
-        )
+        _check_mode(ensemble)
+        known, agents = _bound(_loaded(model), agent, covariates)
+        if len(agents) not in (1, num_envs):
+            raise InvalidArgumentError(f"{len(agents)} agents were given for num_envs={num_envs} environments")
+        self.ensemble, self.num_envs = known, num_envs
+        self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
         self.max_episode_steps = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
         self.single_observation_space = self.task.observation_space
@@ -252,6 +249,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             self._ended = np.zeros(num_envs, bool)
         except (MemoryError, ValueError) as error:  # NumPy's word for more than can be counted is ValueError
             raise OutOfMemoryError(f"out of memory ({error}); lower num_envs={num_envs}") from error
+        self._drawn = None if ensemble == "aggregate" else _DrawnMembers(known, self.simulator, num_envs, ensemble)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -279,6 +277,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             fresh = self._checked_states(options["state"])[mask]
         else:
             fresh = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
+        if self._drawn is not None:
+            self._drawn.draw(np.flatnonzero(mask), self.np_random)
         if self._observations is None:
             self._observations = np.empty((self.num_envs, self.task.observation_size), np.float32)
         self._observations[mask] = fresh
@@ -298,7 +298,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if actions.shape != self.action_space.shape:
             raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         before, resetting = self._observations, self._ended
-        prediction = self.simulator.step(before, actions)
+        model = self.simulator if self._drawn is None else self._drawn
+        prediction = model.step(before, actions)
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.asarray(self.task.reward(before, actions, after), np.float64)
         terminated = np.asarray(self.task.terminated(after), bool)
@@ -336,6 +337,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Put random initial states into the rows of a mask."""
         observations[mask] = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
         self._steps[mask] = 0
+        if self._drawn is not None:
+            self._drawn.draw(np.flatnonzero(mask), self.np_random)
 
     def _within_space(self, before: FloatArray, proposed: FloatArray) -> tuple[FloatArray, BoolArray]:
         """Return states (B, D) within the observation space, and which (B,) diverged and stay where they were."""
@@ -369,6 +372,42 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         return given
 
 
+class _DrawnMembers:
+    """Steps B environments, each by one member, and with factors drawn from its agent's posterior if asked."""
+
+    def __init__(self, model: LearnedDynamics, simulator: Simulator, num_envs: int, mode: str) -> None:
+        """Prepare for B environments; what they follow is drawn by `draw`.
+
+        Args:
+            model: the ensemble.
+            simulator: of it, bound to one agent or to B.
+            num_envs: B.
+            mode: "member" or "posterior".
+
+        """
+        self._members = np.zeros(num_envs, np.int64)
+        self._simulator, self._posterior = simulator, None
+        if mode == "posterior":
+            from persim_gym.simulator import Simulator
+
+            known, self._posterior = _posterior_of(model)
+            self._agents = np.broadcast_to(simulator.agents, num_envs)
+            self._simulator = Simulator(known, self._agents, device=simulator.device, own_factors=True)
+
+    def draw(self, rows: IntArray, rng: np.random.Generator) -> None:
+        """Draw what the environments of some rows follow from now on."""
+        self._members[rows] = rng.integers(self._simulator.num_members, size=len(rows))
+        if self._posterior is not None and len(rows):
+            self._simulator.set_factors(rows, self._posterior.draw(self._agents[rows], rng, 1)[0])
+
+    def step(self, observations: FloatArray, actions: np.ndarray) -> Prediction:
+        """Predict one step (B, D)."""
+        following = self._simulator.step_members(observations, actions)
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            disagreement = following.std(axis=0)
+        return Prediction(following[self._members, np.arange(len(self._members))], disagreement)
+
+
 class _SimulatorStepper:
     """Steps one state of any learned dynamics as `SingleStepper` does PerSim's, through its simulator."""
 
@@ -388,16 +427,52 @@ def _initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, c
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 
 
-def _with_unseen_agent(ensemble: LearnedDynamics, covariates: Mapping[str, float]) -> Ensemble:
-    """Return the ensemble with one agent more, known by its covariates."""
+def _check_mode(ensemble: str) -> None:
+    if ensemble not in ENSEMBLE_MODES:
+        raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
+
+
+def _bound(
+    model: LearnedDynamics,
+    agent: int | str | Sequence[int | str] | None,
+    covariates: Mapping[str, float] | Sequence[Mapping[str, float]] | None,
+) -> tuple[LearnedDynamics, Sequence[int | str]]:
+    """Return the model, grown where agents are known by covariates only, and one agent or one of each environment."""
+    if covariates is not None:
+        if agent is not None:
+            raise InvalidArgumentError(f"give either agent={agent!r} or covariates={covariates!r}, not both")
+        return _with_unseen_agents(model, [covariates] if isinstance(covariates, Mapping) else covariates)
+    if agent is None:
+        return model, [0]
+    return model, [agent] if isinstance(agent, (str, int, np.integer)) else agent
+
+
+def _posterior_of(model: LearnedDynamics) -> tuple[Ensemble, FactorPosterior]:
+    """Return the ensemble and the posterior of its agents' factors, or say why there is none."""
+    if not isinstance(model, Ensemble):
+        raise InvalidArgumentError(
+            f"{type(model).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
+        )
+    return model, model.known_posterior()
+
+
+def _with_unseen_agents(
+    ensemble: LearnedDynamics, covariates: Sequence[Mapping[str, float]]
+) -> tuple[Ensemble, list[int]]:
+    """Return the ensemble with agents more, known by their covariates, and the index of each."""
     if not isinstance(ensemble, Ensemble):
         raise InvalidArgumentError(
-            f"covariates={dict(covariates)!r}: only PerSim's ensembles know agents by covariates; give agent= instead"
+            f"covariates={covariates!r}: only PerSim's ensembles know agents by covariates; give agent= instead"
         )
-    values = covariate_array(ensemble.task, [covariates])[0]
-    named = zip(ensemble.task.covariate_names, values.tolist(), strict=True)
-    label = "unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named)
-    return personalize(ensemble, covariates={label: covariates}, covariate_map=_covariate_map(ensemble))
+    if len(covariates) == 0:
+        raise InvalidArgumentError("covariates= is empty: give those of at least one agent")
+    labels = []
+    for values in covariate_array(ensemble.task, covariates).tolist():
+        named = zip(ensemble.task.covariate_names, values, strict=True)
+        labels.append("unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named))
+    newcomers = dict(zip(labels, covariates, strict=True))  # the same agent may have several environments
+    grown = personalize(ensemble, covariates=newcomers, covariate_map=_covariate_map(ensemble))
+    return grown, [grown.agent_index(label) for label in labels]
 
 
 @lru_cache(maxsize=8)

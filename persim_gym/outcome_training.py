@@ -137,7 +137,7 @@ def _fit(
                 [torch.randperm(len(states), generator=generator, device=device) for _ in range(members)]
             )
             loss = torch.zeros(())
-            for rows in order.split(config.batch_size, dim=1):
+            for rows in order.split(config.batch_size_for(len(states)), dim=1):
                 moves = actions[rows]
                 moves = (moves + member * num_actions).reshape(-1) if num_actions else moves.transpose(1, 2)
                 chosen = (agents[rows] + member * num_agents).reshape(-1)

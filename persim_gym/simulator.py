@@ -76,8 +76,24 @@ class Simulator:
     """
 
     def __init__(
-        self, ensemble: Ensemble, agents: IntArray, *, aggregate: str = "mean", device: str | torch.device = "cpu"
+        self,
+        ensemble: Ensemble,
+        agents: IntArray,
+        *,
+        aggregate: str = "mean",
+        device: str | torch.device = "cpu",
+        own_factors: bool = False,
     ) -> None:
+        """Bind an ensemble to agents.
+
+        Args:
+            ensemble: trained.
+            agents: (B,) indices, or one for any number of states.
+            aggregate: "mean" or "median" over the members.
+            device: any torch device.
+            own_factors: whether every row may have factors other than its agent's (`set_factors`).
+
+        """
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
         if len(agents) == 0:
@@ -87,6 +103,7 @@ class Simulator:
         self.agents = agents
         self.aggregate = aggregate
         self.device = resolve_device(str(device))
+        self._own_factors = own_factors
         self._networks: dict[int, AgentNetwork] = {}
         self._blocks: dict[int, BlockNetwork | None] = {}
 
@@ -116,8 +133,24 @@ class Simulator:
         """
         return self
 
+    @property
+    def _by_row(self) -> bool:
+        """Whether each row of a batch has factors of its own."""
+        return len(self.agents) > 1 or self._own_factors
+
+    def set_factors(self, rows: IntArray, factors: FloatArray) -> None:
+        """Let some rows (n,) of the batch have factors (M, n, r) instead of their agents', from now on."""
+        if not self._own_factors:
+            raise InvalidArgumentError(
+                "this simulator's rows have their agents' factors; make it with own_factors=True"
+            )
+        table = self._shared[0]["agent.weight"]
+        table[:, torch.as_tensor(rows, device=self.device)] = torch.as_tensor(
+            factors, dtype=table.dtype, device=self.device
+        )
+
     def network(self, agent: int) -> AgentNetwork:
-        """Return the folded network of an agent's index; folded once."""
+        """Return the folded network of an agent's index, with the agent's factors; folded once."""
         if agent not in self._networks:
             self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
@@ -199,7 +232,7 @@ class Simulator:
     def _steps(self, states: FloatArray, actions: np.ndarray) -> Iterator[tuple[slice, FloatArray]]:
         """Yield the members' next states (M, b, D) of some rows of the batch at a time, so that memory stays small."""
         size = _ROWS_AT_A_TIME[self.device.type == "cpu"]
-        blocks = self.blocks(int(self.agents[0])) if len(self.agents) == 1 else None
+        blocks = None if self._by_row else self.blocks(int(self.agents[0]))
         with torch.inference_mode(), threads_for(self.hidden_layers):
             for start in range(0, len(states), size):
                 rows = slice(start, min(start + size, len(states)))
@@ -218,7 +251,7 @@ class Simulator:
 
         ``first`` is the row of the batch that the first column is.
         """
-        if len(self.agents) > 1:
+        if self._by_row:
             return _within(states + self._changes_of_many_agents(states, actions, first), self._bounds)
         network = self.network(int(self.agents[0]))
         if not self.task.discrete:
@@ -283,7 +316,7 @@ class Simulator:
         size = self.task.observation_size
         if states.ndim != 2 or states.shape[1] != size or len(states) == 0:
             raise InvalidStateError(f"observations must have shape (B, {size}) with B at least 1, got {states.shape}")
-        if len(self.agents) > 1 and len(states) != len(self.agents):
+        if self._by_row and len(states) != len(self.agents):
             raise InvalidStateError(
                 f"the simulator is bound to {len(self.agents)} agents, one for each row; got {len(states)} rows"
             )

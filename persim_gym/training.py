@@ -228,7 +228,7 @@ class _Trainer:
             ]
         )
         total = torch.zeros(config.num_members, device=rows.device)
-        for part in order.split(config.batch_size, dim=1):
+        for part in order.split(config.batch_size_for(count), dim=1):
             losses = loss_and_gradients(
                 self.parameters, self.gradients, *columns.batch(part), huber_threshold=config.huber_threshold
             )

@@ -9,7 +9,7 @@ from support import perfect_walk_ensemble, random_actions, random_ensemble, walk
 
 import persim_gym
 from persim_gym import calibrate, errors, forecast, refit_factors, tasks
-from persim_gym.envs import PersonalizedEnv
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.posterior import FactorPosterior, Prior
 
 
@@ -154,6 +154,34 @@ def test_each_episode_in_posterior_mode_has_a_factor_of_its_own():
     assert env.step(2)[0][0] == speeds[0]
 
 
+@pytest.mark.parametrize("agent", [1, [1] * 400])
+def test_each_environment_of_a_vector_draws_a_factor_at_its_own_reset(agent):
+    """The speed is constant within an episode, drawn anew where one begins, and distributed as the posterior."""
+    vector = PersonalizedVectorEnv(walkers(spread=0.1), 400, agent, ensemble="posterior", autoreset_mode="disabled")
+    vector.reset(seed=0, options={"state": np.zeros(2)})
+    right = np.full(400, 2)
+    speeds = vector.step(right)[0][:, 0]
+    np.testing.assert_allclose(vector.step(right)[0][:, 0], 2 * speeds, rtol=1e-5)
+    assert np.mean(speeds) == pytest.approx(1.25, abs=0.02) and np.std(speeds) == pytest.approx(0.1, rel=0.15)
+    mask = np.arange(400) < 100
+    vector.reset(options={"state": np.zeros(2), "reset_mask": mask})
+    states, *_, info = vector.step(right)
+    np.testing.assert_allclose(states[~mask, 0], 3 * speeds[~mask], rtol=1e-5)
+    assert (np.abs(states[mask, 0] - speeds[mask]) > 1e-6).all()
+    assert (info["disagreement"][:, 0] > 0).all()
+    vector.reset(seed=0, options={"state": np.zeros(2)})
+    np.testing.assert_array_equal(vector.step(right)[0][:, 0], speeds)
+
+
+def test_a_single_environment_may_be_a_vector_in_posterior_mode():
+    vector = PersonalizedVectorEnv(walkers(spread=0.1), 1, 1, ensemble="posterior", autoreset_mode="same_step")
+    speeds = []
+    for _ in range(20):
+        vector.reset(options={"state": np.zeros(2)})
+        speeds.append(float(vector.step(np.array([2]))[0][0, 0]))
+    assert len(set(speeds)) == 20
+
+
 def test_info_tells_the_uncertainty(cart_pole, tmp_path, registry):
     cart_pole.save(tmp_path / "model.persim")
     persim_gym.register_ensemble(tmp_path / "model.persim", name="Sure")
@@ -187,6 +215,9 @@ INVALID, MISSING, UNKNOWN, DATA = (
         (UNKNOWN, "no agent 7", lambda e: go(e, agents=7)),
         (MISSING, "refit_factors", lambda e: go(bare(e))),
         (MISSING, "refit_factors", lambda e: PersonalizedEnv(bare(e), ensemble="posterior")),
+        (MISSING, "refit_factors", lambda e: PersonalizedVectorEnv(bare(e), 2, ensemble="posterior")),
+        (INVALID, "ensemble='all' must be one of aggregate", lambda e: PersonalizedVectorEnv(e, 2, ensemble="all")),
+        (INVALID, "own_factors=True", lambda e: e.simulator(0).set_factors([0], np.zeros((2, 1, 1)))),
         (MISSING, "refit_factors", lambda e: PersonalizedEnv(bare(e), uncertainty=True)),
         (MISSING, "refit_factors", lambda e: bare(e).simulator(0).step(np.zeros((1, 2)), [0], uncertainty=True)),
         (MISSING, "refit_factors", lambda e: calibrate(bare(e), walk_log(np.ones(2), quiet, 0))),

@@ -106,6 +106,25 @@ def test_environments_of_agents_never_seen(tmp_path, monkeypatch, registry):
         assert made.step(2)[0][0] == pytest.approx(3.75, abs=1e-3)
 
 
+def test_a_vector_of_agents_never_seen(tmp_path, monkeypatch, registry):
+    """Environments of one such agent or of several, two of them alike, through `gym.make_vec`."""
+    monkeypatch.setitem(tasks._TASKS, "Walk", walk_task())
+    persim_gym.register_ensemble(save(walkers(), tmp_path / "walk.persim"), name="Walkers")
+    several = [{"speed": speed} for speed in (0.75, 1.5, 0.75)]
+    for covariates, expected in (({"speed": 1.2345}, [1.2345] * 3), (several, [0.75, 1.5, 0.75])):
+        vector = gymnasium.make_vec(
+            "PerSim-Walkers-v0", num_envs=3, vectorization_mode="vector_entry_point", covariates=covariates
+        )
+        vector.reset(options={"state": np.array([3.0, 0.0])})
+        np.testing.assert_allclose(vector.step(np.full(3, 2))[0][:, 0] - 3.0, expected, atol=1e-3)
+    with pytest.raises(errors.InvalidArgumentError, match="2 agents were given for num_envs=3"):
+        persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, covariates=several[:2])
+    with pytest.raises(errors.InvalidArgumentError, match="either agent=0 or covariates="):
+        persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, 0, covariates=several)
+    with pytest.raises(errors.InvalidArgumentError, match="covariates= is empty"):
+        persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, covariates=[])
+
+
 def test_a_shipped_model_is_personalized_by_covariates():
     """The environment of the paper's appendix: gravity beyond the training range, near enough not to warn."""
     env = gymnasium.make("PerSim-MountainCar-v0", covariates={"gravity": 0.004})

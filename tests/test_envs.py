@@ -159,6 +159,18 @@ def test_one_member_for_a_whole_episode():
     assert {found[0] for found in drawn} == {0, 1, 2}
 
 
+def test_one_member_for_each_episode_of_a_vector():
+    """`ensemble="member"`: every environment follows one member until it is reset."""
+    ensemble = random_ensemble("CartPole", step_size=0.01)
+    vector = PersonalizedVectorEnv(ensemble, 40, 0, ensemble="member")
+    vector.reset(seed=0, options={"state": np.zeros(4)})
+    actions = np.array([0, 1, 1])
+    episodes = np.stack([vector.step(np.full(40, action))[0] for action in actions], axis=1)
+    alone = ensemble.simulator(0).rollout(np.zeros((1, 4)), actions[None])[:, 0]
+    follows = np.array([[np.allclose(episode, one, atol=1e-5) for one in alone] for episode in episodes])
+    assert (follows.sum(axis=1) == 1).all() and follows.any(axis=0).all()
+
+
 def test_a_task_without_initial_states_starts_in_the_logs():
     """Every start is the first observation of an episode of the log."""
     ensemble = random_ensemble(dataclasses.replace(get_task("CartPole"), initial_observations=None))

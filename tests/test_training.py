@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from support import walk_dynamics, walk_task
+from support import SMALL, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
@@ -234,3 +234,24 @@ def test_named_settings_are_the_papers():
     for config in (mountain_car, cart_pole, half_cheetah):
         assert (config.epochs, config.learning_rate, config.num_members, config.weight_decay) == (300, 1e-3, 5, 0.0)
         assert PerSimConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_batches_grow_with_the_log_where_an_epochs_steps_are_limited():
+    config = SMALL.with_changes(batch_size=64, max_steps_per_epoch=200)
+    assert [config.batch_size_for(rows) for rows in (100, 12_800, 12_801, 90_000)] == [64, 64, 65, 450]
+    assert SMALL.batch_size_for(90_000) == SMALL.batch_size
+    with pytest.raises(errors.InvalidArgumentError, match="max_steps_per_epoch=-1 must be 0 or more"):
+        SMALL.with_changes(max_steps_per_epoch=-1)
+
+
+def test_the_limit_on_an_epochs_steps_is_the_batch_size_it_means(cart_pole_log):
+    """The same bits as with that batch size given; fewer steps than without the limit."""
+    config, batch_size = SMALL.with_changes(batch_size=8, epochs=2), -(-cart_pole_log.num_transitions // 4)
+
+    def trained(**changes):
+        return fit(cart_pole_log, config=config.with_changes(**changes), validation_fraction=0, progress=False)
+
+    limited, given, small = trained(max_steps_per_epoch=4), trained(batch_size=batch_size), trained()
+    for name, array in given.parameters.items():
+        np.testing.assert_array_equal(limited.parameters[name], array)
+    assert not np.array_equal(limited.parameters["agent.weight"], small.parameters["agent.weight"])

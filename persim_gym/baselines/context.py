@@ -291,6 +291,7 @@ class ContextSimulator(Simulator):
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.model, self.task, self.agents, self.aggregate, self.device = model, model.task, agents, aggregate, device
+        self._own_factors = False
         self._dynamics = model.dynamics(device)
         self._contexts = contexts.repeat_interleave(self._dynamics.particles_per_member, 0)
         self._generator = torch.Generator(device)
