@@ -85,7 +85,7 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)
     known = unseen.fraction(cell.method)
     if known is not None:
-        kind = "gp" if unseen.base_method(cell.method) == protocol.PERSIM_PLUS else "mlp"
+        kind = "gp" if unseen.base_method(cell.method) in protocol.OURS else "mlp"
         ensemble = unseen.of_unseen_agents(ensemble, known, kind=kind, seed=cell.seed)
     if "rmse" in cell.table.metrics:
         measured = once(folder / cell.name, lambda: score_predictions(cell, ensemble, device))
@@ -227,7 +227,7 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
     system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
-    if cell.method in (protocol.PERSIM_VI, protocol.PERSIM_PLUS_VI, protocol.TRUE_VI):
+    if unseen.base_method(cell.method) in protocol.VALUE_ITERATION:
         bounds = protocol.GRID_BOUNDS.get(cell.env)
         policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env], bounds=bounds)
     else:

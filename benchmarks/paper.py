@@ -96,7 +96,7 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
         return f"{text}\nnothing measured yet"
     measured = {row.method for row in rows}
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
-    ours = [one for one in (protocol.PERSIM, protocol.PERSIM_PLUS, *protocol.SIMULATOR_OF) if one in measured]
+    ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
     if len(measured & set(table.learned)) > 1 and ours:
         tallies.append(results.leaders(table, rows, ours))
     facts = [fact for fact in (*tallies, results.intervals(rows)) if fact]

@@ -51,6 +51,10 @@ SIMULATOR_OF = {
 
 CADM = (VANILLA_CADM, PE_TS_CADM)
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
+OURS = (PERSIM_PLUS, PERSIM_PLUS_VI)
+"""Methods with our own settings instead of the paper's."""
+VALUE_ITERATION = (PERSIM_VI, PERSIM_PLUS_VI, TRUE_VI)
+"""Methods that plan by value iteration instead of MPC."""
 PLAIN = {PERSIM_PLAIN: PERSIM, VANILLA_CADM_PLAIN: VANILLA_CADM}
 """Which model the methods with a plain objective plan in."""
 
@@ -70,13 +74,15 @@ PAPER_METHOD = {
     VANILLA_CADM_PLAIN: VANILLA_CADM,
 }
 """Which of the paper's rows a method of ours stands beside."""
-_VARIANTS = (*with_fraction((PERSIM, PERSIM_PLUS)), *with_agent_count((PERSIM, PERSIM_PLUS)))
+PERSIMS = (PERSIM, PERSIM_PLUS, PERSIM_VI, PERSIM_PLUS_VI)
+"""The factorized model, with the paper's settings and ours, with the paper's planner and value iteration."""
+_VARIANTS = (*with_fraction(PERSIMS), *with_agent_count(PERSIMS))
 PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
 
 
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if base_method(method) in (PERSIM_PLUS, PERSIM_PLUS_VI) else env
+    return f"{env}+" if base_method(method) in OURS else env
 
 
 _CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
@@ -146,7 +152,7 @@ def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_
     return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
 
 
-_RETURN_METHODS = (PERSIM, PERSIM_PLUS, PERSIM_VI, PERSIM_PLUS_VI, *CADM, *POLICIES)
+_RETURN_METHODS = (*PERSIMS, *CADM, *POLICIES)
 _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 
@@ -174,10 +180,10 @@ TABLES = {
     ),
     13: Table(
         13, "Average return, MountainCar, unseen agents", ("MountainCar",), ("return",),
-        with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+        with_fraction(PERSIMS), data=("pure", "random"),
     ),
-    14: _few_agents(14, "MountainCar", (PERSIM, PERSIM_PLUS), "random"),
-    15: _few_agents(15, "CartPole", (PERSIM, PERSIM_PLUS), "pure"),
+    14: _few_agents(14, "MountainCar", PERSIMS, "random"),
+    15: _few_agents(15, "CartPole", PERSIMS, "pure"),
     16: _few_agents(16, "HalfCheetah", (PERSIM,), "random", max_episodes=5),
 }  # fmt: skip
 
