@@ -1,14 +1,15 @@
 """Table 3: offline learners that have one recorded trajectory of an agent and five synthetic ones.
 
-For each test agent: five trajectories in its simulator by whole plans (`persim_gym.generate`), joined to the agent's
-own recorded one; BCQ or CQL learns from the six. The simulators are learned from the random log of all 500 agents.
+For each test agent: five trajectories in its simulator by whole plans (`persim_gym.generate`), or by value iteration
+where the method's name says so, joined to the agent's own recorded one; BCQ or CQL learns from the six. The simulators
+are learned from the random log of all 500 agents.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import baseline_methods
 import measure
@@ -32,12 +33,13 @@ def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> 
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:
-    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent), agent, device)
+    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent, device), agent, device)
 
 
-def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int) -> Trajectories:
+def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Trajectories:
     """Return an agent's recorded trajectory and five synthetic ones."""
-    synthetic = generate(
-        ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **cell.scale.planner
-    )
+    how: dict[str, Any] = {"policy": "plan", **cell.scale.planner}
+    if protocol.SIMULATOR_OF[cell.method] in protocol.VALUE_ITERATION:
+        how = {"policy": measure.value_iteration(cell, ensemble.simulator(agent, device=device))}
+    synthetic = generate(ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **how)
     return Trajectories.concatenate([log.select([agent]), synthetic])

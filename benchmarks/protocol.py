@@ -46,8 +46,10 @@ SIMULATOR_OF = {
     "PerSim+-BCQ-5": PERSIM_PLUS,
     "PerSim-CQL-5": PERSIM,
     "PerSim+-CQL-5": PERSIM_PLUS,
+    "PerSim+ + VI-BCQ-5": PERSIM_PLUS_VI,
+    "PerSim+ + VI-CQL-5": PERSIM_PLUS_VI,
 }
-"""Which simulators the five synthetic trajectories of Table 3 come from."""
+"""Which simulators the five synthetic trajectories of Table 3 come from, and how they are planned."""
 
 CADM = (VANILLA_CADM, PE_TS_CADM)
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
@@ -68,7 +70,7 @@ PAPER_METHOD = {
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
     **{method: method for method in (*CADM, *POLICIES)},
-    **{method: method.replace("PerSim+", "PerSim") for method in SIMULATOR_OF},
+    **{method: f"PerSim-{method[-5:]}" for method in SIMULATOR_OF},
     JOINT: "PerSim",
     PERSIM_PLAIN: "PerSim",
     VANILLA_CADM_PLAIN: VANILLA_CADM,
@@ -161,7 +163,7 @@ TABLES = {
         3, "Average return of BCQ and CQL without and with five synthetic trajectories "
         "(from one trajectory or six 5,000 gradient steps of BCQ and 2,000 of CQL, the paper's 550,000)",
         ("MountainCar", "CartPole", "HalfCheetah"), ("return",),
-        (BCQ_P, BCQ_A, "PerSim-BCQ-5", "PerSim+-BCQ-5", CQL_P, CQL_A, "PerSim-CQL-5", "PerSim+-CQL-5"),
+        (BCQ_P, BCQ_A, CQL_P, CQL_A, *SIMULATOR_OF),
         data=("random",),
     ),
     5: Table(
