@@ -49,7 +49,7 @@ def _backpropagate(
 def _look_up(parameters: Parameters, name: str, rows: Tensor, members: int) -> Tensor:
     """Return factors (M, r, B) from a table (M, n, r), by flat row numbers (M·B,) with member m at m·n."""
     table = parameters[f"{name}.weight"]
-    factors = table.view(-1, table.shape[2]).index_select(0, rows).view(members, -1, table.shape[2])
+    factors = table.reshape(-1, table.shape[2]).index_select(0, rows).view(members, -1, table.shape[2])
     return factors.transpose(1, 2).contiguous() + parameters[f"{name}.bias"][:, :, None]
 
 

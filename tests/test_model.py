@@ -11,6 +11,7 @@ from support import DEEP, SMALL, random_ensemble
 import persim_gym
 from persim_gym import Ensemble, errors, storage
 from persim_gym.model import Normalizer, describe
+from persim_gym.training import one_step_errors
 from persim_gym.types import NumberedLabels
 
 ENSEMBLES = ("cart_pole", "mountain_car", "half_cheetah")
@@ -141,3 +142,12 @@ def test_a_saved_ensemble_of_unnamed_agents_lists_no_names(tmp_path):
         loaded.agent_index("3")
     loaded.with_members([1]).save(tmp_path / "again.persim")
     assert Ensemble.load(tmp_path / "again.persim").agent_labels == loaded.agent_labels
+
+
+def test_an_ensemble_of_some_agents_predicts_as_the_whole_does(cart_pole_log, cart_pole):
+    """Also before it has been saved and loaded, whatever the layout of its arrays in memory."""
+    labels = [cart_pole.agent_labels[agent] for agent in (4, 1)]
+    part = cart_pole_log.select(labels)
+    rows = np.flatnonzero(np.isin(cart_pole_log.agents, [4, 1]))
+    some = cart_pole.with_agents(part.agent_labels)
+    np.testing.assert_allclose(one_step_errors(some, part), one_step_errors(cart_pole, cart_pole_log, rows), rtol=1e-5)
