@@ -1,11 +1,12 @@
 """How soon an agent that was never trained on is known: prediction error after its first transitions.
 
     python benchmarks/few_shot.py --env MountainCar CartPole
+    python benchmarks/few_shot.py --env HalfCheetah --scale small
 
-"PerSim+" learns from the first four fifths of the agents of a log. Of the others, each is known by its first
-transitions in that log, by its covariates, by both, or, in another ensemble, by having been trained in with its whole
-trajectory. The error is that of Tables 6 to 8, along trajectories of the test policy. Writes
-benchmarks/results/few-shot.csv and a picture for each environment.
+"PerSim+", for HalfCheetah PerSim with posteriors, learns from the first four fifths of the agents of a log. Of the
+others, each is known by its first transitions in that log, by its covariates, by both, or, in another ensemble, by
+having been trained in with its whole trajectory. The error is that of Tables 6 to 8, along trajectories of the test
+policy. Writes benchmarks/results/few-shot.csv and a picture for each environment.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from measure import CACHE, commit, logged, trained
 from newcomers import first_transitions, write_rows
 from results import RESULTS
 
-from persim_gym import Ensemble, personalize, prediction_error
+from persim_gym import Ensemble, personalize, prediction_error, refit_factors
+from persim_gym.config import CONFIGS
 from persim_gym.errors import MissingExtraError, PerSimError
 from persim_gym.logging_policies import test_policy
 
@@ -136,7 +138,9 @@ def draw(rows: Sequence[Error], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole"])
+    parser.add_argument(
+        "--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole", "HalfCheetah"]
+    )
     parser.add_argument("--data", default="random", choices=protocol.LOGGING_POLICIES)
     parser.add_argument("--agents", type=int, default=40, help="to measure on")
     parser.add_argument("--episodes", type=int, default=20, help="an agent")
@@ -150,13 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     suffix = "" if scale.name == "full" else f"-{scale.name}"
     for env in given.env:
         settings = {
-            "config": protocol.config_name(env, protocol.PERSIM_PLUS),
+            "config": protocol.config_name(env, protocol.PERSIM_PLUS if f"{env}+" in CONFIGS else protocol.PERSIM),
             "device": given.device,
             "cache": given.cache,
         }
         try:
             everyone = trained(env, given.data, scale, given.seed, **settings)
-            seen = trained(env, given.data, scale, given.seed, first=scale.num_agents * 4 // 5, **settings)
+            first = scale.num_agents * 4 // 5
+            seen = trained(env, given.data, scale, given.seed, first=first, **settings)
+            if seen.posterior is None:
+                log = logged(env, given.data, scale).select(range(first))
+                seen = refit_factors(seen, log, replace_factors=False)
             rows = few_shot(
                 seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
                 scale=scale,

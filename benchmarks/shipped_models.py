@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from persim_gym import collect, fit
+from persim_gym import collect, fit, refit_factors
 from persim_gym.config import CONFIGS
 
 MODELS = Path(__file__).parents[1] / "persim_gym" / "assets" / "models"
@@ -29,8 +29,9 @@ def main() -> None:
     for task in arguments.tasks:
         path = MODELS / f"{task}.persim"
         heavy = task == "HalfCheetah"
+        log = collect(task, policy="random", num_agents=500, seed=arguments.seed)
         ensemble = fit(
-            collect(task, policy="random", num_agents=500, seed=arguments.seed),
+            log,
             config=HALF_CHEETAH if heavy else None,
             validation_fraction=0.02 if heavy else 0.2,
             refit=not heavy,
@@ -38,6 +39,8 @@ def main() -> None:
             device=arguments.device,
             checkpoint=path,
         )
+        if ensemble.posterior is None:  # for newcomers and intervals; the agents' factors stay as they were trained
+            ensemble = refit_factors(ensemble, log, replace_factors=False)
         ensemble.save(path)
         print(path.name, ensemble, flush=True)
 
