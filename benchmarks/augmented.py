@@ -33,13 +33,13 @@ def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> 
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:
-    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent, device), agent, device)
+    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent), agent, device)
 
 
-def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Trajectories:
+def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int) -> Trajectories:
     """Return an agent's recorded trajectory and five synthetic ones."""
     how: dict[str, Any] = {"policy": "plan", **cell.scale.planner}
     if protocol.SIMULATOR_OF[cell.method] in protocol.VALUE_ITERATION:
-        how = {"policy": measure.value_iteration(cell, ensemble.simulator(agent, device=device))}
+        how = {"policy": "value_iteration", "points": cell.scale.grids.get(cell.env)}
     synthetic = generate(ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **how)
     return Trajectories.concatenate([log.select([agent]), synthetic])

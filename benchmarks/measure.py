@@ -17,14 +17,22 @@ import protocol
 import unseen
 from protocol import Scale, Table
 
-from persim_gym import Ensemble, MPCAgent, Trajectories, collect, fit, get_task, prediction_error, storage
+from persim_gym import (
+    Ensemble,
+    MPCAgent,
+    Trajectories,
+    ValueIterationAgent,
+    collect,
+    fit,
+    get_task,
+    prediction_error,
+    storage,
+)
 from persim_gym.config import get_config
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.evaluation import run_episodes
 from persim_gym.logging_policies import test_policy
-from persim_gym.planning.value_iteration import ValueIterationAgent
-from persim_gym.simulator import Simulator
-from persim_gym.tasks import PlanningObjective, System
+from persim_gym.tasks import PlanningObjective
 from persim_gym.types import LearnedDynamics, Policy
 
 CACHE = Path(__file__).parent / ".cache"
@@ -221,14 +229,6 @@ def objective_of(cell: Cell) -> PlanningObjective:
     return replace(objective, progress=None, terminated=None)
 
 
-def value_iteration(cell: Cell, model: Simulator | System) -> ValueIterationAgent:
-    """Return the agent that plans by value iteration on the scale's grid."""
-    points, bounds = cell.scale.grids.get(cell.env), protocol.GRID_BOUNDS.get(cell.env)
-    if points is None:
-        raise InvalidArgumentError(f"value iteration needs a grid, and scale {cell.scale.name} has none of {cell.env}")
-    return ValueIterationAgent(model, task=get_task(cell.env), points=points, bounds=bounds)
-
-
 def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str) -> Score:
     """Score the episodes of one agent, in lockstep in its true system, which is also the model if there is no other."""
     task = get_task(cell.env)
@@ -237,7 +237,7 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
     if unseen.base_method(cell.method) in protocol.VALUE_ITERATION:
-        policy: Policy = value_iteration(cell, model)
+        policy: Policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env])
     else:
         planning_rng = np.random.default_rng([cell.seed, agent, 1])
         policy = MPCAgent(model, task=task, objective=objective_of(cell), seed=planning_rng, **cell.scale.planner)

@@ -14,7 +14,6 @@ from unseen import agent_count, base_method, papers_name, with_agent_count, with
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
-from persim_gym.tasks.cart_pole import MAX_ANGLE, MAX_POSITION
 
 PROTOCOL = 2
 DATA_SEED = 0
@@ -85,11 +84,6 @@ PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
     return f"{env}+" if base_method(method) in OURS else env
-
-
-_CART_POLE_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)
-GRID_BOUNDS = {"CartPole": (tuple(-limit for limit in _CART_POLE_CORNER), _CART_POLE_CORNER)}
-"""Of value iteration, where the observation space has none: the limits of a running episode, speeds rarely reached."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from persim_gym.config import PerSimConfig
     from persim_gym.covariates import fit_covariate_map
     from persim_gym.data import Trajectories
-    from persim_gym.evaluation import mpc_returns, policy_returns, prediction_error, true_mpc_returns
+    from persim_gym.evaluation import (
+        mpc_returns,
+        policy_returns,
+        prediction_error,
+        true_mpc_returns,
+        value_iteration_returns,
+    )
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
     from persim_gym.model import Ensemble
-    from persim_gym.planning import MPCAgent
+    from persim_gym.planning import MPCAgent, ValueIterationAgent
     from persim_gym.plotting import plot_agents
     from persim_gym.policies import MLPPolicy
     from persim_gym.simulator import Simulator
@@ -38,6 +44,7 @@ __all__ = [
     "Simulator",
     "Task",
     "Trajectories",
+    "ValueIterationAgent",
     "calibrate",
     "collect",
     "errors",
@@ -59,6 +66,7 @@ __all__ = [
     "task_names",
     "true_mpc_returns",
     "update",
+    "value_iteration_returns",
 ]
 
 _HOMES = {
@@ -69,6 +77,7 @@ _HOMES = {
     "Simulator": "simulator",
     "Task": "tasks",
     "Trajectories": "data",
+    "ValueIterationAgent": "planning",
     "calibrate": "calibration",
     "collect": "collection",
     "fit": "training",
@@ -87,6 +96,7 @@ _HOMES = {
     "task_names": "tasks",
     "true_mpc_returns": "evaluation",
     "update": "factors",
+    "value_iteration_returns": "evaluation",
 }
 
 

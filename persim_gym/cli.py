@@ -90,13 +90,17 @@ def evaluate(
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
     mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
+    value_iteration_episodes: Annotated[
+        int,
+        typer.Option(help="Episodes an agent for value iteration; only for discrete actions.", min=0),
+    ] = 0,
     aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Measure prediction error and MPC return in the agents' true systems."""
+    """Measure prediction error and the returns of planners in the agents' true systems."""
     from persim_gym import evaluation
 
     ensemble = _ensemble(model)
@@ -112,12 +116,16 @@ def evaluate(
         progress=not quiet,
     )
     _print_rows(f"prediction error, {evaluation.HORIZON} steps", errors)
-    returns = []
-    if mpc_episodes:
-        returns = evaluation.mpc_returns(
-            ensemble, agents=chosen, episodes=mpc_episodes, seed=seed, device=device, progress=not quiet
-        )
-        _print_rows("return by MPC in the true system", returns)
+    returns: dict[str, Any] = {}
+    planners = {
+        "mpc_returns": (evaluation.mpc_returns, mpc_episodes),
+        "value_iteration_returns": (evaluation.value_iteration_returns, value_iteration_episodes),
+    }
+    for name, (measure, count) in planners.items():
+        if count:
+            rows = measure(ensemble, agents=chosen, episodes=count, seed=seed, device=device, progress=not quiet)
+            _print_rows(f"true system, {rows[0].policy}", rows)
+            returns[name] = evaluation.to_records(rows)
     if json_path is not None:
         records = {
             "command": " ".join(["persim-gym", *sys.argv[1:]]),
@@ -125,7 +133,7 @@ def evaluate(
             "test_policy": policy,
             "seed": seed,
             "prediction_error": evaluation.to_records(errors),
-            "mpc_returns": evaluation.to_records(returns),
+            **returns,
         }
         storage.write_text(json_path, json.dumps(records, indent=2) + "\n")
 
@@ -136,7 +144,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="File to write.")],
     agents: Agents = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
-    policy: Annotated[str, typer.Option(help="plan (whole plans), mpc, random, test, or a policy file.")] = "plan",
+    policy: Annotated[str, typer.Option(help="plan, mpc, value_iteration, random, test, or a policy file.")] = "plan",
     starts: Annotated[str, typer.Option(help="First states: of the log, or of the task.")] = "log",
     max_disagreement: Annotated[float | None, typer.Option(help="Cut an episode where members differ by more.")] = None,
     aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",

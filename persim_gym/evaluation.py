@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
-from persim_gym.planning import MPCAgent
+from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
 from persim_gym.tasks import System, Task
 from persim_gym.terminal import ProgressBar
@@ -158,6 +158,28 @@ def mpc_returns(
         return MPCAgent(simulator, seed=np.random.default_rng([seed, agent, 1]), **planner)
 
     return _returns(ensemble, make, "MPC in the simulator", agents, episodes, seed, covariates, progress)
+
+
+def value_iteration_returns(
+    ensemble: LearnedDynamics,
+    *,
+    agents: Sequence[int | str] | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    **settings: Any,
+) -> list[AverageReturn]:
+    """Measure the return of value iteration that plans in the simulator and acts in the true system.
+
+    Arguments as of `mpc_returns`; the settings are those of `persim_gym.ValueIterationAgent`.
+    """
+
+    def make(agent: int, _: System) -> Policy:
+        return ValueIterationAgent(ensemble.simulator(agent, device=device), **settings)
+
+    return _returns(ensemble, make, "value iteration in the simulator", agents, episodes, seed, covariates, progress)
 
 
 def policy_returns(

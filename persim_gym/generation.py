@@ -11,13 +11,13 @@ from persim_gym.collection import in_episode_order
 from persim_gym.data import Trajectories
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.model import Ensemble
-from persim_gym.planning import MPCAgent
+from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
 from persim_gym.simulator import Simulator
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy
 
-POLICIES = ("plan", "mpc", "random")
+POLICIES = ("plan", "mpc", "value_iteration", "random")
 STARTS = ("log", "task")
 
 
@@ -45,7 +45,8 @@ def generate(
         agents: indices or labels.
         episodes_per_agent: how many each.
         policy: "plan", the paper's way (section F.4): search from the simulated state, apply the whole best sequence,
-            search again; "mpc": apply its first action only; "random"; an object with `predict`, Stable-Baselines3's or
+            search again; "mpc": apply its first action only; "value_iteration": solve each agent's whole episode once,
+            where states are small and actions few; "random"; an object with `predict`, Stable-Baselines3's or
             d3rlpy's; or a function from observations (B, D) to actions.
         starts: first states: "log", drawn from the first states of the log's episodes; "task", drawn by the task; or
             the states themselves, (D,), (episodes, D) or (agents, episodes, D).
@@ -56,7 +57,7 @@ def generate(
         seed: of first states, random actions and plans.
         device: to simulate on.
         progress: whether to show a bar.
-        **planner: settings of `persim_gym.MPCAgent` for "plan" and "mpc".
+        **planner: settings of `persim_gym.MPCAgent` for "plan" and "mpc", or of `persim_gym.ValueIterationAgent`.
 
     Returns:
         Trajectories of these agents, whose provenance has ``"synthetic": True``, the policy, and what the simulators
@@ -124,6 +125,8 @@ def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: d
     def apply_first_action(simulator: Simulator, observations: FloatArray, plan: Any, begin: bool) -> tuple[Any, Any]:
         return MPCAgent(simulator, seed=rng, **planner).predict(observations, plan)
 
+    if policy == "value_iteration":
+        return _greedy(ensemble, planner)
     if isinstance(policy, str) and policy != "random":
         return apply_whole_plan if policy == "plan" else apply_first_action
     other = as_policy(policy, ensemble.task, int(rng.integers(2**31)))
@@ -132,6 +135,23 @@ def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: d
         return other.predict(observations, state, np.full(len(observations), begin), deterministic=True)
 
     return ask
+
+
+def _greedy(ensemble: Ensemble, settings: dict[str, Any]) -> Actor:
+    """Return the actor that solves each agent's simulator when it first meets it."""
+    solved: dict[int, ValueIterationAgent] = {}
+
+    def act(simulator: Simulator, observations: FloatArray, state: Any, begin: bool) -> tuple[Any, Any]:
+        agents = np.broadcast_to(simulator.agents, len(observations))
+        actions = np.empty(len(observations), np.int64)
+        for agent in map(int, np.unique(agents)):
+            if agent not in solved:
+                own = ensemble.simulator(agent, aggregate=simulator.aggregate, device=str(simulator.device))
+                solved[agent] = ValueIterationAgent(own, **settings)
+            actions[agents == agent] = solved[agent].predict(observations[agents == agent])[0]
+        return actions, None
+
+    return act
 
 
 class _Run:

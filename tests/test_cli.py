@@ -44,12 +44,16 @@ def test_evaluate_writes_records(workshop):
     """The JSON has one record an agent with what the table shows."""
     done = run(
         "evaluate", "small.persim", "--agents", "0,3-4", "--policy", "random", "--episodes", 5, "--mpc-episodes", 0,
-        "--json", "out.json", "--quiet", cwd=workshop, home=workshop / "home",
+        "--value-iteration-episodes", 2, "--json", "out.json", "--quiet", cwd=workshop, home=workshop / "home",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    records = json.loads((workshop / "out.json").read_text())["prediction_error"]
+    document = json.loads((workshop / "out.json").read_text())
+    records = document["prediction_error"]
     assert [record["agent"] for record in records] == ["0", "3", "4"]
     assert all(record["episodes"] == 5 and record["rmse"] > 0 for record in records)
+    planned = document["value_iteration_returns"]
+    assert [record["episodes"] for record in planned] == [2, 2, 2] and all(0 < row["mean"] <= 200 for row in planned)
+    assert "mpc_returns" not in document
 
 
 def test_generate_writes_a_log_that_says_it_is_synthetic(workshop):

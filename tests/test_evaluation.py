@@ -9,9 +9,20 @@ from gymnasium import spaces
 from support import SMALL, perfect_walk_ensemble, random_ensemble, reference_changes, walk_task
 from test_tasks import gymnasium_cart_pole
 
-from persim_gym import MPCAgent, evaluation, get_task, mpc_returns, policy_returns, prediction_error, true_mpc_returns
+from persim_gym import (
+    Ensemble,
+    MPCAgent,
+    evaluation,
+    get_task,
+    mpc_returns,
+    policy_returns,
+    prediction_error,
+    true_mpc_returns,
+    value_iteration_returns,
+)
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.plotting import plot_frames
+from persim_gym.registration import find_model
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
 
@@ -236,3 +247,10 @@ def test_true_and_predicted_frames(cart_pole, tmp_path):
     assert pixels.std() > 0.02
     with pytest.raises(InvalidArgumentError, match="horizons"):
         plot_frames(cart_pole, path, agents=[0], horizons=[0])
+
+
+def test_value_iteration_acts_in_the_true_system():
+    """What `ValueIterationAgent` plans in a shipped simulator holds in the true MountainCar."""
+    row = value_iteration_returns(Ensemble.load(find_model("MountainCar")), agents=[0], episodes=4, points=101)[0]
+    assert row.policy == "value iteration in the simulator" and row.episodes == 4
+    assert -50 < row.mean <= -40

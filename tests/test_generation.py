@@ -7,7 +7,8 @@ import pytest
 from support import perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
-from persim_gym import Trajectories, errors, generate, interop
+from persim_gym import Trajectories, errors, generate, generation, interop
+from persim_gym.registration import find_model
 from persim_gym.tasks import get_task
 
 quiet = partial(generate, progress=False)
@@ -171,7 +172,7 @@ def test_policies_of_other_libraries(cart_pole):
         (errors.InvalidArgumentError, "at least one", {"agents": []}),
         (errors.InvalidArgumentError, "episodes_per_agent=0", {"episodes_per_agent": 0}),
         (errors.InvalidArgumentError, "max_episode_steps=0", {"max_episode_steps": 0}),
-        (errors.InvalidArgumentError, "policy='best' must be one of plan, mpc, random", {"policy": "best"}),
+        (errors.InvalidArgumentError, "policy='best' must be one of plan, mpc, value_iteration, random", {"policy": "best"}),
         (errors.InvalidArgumentError, "horizon= is a setting of the planner", {"policy": "random", "horizon": 3}),
         (errors.InvalidArgumentError, "starts='here' must be one of log, task", {"starts": "here"}),
         (errors.InvalidArgumentError, r"starts of shape \(3,\)", {"starts": [0.0, 0.0, 0.0]}),
@@ -203,3 +204,23 @@ def test_a_simulator_that_diverges():
     with pytest.raises(errors.PerSimError, match="diverges"):
         quiet(ensemble, [0], 1, "random")
     assert get_task("MountainCar").max_episode_steps == 500
+
+
+def test_value_iteration_solves_each_agent_once_in_its_own_simulator(monkeypatch):
+    """Lighter and heavier gravity, together, as each by itself; all reach the goal."""
+    ensemble, solved = persim_gym.load(find_model("MountainCar")), []
+    solve = generation.ValueIterationAgent
+    monkeypatch.setattr(
+        generation, "ValueIterationAgent", lambda model, **given: solved.append(model) or solve(model, **given)
+    )
+    settings = {"starts": np.array([-0.5, 0.0]), "progress": False, "points": 61}
+    together = generate(ensemble, [0, 4], 2, "value_iteration", **settings)
+    assert len(solved) == 2 and together.terminated[together.episode_starts + together.episode_lengths - 1].all()
+    for agent, episode in ((0, 0), (4, 2)):
+        alone = generate(ensemble, [agent], 1, "value_iteration", **settings)
+        rows = slice(together.episode_starts[episode], together.episode_starts[episode] + len(alone))
+        np.testing.assert_array_equal(together.actions[rows], alone.actions)
+    assert together.episode_lengths[0] < 50 < 90 < together.episode_lengths[2] < 200
+    assert together.provenance["policy"] == "value_iteration" and together.provenance["planner"] == {"points": 61}
+    with pytest.raises(errors.InvalidArgumentError, match="discrete actions"):
+        generate(random_ensemble("HalfCheetah"), [0], 1, "value_iteration", progress=False)

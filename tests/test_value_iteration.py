@@ -1,5 +1,7 @@
 """Value iteration against problems with a known solution, and in the real MountainCar."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -107,10 +109,16 @@ def test_the_simulated_step_is_the_mean_of_the_members():
     assert agent.predict(np.zeros((3, 2)))[0].shape == (3,)
 
 
+def test_the_grid_is_the_tasks_own_where_it_names_one():
+    task = get_task("CartPole")
+    assert (make_grid(task).low.tolist(), make_grid(task).high.tolist()) == tuple(map(list, task.grid_bounds))
+    assert make_grid(task, bounds=([-1] * 4, [1] * 4)).high.tolist() == [1] * 4
+
+
 def test_what_cannot_be_planned_says_why():
     simulator = ensemble_of(get_task("CartPole")).simulator(0)
     with pytest.raises(InvalidArgumentError, match="does not bound velocity, angular velocity; give bounds"):
-        ValueIterationAgent(simulator)
+        make_grid(dataclasses.replace(get_task("CartPole"), grid_bounds=None))
     with pytest.raises(InvalidArgumentError, match="at least 2 a coordinate and 2,000,000 in all"):
         make_grid(get_task("MountainCar"), points=1)
     with pytest.raises(InvalidArgumentError, match="low below high"):

@@ -6,13 +6,16 @@ from persim_gym.planning.icem import improved_cross_entropy_method
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import Plan
+from persim_gym.planning.value_iteration import ValueIterationAgent, value_iteration
 
 __all__ = [
     "PLANNERS",
     "MPCAgent",
     "Plan",
+    "ValueIterationAgent",
     "cross_entropy_method",
     "improved_cross_entropy_method",
     "path_integral_control",
     "random_shooting",
+    "value_iteration",
 ]

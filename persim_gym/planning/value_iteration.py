@@ -158,8 +158,8 @@ class ValueIterationAgent:
                 the same covariates.
             task: only needed with a bare system.
             points: of the grid along each coordinate; by default some 90 000 in all.
-            bounds: (low (D,), high (D,)) of the grid; by default those of the observation space, which must then be
-                finite. The range of a log, somewhat widened, will do.
+            bounds: (low (D,), high (D,)) of the grid; by default the task's own or, where it names none, those of the
+                observation space, which must then be finite. The range of a log, somewhat widened, will do.
             objective: what to maximize; by default the task's own reward and termination. (The planning objective
                 stands in for them where a planner looks only some steps ahead.)
             discount: of later rewards.
@@ -212,8 +212,8 @@ def make_grid(
 ) -> Grid:
     """Return a grid over a task's states; arguments as of `ValueIterationAgent`."""
     size = task.observation_size
-    space = (task.observation_space.low, task.observation_space.high)
-    low, high = (np.asarray(bound, np.float64) for bound in (space if bounds is None else bounds))
+    own = task.grid_bounds or (task.observation_space.low, task.observation_space.high)
+    low, high = (np.asarray(bound, np.float64) for bound in (own if bounds is None else bounds))
     if low.shape != (size,) or high.shape != (size,) or not np.all(low < high):
         raise InvalidArgumentError(f"bounds must be (low, high) of {size} numbers each, low below high; got {bounds}")
     bounded = np.isfinite(low) & np.isfinite(high)

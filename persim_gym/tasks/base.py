@@ -133,6 +133,8 @@ class Task:
     """By default the return: the rewards up to the terminal state."""
     initial_observations: Callable[[np.random.Generator, int], FloatArray] | None = None
     """(rng, B) -> (B, D). Without it a simulator starts in the first states of its log."""
+    grid_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """(low (D,), high (D,)) of the states that value iteration covers; those of the observation space if not given."""
     covariates: tuple[Covariate, ...] = ()
     test_agents: tuple[tuple[float, ...], ...] = ()
     """Covariates of the agents every collected log begins with (SPEC: agents 0–4)."""

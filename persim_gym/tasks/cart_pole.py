@@ -69,6 +69,7 @@ def _renderer(covariates: FloatArray, render_mode: str) -> GymnasiumRenderer:
     return GymnasiumRenderer("CartPole-v1", render_mode, put, extra="render")
 
 
+_GRID_CORNER = (MAX_POSITION, 3.0, MAX_ANGLE, 3.5)  # a running episode's limits, and speeds it rarely reaches
 _BOUNDS = np.array([2 * MAX_POSITION, np.inf, 2 * MAX_ANGLE, np.inf], np.float32)
 
 TASK = Task(
@@ -81,6 +82,7 @@ TASK = Task(
     observation_names=("position", "velocity", "angle", "angular velocity"),
     planning_objective=PlanningObjective(planning_reward, terminated=terminated, max_reward=1.0),
     initial_observations=initial_observations,
+    grid_bounds=(tuple(-limit for limit in _GRID_CORNER), _GRID_CORNER),
     covariates=(Covariate("force", 2.0, 18.0, 10.0), Covariate("length", 0.15, 0.85, 0.5)),
     test_agents=((2.0, 0.5), (10.0, 0.5), (18.0, 0.5), (10.0, 0.85), (10.0, 0.15)),
     policy_training_agents=((6.0, 0.5), (14.0, 0.5), (10.0, 0.5), (10.0, 0.675), (10.0, 0.325)),
