@@ -172,7 +172,7 @@ def test_policies_of_other_libraries(cart_pole):
         (errors.InvalidArgumentError, "at least one", {"agents": []}),
         (errors.InvalidArgumentError, "episodes_per_agent=0", {"episodes_per_agent": 0}),
         (errors.InvalidArgumentError, "max_episode_steps=0", {"max_episode_steps": 0}),
-        (errors.InvalidArgumentError, "policy='best' must be one of plan, mpc, value_iteration, random", {"policy": "best"}),
+        (errors.InvalidArgumentError, "must be one of plan, mpc, value_iteration, random", {"policy": "best"}),
         (errors.InvalidArgumentError, "horizon= is a setting of the planner", {"policy": "random", "horizon": 3}),
         (errors.InvalidArgumentError, "starts='here' must be one of log, task", {"starts": "here"}),
         (errors.InvalidArgumentError, r"starts of shape \(3,\)", {"starts": [0.0, 0.0, 0.0]}),
