@@ -81,6 +81,15 @@ def test_the_shipped_test_policies_are_those_of_the_default_agent():
         assert list(policy.provenance["covariates"].values()) == get_task(name).default_covariates.tolist()
 
 
+def test_half_cheetahs_policies_run():
+    """Each of the four that were trained, by the agents nearest to it; even the weakest outruns random actions."""
+    pytest.importorskip("mujoco")
+    task = get_task("HalfCheetah")
+    assert set(logging_policies.nearest_training_agent(task, np.array(task.policy_training_agents))) == {0, 1, 2, 3}
+    log = collect("HalfCheetah", policy="pure", num_agents=12, seed=1)
+    assert log.episode_returns.mean() > 500 and (np.abs(log.actions) <= 1).all()
+
+
 def test_names_that_do_not_exist():
     with pytest.raises(UnknownNameError, match="no logging policy 'pur'; there are pure, pure-eps-20"):
         collect("CartPole", policy="pur", num_agents=5)
