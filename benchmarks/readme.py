@@ -105,16 +105,19 @@ def _plateau(folder: Path) -> list[str]:
 
 
 def _factors(folder: Path) -> list[str]:
-    path = folder / "factors.csv"
-    if not path.exists():
+    lines = []
+    for path in sorted(folder.glob("factors*.csv"), key=lambda path: path.stem):
+        with path.open(newline="") as file:
+            lines += [
+                [line[name] for name in ("env", "data", "covariate", "regressor", "scale")]
+                + [f"{float(line['r2']):.3f}"]
+                for line in csv.DictReader(file)
+            ]
+    if not lines:
         return []
-    with open(path, newline="") as file:
-        lines = [
-            [line[name] for name in ("env", "data", "covariate", "regressor")] + [f"{float(line['r2']):.3f}"]
-            for line in csv.DictReader(file)
-        ]
-    table = results.markdown([["env", "data", "covariate", "regression from factors", "R²"], *lines])
-    return [f"## What the agent factors know of the hidden covariates\n\n{table}"]
+    table = results.markdown([["env", "data", "covariate", "regression from factors", "scale", "R²"], *lines])
+    pictures = "\n".join(f"![{path.stem}](results/{path.name})" for path in sorted(folder.glob("factors-*-pca*.png")))
+    return [f"## What the agent factors know of the hidden covariates\n\n{table}\n\n{pictures}".rstrip()]
 
 
 if __name__ == "__main__":
