@@ -149,9 +149,7 @@ def main() -> None:
             for variant in given.variant or variants(env):
                 rows: list[dict[str, Any]] = list(read())
                 key = (env, given.data, variant, str(seed), str(given.agents))
-                if key in {
-                    tuple(row[name] for name in ("env", "data", "variant", "seed", "num_agents")) for row in rows
-                }:
+                if key in {tuple(row[name] for name in _KEY) for row in rows}:
                     continue
                 line = score(env, given.data, variant, seed, given.agents)
                 write([*rows, vars(line)])

@@ -121,6 +121,10 @@ def test_a_vector_of_agents_never_seen(tmp_path, monkeypatch, registry):
         persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, covariates=several[:2])
     with pytest.raises(errors.InvalidArgumentError, match="either agent=0 or covariates="):
         persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, 0, covariates=several)
+    with pytest.raises(errors.InvalidArgumentError, match="one environment has one agent, not 2"):
+        persim_gym.envs.PersonalizedEnv(walkers(), covariates=several[1:])
+    with pytest.raises(errors.UnknownNameError, match="no agent 1.5"):
+        persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, 1.5)
     with pytest.raises(errors.InvalidArgumentError, match="covariates= is empty"):
         persim_gym.envs.PersonalizedVectorEnv(walkers(), 3, covariates=[])
 

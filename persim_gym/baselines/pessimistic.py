@@ -15,7 +15,7 @@ from torch import Tensor
 from persim_gym.baselines.context import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
-from persim_gym.envs import autoreset_metadata
+from persim_gym.envs.vector import autoreset_metadata
 from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar

@@ -1,9 +1,8 @@
-"""The simulator of one agent as a Gymnasium environment, and of many as a vector environment."""
+"""The simulators of many agents as one Gymnasium vector environment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
     InvalidActionError,
@@ -19,145 +18,12 @@ from persim_gym.errors import (
     InvalidStateError,
     OutOfMemoryError,
 )
-from persim_gym.factors import personalize
-from persim_gym.folding import MeanStepper, SingleStepper, fold
-from persim_gym.model import AGGREGATES, Ensemble
-from persim_gym.outcomes import bound_task
-from persim_gym.posterior import FactorPosterior
-from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
-ENSEMBLE_MODES = ("aggregate", "member", "posterior")
 AUTORESET_MODES = ("next_step", "same_step", "disabled")
-_SEEDS = 2**31
-
-
-class PersonalizedEnv(TaskEnv):
-    """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
-
-    Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
-    system's. A task without start states of its own starts in the first states of the log. Simulated states are kept
-    within the observation space; if the model diverges to something that is not finite, the episode is truncated there
-    and ``info["diverged"]`` says so.
-
-    ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
-    ``reset(options={"state": observation})`` starts from any observed state.
-    """
-
-    def __init__(
-        self,
-        model: str | Path | LearnedDynamics,
-        agent: int | str | None = None,
-        *,
-        covariates: Mapping[str, float] | None = None,
-        aggregate: str = "mean",
-        ensemble: str = "aggregate",
-        uncertainty: bool = False,
-        render_mode: str | None = None,
-    ) -> None:
-        """Bind a trained ensemble to an agent.
-
-        Args:
-            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
-            agent: index or label; the first if neither it nor ``covariates`` is given.
-            covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
-                (`persim_gym.personalize`).
-            aggregate: "mean" or "median" over the members.
-            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode; or
-                "posterior": one member and a factor drawn from the agent's posterior do.
-            uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
-                the uncertainty of the agent's factor and noise together.
-            render_mode: None, "rgb_array" or "human".
-
-        """
-        _check_mode(ensemble)
-        if aggregate not in AGGREGATES:
-            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
-        self.ensemble: LearnedDynamics = _loaded(model)
-        if covariates is not None:
-            if agent is not None:
-                raise InvalidArgumentError(f"give either agent={agent!r} or covariates={dict(covariates)!r}, not both")
-            self.ensemble, (agent,) = _with_unseen_agents(self.ensemble, [covariates])
-        self.agent = self.ensemble.agent_index(0 if agent is None else agent)
-        task, recorded = bound_task(self.ensemble, [self.agent]), self.ensemble.covariates
-        hidden = task.default_covariates
-        if recorded is not None and np.isfinite(recorded[self.agent]).all():
-            hidden = recorded[self.agent]
-        super().__init__(task, hidden, render_mode)
-        self.aggregate = aggregate
-        self._draw_member = ensemble in ("member", "posterior")
-        self._draw_factors = ensemble == "posterior"
-        self._uncertainty = uncertainty
-        if self._draw_factors or uncertainty:
-            _posterior_of(self.ensemble)
-        self._member: int | None = None
-        self._stepper: SingleStepper | _SimulatorStepper
-        self._predict: Any = self._predict_from_members
-        if isinstance(self.ensemble, Ensemble):
-            network = fold(self.ensemble, self.agent)
-            self._stepper = SingleStepper(network)
-            if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
-                self._predict = MeanStepper(network)
-        else:
-            self._stepper = _SimulatorStepper(self.simulator)
-        self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
-        self._far = True
-        """Whether the state may be so large that the model overflows, which must not warn."""
-        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
-        self._lows = np.maximum(task.observation_space.low, -limit).tolist()
-        self._highs = np.minimum(task.observation_space.high, limit).tolist()
-
-    @property
-    def simulator(self) -> Simulator:
-        """The simulator behind the environment, for batches, rollouts and planners."""
-        if not hasattr(self, "_simulator"):
-            self._simulator = self.ensemble.simulator(self.agent, aggregate=self.aggregate)
-        return self._simulator
-
-    def _begin(self, state: FloatArray | None) -> FloatArray:
-        if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
-            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
-        self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
-        if self._draw_factors:
-            known, posterior = _posterior_of(self.ensemble)
-            factors = posterior.draw([self.agent], self.np_random, 1)[0, :, 0]
-            self._stepper = SingleStepper(fold(known, self.agent, factors))
-        self._far = True
-        if state is not None:
-            return state
-        return _initial_observations(self.ensemble, self.np_random, 1)[0]
-
-    def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        predict = self._guarded if self._far else self._predict
-        proposed, disagreement, finite = predict(observation, action)
-        info = {"disagreement": disagreement}
-        if self._uncertainty:
-            prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
-            info["standard_deviation"] = prediction.standard_deviation[0]
-        if not finite and not np.isfinite(proposed).all():
-            return observation, True, {**info, "diverged": True}
-        self._far = False
-        for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
-            if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
-                self._far = True
-                proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
-                break
-        return proposed, False, info
-
-    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray, bool]:
-        """Return the next state (D,), the members' deviation (D,), and whether the state is finite."""
-        changes = self._stepper.changes(observation, action)
-        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            disagreement = changes.std(axis=0)
-            if self._member is not None:
-                change = changes[self._member]
-            else:
-                change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
-            proposed = observation + change
-        return proposed, disagreement, bool(np.isfinite(proposed).all())
 
 
 def _autoreset_name(mode: Any) -> str:
@@ -231,8 +97,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
         self.autoreset_mode = _autoreset_name(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": autoreset_metadata(self.autoreset_mode)}
-        _check_mode(ensemble)
-        known, agents = _bound(_loaded(model), agent, covariates)
+        check_mode(ensemble)
+        known, agents = bind(load(model), agent, covariates)
         if len(agents) not in (1, num_envs):
             raise InvalidArgumentError(f"{len(agents)} agents were given for num_envs={num_envs} environments")
         self.ensemble, self.num_envs = known, num_envs
@@ -268,7 +134,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """
         super().reset(seed=seed)
         if self.simulator.stochastic:
-            self.simulator.reseed(int(self.np_random.integers(_SEEDS)))
+            self.simulator.reseed(int(self.np_random.integers(SEEDS)))
         options = options or {}
         mask = np.ones(self.num_envs, bool)
         if options.get("reset_mask") is not None:
@@ -276,7 +142,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if options.get("state") is not None:
             fresh = self._checked_states(options["state"])[mask]
         else:
-            fresh = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
+            fresh = draw_initial_observations(self.ensemble, self.np_random, int(mask.sum()))
         if self._drawn is not None:
             self._drawn.draw(np.flatnonzero(mask), self.np_random)
         if self._observations is None:
@@ -335,7 +201,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     def _begin(self, observations: FloatArray, mask: BoolArray) -> None:
         """Put random initial states into the rows of a mask."""
-        observations[mask] = _initial_observations(self.ensemble, self.np_random, int(mask.sum()))
+        observations[mask] = draw_initial_observations(self.ensemble, self.np_random, int(mask.sum()))
         self._steps[mask] = 0
         if self._drawn is not None:
             self._drawn.draw(np.flatnonzero(mask), self.np_random)
@@ -390,7 +256,7 @@ class _DrawnMembers:
         if mode == "posterior":
             from persim_gym.simulator import Simulator
 
-            known, self._posterior = _posterior_of(model)
+            known, self._posterior = posterior_of(model)
             self._agents = np.broadcast_to(simulator.agents, num_envs)
             self._simulator = Simulator(known, self._agents, device=simulator.device, own_factors=True)
 
@@ -406,89 +272,3 @@ class _DrawnMembers:
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
             disagreement = following.std(axis=0)
         return Prediction(following[self._members, np.arange(len(self._members))], disagreement)
-
-
-class _SimulatorStepper:
-    """Steps one state of any learned dynamics as `SingleStepper` does PerSim's, through its simulator."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self._simulator = simulator
-
-    def changes(self, state: np.ndarray, action: int | np.ndarray) -> np.ndarray:
-        """Return every member's predicted change (M, D) for a state (D,) and a checked action."""
-        return self._simulator.step_members(state[None], np.asarray([action]))[:, 0] - state
-
-
-def _initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:
-    """Draw (B, D) start states: the task's own, or first states of the log."""
-    if ensemble.task.initial_observations is not None:
-        return ensemble.task.initial_observations(rng, count)
-    known = ensemble.initial_observations
-    return known[rng.integers(len(known), size=count)].astype(np.float64)
-
-
-def _check_mode(ensemble: str) -> None:
-    if ensemble not in ENSEMBLE_MODES:
-        raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
-
-
-def _bound(
-    model: LearnedDynamics,
-    agent: int | str | Sequence[int | str] | None,
-    covariates: Mapping[str, float] | Sequence[Mapping[str, float]] | None,
-) -> tuple[LearnedDynamics, Sequence[int | str]]:
-    """Return the model, grown where agents are known by covariates only, and one agent or one of each environment."""
-    if covariates is not None:
-        if agent is not None:
-            raise InvalidArgumentError(f"give either agent={agent!r} or covariates={covariates!r}, not both")
-        return _with_unseen_agents(model, [covariates] if isinstance(covariates, Mapping) else covariates)
-    if agent is None:
-        return model, [0]
-    return model, [agent] if isinstance(agent, (str, int, np.integer)) else agent
-
-
-def _posterior_of(model: LearnedDynamics) -> tuple[Ensemble, FactorPosterior]:
-    """Return the ensemble and the posterior of its agents' factors, or say why there is none."""
-    if not isinstance(model, Ensemble):
-        raise InvalidArgumentError(
-            f"{type(model).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
-        )
-    return model, model.known_posterior()
-
-
-def _with_unseen_agents(
-    ensemble: LearnedDynamics, covariates: Sequence[Mapping[str, float]]
-) -> tuple[Ensemble, list[int]]:
-    """Return the ensemble with agents more, known by their covariates, and the index of each."""
-    if not isinstance(ensemble, Ensemble):
-        raise InvalidArgumentError(
-            f"covariates={covariates!r}: only PerSim's ensembles know agents by covariates; give agent= instead"
-        )
-    if len(covariates) == 0:
-        raise InvalidArgumentError("covariates= is empty: give those of at least one agent")
-    labels = []
-    for values in covariate_array(ensemble.task, covariates).tolist():
-        named = zip(ensemble.task.covariate_names, values, strict=True)
-        labels.append("unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named))
-    newcomers = dict(zip(labels, covariates, strict=True))  # the same agent may have several environments
-    grown = personalize(ensemble, covariates=newcomers, covariate_map=_covariate_map(ensemble))
-    return grown, [grown.agent_index(label) for label in labels]
-
-
-@lru_cache(maxsize=8)
-def _covariate_map(ensemble: Ensemble) -> CovariateMap:
-    """Learn the map once for all environments of a process; ensembles are compared by identity."""
-    return fit_covariate_map(ensemble)
-
-
-def _loaded(model: str | Path | LearnedDynamics) -> LearnedDynamics:
-    if not isinstance(model, (str, Path)):
-        return model
-    path = Path(model)
-    return _load_once(str(path), path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _load_once(path: str, modified: int) -> Ensemble:
-    """Load a file once for all environments of a process, and again when it has been written anew."""
-    return Ensemble.load(path)

@@ -1,0 +1,99 @@
+"""What environments are made of: a loaded model, the agents it is bound to, and start states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.factors import personalize
+from persim_gym.model import Ensemble
+from persim_gym.posterior import FactorPosterior
+from persim_gym.types import FloatArray, LearnedDynamics
+
+ENSEMBLE_MODES = ("aggregate", "member", "posterior")
+SEEDS = 2**31
+"""So many seeds a simulator's own random numbers may start from."""
+
+
+def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:
+    """Draw (B, D) start states: the task's own, or first states of the log."""
+    if ensemble.task.initial_observations is not None:
+        return ensemble.task.initial_observations(rng, count)
+    known = ensemble.initial_observations
+    return known[rng.integers(len(known), size=count)].astype(np.float64)
+
+
+def check_mode(ensemble: str) -> None:
+    """Raise InvalidArgumentError if there is no such mode."""
+    if ensemble not in ENSEMBLE_MODES:
+        raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
+
+
+def bind(
+    model: LearnedDynamics,
+    agent: int | str | Sequence[int | str] | None,
+    covariates: Mapping[str, float] | Sequence[Mapping[str, float]] | None,
+) -> tuple[LearnedDynamics, Sequence[int | str]]:
+    """Return the model, grown where agents are known by covariates only, and one agent or one of each environment."""
+    if covariates is not None:
+        if agent is not None:
+            raise InvalidArgumentError(f"give either agent={agent!r} or covariates={covariates!r}, not both")
+        return _with_unseen_agents(model, [covariates] if isinstance(covariates, Mapping) else covariates)
+    if agent is None:
+        return model, [0]
+    if isinstance(agent, str) or not isinstance(agent, (Sequence, np.ndarray)):
+        return model, [agent]
+    return model, agent
+
+
+def posterior_of(model: LearnedDynamics) -> tuple[Ensemble, FactorPosterior]:
+    """Return the ensemble and the posterior of its agents' factors, or say why there is none."""
+    if not isinstance(model, Ensemble):
+        raise InvalidArgumentError(
+            f"{type(model).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
+        )
+    return model, model.known_posterior()
+
+
+def _with_unseen_agents(
+    ensemble: LearnedDynamics, covariates: Sequence[Mapping[str, float]]
+) -> tuple[Ensemble, list[int]]:
+    """Return the ensemble with agents more, known by their covariates, and the index of each."""
+    if not isinstance(ensemble, Ensemble):
+        raise InvalidArgumentError(
+            f"covariates={covariates!r}: only PerSim's ensembles know agents by covariates; give agent= instead"
+        )
+    if len(covariates) == 0:
+        raise InvalidArgumentError("covariates= is empty: give those of at least one agent")
+    labels = []
+    for values in covariate_array(ensemble.task, covariates).tolist():
+        named = zip(ensemble.task.covariate_names, values, strict=True)
+        labels.append("unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named))
+    newcomers = dict(zip(labels, covariates, strict=True))  # the same agent may have several environments
+    grown = personalize(ensemble, covariates=newcomers, covariate_map=_covariate_map(ensemble))
+    return grown, [grown.agent_index(label) for label in labels]
+
+
+@lru_cache(maxsize=8)
+def _covariate_map(ensemble: Ensemble) -> CovariateMap:
+    """Learn the map once for all environments of a process; ensembles are compared by identity."""
+    return fit_covariate_map(ensemble)
+
+
+def load(model: str | Path | LearnedDynamics) -> LearnedDynamics:
+    """Return the model, or that of a file."""
+    if not isinstance(model, (str, Path)):
+        return model
+    path = Path(model)
+    return _load_once(str(path), path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _load_once(path: str, modified: int) -> Ensemble:
+    """Load a file once for all environments of a process, and again when it has been written anew."""
+    return Ensemble.load(path)

@@ -1,0 +1,157 @@
+"""The simulator of one agent as a Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.folding import MeanStepper, SingleStepper, fold
+from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.outcomes import bound_task
+from persim_gym.tasks.environment import TaskEnv
+from persim_gym.types import FloatArray, LearnedDynamics
+
+if TYPE_CHECKING:
+    from persim_gym.simulator import Simulator
+
+
+class PersonalizedEnv(TaskEnv):
+    """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
+
+    Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
+    system's. A task without start states of its own starts in the first states of the log. Simulated states are kept
+    within the observation space; if the model diverges to something that is not finite, the episode is truncated there
+    and ``info["diverged"]`` says so.
+
+    ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
+    ``reset(options={"state": observation})`` starts from any observed state.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | LearnedDynamics,
+        agent: int | str | None = None,
+        *,
+        covariates: Mapping[str, float] | None = None,
+        aggregate: str = "mean",
+        ensemble: str = "aggregate",
+        uncertainty: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        """Bind a trained ensemble to an agent.
+
+        Args:
+            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
+            agent: index or label; the first if neither it nor ``covariates`` is given.
+            covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
+                (`persim_gym.personalize`).
+            aggregate: "mean" or "median" over the members.
+            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode; or
+                "posterior": one member and a factor drawn from the agent's posterior do.
+            uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
+                the uncertainty of the agent's factor and noise together.
+            render_mode: None, "rgb_array" or "human".
+
+        """
+        check_mode(ensemble)
+        if aggregate not in AGGREGATES:
+            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
+        self.ensemble: LearnedDynamics
+        self.ensemble, agents = bind(load(model), agent, covariates)
+        if len(agents) != 1:
+            raise InvalidArgumentError(
+                f"one environment has one agent, not {len(agents)}: gymnasium.make_vec takes more"
+            )
+        self.agent = self.ensemble.agent_index(agents[0])
+        task, recorded = bound_task(self.ensemble, [self.agent]), self.ensemble.covariates
+        hidden = task.default_covariates
+        if recorded is not None and np.isfinite(recorded[self.agent]).all():
+            hidden = recorded[self.agent]
+        super().__init__(task, hidden, render_mode)
+        self.aggregate = aggregate
+        self._draw_member = ensemble in ("member", "posterior")
+        self._draw_factors = ensemble == "posterior"
+        self._uncertainty = uncertainty
+        if self._draw_factors or uncertainty:
+            posterior_of(self.ensemble)
+        self._member: int | None = None
+        self._stepper: SingleStepper | _SimulatorStepper
+        self._predict: Any = self._predict_from_members
+        if isinstance(self.ensemble, Ensemble):
+            network = fold(self.ensemble, self.agent)
+            self._stepper = SingleStepper(network)
+            if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
+                self._predict = MeanStepper(network)
+        else:
+            self._stepper = _SimulatorStepper(self.simulator)
+        self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
+        self._far = True
+        """Whether the state may be so large that the model overflows, which must not warn."""
+        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
+        self._lows = np.maximum(task.observation_space.low, -limit).tolist()
+        self._highs = np.minimum(task.observation_space.high, limit).tolist()
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator behind the environment, for batches, rollouts and planners."""
+        if not hasattr(self, "_simulator"):
+            self._simulator = self.ensemble.simulator(self.agent, aggregate=self.aggregate)
+        return self._simulator
+
+    def _begin(self, state: FloatArray | None) -> FloatArray:
+        if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
+            self.simulator.reseed(int(self.np_random.integers(SEEDS)))
+        self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
+        if self._draw_factors:
+            known, posterior = posterior_of(self.ensemble)
+            factors = posterior.draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(known, self.agent, factors))
+        self._far = True
+        if state is not None:
+            return state
+        return draw_initial_observations(self.ensemble, self.np_random, 1)[0]
+
+    def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
+        predict = self._guarded if self._far else self._predict
+        proposed, disagreement, finite = predict(observation, action)
+        info = {"disagreement": disagreement}
+        if self._uncertainty:
+            prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
+            info["standard_deviation"] = prediction.standard_deviation[0]
+        if not finite and not np.isfinite(proposed).all():
+            return observation, True, {**info, "diverged": True}
+        self._far = False
+        for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
+            if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
+                self._far = True
+                proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
+                break
+        return proposed, False, info
+
+    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray, bool]:
+        """Return the next state (D,), the members' deviation (D,), and whether the state is finite."""
+        changes = self._stepper.changes(observation, action)
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            disagreement = changes.std(axis=0)
+            if self._member is not None:
+                change = changes[self._member]
+            else:
+                change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
+            proposed = observation + change
+        return proposed, disagreement, bool(np.isfinite(proposed).all())
+
+
+class _SimulatorStepper:
+    """Steps one state of any learned dynamics as `SingleStepper` does PerSim's, through its simulator."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    def changes(self, state: np.ndarray, action: int | np.ndarray) -> np.ndarray:
+        """Return every member's predicted change (M, D) for a state (D,) and a checked action."""
+        return self._simulator.step_members(state[None], np.asarray([action]))[:, 0] - state
