@@ -102,7 +102,7 @@ CONFIGS: dict[str, PerSimConfig] = {
     # Ours ("PerSim+"): a higher learning rate that decays. MountainCar's rare hits of the wall are outliers in the
     # velocity's change, which a squared error lets bend everything else; CartPole's members differ by 100 times when
     # they run freely, so the best half of them is kept. Good policies leave logs eight times as long as the random one,
-    # on which larger batches lower the free-running error by a third, in fewer steps. The refit lowers that error along new
+    # on which larger batches lower the free-running error by a third, in fewer steps. The refit lowers it along new
     # trajectories of training agents by 8 % (CartPole) and 1 % (MountainCar; the median segment by 11 % and 33 %).
     "MountainCar+": _MOUNTAIN_CAR.with_changes(
         normalize=True,
