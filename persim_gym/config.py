@@ -22,6 +22,8 @@ class PerSimConfig:
     """Widths of the state encoder's ReLU layers."""
     action_hidden: tuple[int, ...] = (256, 256)
     """Widths of the action encoder's ReLU layers; not used for discrete actions, which have a table."""
+    linear_skip: bool = False
+    """Whether the state encoder has a linear path beside its ReLU layers, which weight decay leaves alone."""
     normalize: bool = True
     """Whether states and their changes are standardized over the log."""
     num_members: int = 5
@@ -115,6 +117,7 @@ CONFIGS: dict[str, PerSimConfig] = {
     ),  # fmt: skip
     "CartPole+": _CART_POLE.with_changes(
         clip_states=True,
+        linear_skip=True,
         weight_decay=0.1,
         learning_rate=3e-3,
         halve_learning_rate_every=40,

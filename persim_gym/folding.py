@@ -12,7 +12,7 @@ from math import isfinite
 
 import numpy as np
 
-from persim_gym.model import Ensemble
+from persim_gym.model import SKIP, Ensemble
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
 """Weights (M, outputs, inputs) and biases (M, outputs, 1)."""
@@ -41,6 +41,8 @@ def fold(ensemble: Ensemble, agent: int, factors: np.ndarray | None = None) -> F
     layers = [
         (np.asarray(weight, np.float64), np.asarray(bias, np.float64)) for weight, bias in ensemble.layers("state")
     ]
+    if SKIP in ensemble.parameters:
+        layers = _with_skip(layers, np.asarray(ensemble.parameters[SKIP], np.float64))
     first_weight, first_bias = layers[0]
     weight = first_weight / normalizer.state_scale
     layers[0] = (weight, first_bias - np.einsum("mhd,d->mh", weight, normalizer.state_mean)[..., None])
@@ -65,6 +67,21 @@ def fold(ensemble: Ensemble, agent: int, factors: np.ndarray | None = None) -> F
         change_mean=normalizer.change_mean.astype(np.float32),
         num_actions=ensemble.task.action_size if ensemble.task.discrete else 0,
     )
+
+
+def _with_skip(layers: Layers, skip: np.ndarray) -> Layers:
+    """Return ReLU layers that contain a linear path (M, outputs, D): s = relu(s) − relu(−s), passed on by each layer."""
+    members, _, size = skip.shape
+    *hidden, (head, head_bias) = layers
+    wider = []
+    for index, (weight, bias) in enumerate(hidden):
+        rows, columns = weight.shape[1:]
+        passing = np.eye(2 * size) if index else np.concatenate([np.eye(size), -np.eye(size)])
+        extended = np.zeros((members, rows + 2 * size, columns + (2 * size if index else 0)))
+        extended[:, :rows, :columns] = weight
+        extended[:, rows:, -passing.shape[1] :] = passing
+        wider.append((extended, np.concatenate([bias, np.zeros((members, 2 * size, 1))], axis=1)))
+    return [*wider, (np.concatenate([head, skip, -skip], axis=2), head_bias)]
 
 
 def _float32(layers: Layers) -> Layers:

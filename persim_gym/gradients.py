@@ -22,7 +22,10 @@ def num_layers(parameters: Parameters, name: str) -> int:
 
 
 def encode(parameters: Parameters, name: str, inputs: Tensor) -> list[Tensor]:
-    """Return the activations of every layer of an encoder: inputs (M, I, B), …, linear outputs (M, O, B)."""
+    """Return the activations of every layer of an encoder: inputs (M, I, B), …, linear outputs (M, O, B).
+
+    A linear path from the inputs, where the encoder has one, is part of the outputs.
+    """
     activations = [inputs]
     last = num_layers(parameters, name) - 1
     for index in range(last + 1):
@@ -30,6 +33,9 @@ def encode(parameters: Parameters, name: str, inputs: Tensor) -> list[Tensor]:
             parameters[f"{name}.{index}.bias"], parameters[f"{name}.{index}.weight"], activations[-1]
         )
         activations.append(output.relu_() if index < last else output)
+    skip = parameters.get(f"{name}.skip")
+    if skip is not None:
+        activations[-1].baddbmm_(skip, inputs)
     return activations
 
 
@@ -37,6 +43,9 @@ def _backpropagate(
     parameters: Parameters, gradients: Parameters, name: str, activations: list[Tensor], slope: Tensor
 ) -> None:
     """Fill the gradients of an encoder's layers from the slope (M, O, B) of the loss in its outputs."""
+    skip = gradients.get(f"{name}.skip")
+    if skip is not None:
+        torch.bmm(slope, activations[0].transpose(1, 2), out=skip)
     for index in reversed(range(len(activations) - 1)):
         inputs = activations[index]
         torch.bmm(slope, inputs.transpose(1, 2), out=gradients[f"{name}.{index}.weight"])

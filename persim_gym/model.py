@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 AGGREGATES = ("mean", "median")
 """How the members' predictions become one."""
+SKIP = "state.skip"
+"""Name of the linear path's weights (M, outputs, D) beside the state encoder's layers."""
 _KIND = "ensemble"
 _POSTERIOR = "posterior."
 
@@ -99,7 +101,8 @@ def parameter_shapes(
     """Return shape and fan-in of every parameter; layers are (M, outputs, inputs).
 
     The encoders are u: agent table (M, N, r) plus a shared bias; v: ReLU layers with D·r linear outputs, or as many
-    times r as ``num_outputs`` says; w: action table (M, A, r) plus a bias, or ReLU layers with r linear outputs.
+    times r as ``num_outputs`` says, to which "state.skip", where there is one, adds a linear function of the state;
+    w: action table (M, A, r) plus a bias, or ReLU layers with r linear outputs.
     """
     members, rank = config.num_members, config.rank
     shapes = {
@@ -113,6 +116,8 @@ def parameter_shapes(
         shapes["action.bias"] = ((members, rank), action_size)
     else:
         shapes.update(_layer_shapes("action", members, (action_size, *config.action_hidden, rank)))
+    if config.linear_skip:
+        shapes[SKIP] = ((members, outputs, observation_size), observation_size)
     return shapes
 
 

@@ -12,6 +12,7 @@ from persim_gym.tasks.equations import EquationSystem
 
 SMALL = PerSimConfig(rank=3, state_hidden=(8,), action_hidden=(8,), num_members=3, normalize=False)
 DEEP = SMALL.with_changes(state_hidden=(8, 7), action_hidden=(6, 5), normalize=True)
+SKIPPING, DEEP_SKIPPING = SMALL.with_changes(linear_skip=True), DEEP.with_changes(linear_skip=True)
 
 
 def random_ensemble(task, config=SMALL, *, num_agents=3, seed=0, step_size=0.1):
@@ -42,6 +43,8 @@ def random_ensemble(task, config=SMALL, *, num_agents=3, seed=0, step_size=0.1):
         head = f"state.{len(config.state_hidden)}"
         for kind in ("weight", "bias"):
             parameters[f"{head}.{kind}"] *= np.float32(step_size)
+        if config.linear_skip:
+            parameters["state.skip"] *= np.float32(step_size)
     return Ensemble(
         task=task,
         config=config,
@@ -75,12 +78,13 @@ def reference_changes(ensemble, agent, states, actions):
 
 def _network(parameters, name, member, inputs):
     depth = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in parameters)
+    skipped = parameters[f"{name}.skip"][member] @ inputs if f"{name}.skip" in parameters else 0.0
     for index in range(depth):
         inputs = (
             parameters[f"{name}.{index}.weight"][member] @ inputs + parameters[f"{name}.{index}.bias"][member, :, 0]
         )
         inputs = np.maximum(inputs, 0) if index < depth - 1 else inputs
-    return inputs
+    return inputs + skipped
 
 
 def random_actions(task, rng, *shape):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
 from persim_gym.blocks import BLOCK, BlockNetwork
 from persim_gym.folding import fold
@@ -10,10 +10,11 @@ from persim_gym.rollouts import simulated_returns
 
 
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
+@pytest.mark.parametrize("config", [SMALL, SKIPPING])
 @pytest.mark.parametrize("counts", [(1, 1, 1), (5, 0, BLOCK + 3), (BLOCK, 2 * BLOCK, 7)])
-def test_every_members_columns(name, counts):
+def test_every_members_columns(name, counts, config):
     """Any number of columns a member, none included, in one block or several; normalized states too."""
-    ensemble, rng = random_ensemble(name, SMALL.with_changes(normalize=True)), np.random.default_rng(0)
+    ensemble, rng = random_ensemble(name, config.with_changes(normalize=True)), np.random.default_rng(0)
     states = rng.normal(size=(sum(counts), ensemble.task.observation_size))
     actions = random_actions(ensemble.task, rng, len(states))
     changes = reference_changes(ensemble, 1, states, actions)

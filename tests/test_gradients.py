@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 from torch.nn.functional import huber_loss, mse_loss, relu
 
 from persim_gym.gradients import loss_and_gradients, predict
 
-CASES = [("CartPole", SMALL), ("CartPole", DEEP), ("HalfCheetah", SMALL), ("HalfCheetah", DEEP)]
+CASES = [(task, config) for task in ("CartPole", "HalfCheetah") for config in (SMALL, DEEP, SKIPPING, DEEP_SKIPPING)]
 
 
 def make_batch(task, config, count=9):
@@ -36,10 +36,11 @@ def paper_loss(parameters, member, states, agents, actions, changes, threshold=N
 
     def encode(name, inputs):
         depth = sum(key.startswith(f"{name}.") and key.endswith("weight") for key in parameters)
+        skipped = parameters[f"{name}.skip"][member] @ inputs if f"{name}.skip" in parameters else 0.0
         for layer in range(depth):
             inputs = parameters[f"{name}.{layer}.weight"][member] @ inputs + parameters[f"{name}.{layer}.bias"][member]
             inputs = relu(inputs) if layer < depth - 1 else inputs
-        return inputs
+        return inputs + skipped
 
     u = (parameters["agent.weight"][member][agents] + parameters["agent.bias"][member]).T
     if actions.dim() == 1:

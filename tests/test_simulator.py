@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
+from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
@@ -16,6 +16,8 @@ CASES = {
     "discrete, deep, normalized": ("CartPole", DEEP),
     "continuous": ("HalfCheetah", SMALL),
     "continuous, deep, normalized": ("HalfCheetah", DEEP),
+    "discrete, linear path": ("CartPole", SKIPPING),
+    "continuous, deep, normalized, linear path": ("HalfCheetah", DEEP_SKIPPING),
 }
 
 
@@ -81,10 +83,11 @@ def test_a_single_state_without_torch(case):
             np.testing.assert_allclose(stepper.changes(state, action), expected[:, row], atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [SMALL, SKIPPING])
 @pytest.mark.parametrize("members", [1, 2, 5])
-def test_mean_and_deviation_of_a_single_state(members):
+def test_mean_and_deviation_of_a_single_state(members, config):
     """`MeanStepper`: against the paper's sum; a deviation of one member is zero."""
-    ensemble = random_ensemble("CartPole", SMALL.with_changes(num_members=members, normalize=True))
+    ensemble = random_ensemble("CartPole", config.with_changes(num_members=members, normalize=True))
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(9, 4)), random_actions(ensemble.task, rng, 9)
     stepper = MeanStepper(fold(ensemble, 2))

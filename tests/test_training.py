@@ -27,15 +27,25 @@ def same_bits(first, second):
 
 
 @pytest.mark.parametrize(
-    ("normalize", "weight_decay", "threshold"),
-    [(False, 0.0, None), (True, 0.0, None), (False, 0.1, None), (True, 0.0, 0.5)],
+    ("normalize", "weight_decay", "threshold", "linear_skip"),
+    [
+        (False, 0.0, None, False),
+        (True, 0.0, None, False),
+        (False, 0.1, None, False),
+        (True, 0.0, 0.5, False),
+        (False, 0.1, None, True),
+    ],
 )
-def test_full_batches_are_torch_adam(log, normalize, weight_decay, threshold):
-    """With one batch an epoch the order does not matter: six steps equal torch.optim.Adam's with autograd."""
+def test_full_batches_are_torch_adam(log, normalize, weight_decay, threshold, linear_skip):
+    """With one batch an epoch the order does not matter: six steps equal torch.optim.Adam's with autograd.
+
+    Weight decay leaves the linear path alone.
+    """
     config = TINY.with_changes(
         normalize=normalize,
         weight_decay=weight_decay,
         huber_threshold=threshold,
+        linear_skip=linear_skip,
         batch_size=10_000,
         learning_rate=1e-2,
         halve_learning_rate_every=2,
@@ -52,7 +62,9 @@ def test_full_batches_are_torch_adam(log, normalize, weight_decay, threshold):
     states, targets = (torch.tensor(array.T, dtype=torch.float32) for array in (observations, changes))
     agents, actions = torch.tensor(log.agents.astype(int)), torch.tensor(log.actions)
     leaves = {name: torch.tensor(array).requires_grad_() for name, array in start.parameters.items()}
-    optimizer = torch.optim.AdamW(leaves.values(), lr=1e-2, weight_decay=weight_decay)
+    decayed = {"params": [leaf for name, leaf in leaves.items() if name != "state.skip"]}
+    others = {"params": [leaf for name, leaf in leaves.items() if name == "state.skip"], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, others], lr=1e-2, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     for _ in range(6):
         optimizer.zero_grad()
