@@ -68,8 +68,12 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "factors as trained": {"refit_factors": False},
             "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
             "normalized": {"normalize": True},
-            "batches of 64": {"max_steps_per_epoch": 0},
-            **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.15, 0.2, 0.3)},
+            "no linear path": {"linear_skip": False},
+            "rank 5": {"rank": 5},
+            "half the epochs": {"epochs": 300, "halve_learning_rate_every": 40},
+            "twice the epochs": {"epochs": 1200, "halve_learning_rate_every": 160},
+            "batches of 64": {"batch_size": 64, "max_steps_per_epoch": 0},
+            **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.2, 0.3)},
         },
     }[env]
     changed = {name: ours.with_changes(**change) for name, change in changes.items()}
