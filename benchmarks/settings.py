@@ -70,6 +70,7 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "normalized": {"normalize": True},
             "no linear path": {"linear_skip": False},
             "rank 5": {"rank": 5},
+            "rank 8": {"rank": 8},
             "half the epochs": {"epochs": 300, "halve_learning_rate_every": 40},
             "twice the epochs": {"epochs": 1200, "halve_learning_rate_every": 160},
             "batches of 64": {"batch_size": 64, "max_steps_per_epoch": 0},

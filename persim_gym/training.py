@@ -21,7 +21,7 @@ from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import loss_and_gradients, predict
-from persim_gym.model import SKIP, Ensemble, Normalizer, Outcome, parameter_shapes
+from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
 from persim_gym.outcome_training import fit_outcomes, outcome_errors
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
@@ -208,9 +208,7 @@ class _Trainer:
         count = sum(_padded(shape) for shape, _ in shapes.values())
         self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        decayed = sum(_padded(shape) for name, (shape, _) in shapes.items() if name != SKIP)
-        self._groups = [(slice(decayed), config.weight_decay), (slice(decayed, count), 0.0)][: 1 + (SKIP in shapes)]
-        self.step = torch.zeros(len(self._groups), device=device)
+        self.step = torch.zeros((), device=device)
         self.parameters = _views(self.flat, shapes)
         self.gradients = _views(self.flat_gradient, shapes)
         for name, (_, fan_in) in shapes.items():
@@ -240,13 +238,12 @@ class _Trainer:
         return float(total.mean())
 
     def _descend(self, learning_rate: float) -> None:
-        """Take one step of Adam on all parameters of all members, which are one tensor; the linear path is its end."""
-        for index, (part, decay) in enumerate(self._groups):
-            adam(
-                [self.flat[part]], [self.flat_gradient[part]], [self.first_moment[part]], [self.second_moment[part]],
-                [], [self.step[index]], fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
-                weight_decay=decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
-            )  # fmt: skip
+        """Take one step of Adam on all parameters of all members, which are one tensor."""
+        adam(
+            [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
+            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
+            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
+        )  # fmt: skip
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that the rest of the run depends on."""
