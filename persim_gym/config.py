@@ -102,10 +102,10 @@ CONFIGS: dict[str, PerSimConfig] = {
     "HalfCheetah": _HALF_CHEETAH,
     "HalfCheetah-text": _HALF_CHEETAH.with_changes(state_hidden=(256,) * 4, action_hidden=(256, 256), batch_size=512),
     # Ours ("PerSim+"): a higher learning rate that decays. MountainCar's rare hits of the wall are outliers in the
-    # velocity's change, which a squared error lets bend everything else. CartPole near its balance is nearly linear, and
-    # so, where the log is silent, is a model with a linear path. Rank 5 is enough for its equations, but every third
-    # member then gets stuck at an error twenty times the others'; of rank 6 one in fifteen does, so the best five of
-    # eight are kept; of rank 8 the short poles come out worse. Good policies leave logs eight times as long as the
+    # velocity's change, which a squared error lets bend everything else. CartPole near its balance is nearly linear,
+    # and so, where the log is silent, is a model with a linear path. Rank 5 is enough for its equations, but every
+    # third member then gets stuck at an error twenty times the others'; of rank 6 one in fifteen does, so the best five
+    # of eight are kept; of rank 8 the short poles come out worse. Good policies leave logs eight times as long as the
     # random one; larger batches learn them in as many steps.
     "MountainCar+": _MOUNTAIN_CAR.with_changes(
         normalize=True,

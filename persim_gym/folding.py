@@ -70,7 +70,7 @@ def fold(ensemble: Ensemble, agent: int, factors: np.ndarray | None = None) -> F
 
 
 def _with_skip(layers: Layers, skip: np.ndarray) -> Layers:
-    """Return ReLU layers that contain a linear path (M, outputs, D): s = relu(s) − relu(−s), passed on by each layer."""
+    """Return ReLU layers that contain a linear path (M, outputs, D): s = relu(s) − relu(−s), which each passes on."""
     members, _, size = skip.shape
     *hidden, (head, head_bias) = layers
     wider = []
