@@ -1,18 +1,28 @@
-"""The CPU's blocked network against the paper's sum, row by row in float64."""
+"""The CPU's networks for columns of states, in blocks and compiled, against the paper's sum, row by row in float64."""
 
 import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
+from persim_gym import compiled
 from persim_gym.blocks import BLOCK, BlockNetwork
+from persim_gym.compiled import CompiledNetwork
 from persim_gym.folding import fold
 from persim_gym.rollouts import simulated_returns
+
+
+@pytest.fixture(params=[BlockNetwork, CompiledNetwork])
+def make(request):
+    """Each of the networks."""
+    if request.param is CompiledNetwork:
+        pytest.importorskip("numba")
+    return request.param
 
 
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
 @pytest.mark.parametrize("config", [SMALL, SKIPPING])
 @pytest.mark.parametrize("counts", [(1, 1, 1), (5, 0, BLOCK + 3), (BLOCK, 2 * BLOCK, 7)])
-def test_every_members_columns(name, counts, config):
+def test_every_members_columns(make, name, counts, config):
     """Any number of columns a member, none included, in one block or several; normalized states too."""
     ensemble, rng = random_ensemble(name, config.with_changes(normalize=True)), np.random.default_rng(0)
     states = rng.normal(size=(sum(counts), ensemble.task.observation_size))
@@ -21,7 +31,7 @@ def test_every_members_columns(name, counts, config):
     stops = np.cumsum(counts)
     owner = np.repeat(np.arange(3), counts)
     expected = states + changes[owner, np.arange(len(states))]
-    network = BlockNetwork(fold(ensemble, 1), None)
+    network = make(fold(ensemble, 1), None)
     columns = network.start(states)
     found = network.next_states(columns, actions, stops)
     np.testing.assert_allclose(found[:-1].T, expected, atol=1e-5)
@@ -30,11 +40,11 @@ def test_every_members_columns(name, counts, config):
     np.testing.assert_allclose(last[:-1].T, expected[owner == 2], atol=1e-5)
 
 
-def test_bounds_and_nan():
+def test_bounds_and_nan(make):
     """States are kept within the bounds; what is not a number stays so and does not spread to other columns."""
     ensemble = random_ensemble("MountainCar", step_size=100.0)
     low, high = np.array([-1.0, -0.5]), np.array([2.0, 0.25])
-    network = BlockNetwork(fold(ensemble, 0), (low, high))
+    network = make(fold(ensemble, 0), (low, high))
     states = np.random.default_rng(0).normal(size=(30, 2))
     states[4] = np.nan
     actions = np.zeros(90, int)
@@ -52,10 +62,38 @@ def test_what_fits():
     assert random_ensemble("HalfCheetah").simulator(0).blocks(0) is None
 
 
+def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
+    """The network is asked for once an agent."""
+    for installed, network in ((True, CompiledNetwork), (False, BlockNetwork)):
+        if installed:
+            pytest.importorskip("numba")
+        monkeypatch.setattr(compiled, "available", lambda installed=installed: installed)
+        assert type(random_ensemble("CartPole").simulator(0).blocks(0)) is network
+
+
+def test_without_a_place_to_keep_the_kernel(monkeypatch):
+    """It is compiled for this process alone."""
+    numba = pytest.importorskip("numba")
+    njit, kept = numba.njit, []
+
+    def refuse(signature, **settings):
+        kept.append(settings.pop("cache", False))
+        if kept[-1]:
+            raise RuntimeError("cannot cache function")
+        return njit(signature, **settings)
+
+    monkeypatch.setattr(numba, "njit", refuse)
+    compiled._kernel.cache_clear()
+    test_every_members_columns(CompiledNetwork, "MountainCar", (5, 0, 3), SMALL)
+    compiled._kernel.cache_clear()
+    assert kept == [True, False]
+
+
 @pytest.mark.parametrize("candidates", [90, 700])
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
-def test_returns_are_those_of_torchs_rollouts(name, candidates, monkeypatch):
+def test_returns_are_those_of_torchs_rollouts(make, name, candidates, monkeypatch):
     """With rollouts that end at different steps and are dropped on the way."""
+    monkeypatch.setattr(compiled, "available", lambda: make is CompiledNetwork)
     ensemble, rng = random_ensemble(name, step_size=0.05), np.random.default_rng(0)
     starts, simulator = 0.05 * rng.normal(size=(1, ensemble.task.observation_size)), ensemble.simulator(0)
     actions = random_actions(ensemble.task, rng, 1, candidates, 20)

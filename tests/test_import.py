@@ -11,7 +11,7 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "simulator", "selection", "covariates",
+    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled", "simulator", "selection", "covariates",
     "factors", "calibration", "outcome_training", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
@@ -103,6 +103,7 @@ def test_who_knows_nothing_of_what():
             "model",
             "folding",
             "blocks",
+            "compiled",
             "simulator",
             "training",
             "rollouts",
