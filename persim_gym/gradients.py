@@ -59,7 +59,7 @@ def _look_up(parameters: Parameters, name: str, rows: Tensor, members: int) -> T
     """Return factors (M, r, B) from a table (M, n, r), by flat row numbers (M·B,) with member m at m·n."""
     table = parameters[f"{name}.weight"]
     factors = table.reshape(-1, table.shape[2]).index_select(0, rows).view(members, -1, table.shape[2])
-    return factors.transpose(1, 2).contiguous() + parameters[f"{name}.bias"][:, :, None]
+    return factors.transpose(1, 2).contiguous().add_(parameters[f"{name}.bias"][:, :, None])
 
 
 def _look_up_backward(gradients: Parameters, name: str, rows: Tensor, slope: Tensor) -> None:

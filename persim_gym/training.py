@@ -33,6 +33,8 @@ _CHECKPOINT_SECONDS = 30.0
 _MAX_INITIAL_OBSERVATIONS = 10_000
 _EVALUATION_BATCH = 8192
 _FLOATS_PER_CACHE_LINE = 16
+_GATHERED_AT_ONCE = 1024
+"""Transitions of a member that are fetched together, for several small batches."""
 
 
 def fit(
@@ -133,7 +135,7 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     members = ensemble.num_members
     total = torch.zeros(members + 1, trajectories.observations.shape[1], dtype=torch.float64)
     for part in torch.as_tensor(rows).split(_EVALUATION_BATCH):
-        states, agents, actions, changes = columns.batch(part.expand(members, -1))
+        states, agents, actions, changes = columns.gather(part.expand(members, -1)).batch(0, len(part))
         errors = predict(parameters, states, agents, actions) - changes
         errors = torch.cat([errors, errors.mean(0, keepdim=True)]) * scale[:, None]
         total += errors.square().sum(2)
@@ -182,20 +184,43 @@ class _Columns:
             task.action_size,
         )
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return states (M, D, B), agent rows (M·B,), actions and changes (M, D, B) of transitions (M, B)."""
-        members, batch = rows.shape
+    def gather(self, rows: Tensor) -> _Gathered:
+        """Return every member's own transitions (M, n)."""
+        members, count = rows.shape
         flat = rows.reshape(-1)
-        numbers = self.numbers.index_select(0, flat).view(members, batch, -1).transpose(1, 2)
-        states, changes = numbers.chunk(2, dim=1)
+        numbers = self.numbers.index_select(0, flat).view(members, count, -1).transpose(1, 2).contiguous()
         member = torch.arange(members, device=rows.device)[:, None]
-        agents = self.agents.index_select(0, flat).view(members, batch) + member * self.num_agents
+        agents = self.agents.index_select(0, flat).view(members, count) + member * self.num_agents
         actions = self.actions.index_select(0, flat)
         if actions.dim() == 1:
-            actions = (actions.view(members, batch) + member * self.num_actions).view(-1)
+            actions = actions.view(members, count) + member * self.num_actions
         else:
-            actions = actions.view(members, batch, -1).transpose(1, 2).contiguous()
-        return states.contiguous(), agents.view(-1), actions, changes.contiguous()
+            actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
+        return _Gathered(*numbers.chunk(2, dim=1), agents, actions)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Transitions of every member, in its own order."""
+
+    states: Tensor
+    """(M, D, n)."""
+    changes: Tensor
+    """(M, D, n)."""
+    agents: Tensor
+    """(M, n) rows of the agent table, member m's at m·N."""
+    actions: Tensor
+    """(M, n) rows of the action table, or (M, A, n)."""
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return states (M, D, B), agent rows (M·B,), actions (M·B,) or (M, A, B), and changes (M, D, B) of a part."""
+        actions = self.actions[..., start:stop]
+        return (
+            self.states[..., start:stop],
+            self.agents[:, start:stop].reshape(-1),
+            actions.reshape(-1) if actions.dim() == 2 else actions,
+            self.changes[..., start:stop],
+        )
 
 
 class _Trainer:
@@ -215,6 +240,7 @@ class _Trainer:
             bound = fan_in**-0.5  # torch's own initialization of a linear layer
             self.parameters[name].uniform_(-bound, bound, generator=self.generator)
 
+    @torch.inference_mode()
     def run_epoch(self, columns: _Columns, rows: Tensor) -> float:
         """Visit every transition once, each member in its own order; return the mean loss."""
         config, count = self.config, len(rows)
@@ -228,12 +254,16 @@ class _Trainer:
             ]
         )
         total = torch.zeros(config.num_members, device=rows.device)
-        for part in order.split(config.batch_size_for(count), dim=1):
-            losses = loss_and_gradients(
-                self.parameters, self.gradients, *columns.batch(part), huber_threshold=config.huber_threshold
-            )
-            total.add_(losses, alpha=part.shape[1] / count)
-            self._descend(learning_rate)
+        size = config.batch_size_for(count)
+        for part in order.split(size * max(1, _GATHERED_AT_ONCE // size), dim=1):
+            gathered = columns.gather(part)
+            for start in range(0, part.shape[1], size):
+                stop = min(start + size, part.shape[1])
+                losses = loss_and_gradients(
+                    self.parameters, self.gradients, *gathered.batch(start, stop), huber_threshold=config.huber_threshold
+                )
+                total.add_(losses, alpha=(stop - start) / count)
+                self._descend(learning_rate)
         self.epoch += 1
         return float(total.mean())
 
