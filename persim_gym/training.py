@@ -196,7 +196,8 @@ class _Columns:
             actions = actions.view(members, count) + member * self.num_actions
         else:
             actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
-        return _Gathered(*numbers.chunk(2, dim=1), agents, actions)
+        states, changes = numbers.chunk(2, dim=1)
+        return _Gathered(states, changes, agents, actions)
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,10 @@ class _Trainer:
             for start in range(0, part.shape[1], size):
                 stop = min(start + size, part.shape[1])
                 losses = loss_and_gradients(
-                    self.parameters, self.gradients, *gathered.batch(start, stop), huber_threshold=config.huber_threshold
+                    self.parameters,
+                    self.gradients,
+                    *gathered.batch(start, stop),
+                    huber_threshold=config.huber_threshold,
                 )
                 total.add_(losses, alpha=(stop - start) / count)
                 self._descend(learning_rate)
