@@ -311,7 +311,7 @@ before = speed.resident("VmRSS")
 {code}
 print(speed.resident("VmHWM") - before)
 """
-_FIT = "speed.fit({log}, config=config, task=task, validation_fraction=0, progress=False, device='cpu')"
+_FIT = "speed.persim_gym.fit({log}, config=config, task=task, validation_fraction=0, progress=False, device='cpu')"
 _TRAIN = "speed_reference.train({log}, task, config)"
 
 
