@@ -262,3 +262,15 @@ def test_the_limit_on_an_epochs_steps_is_the_batch_size_it_means(cart_pole_log):
     for name, array in given.parameters.items():
         np.testing.assert_array_equal(limited.parameters[name], array)
     assert not np.array_equal(limited.parameters["agent.weight"], small.parameters["agent.weight"])
+
+
+def test_batches_fetched_together_are_the_same_batches(cart_pole_log, monkeypatch):
+    """One by one or sixteen at a time, the last one cut short: the same bits."""
+    config = SMALL.with_changes(batch_size=7, epochs=2, linear_skip=True)
+
+    def trained():
+        return fit(cart_pole_log, config=config, validation_fraction=0, progress=False)
+
+    together = trained()
+    monkeypatch.setattr(training, "_GATHERED_AT_ONCE", 1)
+    assert cart_pole_log.num_transitions % 7 and same_bits(together, trained())
