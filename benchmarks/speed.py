@@ -86,16 +86,21 @@ def rows(part: str, what: str, measured: dict[str, list[float]], unit: str = "s"
         yield row
 
 
-def made_up_ensemble(task_name: str, config: PerSimConfig, num_agents: int = NUM_AGENTS) -> Ensemble:
-    """Return an untrained ensemble: what a step costs does not depend on the weights."""
-    task, rng = get_task(task_name), np.random.default_rng(0)
-    shapes = parameter_shapes(
+def shapes_of(task: Task, config: PerSimConfig, num_agents: int) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and fan-in of every parameter of an ensemble."""
+    return parameter_shapes(
         config,
         num_agents=num_agents,
         observation_size=task.observation_size,
         action_size=task.action_size,
         discrete=task.discrete,
     )
+
+
+def made_up_ensemble(task_name: str, config: PerSimConfig, num_agents: int = NUM_AGENTS) -> Ensemble:
+    """Return an untrained ensemble: what a step costs does not depend on the weights."""
+    task, rng = get_task(task_name), np.random.default_rng(0)
+    shapes = shapes_of(task, config, num_agents)
     parameters = {
         name: (rng.uniform(-1, 1, shape) * fan_in**-0.5).astype(np.float32) for name, (shape, fan_in) in shapes.items()
     }
@@ -127,13 +132,7 @@ def shipped(name: str) -> Ensemble:
 def epoch(log: Trajectories, task: Task, config: PerSimConfig) -> float:
     """Train for one epoch from nothing, as `fit` does; the posterior that it infers in the end is no part of it."""
     device = torch.device("cpu")
-    shapes = parameter_shapes(
-        config,
-        num_agents=log.num_agents,
-        observation_size=task.observation_size,
-        action_size=task.action_size,
-        discrete=task.discrete,
-    )
+    shapes = shapes_of(task, config, log.num_agents)
     columns = _Columns.of(log, task, Normalizer.identity(task.observation_size), device)
     return _Trainer(shapes, config, 0, device).run_epoch(columns, torch.arange(log.num_transitions))
 

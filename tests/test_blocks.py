@@ -64,7 +64,7 @@ def test_what_fits():
 
 def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
     """The network is asked for once an agent."""
-    for installed, network in ((True, CompiledNetwork), (False, BlockNetwork)):
+    for installed, network in ((False, BlockNetwork), (True, CompiledNetwork)):
         if installed:
             pytest.importorskip("numba")
         monkeypatch.setattr(compiled, "available", lambda installed=installed: installed)
