@@ -52,8 +52,7 @@ EVALUATION_EPISODES = {"MountainCar": 50, "CartPole": 50, "HalfCheetah": 5}
 
 def make_env(task: Task, covariates: tuple[float, ...]) -> gym.Env:
     """Return the true system with the task's time limit."""
-    env = HeterogeneousEnv(task.name, **dict(zip(task.covariate_names, covariates, strict=True)))
-    return gym.wrappers.TimeLimit(env, task.max_episode_steps)
+    return HeterogeneousEnv(task.name, **dict(zip(task.covariate_names, covariates, strict=True)))
 
 
 def make_learner(task: Task, env: gym.Env, seed: int) -> DQN | TD3:

@@ -70,9 +70,7 @@ def generate(
 
     """
     indices = _checked_agents(ensemble, agents, episodes_per_agent)
-    limit = ensemble.task.max_episode_steps if max_episode_steps is None else max_episode_steps
-    if limit < 1:
-        raise InvalidArgumentError(f"max_episode_steps={limit} must be at least 1")
+    limit = ensemble.task.limit_of(max_episode_steps)
     start_seed, action_seed = np.random.SeedSequence(seed).spawn(2)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))

@@ -345,6 +345,29 @@ class TestEnd:
         env.reset(seed=0)
         assert not env.step(1)[2]
 
+    @pytest.mark.parametrize("env_id", ["PerSim-MountainCar-agent4-v0", "Heterogeneous-MountainCar-v0"])
+    def test_after_the_time_limit(self, env_id):
+        """Made by Gymnasium or not, with the task's limit, a longer or a shorter one."""
+        for settings, limit in (
+            ({}, 500),
+            ({"time_limit": 600, "max_episode_steps": 600}, 600),
+            ({"time_limit": 3}, 3),
+        ):
+            made = gymnasium.make(env_id, **settings)
+            for env in (made, made.unwrapped):
+                for _ in range(2):
+                    env.reset(seed=0)
+                    cut = [env.step(1)[3] for _ in range(limit)]
+                    assert not any(cut[:-1]) and cut[-1]
+                    with pytest.raises(errors.EpisodeOverError, match=f"limit of {limit} steps: call reset"):
+                        env.step(1)
+
+    def test_no_such_limit(self, cart_pole):
+        with pytest.raises(errors.InvalidArgumentError, match="max_episode_steps=0"):
+            PersonalizedEnv(cart_pole, time_limit=0)
+        with pytest.raises(errors.InvalidArgumentError, match="max_episode_steps=-1"):
+            PersonalizedVectorEnv(cart_pole, max_episode_steps=-1)
+
 
 def test_pictures_show_the_simulated_state():
     """The same picture as of the true system in the same state."""

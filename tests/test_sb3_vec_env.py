@@ -27,7 +27,7 @@ def test_steps_are_those_of_single_environments(adapter, cart_pole):
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     def make(agent):
-        return lambda: gymnasium.wrappers.TimeLimit(PersonalizedEnv(cart_pole, agent), LIMIT)
+        return lambda: PersonalizedEnv(cart_pole, agent, time_limit=LIMIT)
 
     dummy = DummyVecEnv([make(agent) for agent in (0, 3, 4, 7)])
     assert adapter.observation_space == dummy.observation_space and adapter.action_space == dummy.action_space

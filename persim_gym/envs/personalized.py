@@ -42,6 +42,7 @@ class PersonalizedEnv(TaskEnv):
         ensemble: str = "aggregate",
         uncertainty: bool = False,
         render_mode: str | None = None,
+        time_limit: int | None = None,
     ) -> None:
         """Bind a trained ensemble to an agent.
 
@@ -56,6 +57,8 @@ class PersonalizedEnv(TaskEnv):
             uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
                 the uncertainty of the agent's factor and noise together.
             render_mode: None, "rgb_array" or "human".
+            time_limit: steps after which an episode is truncated; the task's if not given. ``gym.make`` wraps a limit
+                of its own around this one, so that a longer one must be given as ``max_episode_steps`` too.
 
         """
         check_mode(ensemble)
@@ -72,7 +75,7 @@ class PersonalizedEnv(TaskEnv):
         hidden = task.default_covariates
         if recorded is not None and np.isfinite(recorded[self.agent]).all():
             hidden = recorded[self.agent]
-        super().__init__(task, hidden, render_mode)
+        super().__init__(task, hidden, render_mode, time_limit)
         self.aggregate = aggregate
         self._draw_member = ensemble in ("member", "posterior")
         self._draw_factors = ensemble == "posterior"

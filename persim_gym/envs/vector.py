@@ -104,7 +104,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self.ensemble, self.num_envs = known, num_envs
         self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
-        self.max_episode_steps = self.task.max_episode_steps if max_episode_steps is None else max_episode_steps
+        self.max_episode_steps = self.task.limit_of(max_episode_steps)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self._observations: FloatArray | None = None

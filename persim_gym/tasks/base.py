@@ -153,8 +153,7 @@ class Task:
         names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
         if len(names) != self.observation_size:
             raise InvalidArgumentError(f"task {self.name} has {self.observation_size} coordinates, {len(names)} names")
-        if isinstance(self.max_episode_steps, bool) or not self.max_episode_steps >= 1:
-            raise InvalidArgumentError(f"max_episode_steps={self.max_episode_steps} must be at least 1")
+        self.limit_of(self.max_episode_steps)
         if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
             raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
         object.__setattr__(self, "observation_names", names)
@@ -165,6 +164,18 @@ class Task:
     def learned(self) -> tuple[str, ...]:
         """Which of "reward" and "terminated" are to be learned from the log."""
         return tuple(name for name in ("reward", "terminated") if isinstance(getattr(self, name), ToLearn))
+
+    def limit_of(self, max_episode_steps: int | None) -> int:
+        """Return the time limit of an episode: the task's if None.
+
+        Raises:
+            InvalidArgumentError: it is less than 1.
+
+        """
+        limit = self.max_episode_steps if max_episode_steps is None else max_episode_steps
+        if isinstance(limit, bool) or not limit >= 1:
+            raise InvalidArgumentError(f"max_episode_steps={limit} must be at least 1")
+        return limit
 
     @property
     def observation_size(self) -> int:

@@ -31,13 +31,17 @@ _item = np.ndarray.__getitem__
 class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     """A Gymnasium environment whose spaces, reward, termination and pictures are a `Task`'s.
 
-    ``reset(options={"state": observation})`` starts from a given state.
+    An episode is truncated after ``time_limit`` steps, by default the task's; ``gym.make``'s ``max_episode_steps`` can
+    only shorten it. ``reset(options={"state": observation})`` starts from a given state.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}
 
-    def __init__(self, task: Task, covariates: FloatArray, render_mode: str | None) -> None:
+    def __init__(
+        self, task: Task, covariates: FloatArray, render_mode: str | None, time_limit: int | None = None
+    ) -> None:
         self.task = task
+        self.max_episode_steps = task.limit_of(time_limit)
         self.covariates = covariates
         self.metadata = {**type(self).metadata, "render_fps": task.render_fps}
         self.observation_space = task.observation_space
@@ -50,6 +54,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         self._renderer: Renderer | None = None
         self._observation: FloatArray | None = None
         self._over = True
+        self._steps = 0
 
     @abstractmethod
     def _begin(self, state: FloatArray | None) -> FloatArray:
@@ -64,6 +69,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         state = None if not options else options.get("state")
         self._observation = self._begin(None if state is None else self.task.check_observation(state))
         self._over = False
+        self._steps = 0
         if self.render_mode == "human":
             self.render()
         return self._observation.astype(np.float32), {}
@@ -71,17 +77,29 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         task, observation = self.task, self._observation
         if self._over or observation is None:
-            raise EpisodeOverError("the episode is over or has not begun: call reset() before step()")
+            raise EpisodeOverError(self._how_it_ended())
         action = task.check_action(action)
         next_observation, truncated, info = self._advance(observation, action)
         point = next_observation.view(_Point)
         reward = float(task.reward(observation, action, point))
         terminated = bool(task.terminated(point))
+        self._steps += 1
+        truncated = truncated or self._steps >= self.max_episode_steps
         self._over = terminated or truncated
         self._observation = next_observation
         if self.render_mode == "human":
             self.render()
         return next_observation.astype(np.float32), reward, terminated, truncated, info
+
+    def _how_it_ended(self) -> str:
+        if self._observation is None:
+            return "no episode has begun: call reset() before step()"
+        if self._steps < self.max_episode_steps:
+            return "the episode is over: call reset() before step()"
+        return (
+            f"the episode ended at its time limit of {self.max_episode_steps} steps: call reset() before step(), or "
+            "make the environment with a larger time_limit"
+        )
 
     def render(self) -> Any:
         if self.render_mode is None:

@@ -21,9 +21,11 @@ class HeterogeneousEnv(TaskEnv):
     Reward, termination, time limit and start states are the task's (`persim_gym.tasks`), shared with the simulators.
     """
 
-    def __init__(self, task: str, render_mode: str | None = None, **covariates: float) -> None:
+    def __init__(
+        self, task: str, render_mode: str | None = None, time_limit: int | None = None, **covariates: float
+    ) -> None:
         known = get_task(task)
-        super().__init__(known, known.covariate_vector(covariates), render_mode)
+        super().__init__(known, known.covariate_vector(covariates), render_mode, time_limit)
         self.system = known.system(self.covariates)
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
