@@ -108,15 +108,18 @@ class MeanStepper:
         first[size, : members * width] = bias.reshape(-1)
         first[:size, members * width : -1] = np.concatenate([np.eye(size), -np.eye(size)], axis=1)
         first[size, -1] = 1.0
-        self._first = first
+        # Members with a linear path beside their hidden layer have units in common, with each other and with those.
+        first, places = np.unique(first, axis=1, return_inverse=True)
+        self._first = np.ascontiguousarray(first)
         self._input = np.ones(size + 1, np.float32)
         self._hidden = np.empty(first.shape[1], np.float32)
         self._zeros = np.zeros(first.shape[1], np.float32)
-        self._heads = [_mean_head(network, action) for action in range(network.num_actions)]
-        # Sums of squares: a column for each coordinate's deviations, and one for everything.
-        self._sums = np.zeros((members * size, size + 1), np.float32)
-        self._sums[size:, :size] = np.tile(np.eye(size) / members, (members - 1, 1))
-        self._sums[:, size] = 1.0
+        self._heads = [
+            _sum_columns(_mean_head(network, action), places.reshape(-1), first.shape[1])
+            for action in range(network.num_actions)
+        ]
+        self._mean_squares = np.zeros((members * size, size), np.float32)
+        self._mean_squares[size:] = np.tile(np.eye(size) / members, (members - 1, 1))
         self.size = size
         self._state = self._input[:-1]
         largest = np.abs(first).sum(axis=0).max() * max(np.abs(head).sum(axis=1).max() for head in self._heads)
@@ -128,20 +131,19 @@ class MeanStepper:
         """Whether the network has one hidden layer and discrete actions."""
         return len(network.hidden) == 1 and network.num_actions > 0
 
-    def __call__(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Return the mean next state (D,) float32, the members' deviation (D,), and whether all is finite.
+    def __call__(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean next state (D,) float32 and the members' deviation (D,).
 
         Where the state is beyond ``limit``, use `guarded`.
         """
-        size, hidden = self.size, self._hidden
-        self._state[:] = state
+        hidden = self._hidden
+        self._state[...] = state
         np.dot(self._input, self._first, out=hidden)
         np.maximum(hidden, self._zeros, out=hidden)
         outputs = np.dot(self._heads[action], hidden)
-        sums = np.dot(outputs * outputs, self._sums)
-        return outputs[:size], np.sqrt(sums[:size]), isfinite(sums[size])
+        return outputs[: self.size], np.sqrt(np.dot(outputs * outputs, self._mean_squares))
 
-    def guarded(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    def guarded(self, state: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the same for any state, without a warning where the model diverges; a microsecond slower."""
         with np.errstate(over="ignore", invalid="ignore"):
             return self(state, action)
@@ -160,7 +162,15 @@ def _mean_head(network: FoldedNetwork, action: int) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # a model that is not finite
         head[:, :, -1] = mixing @ bias[:, rows, 0]
     head[0, :, members * width : -1] = np.concatenate([np.eye(size), -np.eye(size)], axis=1)
-    return head.reshape(members * size, -1).astype(np.float32)
+    return head.reshape(members * size, -1)
+
+
+def _sum_columns(head: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` columns, each the sum of the columns of ``head`` that have its number in ``places``."""
+    summed = np.zeros((count, len(head)))
+    with np.errstate(invalid="ignore"):  # a model that is not finite
+        np.add.at(summed, places, head.T)
+    return np.ascontiguousarray(summed.T, np.float32)
 
 
 def _contrasts(members: int) -> np.ndarray:

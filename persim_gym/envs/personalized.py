@@ -95,7 +95,7 @@ class PersonalizedEnv(TaskEnv):
         self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
-        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.inf
+        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.finfo(np.float32).max
         self._lows = np.maximum(task.observation_space.low, -limit).tolist()
         self._highs = np.minimum(task.observation_space.high, limit).tolist()
 
@@ -121,23 +121,23 @@ class PersonalizedEnv(TaskEnv):
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
         predict = self._guarded if self._far else self._predict
-        proposed, disagreement, finite = predict(observation, action)
+        proposed, disagreement = predict(observation, action)
         info = {"disagreement": disagreement}
         if self._uncertainty:
             prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
             info["standard_deviation"] = prediction.standard_deviation[0]
-        if not finite and not np.isfinite(proposed).all():
-            return observation, True, {**info, "diverged": True}
         self._far = False
         for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
             if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
                 self._far = True
+                if not np.isfinite(proposed).all():
+                    return observation, True, {**info, "diverged": True}
                 proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
                 break
         return proposed, False, info
 
-    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray, bool]:
-        """Return the next state (D,), the members' deviation (D,), and whether the state is finite."""
+    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray]:
+        """Return the next state (D,) and the members' deviation (D,)."""
         changes = self._stepper.changes(observation, action)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
             disagreement = changes.std(axis=0)
@@ -146,7 +146,7 @@ class PersonalizedEnv(TaskEnv):
             else:
                 change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
             proposed = observation + change
-        return proposed, disagreement, bool(np.isfinite(proposed).all())
+        return proposed, disagreement
 
 
 class _SimulatorStepper:
