@@ -25,11 +25,16 @@ SYNTHETIC_EPISODES = 5
 
 def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
     """Return the scores of a cell of one of these methods, measured now or in an earlier run; training included."""
-    config = protocol.config_name(cell.env, protocol.SIMULATOR_OF[cell.method])
-    ensemble = measure.trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
+    ensemble = simulators(cell, device=device, cache=cache)
     log = measure.logged(cell.env, cell.data, cell.scale)
     measured = baseline_methods.by_agent(cell, folder, lambda agent: _score(cell, ensemble, log, agent, device))
     return measure.with_wall(measured, ensemble)
+
+
+def simulators(cell: Cell, *, device: str, cache: Path) -> Ensemble:
+    """Return the ensemble that a method's synthetic trajectories come from, trained now or earlier."""
+    config = protocol.config_name(cell.env, protocol.SIMULATOR_OF[cell.method])
+    return measure.trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:

@@ -78,20 +78,20 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     """Train one policy for all agents (-P) or one for each (-A), and score it."""
-    name, _, variant = cell.method.partition("-")
+    fit = learner(cell.method)
     log = measure.logged(cell.env, cell.data, cell.scale)
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
-    if name != "MOReL":
+    if fit is not fit_morel:
         settings["device"] = device
 
     def returns(policy: Policy, agent: int) -> Score:
         return _score(cell, policy, agent, cell.scale.policy_episodes)
 
-    if variant == "A":
-        return by_agent(cell, folder, lambda agent: returns(FITS[name](log, agent=agent, **settings), agent))
+    if cell.method.endswith("-A"):
+        return by_agent(cell, folder, lambda agent: returns(fit(log, agent=agent, **settings), agent))
 
     def everyones() -> list[Score]:
-        policy = FITS[name](log, **settings)
+        policy = fit(log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
     return measure.once(folder / cell.name, everyones)
@@ -99,9 +99,14 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
 
 def score_policy(cell: Cell, log: Trajectories, agent: int, device: str) -> Score:
     """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
-    name = "BCQ" if "BCQ" in cell.method else "CQL"
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
-    return _score(cell, FITS[name](log, device=device, **settings), agent, cell.scale.policy_episodes)
+    return _score(cell, learner(cell.method)(log, device=device, **settings), agent, cell.scale.policy_episodes)
+
+
+def learner(method: str) -> Callable[..., Policy]:
+    """Return what trains the policy of a method, whose name contains that of BCQ, CQL or MOReL."""
+    (name,) = (name for name in FITS if name in method)
+    return FITS[name]
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:

@@ -2,7 +2,8 @@
 
     python benchmarks/plateau.py --env MountainCar --data pure --method BCQ-A CQL-A --agent 0 --steps 6000 --every 1000
 
-Replaces these methods' rows in results/plateau.csv: the mean return of 100 episodes in the agent's true system.
+Replaces these methods' rows in results/plateau.csv: the mean return of 100 episodes in the agent's true system. How
+many steps suffice is to be read from agents that no table reports, 5 and above.
 """
 
 from __future__ import annotations
@@ -13,41 +14,48 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import augmented
+import baseline_methods
+import measure
 import numpy as np
 import protocol
-from baseline_methods import FITS
-from measure import logged
 from results import RESULTS
 
-from persim_gym import get_task, storage
+from persim_gym import Trajectories, get_task, storage
 from persim_gym.evaluation import run_episodes
 from persim_gym.types import Policy
 
 COLUMNS = ("env", "data", "method", "agent", "seed", "steps", "mean", "std", "scale")
-METHODS = (protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A)
+METHODS = (protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A, *protocol.SIMULATOR_OF)
 FILE = "plateau.csv"
 
 
-def curve(
-    env: str, data: str, method: str, agent: int, *, steps: int, every: int, seed: int, scale: protocol.Scale
-) -> list[tuple[str, ...]]:
+def curve(cell: measure.Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[tuple[str, ...]]:
     """Return a row after every so many gradient steps."""
-    name, _, variant = method.partition("-")
-    task = get_task(env)
+    task, scale, seed = get_task(cell.env), cell.scale, cell.seed
+    everyones = measure.logged(cell.env, cell.data, scale)
     rows = []
 
     def watch(policy: Policy, done: int) -> None:
-        system = task.system(np.tile(task.test_agents[agent], (scale.policy_episodes, 1)))
+        system = task.system(np.tile(everyones.covariates[agent], (scale.policy_episodes, 1)))
         returns, _ = run_episodes(task, policy, system, np.random.default_rng([seed, agent]))
         figures = (f"{returns.mean():.6g}", f"{returns.std():.6g}")
-        rows.append((env, data, method, str(agent), str(seed), str(done), *figures, scale.name))
+        rows.append((cell.env, cell.data, cell.method, str(agent), str(seed), str(done), *figures, scale.name))
         print(" ".join(rows[-1]), flush=True)
 
-    FITS[name](
-        logged(env, data, scale), agent=agent if variant == "A" else None, steps=steps, seed=seed, progress=False,
+    baseline_methods.learner(cell.method)(
+        _learned_from(cell, everyones, agent, cache), steps=steps, seed=seed, progress=False,
         callback=watch, callback_every=every,
     )  # fmt: skip
     return rows
+
+
+def _learned_from(cell: measure.Cell, everyones: Trajectories, agent: int, cache: Path) -> Trajectories:
+    """Return the part of a log that a method learns from, with synthetic trajectories if it is to have any."""
+    if cell.method in protocol.SIMULATOR_OF:
+        ensemble = augmented.simulators(cell, device="cpu", cache=cache)
+        return augmented.six_trajectories(cell, ensemble, everyones, agent)
+    return everyones.select([agent]) if cell.method.endswith("-A") else everyones
 
 
 def read(folder: Path = RESULTS) -> list[tuple[str, ...]]:
@@ -78,13 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", default="full")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=measure.CACHE)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
     for method in given.method:
-        new = curve(
-            given.env, given.data, method, given.agent,
-            steps=given.steps, every=given.every, seed=given.seed, scale=scale,
-        )  # fmt: skip
+        cell = measure.Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
+        new = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
         kept = [row for row in read(given.results) if row[:5] != new[0][:5]]
         write([*kept, *new], given.results)
 

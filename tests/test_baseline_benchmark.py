@@ -103,9 +103,10 @@ def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
     arguments = ["--env", "CartPole", "--data", "random", "--agent", "1", "--scale", "quick"]
     for steps in ("3", "4"):
         steps = ["--steps", steps, "--every", "2", "--results", str(tmp_path)]
-        plateau.main([*arguments, "--method", "BCQ-A", "BCQ-P", *steps])
-    rows = plateau.read(tmp_path)
-    assert [(row[2], row[5]) for row in rows] == [("BCQ-A", "2"), ("BCQ-A", "4"), ("BCQ-P", "2"), ("BCQ-P", "4")]
+        plateau.main([*arguments, "--method", "BCQ-A", "PerSim-CQL-5", *steps, "--cache", str(tmp_path)])
+    plateau.main([*arguments, "--method", "BCQ-P", "--steps", "1", "--every", "1", "--results", str(tmp_path)])
+    measured = [(row[2], row[5]) for row in plateau.read(tmp_path)]
+    assert measured == [*((name, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in ("2", "4")), ("BCQ-P", "1")]
     text = readme.tables(tmp_path)
     assert "## Learning curves" in text and "| BCQ-P" in text
     assert "max_gradient_steps = 20,000" in text
