@@ -211,7 +211,7 @@ def factor_moments(
     asked = np.arange(trajectories.num_agents) if agents is None else agents
     sums = torch.zeros(len(asked), members * size, columns, columns, dtype=torch.float64, device=place)
     counts = np.zeros(len(asked), np.int64)
-    rows = _usable_rows(ensemble, trajectories, rows)
+    rows = usable_rows(ensemble, trajectories, rows)
     if agents is not None:
         rows = rows[np.isin(trajectories.agents[rows], agents)]
     rows = rows[np.argsort(trajectories.agents[rows], kind="stable")]
@@ -227,15 +227,14 @@ def factor_moments(
     return Moments(joint[..., :-1, :-1], joint[..., :-1, -1], joint[..., -1, -1], counts)
 
 
-def _features(
-    ensemble: Ensemble, log: Trajectories, rows: IntArray, device: torch.device
-) -> Iterator[tuple[IntArray, torch.Tensor]]:
-    """Yield rows (B,) and φ, with the change as one more column: (M·D, r + 1, B) float64."""
+def standardized_batches(
+    ensemble: Ensemble, log: Trajectories, rows: IntArray, device: torch.device, size: int
+) -> Iterator[tuple[IntArray, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield rows (B,) and, as `persim_gym.gradients` has them, states, actions, and changes (D, B) float64."""
     normalizer, members = ensemble.normalizer, ensemble.num_members
-    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in ensemble.parameters.items()}
     offsets = torch.arange(members, device=device)[:, None] * ensemble.task.action_size
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
         observations = np.asarray(log.observations[part], np.float64)
         changes = np.asarray(log.next_observations[part], np.float64) - observations
         states = ((observations - normalizer.state_mean) / normalizer.state_scale).astype(np.float32)
@@ -245,15 +244,25 @@ def _features(
             actions = (actions + offsets).view(-1)
         else:
             actions = actions.T.expand(members, -1, -1).contiguous()
-        stacked = torch.tensor(states, device=device).T.expand(members, -1, -1).contiguous()
-        features = agent_features(parameters, stacked, actions)
+        yield part, torch.tensor(states, device=device).T.expand(members, -1, -1).contiguous(), actions, targets
+
+
+def _features(
+    ensemble: Ensemble, log: Trajectories, rows: IntArray, device: torch.device
+) -> Iterator[tuple[IntArray, torch.Tensor]]:
+    """Yield rows (B,) and φ, with the change as one more column: (M·D, r + 1, B) float64."""
+    members = ensemble.num_members
+    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in ensemble.parameters.items()}
+    for part, states, actions, targets in standardized_batches(ensemble, log, rows, device, _BATCH):
+        features = agent_features(parameters, states, actions)
         size, batch = features.shape[1], features.shape[3]
         joint = torch.empty(members, size, features.shape[2] + 1, batch, dtype=torch.float64, device=device)
         joint[:, :, :-1], joint[:, :, -1] = features, targets
         yield part, joint.view(members * size, -1, batch)
 
 
-def _usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -> IntArray:
+def usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -> IntArray:
+    """Return the rows, all if None, that do not end on a bound which the configuration keeps states within."""
     chosen = np.arange(log.num_transitions) if rows is None else np.asarray(rows, np.int64)
     if not ensemble.config.clip_states:
         return chosen

@@ -83,10 +83,7 @@ def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions:
     """
     members, _, batch = states.shape
     agent_factors = _look_up(parameters, "agent", agent_rows, members)
-    if actions.dim() == 1:
-        action_factors = _look_up(parameters, "action", actions, members)
-    else:
-        action_factors = encode(parameters, "action", actions)[-1]
+    action_factors = _action_factors(parameters, actions, members)
     state_factors = encode(parameters, "state", states)[-1].view(members, -1, agent_factors.shape[1], batch)
     return (state_factors * (agent_factors * action_factors)[:, None]).sum(2)
 
@@ -97,12 +94,36 @@ def agent_features(parameters: Parameters, states: Tensor, actions: Tensor) -> T
     Arguments as in `predict`.
     """
     members, size, batch = states.shape
-    if actions.dim() == 1:
-        action_factors = _look_up(parameters, "action", actions, members)
-    else:
-        action_factors = encode(parameters, "action", actions)[-1]
+    action_factors = _action_factors(parameters, actions, members)
     state_factors = encode(parameters, "state", states)[-1].view(members, size, -1, batch)
     return state_factors * action_factors[:, None]
+
+
+def head_inputs(
+    parameters: Parameters, states: Tensor, agent_rows: Tensor, actions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return h (M, K, B), what v's last layer sees, g = u(agent)·w(action) (M, r, B), and the changes (M, D, B).
+
+    The changes are Σ_lk g_l·h_k·W_dlk, where W is that layer: h is the last hidden units, 1 for the bias and, where v
+    has a linear path, the state. Arguments as in `predict`.
+    """
+    members, _, batch = states.shape
+    agent_factors = _look_up(parameters, "agent", agent_rows, members)
+    action_factors = _action_factors(parameters, actions, members)
+    activations = encode(parameters, "state", states)
+    weights = agent_factors * action_factors
+    state_factors = activations[-1].view(members, -1, agent_factors.shape[1], batch)
+    inputs = [activations[-2], torch.ones_like(activations[-2][:, :1])]
+    if "state.skip" in parameters:
+        inputs.append(states)
+    return torch.cat(inputs, dim=1), weights, (state_factors * weights[:, None]).sum(2)
+
+
+def _action_factors(parameters: Parameters, actions: Tensor, members: int) -> Tensor:
+    """Return w(action) (M, r, B)."""
+    if actions.dim() == 1:
+        return _look_up(parameters, "action", actions, members)
+    return encode(parameters, "action", actions)[-1]
 
 
 def loss_and_gradients(

@@ -23,6 +23,7 @@ from persim_gym.factors import refit_factors
 from persim_gym.gradients import loss_and_gradients, predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
 from persim_gym.outcome_training import fit_outcomes, outcome_errors
+from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
 from persim_gym.terminal import ProgressBar
@@ -355,7 +356,17 @@ class _Runs:
         )
         if config.num_members > kept.num_members:
             candidates = best_members(candidates, self._log, kept.num_members)
-        return replace(candidates, config=kept), loss
+        found = replace(candidates, config=kept)
+        if kept.refit_rounds:
+            found = refit_in_turns(
+                found,
+                self._log,
+                rounds=kept.refit_rounds,
+                rows=rows,
+                device=str(self.device),
+                progress=self._progress,
+            )
+        return found, loss
 
     def validate(self, config: PerSimConfig, kept: IntArray, held_out: IntArray) -> tuple[dict[str, float], Ensemble]:
         """Train on the kept rows; return the one-step errors on the held-out ones, and the ensemble."""

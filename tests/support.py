@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym.config import PerSimConfig
+from persim_gym.data import Trajectories
 from persim_gym.model import Ensemble, Normalizer, parameter_shapes
 from persim_gym.tasks import PlanningObjective, Task, get_task
 from persim_gym.tasks.equations import EquationSystem
@@ -92,6 +93,28 @@ def random_actions(task, rng, *shape):
     if task.discrete:
         return rng.integers(task.action_size, size=shape)
     return rng.uniform(-1, 1, size=(*shape, task.action_size))
+
+
+def simulated_log(ensemble, counts, *, noise=1e-3, seed=0, labels=None):
+    """Return transitions that the first member makes itself, with noise: ``counts`` of each of its agents."""
+    rng, task = np.random.default_rng(seed), ensemble.task
+    agents = np.repeat(np.arange(len(counts)), counts)
+    states = 0.5 * rng.normal(size=(len(agents), task.observation_size))
+    actions = random_actions(task, rng, len(agents))
+    changes = np.stack(
+        [
+            reference_changes(ensemble, agent, [s], [a])[0, 0]
+            for agent, s, a in zip(agents, states, actions, strict=True)
+        ]
+    )
+    return Trajectories.from_arrays(
+        agents=agents,
+        agent_labels=labels or [f"agent {index}" for index in range(len(counts))],
+        observations=states,
+        actions=actions,
+        next_observations=states + changes + noise * rng.normal(size=states.shape),
+        task=task.name,
+    )
 
 
 def walk_dynamics(observations, actions, covariates):

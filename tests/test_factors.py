@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import SMALL, random_actions, random_ensemble, reference_changes
+from support import SMALL, random_actions, random_ensemble, reference_changes, simulated_log
 from test_storage import rewrite_header
 
 import persim_gym
@@ -15,28 +15,6 @@ from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import get_task
 
 NORMALIZED = SMALL.with_changes(normalize=True)
-
-
-def simulated_log(ensemble, counts, *, noise=1e-3, seed=0, labels=None):
-    """Return transitions that the first member makes itself, with noise: ``counts`` of each of its agents."""
-    rng, task = np.random.default_rng(seed), ensemble.task
-    agents = np.repeat(np.arange(len(counts)), counts)
-    states = 0.5 * rng.normal(size=(len(agents), task.observation_size))
-    actions = random_actions(task, rng, len(agents))
-    changes = np.stack(
-        [
-            reference_changes(ensemble, agent, [s], [a])[0, 0]
-            for agent, s, a in zip(agents, states, actions, strict=True)
-        ]
-    )
-    return persim_gym.Trajectories.from_arrays(
-        agents=agents,
-        agent_labels=labels or [f"agent {index}" for index in range(len(counts))],
-        observations=states,
-        actions=actions,
-        next_observations=states + changes + noise * rng.normal(size=states.shape),
-        task=task.name,
-    )
 
 
 def brute_force(ensemble, log, agent, member):
