@@ -1,7 +1,9 @@
 """The last layer of the state encoder and the agents' factors, refitted in turns after training, each in closed form.
 
 Given everything else the model is linear in either. Gradient descent stops where noise, the decay of the weights and a
-falling learning rate leave it; these steps go on from there, and their error is that of the hidden features alone.
+falling learning rate leave it; these steps go on from there, and their error is that of the hidden features alone. Mere
+turns crawl along valleys in which both must change together, so each turn of the layer starts some way further along
+its last change (Nesterov, Soviet Mathematics Doklady 27, 1983); the factors are solved for anew in any case.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _BATCH = 4096
 _GROUPS_AT_ONCE = 64
 _RIDGE = 1e-4
 """Of the least squares, relative to the features' mean square: it holds weights that the log says little of where they
-were. Chosen, as the number of rounds, by the errors of training agents (benchmarks/settings.py)."""
+were. Chosen, as CartPole's number of rounds, by the free-running errors of training agents."""
 
 
 def refit_in_turns(
@@ -35,7 +37,7 @@ def refit_in_turns(
     device: str = "cpu",
     progress: bool = False,
 ) -> Ensemble:
-    """Return the ensemble after so many rounds of `refit_state_head` and `persim_gym.refit_factors`.
+    """Return the ensemble after so many rounds of `persim_gym.refit_factors` and `refit_state_head`.
 
     Args:
         ensemble: trained.
@@ -47,12 +49,17 @@ def refit_in_turns(
 
     """
     with ProgressBar(f"{ensemble.task.name}, refit", rounds, progress) as bar:
-        for _ in range(rounds):
-            ensemble = refit_state_head(ensemble, trajectories, rows=rows, device=device)
+        before = head = _head(ensemble)
+        for turn in range(rounds):
+            momentum = turn / (turn + 3)
+            further = {name: head[name] + np.float32(momentum) * (head[name] - before[name]) for name in head}
+            ensemble = replace(ensemble, parameters={**ensemble.parameters, **further})
             ensemble = refit_factors(ensemble, trajectories, rows=rows, device=device)
             noise = ensemble.known_posterior().prior.noise
+            ensemble = refit_state_head(ensemble, trajectories, rows=rows, device=device)
+            before, head = head, _head(ensemble)
             bar.advance(f"noise {np.sqrt(noise.mean()):.3e}")
-    return ensemble
+    return refit_factors(ensemble, trajectories, rows=rows, device=device)
 
 
 def refit_state_head(
@@ -79,6 +86,13 @@ def refit_state_head(
     return replace(ensemble, parameters=parameters, posterior=None)
 
 
+def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
+    """Return the parameters of the last layer of v, and of its linear path."""
+    last = num_layers(ensemble.parameters, "state") - 1
+    names = (f"state.{last}.weight", f"state.{last}.bias", SKIP)
+    return {name: ensemble.parameters[name] for name in names if name in ensemble.parameters}
+
+
 def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> np.ndarray:
     """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D.
 
@@ -88,7 +102,8 @@ def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.de
     parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in member.parameters.items()}
     rank, size = member.config.rank, member.task.observation_size
     width = member.config.state_hidden[-1] + 1 + (size if SKIP in parameters else 0)
-    gram = torch.zeros(rank * rank, width * width, dtype=torch.float64, device=device)
+    upper = torch.triu_indices(rank, rank, device=device)
+    gram = torch.zeros(upper.shape[1], width * width, dtype=torch.float64, device=device)
     slopes = torch.zeros(rank, width * size, dtype=torch.float64, device=device)
     squares = torch.empty(_GROUPS_AT_ONCE, width, width, device=device)
     products = torch.empty(_GROUPS_AT_ONCE, width, size, device=device)
@@ -107,12 +122,13 @@ def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.de
                 torch.mm(group, group.T, out=squares[place])
                 torch.mm(group, errors[:, start:stop].T, out=products[place])
             own = weights[:, chosen[:-1]]
-            pairs = (own[:, None] * own).view(rank * rank, -1)
-            batch_gram.addmm_(pairs, squares[:count].flatten(1))
+            batch_gram.addmm_(own[upper[0]] * own[upper[1]], squares[:count].flatten(1))
             batch_slopes += own @ products[:count].flatten(1)
         gram += batch_gram
         slopes += batch_slopes
-    gram = gram.view(rank, rank, width, width).transpose(1, 2).reshape(rank * width, -1)
+    whole = torch.empty(rank, rank, width, width, dtype=torch.float64, device=device)
+    whole[upper[0], upper[1]] = whole[upper[1], upper[0]] = gram.view(-1, width, width)
+    gram = whole.transpose(1, 2).reshape(rank * width, -1)
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
     return torch.linalg.solve(gram, slopes.view(rank * width, size)).T.cpu().numpy()
 
@@ -130,11 +146,9 @@ def _group_starts(log: Trajectories, rows: IntArray) -> list[int]:
 
 
 def _unpacked(ensemble: Ensemble, matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a matrix (D, r·K) as one member's parameters."""
-    last = num_layers(ensemble.parameters, "state") - 1
-    parts = matrix.reshape(matrix.shape[0] * ensemble.config.rank, -1)
-    width = ensemble.parameters[f"state.{last}.weight"].shape[2]
-    found = {f"state.{last}.weight": parts[:, :width], f"state.{last}.bias": parts[:, width : width + 1]}
-    if SKIP in ensemble.parameters:
-        found[SKIP] = parts[:, width + 1 :]
+    """Return a matrix (D, r·K) as one member's parameters of `_head`."""
+    parts, start, found = matrix.reshape(matrix.shape[0] * ensemble.config.rank, -1), 0, {}
+    for name, array in _head(ensemble).items():
+        found[name] = parts[:, start : start + array.shape[2]]
+        start += array.shape[2]
     return found
