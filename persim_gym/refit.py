@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
@@ -94,10 +95,19 @@ def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
 
 
 def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> np.ndarray:
-    """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D.
+    """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D."""
+    gram, slopes = _normal_equations(member, log, rows, device)
+    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+    return torch.linalg.solve(gram, slopes).T.cpu().numpy()
 
-    Of the features g ⊗ h of `head_inputs` g is the same in all transitions of an agent with the same action. So the
-    products of h are summed over each such group first, which costs 1/r² of the products of the features.
+
+def _normal_equations(
+    member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return Σ ψ ψᵀ (r·K, r·K) and Σ ψ·error (r·K, D) over some rows, for one member's features ψ = g ⊗ h.
+
+    g and h are those of `head_inputs`. All transitions of an agent with the same action have the same g, so the
+    products of h are summed over each such group first, which costs 1/r² of the products of ψ.
     """
     parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in member.parameters.items()}
     rank, size = member.config.rank, member.task.observation_size
@@ -128,9 +138,7 @@ def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.de
         slopes += batch_slopes
     whole = torch.empty(rank, rank, width, width, dtype=torch.float64, device=device)
     whole[upper[0], upper[1]] = whole[upper[1], upper[0]] = gram.view(-1, width, width)
-    gram = whole.transpose(1, 2).reshape(rank * width, -1)
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
-    return torch.linalg.solve(gram, slopes.view(rank * width, size)).T.cpu().numpy()
+    return whole.transpose(1, 2).reshape(rank * width, -1), slopes.view(rank * width, size)
 
 
 def _grouped(log: Trajectories, rows: IntArray) -> IntArray:
