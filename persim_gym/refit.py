@@ -17,7 +17,7 @@ from torch import Tensor
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.factors import refit_factors, standardized_batches, usable_rows
-from persim_gym.gradients import head_inputs, num_layers
+from persim_gym.gradients import head_inputs
 from persim_gym.model import SKIP, Ensemble
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import IntArray
@@ -89,7 +89,7 @@ def refit_state_head(
 
 def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
     """Return the parameters of the last layer of v, and of its linear path."""
-    last = num_layers(ensemble.parameters, "state") - 1
+    last = len(ensemble.config.state_hidden)
     names = (f"state.{last}.weight", f"state.{last}.bias", SKIP)
     return {name: ensemble.parameters[name] for name in names if name in ensemble.parameters}
 
