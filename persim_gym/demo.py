@@ -76,7 +76,8 @@ def run_demo(
     console.print(log, highlight=False)
 
     console.rule("2. learn one simulator for each agent")
-    ensemble = fit(log, epochs=epochs, seed=seed, checkpoint=model_path, progress=progress)
+    # No held-out part, which would mean training twice: the true systems are there to compare with.
+    ensemble = fit(log, epochs=epochs, seed=seed, validation_fraction=0.0, checkpoint=model_path, progress=progress)
     ensemble.save(model_path)
     console.print(ensemble, highlight=False)
 
