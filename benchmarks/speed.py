@@ -39,7 +39,7 @@ from persim_gym.model import Normalizer, parameter_shapes
 from persim_gym.registration import SHIPPED_MODELS
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks import Task
-from persim_gym.training import _Columns, _Trainer
+from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import NumberedLabels
 
 RESULTS = Path(__file__).parent / "results"
@@ -133,8 +133,8 @@ def epoch(log: Trajectories, task: Task, config: PerSimConfig) -> float:
     """Train for one epoch from nothing, as `fit` does; the posterior that it infers in the end is no part of it."""
     device = torch.device("cpu")
     shapes = shapes_of(task, config, log.num_agents)
-    columns = _Columns.of(log, task, Normalizer.identity(task.observation_size), device)
-    return _Trainer(shapes, config, 0, device).run_epoch(columns, torch.arange(log.num_transitions))
+    columns = Columns.of(log, task, Normalizer.identity(task.observation_size), device)
+    return Trainer(shapes, config, 0, device).run_epoch(columns, torch.arange(log.num_transitions))
 
 
 def training() -> Iterator[Row]:

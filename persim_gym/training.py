@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.adam import adam
 
 from persim_gym import storage
 from persim_gym.config import RANKS, PerSimConfig, get_config
@@ -20,22 +18,20 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
-from persim_gym.gradients import loss_and_gradients, predict
+from persim_gym.gradients import predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
 from persim_gym.outcome_training import fit_outcomes, outcome_errors
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
 from persim_gym.terminal import ProgressBar
+from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
 
 _CHECKPOINT = "checkpoint"
 _CHECKPOINT_SECONDS = 30.0
 _MAX_INITIAL_OBSERVATIONS = 10_000
 _EVALUATION_BATCH = 8192
-_FLOATS_PER_CACHE_LINE = 16
-_GATHERED_AT_ONCE = 1024
-"""Transitions of a member that are fetched together, for several small batches."""
 
 
 def fit(
@@ -130,7 +126,7 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     The first M rows are the members', the last is that of their mean prediction.
     """
     rows = np.arange(trajectories.num_transitions) if rows is None else rows
-    columns = _Columns.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
+    columns = Columns.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
     parameters = {name: torch.tensor(array) for name, array in ensemble.parameters.items()}
     scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float32)
     members = ensemble.num_members
@@ -157,158 +153,6 @@ def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """The log on the device, a row a transition."""
-
-    numbers: Tensor
-    """(T, 2·D): standardized state and change, side by side, so that one gather fetches both."""
-    agents: Tensor
-    """(T,) int64."""
-    actions: Tensor
-    """(T,) int64 or (T, A) float32."""
-    num_agents: int
-    num_actions: int
-
-    @classmethod
-    def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> _Columns:
-        observations = np.asarray(log.observations, np.float64)
-        changes = np.asarray(log.next_observations, np.float64) - observations
-        states = (observations - normalizer.state_mean) / normalizer.state_scale
-        changes = (changes - normalizer.change_mean) / normalizer.change_scale
-        numbers = np.concatenate([states, changes], axis=1).astype(np.float32)
-        return cls(
-            torch.as_tensor(numbers, device=device),
-            torch.as_tensor(np.asarray(log.agents, np.int64), device=device),
-            torch.as_tensor(np.array(log.actions), device=device),
-            log.num_agents,
-            task.action_size,
-        )
-
-    def gather(self, rows: Tensor) -> _Gathered:
-        """Return every member's own transitions (M, n)."""
-        members, count = rows.shape
-        flat = rows.reshape(-1)
-        numbers = self.numbers.index_select(0, flat).view(members, count, -1).transpose(1, 2).contiguous()
-        member = torch.arange(members, device=rows.device)[:, None]
-        agents = self.agents.index_select(0, flat).view(members, count) + member * self.num_agents
-        actions = self.actions.index_select(0, flat)
-        if actions.dim() == 1:
-            actions = actions.view(members, count) + member * self.num_actions
-        else:
-            actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
-        states, changes = numbers.chunk(2, dim=1)
-        return _Gathered(states, changes, agents, actions)
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """Transitions of every member, in its own order."""
-
-    states: Tensor
-    """(M, D, n)."""
-    changes: Tensor
-    """(M, D, n)."""
-    agents: Tensor
-    """(M, n) rows of the agent table, member m's at m·N."""
-    actions: Tensor
-    """(M, n) rows of the action table, or (M, A, n)."""
-
-    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return states (M, D, B), agent rows (M·B,), actions (M·B,) or (M, A, B), and changes (M, D, B) of a part."""
-        actions = self.actions[..., start:stop]
-        return (
-            self.states[..., start:stop],
-            self.agents[:, start:stop].reshape(-1),
-            actions.reshape(-1) if actions.dim() == 2 else actions,
-            self.changes[..., start:stop],
-        )
-
-
-class _Trainer:
-    """The parameters, the optimizer and the random generator of one training run."""
-
-    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], int]], config: PerSimConfig, seed: int, device) -> None:
-        self.config = config
-        self.epoch = 0
-        self.generator = torch.Generator(device).manual_seed(seed)
-        count = sum(_padded(shape) for shape, _ in shapes.values())
-        self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
-        self.step = torch.zeros((), device=device)
-        self.parameters = _views(self.flat, shapes)
-        self.gradients = _views(self.flat_gradient, shapes)
-        for name, (_, fan_in) in shapes.items():
-            bound = fan_in**-0.5  # torch's own initialization of a linear layer
-            self.parameters[name].uniform_(-bound, bound, generator=self.generator)
-
-    @torch.inference_mode()
-    def run_epoch(self, columns: _Columns, rows: Tensor) -> float:
-        """Visit every transition once, each member in its own order; return the mean loss."""
-        config, count = self.config, len(rows)
-        every = config.halve_learning_rate_every
-        halvings = self.epoch // every if every else 0
-        learning_rate = config.learning_rate * 0.5**halvings
-        order = torch.stack(
-            [
-                rows[torch.randperm(count, generator=self.generator, device=rows.device)]
-                for _ in range(config.num_members)
-            ]
-        )
-        total = torch.zeros(config.num_members, device=rows.device)
-        size = config.batch_size_for(count)
-        for part in order.split(size * max(1, _GATHERED_AT_ONCE // size), dim=1):
-            gathered = columns.gather(part)
-            for start in range(0, part.shape[1], size):
-                stop = min(start + size, part.shape[1])
-                losses = loss_and_gradients(
-                    self.parameters,
-                    self.gradients,
-                    *gathered.batch(start, stop),
-                    huber_threshold=config.huber_threshold,
-                )
-                total.add_(losses, alpha=(stop - start) / count)
-                self._descend(learning_rate)
-        self.epoch += 1
-        return float(total.mean())
-
-    def _descend(self, learning_rate: float) -> None:
-        """Take one step of Adam on all parameters of all members, which are one tensor."""
-        adam(
-            [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
-            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
-            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
-        )  # fmt: skip
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return everything that the rest of the run depends on."""
-        tensors = {name: getattr(self, name).cpu().numpy() for name in _TRAINER_TENSORS}
-        return {**tensors, "generator": self.generator.get_state().numpy()}
-
-    def resume(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
-        """Continue from what `state` returned after ``epoch`` epochs."""
-        for name in _TRAINER_TENSORS:
-            getattr(self, name).copy_(torch.tensor(arrays[name]))
-        self.generator.set_state(torch.tensor(arrays["generator"]))
-        self.epoch = epoch
-
-
-_TRAINER_TENSORS = ("flat", "first_moment", "second_moment", "step")
-
-
-def _padded(shape: tuple[int, ...]) -> int:
-    """Return the number of floats a parameter takes in the flat tensor: it begins on a cache line."""
-    return -(-int(np.prod(shape)) // _FLOATS_PER_CACHE_LINE) * _FLOATS_PER_CACHE_LINE
-
-
-def _views(flat: Tensor, shapes: dict[str, tuple[tuple[int, ...], int]]) -> dict[str, Tensor]:
-    views, offset = {}, 0
-    for name, (shape, _) in shapes.items():
-        views[name] = flat[offset : offset + int(np.prod(shape))].view(shape)
-        offset += _padded(shape)
-    return views
-
-
 class _Runs:
     """The training runs of one `fit`: validation runs, then the final one, each with its own checkpoint."""
 
@@ -324,8 +168,8 @@ class _Runs:
         """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
         kept = config
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
-        columns = _Columns.of(self._log, self._task, self._normalizer(config), self.device)
-        trainer = _Trainer(self._shapes(config), config, self._seed, self.device)
+        columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
+        trainer = Trainer(self._shapes(config), config, self._seed, self.device)
         path, identity = self._checkpoint_of(config, stage)
         loss = _resume(trainer, path, identity)
         device_rows = torch.as_tensor(rows, device=self.device)
@@ -442,7 +286,7 @@ class _Runs:
         return path, identity
 
 
-def _resume(trainer: _Trainer, path: Path | None, identity: dict[str, Any]) -> float:
+def _resume(trainer: Trainer, path: Path | None, identity: dict[str, Any]) -> float:
     """Continue from a checkpoint of exactly this run, if there is one; return its last loss."""
     if path is None or not path.exists():
         return float("nan")

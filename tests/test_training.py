@@ -9,7 +9,7 @@ from support import SMALL, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, errors, fit, training
+from persim_gym import PerSimConfig, Trajectories, errors, fit, trainer, training
 from persim_gym.config import CONFIGS, RANKS
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
@@ -174,7 +174,7 @@ def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatc
     """Interrupted while validating or while refitting; the same call goes on, and cleans up when done."""
     config = TINY.with_changes(batch_size=40)  # 3 batches an epoch in validation, 3 or 4 after it
     whole = fit(log, config=config, seed=1, progress=False)
-    batches, loss_and_gradients = iter(range(10**6)), training.loss_and_gradients
+    batches, loss_and_gradients = iter(range(10**6)), trainer.loss_and_gradients
 
     def interrupting(*arguments, **settings):
         if next(batches) == 2 * interrupted_after:
@@ -182,7 +182,7 @@ def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatc
         return loss_and_gradients(*arguments, **settings)
 
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(training, "loss_and_gradients", interrupting)
+    monkeypatch.setattr(trainer, "loss_and_gradients", interrupting)
     checkpoint = tmp_path / "cartpole.persim"
     with pytest.raises(KeyboardInterrupt):
         fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
@@ -272,5 +272,5 @@ def test_batches_fetched_together_are_the_same_batches(cart_pole_log, monkeypatc
         return fit(cart_pole_log, config=config, validation_fraction=0, progress=False)
 
     together = trained()
-    monkeypatch.setattr(training, "_GATHERED_AT_ONCE", 1)
+    monkeypatch.setattr(trainer, "_GATHERED_AT_ONCE", 1)
     assert cart_pole_log.num_transitions % 7 and same_bits(together, trained())

@@ -1,0 +1,172 @@
+"""One training run: the log on the device, its batches, and the optimizer of all members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from persim_gym.config import PerSimConfig
+from persim_gym.data import Trajectories
+from persim_gym.gradients import loss_and_gradients
+from persim_gym.model import Normalizer
+from persim_gym.tasks import Task
+
+_FLOATS_PER_CACHE_LINE = 16
+_GATHERED_AT_ONCE = 1024
+"""Transitions of a member that are fetched together, for several small batches."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The log on the device, a row a transition."""
+
+    numbers: Tensor
+    """(T, 2·D): standardized state and change, side by side, so that one gather fetches both."""
+    agents: Tensor
+    """(T,) int64."""
+    actions: Tensor
+    """(T,) int64 or (T, A) float32."""
+    num_agents: int
+    num_actions: int
+
+    @classmethod
+    def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> Columns:
+        observations = np.asarray(log.observations, np.float64)
+        changes = np.asarray(log.next_observations, np.float64) - observations
+        states = (observations - normalizer.state_mean) / normalizer.state_scale
+        changes = (changes - normalizer.change_mean) / normalizer.change_scale
+        numbers = np.concatenate([states, changes], axis=1).astype(np.float32)
+        return cls(
+            torch.as_tensor(numbers, device=device),
+            torch.as_tensor(np.asarray(log.agents, np.int64), device=device),
+            torch.as_tensor(np.array(log.actions), device=device),
+            log.num_agents,
+            task.action_size,
+        )
+
+    def gather(self, rows: Tensor) -> Gathered:
+        """Return every member's own transitions (M, n)."""
+        members, count = rows.shape
+        flat = rows.reshape(-1)
+        numbers = self.numbers.index_select(0, flat).view(members, count, -1).transpose(1, 2).contiguous()
+        member = torch.arange(members, device=rows.device)[:, None]
+        agents = self.agents.index_select(0, flat).view(members, count) + member * self.num_agents
+        actions = self.actions.index_select(0, flat)
+        if actions.dim() == 1:
+            actions = actions.view(members, count) + member * self.num_actions
+        else:
+            actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
+        states, changes = numbers.chunk(2, dim=1)
+        return Gathered(states, changes, agents, actions)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Transitions of every member, in its own order."""
+
+    states: Tensor
+    """(M, D, n)."""
+    changes: Tensor
+    """(M, D, n)."""
+    agents: Tensor
+    """(M, n) rows of the agent table, member m's at m·N."""
+    actions: Tensor
+    """(M, n) rows of the action table, or (M, A, n)."""
+
+    def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return states (M, D, B), agent rows (M·B,), actions (M·B,) or (M, A, B), and changes (M, D, B) of a part."""
+        actions = self.actions[..., start:stop]
+        return (
+            self.states[..., start:stop],
+            self.agents[:, start:stop].reshape(-1),
+            actions.reshape(-1) if actions.dim() == 2 else actions,
+            self.changes[..., start:stop],
+        )
+
+
+class Trainer:
+    """The parameters, the optimizer and the random generator of one training run."""
+
+    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], int]], config: PerSimConfig, seed: int, device) -> None:
+        self.config = config
+        self.epoch = 0
+        self.generator = torch.Generator(device).manual_seed(seed)
+        count = sum(_padded(shape) for shape, _ in shapes.values())
+        self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
+        self.step = torch.zeros((), device=device)
+        self.parameters = _views(self.flat, shapes)
+        self.gradients = _views(self.flat_gradient, shapes)
+        for name, (_, fan_in) in shapes.items():
+            bound = fan_in**-0.5  # torch's own initialization of a linear layer
+            self.parameters[name].uniform_(-bound, bound, generator=self.generator)
+
+    @torch.inference_mode()
+    def run_epoch(self, columns: Columns, rows: Tensor) -> float:
+        """Visit every transition once, each member in its own order; return the mean loss."""
+        config, count = self.config, len(rows)
+        every = config.halve_learning_rate_every
+        halvings = self.epoch // every if every else 0
+        learning_rate = config.learning_rate * 0.5**halvings
+        order = torch.stack(
+            [
+                rows[torch.randperm(count, generator=self.generator, device=rows.device)]
+                for _ in range(config.num_members)
+            ]
+        )
+        total = torch.zeros(config.num_members, device=rows.device)
+        size = config.batch_size_for(count)
+        for part in order.split(size * max(1, _GATHERED_AT_ONCE // size), dim=1):
+            gathered = columns.gather(part)
+            for start in range(0, part.shape[1], size):
+                stop = min(start + size, part.shape[1])
+                losses = loss_and_gradients(
+                    self.parameters,
+                    self.gradients,
+                    *gathered.batch(start, stop),
+                    huber_threshold=config.huber_threshold,
+                )
+                total.add_(losses, alpha=(stop - start) / count)
+                self._descend(learning_rate)
+        self.epoch += 1
+        return float(total.mean())
+
+    def _descend(self, learning_rate: float) -> None:
+        """Take one step of Adam on all parameters of all members, which are one tensor."""
+        adam(
+            [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
+            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
+            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that the rest of the run depends on."""
+        tensors = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
+        return {**tensors, "generator": self.generator.get_state().numpy()}
+
+    def resume(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
+        """Continue from what `state` returned after ``epoch`` epochs."""
+        for name in _TENSORS:
+            getattr(self, name).copy_(torch.tensor(arrays[name]))
+        self.generator.set_state(torch.tensor(arrays["generator"]))
+        self.epoch = epoch
+
+
+_TENSORS = ("flat", "first_moment", "second_moment", "step")
+
+
+def _padded(shape: tuple[int, ...]) -> int:
+    """Return the number of floats a parameter takes in the flat tensor: it begins on a cache line."""
+    return -(-int(np.prod(shape)) // _FLOATS_PER_CACHE_LINE) * _FLOATS_PER_CACHE_LINE
+
+
+def _views(flat: Tensor, shapes: dict[str, tuple[tuple[int, ...], int]]) -> dict[str, Tensor]:
+    views, offset = {}, 0
+    for name, (shape, _) in shapes.items():
+        views[name] = flat[offset : offset + int(np.prod(shape))].view(shape)
+        offset += _padded(shape)
+    return views
