@@ -225,6 +225,7 @@ SCALES = {
             BCQ_A: {"steps": 2_000},
             CQL_P: {"steps": 20_000},
             CQL_A: {"steps": 2_000},
+            **dict.fromkeys(SIMULATOR_OF, {"steps": 2_000}),
         },
         envs=("HalfCheetah",),
     ),

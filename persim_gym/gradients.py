@@ -39,10 +39,10 @@ def encode(parameters: Parameters, name: str, inputs: Tensor) -> list[Tensor]:
     return activations
 
 
-def _backpropagate(
+def backpropagate(
     parameters: Parameters, gradients: Parameters, name: str, activations: list[Tensor], slope: Tensor
 ) -> None:
-    """Fill the gradients of an encoder's layers from the slope (M, O, B) of the loss in its outputs."""
+    """Fill the gradients of an encoder's layers from the slope (M, O, B) of the loss in its outputs, and `encode`."""
     skip = gradients.get(f"{name}.skip")
     if skip is not None:
         torch.bmm(slope, activations[0].transpose(1, 2), out=skip)
@@ -157,7 +157,7 @@ def loss_and_gradients(
         error.clamp_(-huber_threshold, huber_threshold)
 
     slope = error.mul_(2.0 / (size * batch))[:, :, None]
-    _backpropagate(
+    backpropagate(
         parameters, gradients, "state", state_activations, (slope * weights[:, None]).view(members, -1, batch)
     )
     weight_slope = (slope * state_factors).sum(1)
@@ -166,5 +166,5 @@ def loss_and_gradients(
     if discrete:
         _look_up_backward(gradients, "action", actions, action_slope)
     else:
-        _backpropagate(parameters, gradients, "action", action_activations, action_slope)
+        backpropagate(parameters, gradients, "action", action_activations, action_slope)
     return losses

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 import persim_gym
-from persim_gym.baselines import offline
+from persim_gym.baselines import discrete_q, offline
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.errors import (
@@ -105,8 +105,8 @@ def test_continuous_actions_fill_the_action_space(continuous, method):
     policy = METHODS[method](log, task=task, agent=1, steps=30, progress=False, **SMALL)
     actions, _ = policy.predict(np.linspace(-3, 3, 40)[:, None])
     assert actions.shape == (40, 1) and actions.dtype == np.float32 and np.abs(actions).max() <= 4
-    batches = offline._Batches(log, task, 500, seed=0)
-    assert 0.9 < np.abs(batches.draw().actions).max() <= 1
+    batch = offline._OwnSteps(None, log, task).batch(np.arange(log.num_transitions))
+    assert 0.9 < np.abs(batch.actions).max() <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,8 +128,7 @@ def test_no_transition_is_lost(discrete):
     """Batches hold every row, also the last of a truncated episode, each with its own successor and flag."""
     task, log = discrete
     assert log.truncated.any() and log.terminated.any()
-    batches = offline._Batches(log, task, 20_000, seed=0)
-    batch = batches.draw()
+    batch = offline._OwnSteps(None, log, task).batch(np.arange(log.num_transitions))
     wanted = {
         (float(s[0]), float(a), float(r), float(n[0]), float(t))
         for s, a, r, n, t in zip(
@@ -153,9 +152,7 @@ def test_batches_agree_with_d3rlpys_own(discrete):
     own = library.dataset.TransitionMiniBatch.from_transitions(
         [dataset.transition_picker(dataset.episodes[0], index) for index in range(len(rows))]
     )
-    batches = offline._Batches(log, task, len(rows), seed=0)
-    batches._rng = type("Fixed", (), {"integers": lambda self, high, size: rows})()
-    ours = batches.draw()
+    ours = offline._OwnSteps(None, log, task).batch(rows)
     losses = []
     for batch in (own, ours):
         with offline.OwnRandomness(3).active():
@@ -184,11 +181,13 @@ def test_the_learning_curve(discrete, method):
 def test_an_agents_own_data(discrete, method, monkeypatch):
     task, log = discrete
     used = []
-    monkeypatch.setattr(offline._Batches, "__init__", lambda self, log, *_: used.append(log) or self.__dict__.update())
-    monkeypatch.setattr(offline._Batches, "draw", lambda self: None)
-    library = offline.d3rlpy()
-    for name in ("DiscreteBCQ", "DiscreteCQL"):
-        monkeypatch.setattr(getattr(library.algos, name), "update", lambda self, batch: {})
+
+    class Remembered(discrete_q.DiscreteSteps):
+        def __init__(self, algorithm, log):
+            used.append(log)
+            super().__init__(algorithm, log)
+
+    monkeypatch.setattr(offline, "DiscreteSteps", Remembered)
     for agent in (None, 1):
         METHODS[method](log, task=task, agent=agent, steps=1, progress=False)
     assert used[0].num_agents == 2 and used[1].agent_labels == ("1",)

@@ -1,4 +1,7 @@
-"""d3rlpy's offline algorithms, driven by us: batches from the columns of a log, its own random numbers, one thread."""
+"""d3rlpy's offline algorithms, driven by us: batches from the columns of a log, its own random numbers, one thread.
+
+Discrete ones with the usual networks take the same steps faster, by `persim_gym.baselines.discrete_q`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.baselines.logs import finite_action_bounds
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingExtraError, UnknownNameError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, IntArray
 
 _BAR_STEPS = 100
 
@@ -133,14 +137,16 @@ def train(
         algorithm.create_impl((task.observation_size,), task.action_size)
     randomness = OwnRandomness(noise_seed)
     policy = OfflinePolicy(algorithm, task, randomness)
-    batches = _Batches(log, task, algorithm.config.batch_size, seed)
+    learner = DiscreteSteps(algorithm, log) if follows(algorithm.config) else _OwnSteps(algorithm, log, task)
+    rng, batch_size = np.random.default_rng(seed), algorithm.config.batch_size
     done = 0
     with ProgressBar(type(algorithm).__name__, steps, progress) as bar, single_thread():
         while done < steps:
             until = min(steps, done + _BAR_STEPS, (done // callback_every + 1) * callback_every)
             with randomness.active():
                 for _ in range(until - done):
-                    algorithm.update(batches.draw())
+                    learner.update(rng.integers(log.num_transitions, size=batch_size))
+                learner.finish()
             done = until
             bar.complete(done)
             if callback is not None and (done % callback_every == 0 or done == steps):
@@ -154,37 +160,37 @@ def device_name(device: str) -> str:
     return f"{found.type}:{found.index or 0}"
 
 
-class _Batches:
-    """Batches of a log's rows, drawn with replacement, as d3rlpy wants them: all columns (B, …) float32."""
+class _OwnSteps:
+    """d3rlpy's own gradient steps, on batches as it wants them: all columns (B, …) float32."""
 
-    def __init__(self, log: Trajectories, task: Task, size: int, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._size = size
+    def __init__(self, algorithm: Any, log: Trajectories, task: Task) -> None:
+        self._algorithm = algorithm
         actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
         if not task.discrete:
             low, high = finite_action_bounds(task)
             actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
-        self._actions = actions
         self._columns: dict[str, FloatArray] = {
             "observations": np.asarray(log.observations, np.float32),
+            "actions": actions,
             "rewards": np.asarray(log.rewards, np.float32)[:, None],
             "next_observations": np.asarray(log.next_observations, np.float32),
             "terminals": np.asarray(log.terminated, np.float32)[:, None],
         }
         # No algorithm here reads the next action; d3rlpy's batches hold it, zero where an episode ends.
-        self._following = np.zeros_like(actions)
-        self._following[:-1] = actions[1:]
-        self._following[log.episode_ends - 1] = 0.0
-        self._intervals = np.ones((size, 1), np.float32)
+        following = np.zeros_like(actions)
+        following[:-1] = actions[1:]
+        following[log.episode_ends - 1] = 0.0
+        self._columns["next_actions"] = following
 
-    def draw(self) -> Any:
-        """Return the next batch."""
-        rows = self._rng.integers(len(self._actions), size=self._size)
+    def batch(self, rows: IntArray) -> Any:
+        """Return d3rlpy's batch of some rows of the log."""
         columns = {name: column[rows] for name, column in self._columns.items()}
-        return d3rlpy().dataset.TransitionMiniBatch(
-            **columns,
-            actions=self._actions[rows],
-            next_actions=self._following[rows],
-            intervals=self._intervals,
-            transitions=[],
-        )
+        intervals = np.ones((len(rows), 1), np.float32)
+        return d3rlpy().dataset.TransitionMiniBatch(**columns, intervals=intervals, transitions=[])
+
+    def update(self, rows: IntArray) -> None:
+        """Take one step on a batch of some rows."""
+        self._algorithm.update(self.batch(rows))
+
+    def finish(self) -> None:
+        """Do nothing: the networks are those that were trained."""
