@@ -1,10 +1,12 @@
 """How often predictive intervals cover the truth, for agents the ensemble was never trained on.
 
     python benchmarks/calibration.py --env MountainCar CartPole
+    python benchmarks/calibration.py --env HalfCheetah --scale small --agents 40
 
-The ensembles are those of benchmarks/paper.py, "PerSim+" on random data. Their intervals are calibrated on 200 new
-agents and measured on 200 others, each known by the first half of one trajectory, along new trajectories of the same
-logging policy, from anywhere within them. Writes benchmarks/results/calibration.csv.
+The ensembles are those of benchmarks/paper.py on random data, "PerSim+", for HalfCheetah PerSim with posteriors.
+Their intervals are calibrated on new agents, 200 unless told, and measured on as many others, each known by the first
+half of one trajectory, along new trajectories of the same logging policy, from anywhere within them. Writes
+benchmarks/results/calibration.csv.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from measure import CACHE, commit, trained
-from newcomers import first_transitions, population, write_rows
+from measure import CACHE, commit
+from newcomers import first_transitions, population, with_posterior, write_rows
 from results import RESULTS
 
 from persim_gym import Ensemble, Trajectories, calibrate, collect, forecast, personalize
@@ -87,7 +89,9 @@ def _starts(log: Trajectories, horizon: int, rng: np.random.Generator) -> np.nda
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole"])
+    parser.add_argument(
+        "--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole", "HalfCheetah"]
+    )
     parser.add_argument("--data", default="random", choices=protocol.LOGGING_POLICIES)
     parser.add_argument("--agents", type=int, default=200, help="to calibrate on, and to measure on")
     parser.add_argument("--seed", type=int, default=0)
@@ -100,10 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = given.results / f"calibration{'' if scale.name == 'full' else f'-{scale.name}'}.csv"
     for env in given.env:
         try:
-            config = protocol.config_name(env, protocol.PERSIM_PLUS)
-            ensemble = trained(
-                env, given.data, scale, given.seed, config=config, device=given.device, cache=given.cache
-            )
+            ensemble = with_posterior(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
             rows = coverage(ensemble, data=given.data, agents=given.agents, seed=given.seed, scale=scale.name)
         except PerSimError as error:
             parser.error(str(error))

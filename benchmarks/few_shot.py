@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from measure import CACHE, commit, logged, trained
-from newcomers import first_transitions, write_rows
+from measure import CACHE, commit, logged
+from newcomers import first_transitions, with_posterior, write_rows
 from results import RESULTS
 
-from persim_gym import Ensemble, personalize, prediction_error, refit_factors
-from persim_gym.config import CONFIGS
+from persim_gym import Ensemble, personalize, prediction_error
 from persim_gym.errors import MissingExtraError, PerSimError
 from persim_gym.logging_policies import test_policy
 
@@ -153,18 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = protocol.get_scale(given.scale)
     suffix = "" if scale.name == "full" else f"-{scale.name}"
     for env in given.env:
-        settings = {
-            "config": protocol.config_name(env, protocol.PERSIM_PLUS if f"{env}+" in CONFIGS else protocol.PERSIM),
-            "device": given.device,
-            "cache": given.cache,
-        }
         try:
-            everyone = trained(env, given.data, scale, given.seed, **settings)
+            settings = {"device": given.device, "cache": given.cache}
+            everyone = with_posterior(env, given.data, scale, given.seed, **settings)
             first = scale.num_agents * 4 // 5
-            seen = trained(env, given.data, scale, given.seed, first=first, **settings)
-            if seen.posterior is None:
-                log = logged(env, given.data, scale).select(range(first))
-                seen = refit_factors(seen, log, replace_factors=False)
+            seen = with_posterior(env, given.data, scale, given.seed, first=first, **settings)
             rows = few_shot(
                 seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
                 scale=scale,

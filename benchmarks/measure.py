@@ -87,6 +87,8 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         return augmented.measure_augmented(cell, folder, device=device, cache=cache)
     if cell.table.number == 3:  # its other rows are those of the returns' tables
         cell = replace(cell, table=protocol.returns_table(cell.env))
+    if unseen.agent_count(cell.method) == cell.scale.num_agents:  # all there are: a row of the returns' table as well
+        cell = replace(cell, table=protocol.returns_table(cell.env), method=unseen.base_method(cell.method))
     if cell.method in baseline_methods.METHODS:
         return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
     config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import protocol
@@ -18,6 +18,7 @@ import results
 from measure import CACHE, Cell, measure
 from protocol import Scale, Table
 
+from persim_gym.baselines.bcq import PAPER_STEPS
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
 
@@ -99,8 +100,15 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
     ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
     if len(measured & set(table.learned)) > 1 and ours:
         tallies.append(results.leaders(table, rows, ours))
-    facts = [fact for fact in (*tallies, results.intervals(rows)) if fact]
+    facts = [fact for fact in (*tallies, _gradient_steps(table, scale, measured), results.intervals(rows)) if fact]
     return "\n\n".join([text, results.comparison(table, rows), *facts])
+
+
+def _gradient_steps(table: Table, scale: Scale, measured: Collection[str]) -> str:
+    """Return how long the offline learners of a table were trained, "" if there are none."""
+    budgets = {method: scale.budgets.get(method, {}) for method in table.learned if method in measured}
+    steps = [f"{method} {budget['steps']:,}" for method, budget in budgets.items() if "steps" in budget]
+    return f"Gradient steps, of the paper's {PAPER_STEPS:,}: {', '.join(steps)}." if steps else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ What stands outside the two marker lines is left as it is.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import plateau
@@ -32,7 +33,7 @@ def tables(folder: Path = results.RESULTS) -> str:
         if results.results_file(table, scale, folder).exists()
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
-    return "\n\n".join([*sections, _published_twins(), _budgets(full), *_plateau(folder), *_factors(folder)])
+    return "\n\n".join([*sections, _published_twins(), _budgets((full, small)), *_plateau(folder), *_factors(folder)])
 
 
 def update(text: str, content: str) -> str:
@@ -84,13 +85,14 @@ def _published_twins() -> str:
     )
 
 
-def _budgets(scale: protocol.Scale) -> str:
+def _budgets(scales: Sequence[protocol.Scale]) -> str:
     """Return how much each method is trained."""
     lines = [
-        [method, ", ".join(f"{name} = {value:,}" for name, value in budget.items())]
+        [scale.name, method, ", ".join(f"{name} = {value:,}" for name, value in budget.items())]
+        for scale in scales
         for method, budget in scale.budgets.items()
     ]
-    table = results.markdown([["method", "training"], *lines])
+    table = results.markdown([["scale", "method", "training"], *lines])
     return f"## Training budgets\n\nWhat is not named is the method's own default.\n\n{table}"
 
 

@@ -271,6 +271,27 @@ def test_few_agents_train_ensembles_of_their_own(benchmark, folders, tmp_path, c
     assert "*paper: PerSim(N=250)*" in capsys.readouterr().out
 
 
+def test_as_many_agents_as_there_are_is_no_other_measurement(benchmark, tmp_path, monkeypatch):
+    """Where a scale has 100 agents anyway, N = 100 is the row of the returns' table."""
+    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    seen = []
+
+    def trained(env, data, scale, seed, **settings):
+        seen.append(scale.name)
+        return type("Trained", (), {"provenance": {"wall_seconds": 1.0}})()
+
+    def returns(cell, *_):
+        seen.append((cell.table.number, cell.method))
+        return measure.Measured((), "", 0.0)
+
+    monkeypatch.setattr(measure, "trained", trained)
+    monkeypatch.setattr(measure, "_returns", returns)
+    small, table = protocol.get_scale("small"), protocol.get_table(16)
+    for method in ("PerSim (N=100)", "PerSim (N=50)"):
+        measure.measure(measure.Cell(table, "HalfCheetah", "random", method, 0, small), cache=tmp_path)
+    assert seen == ["small", (11, "PerSim"), "small-N50", (16, "PerSim (N=50)")]
+
+
 def test_the_papers_figures_of_unseen_and_few_agents_are_complete(benchmark):
     protocol, results = benchmark["protocol"], benchmark["results"]
     for number, rows, key, figure in (
