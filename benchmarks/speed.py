@@ -251,7 +251,12 @@ def _cheetah_planning(rng: np.random.Generator) -> Iterator[Row]:
         f"{OURS}, icem": partial(agents["icem"].predict, start),
         f"{OURS}, mppi": partial(agents["mppi"].predict, start),
     }
-    yield from rows("plan", "decision 6 x 200 x 30 x 5, HalfCheetah", in_turn(contenders, 3), "ms", 1e3)
+    case = "decision 6 x 200 x 30 x 5, HalfCheetah"
+    yield from rows("plan", case, in_turn(contenders, 3), "ms", 1e3)
+    torch.set_num_threads(2)
+    both = {name: contenders[name] for name in (f"{OURS}, cem", "reference, cem")}
+    yield from rows("plan", f"{case}, two threads", in_turn(both, 5), "ms", 1e3)
+    torch.set_num_threads(1)
     yield from planning_returns()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from persim_gym.collection import in_episode_order
 from persim_gym.data import Trajectories
+from persim_gym.devices import numpy_in_one_thread
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
@@ -168,7 +169,7 @@ class _Run:
         running, state = np.arange(len(self._agents)), None
         simulator = self._simulator(running)
         records: list[tuple[np.ndarray, ...]] = []
-        with ProgressBar("generate", limit, progress) as bar:
+        with ProgressBar("generate", limit, progress) as bar, numpy_in_one_thread():
             for step in range(1, limit + 1):
                 actions, state = act(simulator, observations, state, step == 1)
                 actions = simulator.task.check_actions(actions, len(running))

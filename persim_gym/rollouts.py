@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.blocks import BlockNetwork
-from persim_gym.devices import threads_for
+from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulator import AgentNetwork, Simulator
 from persim_gym.tasks import PlanningObjective, System
@@ -56,10 +58,16 @@ def simulated_returns(
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
         scores = np.empty(actions.shape[:2])
-        quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
-        with quiet, torch.inference_mode(), threads_for(simulator.hidden_layers):
-            for row, environment in enumerate(environments):
-                scores[row] = score(int(agents[environment]), starts[environment], actions[row])
+
+        def fill(piece: tuple[int, slice]) -> None:
+            row, part = piece
+            environment = environments[row]
+            quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
+            with quiet, torch.inference_mode():
+                scores[row, part] = score(int(agents[environment]), starts[environment], actions[row, part])
+
+        threads = 1 if simulator.device.type == "cuda" else threads_worth(simulator.hidden_layers)
+        in_threads(fill, _pieces(*scores.shape, threads), threads)
         return scores
 
     def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
@@ -76,6 +84,15 @@ def simulated_returns(
         return evaluate(np.arange(candidates), slice(0, members)) / members
 
     return returns
+
+
+def _pieces(environments: int, candidates: int, threads: int) -> list[tuple[int, slice]]:
+    """Return (environment, some of its candidates) for all, as few as give every thread the same to do."""
+    parts = threads // math.gcd(environments, threads)
+    stops = [candidates * part // parts for part in range(parts + 1)]
+    return [
+        (row, slice(*ends)) for row in range(environments) for ends in itertools.pairwise(stops) if ends[0] < ends[1]
+    ]
 
 
 def _members_fn(
