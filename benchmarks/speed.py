@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/speed.py --only step,plan    # measures these anew, keeps the others
 
 All contenders of a row are measured in one process, in turn, A B C A B C …: medians, and the median over the turns of
-the ratio to ours. Seconds are of processor time on one thread, which other programs on the machine disturb least;
-import, make and peak memory are measured in processes of their own.
+the ratio to ours. Seconds are of processor time on one thread, which other programs on the machine disturb least, but
+of the clock where it says "two threads"; import, make and peak memory are measured in processes of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -63,16 +64,21 @@ class Row:
     turns: int
 
 
-def in_turn(contenders: dict[str, Callable[[], object]], turns: int, repeats: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    contenders: dict[str, Callable[[], object]],
+    turns: int,
+    repeats: int = 1,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
     """Return the processor seconds of each call of each contender, measured in turn after one call to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, call in contenders.items():
-            start = time.process_time()
+            start = clock()
             for _ in range(repeats if turn else 1):
                 call()
             if turn:
-                seconds[name].append((time.process_time() - start) / repeats)
+                seconds[name].append((clock() - start) / repeats)
     return seconds
 
 
@@ -255,7 +261,7 @@ def _cheetah_planning(rng: np.random.Generator) -> Iterator[Row]:
     yield from rows("plan", case, in_turn(contenders, 3), "ms", 1e3)
     torch.set_num_threads(2)
     both = {name: contenders[name] for name in (f"{OURS}, cem", "reference, cem")}
-    yield from rows("plan", f"{case}, two threads", in_turn(both, 5), "ms", 1e3)
+    yield from rows("plan", f"{case}, two threads", in_turn(both, 5, clock=time.perf_counter), "ms", 1e3)
     torch.set_num_threads(1)
     yield from planning_returns()
 
@@ -288,6 +294,30 @@ def planning_returns(steps: int = 2) -> Iterator[Row]:
             ratio,
             len(values),
         )
+
+
+def offline_learning() -> Iterator[Row]:
+    """Yield gradient steps of BCQ and CQL, on the log of everyone and on that of one agent."""
+    from persim_gym.baselines import bcq, cql
+    from persim_gym.baselines.discrete_q import DiscreteSteps
+    from persim_gym.baselines.offline import D3rlpySteps
+
+    task, everyones, rng = get_task("CartPole"), made_up_log("CartPole", 50_000), np.random.default_rng(0)
+
+    def contender(config: Any, log: Trajectories, steps: Callable[[Any, Trajectories], Any]) -> Callable[[], object]:
+        algorithm = config.create()
+        algorithm.create_impl((task.observation_size,), task.action_size)
+        learner = steps(algorithm, log)
+        return lambda: learner.update(rng.integers(log.num_transitions, size=config.batch_size))
+
+    for name, config in (("BCQ", bcq.discrete_config()), ("CQL", cql.discrete_config())):
+        for log in (everyones, everyones.select([0])):
+            contenders = {
+                OURS: contender(config, log, DiscreteSteps),
+                "d3rlpy": contender(config, log, partial(D3rlpySteps, task=task)),
+            }
+            what = f"gradient step of {name}, batch {config.batch_size} of {log.num_transitions} rows"
+            yield from rows("offline", what, in_turn(contenders, 9, repeats=20), "ms", 1e3)
 
 
 def starting() -> Iterator[Row]:
@@ -362,6 +392,7 @@ PARTS = {
     "step": single_steps,
     "batch": batched_steps,
     "plan": planning,
+    "offline": offline_learning,
     "start": starting,
     "memory": memory,
     "scaling": scaling,
@@ -399,7 +430,7 @@ def main() -> None:
     speed_plots.draw(found, RESULTS)
 
 
-_ORDER = ("train", "step", "batch", "plan", "start", "memory", "agents", "members")
+_ORDER = ("train", "step", "batch", "plan", "offline", "start", "memory", "agents", "members")
 
 
 def _read() -> list[Row]:

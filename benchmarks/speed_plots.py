@@ -21,7 +21,11 @@ _SCALES = {
 def draw(rows: list[Any], folder: Path) -> None:
     """Write ``speed-bars.png`` and ``speed-scaling.png``."""
     _bars(
-        [row for row in rows if row.part in ("train", "step", "plan", "memory", "start") and row.unit != "return"],
+        [
+            row
+            for row in rows
+            if row.part in ("train", "step", "plan", "offline", "memory", "start") and row.unit != "return"
+        ],
         folder,
     )
     _curves(rows, folder)

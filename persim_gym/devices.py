@@ -39,6 +39,9 @@ def resolve_device(device: str) -> torch.device:
 def single_thread() -> Iterator[None]:
     """Use one torch thread; networks of a few hundred units are two to nine times slower on two."""
     before = torch.get_num_threads()
+    if before == 1:  # setting it costs more than a small step
+        yield
+        return
     torch.set_num_threads(1)
     try:
         yield
@@ -70,15 +73,8 @@ def in_threads(work: Callable[[T], object], pieces: Sequence[T], threads: int) -
 @contextlib.contextmanager
 def threads_for(hidden_layers: tuple[int, ...]) -> Iterator[None]:
     """Use one thread while computing with a small network, where handing out work costs more than the work."""
-    before = torch.get_num_threads()
-    if threads_worth(hidden_layers) == before:  # setting it costs more than a small step
+    with contextlib.nullcontext() if threads_worth(hidden_layers) > 1 else single_thread():
         yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

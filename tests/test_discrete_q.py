@@ -58,7 +58,7 @@ def test_losses_gradients_and_weights_are_d3rlpys(log, name, agents):
     """Step by step from equal weights, through replacements of the target network after steps 1, 5 and 9."""
     part = log.select(agents)
     own, fast = (built(config_of(name, target_update_interval=4)) for _ in range(2))
-    theirs, steps = offline._OwnSteps(own, part, TASK), DiscreteSteps(fast, part)
+    theirs, steps = offline.D3rlpySteps(own, part, TASK), DiscreteSteps(fast, part)
     rng = np.random.default_rng(0)
     for _ in range(10):
         rows = rng.integers(part.num_transitions, size=own.config.batch_size)
@@ -108,9 +108,9 @@ def test_what_it_does_not_follow_is_left_to_d3rlpy(log, name, monkeypatch):
     assert not follows(library.algos.DQNConfig()) and not follows(library.algos.CQLConfig())
 
     used = []
-    for steps in (DiscreteSteps, offline._OwnSteps):
+    for steps in (DiscreteSteps, offline.D3rlpySteps):
         update = steps.update
         monkeypatch.setattr(steps, "update", lambda self, rows, update=update: used.append(self) or update(self, rows))
     for settings in ({}, {"encoder_factory": narrow}):
         FITS[name](log, task=TASK, agent=3, steps=1, progress=False, batch_size=4, **settings)
-    assert [type(one) for one in used] == [DiscreteSteps, offline._OwnSteps]
+    assert [type(one) for one in used] == [DiscreteSteps, offline.D3rlpySteps]

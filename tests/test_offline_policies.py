@@ -105,7 +105,7 @@ def test_continuous_actions_fill_the_action_space(continuous, method):
     policy = METHODS[method](log, task=task, agent=1, steps=30, progress=False, **SMALL)
     actions, _ = policy.predict(np.linspace(-3, 3, 40)[:, None])
     assert actions.shape == (40, 1) and actions.dtype == np.float32 and np.abs(actions).max() <= 4
-    batch = offline._OwnSteps(None, log, task).batch(np.arange(log.num_transitions))
+    batch = offline.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
     assert 0.9 < np.abs(batch.actions).max() <= 1
 
 
@@ -128,7 +128,7 @@ def test_no_transition_is_lost(discrete):
     """Batches hold every row, also the last of a truncated episode, each with its own successor and flag."""
     task, log = discrete
     assert log.truncated.any() and log.terminated.any()
-    batch = offline._OwnSteps(None, log, task).batch(np.arange(log.num_transitions))
+    batch = offline.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
     wanted = {
         (float(s[0]), float(a), float(r), float(n[0]), float(t))
         for s, a, r, n, t in zip(
@@ -152,7 +152,7 @@ def test_batches_agree_with_d3rlpys_own(discrete):
     own = library.dataset.TransitionMiniBatch.from_transitions(
         [dataset.transition_picker(dataset.episodes[0], index) for index in range(len(rows))]
     )
-    ours = offline._OwnSteps(None, log, task).batch(rows)
+    ours = offline.D3rlpySteps(None, log, task).batch(rows)
     losses = []
     for batch in (own, ours):
         with offline.OwnRandomness(3).active():

@@ -47,7 +47,7 @@ def fit_bcq(
 
     """
     log, found = policy_log(trajectories, task, agent)
-    config = _discrete() if found.discrete else _continuous()
+    config = discrete_config() if found.discrete else continuous_config()
     if not found.discrete:
         finite_action_bounds(found)
     algorithm = configured(config, settings).create(device=device_name(device))
@@ -57,8 +57,8 @@ def fit_bcq(
     )  # fmt: skip
 
 
-def _discrete() -> Any:
-    """Return the settings of the authors' code.
+def discrete_config() -> Any:
+    """Return the settings of the authors' code for discrete actions.
 
     Their target network follows by Polyak averaging with τ = 0.005; d3rlpy's is replaced at once, here every 200 steps.
     """
@@ -72,8 +72,8 @@ def _discrete() -> Any:
     )
 
 
-def _continuous() -> Any:
-    """Return the settings of the authors' code."""
+def continuous_config() -> Any:
+    """Return the settings of the authors' code for continuous actions."""
     encoders = d3rlpy().models.encoders.VectorEncoderFactory
     return d3rlpy().algos.BCQConfig(
         actor_learning_rate=1e-3,

@@ -48,15 +48,21 @@ def fit_cql(
 
     """
     log, found = policy_log(trajectories, task, agent)
-    algorithms = d3rlpy().algos
-    # What the paper states (appendix D); the rest are d3rlpy's defaults, unchanged since the paper's time.
-    if found.discrete:
-        config = algorithms.DiscreteCQLConfig(batch_size=512, n_critics=3, alpha=1.0, learning_rate=1e-4)
-    else:
+    config = discrete_config() if found.discrete else continuous_config()
+    if not found.discrete:
         finite_action_bounds(found)
-        config = algorithms.CQLConfig(actor_learning_rate=3e-5, critic_learning_rate=3e-4, alpha_threshold=5.0)
     algorithm = configured(config, settings).create(device=device_name(device))
     return train(
         algorithm, log, found, steps=steps, seed=seed, progress=progress,
         callback=callback, callback_every=callback_every,
     )  # fmt: skip
+
+
+def discrete_config() -> Any:
+    """Return what the paper states (appendix D); the rest are d3rlpy's defaults, unchanged since the paper's time."""
+    return d3rlpy().algos.DiscreteCQLConfig(batch_size=512, n_critics=3, alpha=1.0, learning_rate=1e-4)
+
+
+def continuous_config() -> Any:
+    """Return the same for continuous actions."""
+    return d3rlpy().algos.CQLConfig(actor_learning_rate=3e-5, critic_learning_rate=3e-4, alpha_threshold=5.0)

@@ -137,7 +137,7 @@ def train(
         algorithm.create_impl((task.observation_size,), task.action_size)
     randomness = OwnRandomness(noise_seed)
     policy = OfflinePolicy(algorithm, task, randomness)
-    learner = DiscreteSteps(algorithm, log) if follows(algorithm.config) else _OwnSteps(algorithm, log, task)
+    learner = DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
     rng, batch_size = np.random.default_rng(seed), algorithm.config.batch_size
     done = 0
     with ProgressBar(type(algorithm).__name__, steps, progress) as bar, single_thread():
@@ -160,7 +160,7 @@ def device_name(device: str) -> str:
     return f"{found.type}:{found.index or 0}"
 
 
-class _OwnSteps:
+class D3rlpySteps:
     """d3rlpy's own gradient steps, on batches as it wants them: all columns (B, …) float32."""
 
     def __init__(self, algorithm: Any, log: Trajectories, task: Task) -> None:
