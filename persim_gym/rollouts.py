@@ -67,7 +67,7 @@ def simulated_returns(
                 scores[row, part] = score(int(agents[environment]), starts[environment], actions[row, part])
 
         threads = 1 if simulator.device.type == "cuda" else threads_worth(simulator.hidden_layers)
-        in_threads(fill, _pieces(*scores.shape, threads), threads)
+        in_threads(fill, _pieces(len(environments), actions.shape[1], threads), threads)
         return scores
 
     def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
