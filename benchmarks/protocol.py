@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unseen import agent_count, base_method, papers_name, with_agent_count, with_fraction
+from unseen import AGENT_COUNTS, agent_count, base_method, papers_name, with_agent_count, with_fraction
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
@@ -255,11 +255,15 @@ def returns_table(env: str) -> Table:
 
 
 def scale_of(scale: Scale, method: str) -> Scale:
-    """Return the scale at which a method is trained: with fewer agents, and a name of its own, where its variant is."""
+    """Return the scale at which a method is trained: with N agents, and a name of its own, where its variant says so.
+
+    A scale of fewer agents than any N keeps its own number.
+    """
     count = agent_count(method)
     if count is None:
         return scale
-    return replace(scale, name=f"{scale.name}-N{count}", num_agents=min(count, scale.num_agents))
+    agents = count if scale.num_agents >= min(AGENT_COUNTS) else scale.num_agents
+    return replace(scale, name=f"{scale.name}-N{count}", num_agents=agents)
 
 
 def get_scale(name: str) -> Scale:

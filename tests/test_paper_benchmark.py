@@ -264,6 +264,12 @@ def test_few_agents_train_ensembles_of_their_own(benchmark, folders, tmp_path, c
     protocol = benchmark["protocol"]
     scale = protocol.scale_of(protocol.get_scale("full"), "PerSim+ (N=25)")
     assert (scale.num_agents, scale.name) == (25, "full-N25")
+    assert [
+        protocol.scale_of(protocol.get_scale(name), "PerSim (N=250)").num_agents for name in ("small", "quick")
+    ] == [
+        250,
+        8,
+    ]
     methods = ("PerSim (N=250)", "PerSim+ (N=25)")
     assert run(benchmark, folders, "--table", str(number), "--seeds", "1", "--method", *methods) == 0
     assert {(row.method, row.data) for row in rows_of(benchmark, tmp_path, number)} == {(m, data) for m in methods}
