@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 _console = Console()
 
-Agents = Annotated[str | None, typer.Option(help='Agents, e.g. "0-4" or "0,7"; the test agents by default.')]
+Agents = Annotated[
+    str | None, typer.Option(help='Indices or labels: "0-4", "0,7", "anna,ben"; the test agents by default.')
+]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -104,7 +106,7 @@ def evaluate(
     from persim_gym import evaluation
 
     ensemble = _ensemble(model)
-    chosen = _agents(agents, ensemble.num_agents)
+    chosen = _agents(agents)
     errors = evaluation.prediction_error(
         ensemble,
         policy=_policy(policy, ensemble.task, seed),
@@ -157,7 +159,7 @@ def generate(
     from persim_gym.generation import POLICIES
 
     ensemble = _ensemble(model)
-    chosen = _agents(agents, ensemble.num_agents)
+    chosen = _agents(agents)
     log = generate_log(
         ensemble,
         list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
@@ -207,7 +209,7 @@ def demo(
         "demo-output"
     ),
     agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the paper's 300.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 2,
     candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
     seed: Seed = 0,
@@ -271,16 +273,19 @@ def _policy(policy: str, task: Any, seed: int) -> Any:
     return test_policy(task) if policy == "test" else MLPPolicy.load(policy, seed=seed)
 
 
-def _agents(text: str | None, count: int) -> list[int] | None:
-    """Parse "0-4,7"; None stays None."""
+def _agents(text: str | None) -> list[int | str] | None:
+    """Parse "0-4,7" as indices and anything else, "anna,ben", as labels; None stays None."""
     if text is None:
         return None
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.strip().isdigit() or (last and not last.strip().isdigit()):
-            raise InvalidArgumentError(f'--agents {text!r} must look like "0-4" or "0,7", with agents 0 … {count - 1}')
-        chosen.extend(range(int(first), int(last or first) + 1))
+    chosen: list[int | str] = []
+    for part in (part.strip() for part in text.split(",")):
+        first, dash, last = part.partition("-")
+        if first.isdigit() and (last.isdigit() or not dash):
+            chosen.extend(range(int(first), int(last or first) + 1))
+        elif part:
+            chosen.append(part)
+        else:
+            raise InvalidArgumentError(f'--agents {text!r} must look like "0-4", "0,7" or "anna,ben"')
     return chosen
 
 

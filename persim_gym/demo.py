@@ -60,7 +60,7 @@ def run_demo(
     Args:
         out: folder for the data, the model, the records and the picture.
         num_agents: N.
-        epochs: instead of the paper's.
+        epochs: instead of the configuration's.
         episodes: an agent, for the returns.
         num_candidates: action sequences that MPC scores at every step.
         seed: of everything.

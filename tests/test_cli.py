@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from persim_gym import cli
+
 
 def run(*arguments, cwd, home):
     """Run ``persim-gym …`` in a folder with its own model home."""
@@ -90,7 +92,8 @@ def test_models_lists_the_installed_one(workshop):
         (["train", "log.safetensors", "--out", "x.persim", "--rank", "many"], "--rank 'many'"),
         (["evaluate", "log.safetensors"], "holds trajectories, but ensemble was asked for"),
         (["evaluate", "NoSuchModel"], "persim-gym models"),
-        (["evaluate", "small.persim", "--agents", "three"], "--agents 'three'"),
+        (["evaluate", "small.persim", "--agents", "three", "--policy", "random"], "labels are '0', '1', '2', '3', '4'"),
+        (["evaluate", "small.persim", "--agents", "0,,3"], "--agents '0,,3' must look like"),
         (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),
     ],
 )
@@ -100,6 +103,20 @@ def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):
     assert done.returncode == 1
     assert wanted in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, None),
+        ("0-2,7", [0, 1, 2, 7]),
+        ("anna, patient-17,3", ["anna", "patient-17", 3]),
+        ("3-b", ["3-b"]),
+        ("17-", ["17-"]),
+    ],
+)
+def test_agents_are_indices_or_labels(text, wanted):
+    assert cli._agents(text) == wanted
 
 
 def test_unknown_option_exits_2(workshop):
