@@ -21,11 +21,30 @@ from persim_gym.types import FloatArray, IntArray
 
 _STATES_AT_ONCE = 4
 _ZERO = np.float32(0)
+_SETTINGS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+"""Sums may be taken in any order; unlike full fast math this keeps infinities and what is not a number."""
 
 
 def available() -> bool:
     """Whether numba is installed."""
     return importlib.util.find_spec("numba") is not None
+
+
+def compile_for(signature: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function for one signature, or load what was compiled earlier; it runs without Python's lock."""
+    import numba
+
+    try:
+        return numba.njit(signature, cache=True, nogil=True, **_SETTINGS)(function)
+    except RuntimeError:  # nowhere to keep the compiled kernel
+        return numba.njit(signature, nogil=True, **_SETTINGS)(function)
+
+
+def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that compiled ones call."""
+    import numba
+
+    return numba.njit(**_SETTINGS)(function)
 
 
 class CompiledNetwork(BlockNetwork):
@@ -99,9 +118,4 @@ def _kernel(size: int) -> Callable[..., None]:
         floats[:, :, ::1], floats[:, :, :, ::1], floats[:, ::1], indices[::1], indices[::1], indices,
         floats[::1], floats[::1], floats[:, ::1],
     )  # fmt: skip
-    # Sums may be taken in any order; unlike full fast math this keeps infinities and what is not a number.
-    settings = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-    try:
-        return numba.njit(signature, cache=True, **settings)(step)
-    except RuntimeError:  # nowhere to keep the compiled kernel
-        return numba.njit(signature, **settings)(step)
+    return compile_for(signature, step)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from persim_gym import compiled
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
+from persim_gym.devices import in_threads
 from persim_gym.gradients import loss_and_gradients
 from persim_gym.model import Normalizer
 from persim_gym.tasks import Task
@@ -91,14 +93,25 @@ class Gathered:
 class Trainer:
     """The parameters, the optimizer and the random generator of one training run."""
 
-    def __init__(self, shapes: dict[str, tuple[tuple[int, ...], int]], config: PerSimConfig, seed: int, device) -> None:
-        self.config = config
+    def __init__(
+        self,
+        shapes: dict[str, tuple[tuple[int, ...], int]],
+        config: PerSimConfig,
+        seed: int,
+        device: torch.device,
+        threads: int = 1,
+    ) -> None:
+        self.config, self._threads = config, threads
+        # A small network's epochs are compiled where numba is; it has an action table and one hidden layer.
+        small = len(config.state_hidden) == 1 and "action.weight" in shapes
+        self._compiled = small and device.type == "cpu" and compiled.available()
         self.epoch = 0
         self.generator = torch.Generator(device).manual_seed(seed)
         count = sum(_padded(shape) for shape, _ in shapes.values())
         self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.step = torch.zeros((), device=device)
+        self._shapes = shapes
         self.parameters = _views(self.flat, shapes)
         self.gradients = _views(self.flat_gradient, shapes)
         for name, (_, fan_in) in shapes.items():
@@ -118,7 +131,15 @@ class Trainer:
                 for _ in range(config.num_members)
             ]
         )
-        total = torch.zeros(config.num_members, device=rows.device)
+        run = self._run_compiled if self._compiled else self._run_batches
+        loss = run(columns, order, learning_rate)
+        self.epoch += 1
+        return loss
+
+    def _run_batches(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+        """Descend batch by batch, all members together; order (M, n)."""
+        config, count = self.config, order.shape[1]
+        total = torch.zeros(config.num_members, device=order.device)
         size = config.batch_size_for(count)
         for part in order.split(size * max(1, _GATHERED_AT_ONCE // size), dim=1):
             gathered = columns.gather(part)
@@ -132,8 +153,26 @@ class Trainer:
                 )
                 total.add_(losses, alpha=(stop - start) / count)
                 self._descend(learning_rate)
-        self.epoch += 1
         return float(total.mean())
+
+    def _run_compiled(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+        """Descend member by member, each by itself; order (M, n)."""
+        from persim_gym.compiled_training import run_epoch
+
+        members, count = order.shape
+        losses, done = np.zeros(members), int(self.step)
+        states = (self.flat, self.flat_gradient, self.first_moment, self.second_moment)
+        arrays = [{name: view.numpy() for name, view in _views(flat, self._shapes).items()} for flat in states]
+        data = (columns.numbers.numpy(), columns.agents.numpy(), columns.actions.numpy())
+
+        def run(member: int) -> None:
+            own = [{name: array[member] for name, array in state.items()} for state in arrays]
+            rows = order[member].numpy()
+            losses[member] = run_epoch(own, data, rows, self.config, learning_rate=learning_rate, steps_done=done)
+
+        in_threads(run, range(members), self._threads)
+        self.step += -(-count // self.config.batch_size_for(count))
+        return float(losses.mean())
 
     def _descend(self, learning_rate: float) -> None:
         """Take one step of Adam on all parameters of all members, which are one tensor."""

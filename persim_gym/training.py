@@ -159,7 +159,7 @@ class _Runs:
     def __init__(
         self, log: Trajectories, task: Task, seed: int, device: torch.device, checkpoint: Any, progress: bool
     ) -> None:
-        self.device = device
+        self.device, self._threads = device, torch.get_num_threads()
         self._log, self._task, self._seed, self._progress = log, task, seed, progress
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
         self._written: list[Path] = []
@@ -169,7 +169,7 @@ class _Runs:
         kept = config
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
-        trainer = Trainer(self._shapes(config), config, self._seed, self.device)
+        trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
         path, identity = self._checkpoint_of(config, stage)
         loss = _resume(trainer, path, identity)
         device_rows = torch.as_tensor(rows, device=self.device)

@@ -12,7 +12,7 @@ LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled", "simulator", "selection",
-    "covariates", "factors", "refit", "calibration", "outcome_training", "trainer", "training",
+    "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "trainer", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip

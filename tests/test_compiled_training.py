@@ -1,0 +1,118 @@
+"""Epochs of the compiled kernel against torch's, batch by batch; `test_training.py` holds both against torch.optim."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from support import walk_dynamics, walk_task
+
+import persim_gym
+from persim_gym import PerSimConfig, Trajectories, compiled, fit, training
+from persim_gym.tasks import get_task
+
+numba = pytest.importorskip("numba")
+from persim_gym import compiled_training  # noqa: E402 - needs numba
+
+CONFIG = PerSimConfig(rank=3, state_hidden=(37,), num_members=2, epochs=3, batch_size=21, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def log():
+    """Random trajectories of 7 CartPoles."""
+    return persim_gym.collect("CartPole", num_agents=7, seed=0)
+
+
+def walk_log(size):
+    """Random columns of a walk's size, one coordinate or two."""
+    rng = np.random.default_rng(0)
+    agents, states, actions = np.repeat(np.arange(4), 30), rng.normal(size=(120, 2)), rng.integers(3, size=120)
+    after = walk_dynamics(states, actions, np.ones((120, 1)))
+    arrays = {"observations": states[:, :size], "next_observations": after[:, :size]}
+    return Trajectories.from_arrays(agents=agents, actions=actions, agent_labels=list("abcd"), **arrays)
+
+
+def trained(log, config, monkeypatch, *, by_kernel, **settings):
+    """Train with or without the kernel, which must be asked if it is to be."""
+    monkeypatch.setattr(compiled, "available", lambda: by_kernel)
+    return fit(log, config=config, validation_fraction=0, progress=False, **settings)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"linear_skip": True, "weight_decay": 0.1},
+        {"huber_threshold": 0.3, "halve_learning_rate_every": 1},
+        {"rank": 5, "state_hidden": (256,), "batch_size": 64, "normalize": False},
+        {"rank": 1, "state_hidden": (8,), "batch_size": 1, "epochs": 1},
+    ],
+)
+def test_epochs_are_torchs(log, changes, monkeypatch):
+    """Batches that are no multiple of eight, and a shorter last one, included."""
+    config = CONFIG.with_changes(**changes)
+    assert log.num_transitions % config.batch_size or config.batch_size == 1
+    plain, fast = (trained(log, config, monkeypatch, by_kernel=by_kernel) for by_kernel in (False, True))
+    assert fast.provenance["training_loss"] == pytest.approx(plain.provenance["training_loss"], rel=1e-3)
+    for name, expected in plain.parameters.items():
+        np.testing.assert_allclose(fast.parameters[name], expected, atol=2e-3, err_msg=name)
+    assert not np.array_equal(fast.parameters["agent.weight"], plain.parameters["agent.weight"])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_odd_number_of_outputs(size, monkeypatch):
+    """Three factors of one coordinate, and six of two."""
+    walk = walk_task()
+    task = persim_gym.Task(
+        name="Line", observation_space=spaces.Box(-1, 1, (size,)), action_space=walk.action_space,
+        max_episode_steps=walk.max_episode_steps,
+        reward=lambda states, actions, after: np.zeros(len(after), np.float32),
+        terminated=lambda after: np.zeros(len(after), bool),
+    )  # fmt: skip
+    plain, fast = (
+        trained(walk_log(size), CONFIG, monkeypatch, by_kernel=by_kernel, task=task) for by_kernel in (False, True)
+    )
+    for name, expected in plain.parameters.items():
+        np.testing.assert_allclose(fast.parameters[name], expected, atol=2e-3, err_msg=name)
+
+
+def test_threads_change_no_bit(log, monkeypatch):
+    """Each member is its own piece of work."""
+    config = CONFIG.with_changes(num_members=3)
+    one = trained(log, config, monkeypatch, by_kernel=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    two = trained(log, config, monkeypatch, by_kernel=True)
+    for name, expected in one.parameters.items():
+        np.testing.assert_array_equal(two.parameters[name], expected)
+
+
+@pytest.mark.parametrize("interrupted_after", [0, 3, 5])
+def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
+    log, tmp_path, monkeypatch, interrupted_after
+):
+    """The epoch begins anew for all of them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    whole = trained(log, CONFIG, monkeypatch, by_kernel=True)
+    epochs, run_epoch = iter(range(100)), compiled_training.run_epoch
+
+    def interrupting(*arguments, **settings):
+        if next(epochs) == interrupted_after:
+            raise KeyboardInterrupt
+        return run_epoch(*arguments, **settings)
+
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(compiled_training, "run_epoch", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")
+    resumed = trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")
+    assert next(epochs) == 2 * 3 + 1 + interrupted_after % 2  # nothing done twice but the interrupted epoch
+    for name, expected in whole.parameters.items():
+        np.testing.assert_array_equal(resumed.parameters[name], expected)
+
+
+@pytest.mark.parametrize(("task", "changes"), [("CartPole", {"state_hidden": (8, 8)}), ("HalfCheetah", {})])
+def test_other_networks_are_torchs(task, changes, monkeypatch):
+    """Two hidden layers, or continuous actions."""
+    monkeypatch.setattr(compiled_training, "run_epoch", None)
+    config = CONFIG.with_changes(action_hidden=(8,), epochs=1, batch_size=512, **changes)
+    few = persim_gym.collect(task, covariates=get_task(task).test_agents[:2], seed=0)
+    assert trained(few, config, monkeypatch, by_kernel=True).provenance["training_loss"] > 0
