@@ -16,6 +16,7 @@ import measure
 import protocol
 
 from persim_gym import Ensemble, Trajectories, generate
+from persim_gym.types import Policy
 
 if TYPE_CHECKING:
     from measure import Cell, Measured, Score
@@ -38,7 +39,17 @@ def simulators(cell: Cell, *, device: str, cache: Path) -> Ensemble:
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:
-    return baseline_methods.score_policy(cell, six_trajectories(cell, ensemble, log, agent), agent, device)
+    """Score what is learned from an agent's six trajectories; nothing of the true system enters the selection."""
+    settings: dict[str, Any] = {}
+    if cell.method in protocol.SELECTED:
+        settings["select"] = lambda policy: simulated_return(ensemble, policy, agent, cell.scale.policy_episodes)
+    six = six_trajectories(cell, ensemble, log, agent)
+    return baseline_methods.score_policy(cell, six, agent, device, **settings)
+
+
+def simulated_return(ensemble: Ensemble, policy: Policy, agent: int, episodes: int) -> float:
+    """Return a policy's mean return in an agent's simulator, from the same first states of the log at every call."""
+    return float(generate(ensemble, [agent], episodes, policy, progress=False).episode_returns.mean())
 
 
 def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int) -> Trajectories:
@@ -46,5 +57,7 @@ def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: i
     how: dict[str, Any] = {"policy": "plan", **cell.scale.planner}
     if protocol.SIMULATOR_OF[cell.method] in protocol.VALUE_ITERATION:
         how = {"policy": "value_iteration", "points": cell.scale.grids.get(cell.env)}
+    if cell.method in protocol.SELECTED:
+        how["starts"] = "spread"
     synthetic = generate(ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **how)
     return Trajectories.concatenate([log.select([agent]), synthetic])

@@ -97,9 +97,9 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     return measure.once(folder / cell.name, everyones)
 
 
-def score_policy(cell: Cell, log: Trajectories, agent: int, device: str) -> Score:
+def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **settings: Any) -> Score:
     """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
-    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
+    settings |= {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
     return _score(cell, learner(cell.method)(log, device=device, **settings), agent, cell.scale.policy_episodes)
 
 

@@ -19,7 +19,7 @@ from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy
 
 POLICIES = ("plan", "mpc", "value_iteration", "random")
-STARTS = ("log", "task")
+STARTS = ("log", "spread", "task")
 
 
 def generate(
@@ -49,8 +49,9 @@ def generate(
             search again; "mpc": apply its first action only; "value_iteration": solve each agent's whole episode once,
             where states are small and actions few; "random"; an object with `predict`, Stable-Baselines3's or
             d3rlpy's; or a function from observations (B, D) to actions.
-        starts: first states: "log", drawn from the first states of the log's episodes; "task", drawn by the task; or
-            the states themselves, (D,), (episodes, D) or (agents, episodes, D).
+        starts: first states: "log", drawn from the first states of the log's episodes; "spread", those of them that lie
+            farthest apart, the same for every agent; "task", drawn by the task; or the states themselves, (D,),
+            (episodes, D) or (agents, episodes, D).
         max_episode_steps: time limit; the task's if not given.
         max_disagreement: standard deviation over the members, one number or (D,) in the units of the observation, above
             which a step is not believed: the episode is cut before it.
@@ -249,9 +250,26 @@ def _first_states(
     if starts == "log":
         known = ensemble.initial_observations
         return np.asarray(known[rng.integers(len(known), size=count)], np.float32)
+    if starts == "spread":
+        return np.tile(_spread(np.asarray(ensemble.initial_observations, np.float32), shape[1]), (shape[0], 1))
     if task.initial_observations is None:
         raise InvalidArgumentError(f"task {task.name} has no initial states of its own; use starts='log'")
     return task.initial_observations(rng, count).astype(np.float32)
+
+
+def _spread(states: FloatArray, count: int) -> FloatArray:
+    """Return (count, D) of states (n, D), each as far as can be from those before (Gonzalez, 1985), in their own scale.
+
+    The first is the one farthest from their mean. Where there are fewer than asked for, they come again.
+    """
+    scale = states.std(axis=0)
+    points = (states - states.mean(axis=0)) / np.where(scale > 0, scale, 1)
+    chosen = [int(np.square(points).sum(axis=1).argmax())]
+    distances = np.full(len(points), np.inf)
+    while len(chosen) < min(count, len(points)):
+        distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(axis=1))
+        chosen.append(int(distances.argmax()))
+    return states[np.resize(chosen, count)]
 
 
 def _bound(ensemble: Ensemble, given: float | Sequence[float] | None) -> FloatArray | None:

@@ -37,7 +37,7 @@ def test_every_row_is_measured(benchmark, table, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("env", ["MountainCar", "CartPole"])
-@pytest.mark.parametrize("method", ["PerSim-BCQ-5", "PerSim+ + VI-CQL-5"])
+@pytest.mark.parametrize("method", ["PerSim-BCQ-5", "PerSim+ + VI-CQL-5", "PerSim+ + VI-CQL-5, selected"])
 def test_the_six_trajectories(benchmark, table, env, method):
     """The agent's own and five synthetic ones from its simulator, planned as the method says, and marked as such."""
     from support import random_ensemble
@@ -56,6 +56,31 @@ def test_the_six_trajectories(benchmark, table, env, method):
     recorded, synthetic = six.provenance["concatenated"]
     assert not recorded.get("synthetic", False) and synthetic["synthetic"]
     assert synthetic["policy"] == ("value_iteration" if "VI" in method else "plan")
+    assert synthetic["starts"] == ("spread" if "selected" in method else "log")
+
+
+def test_policies_are_selected_in_the_simulator(benchmark, table, monkeypatch):
+    """By their return there; the score of the table is that of the selected one in the true system."""
+    pytest.importorskip("d3rlpy")
+    from support import random_ensemble
+
+    augmented, seen = benchmark["augmented"], []
+    method = "PerSim+ + VI-BCQ-5, selected"
+    cell = benchmark["measure"].Cell(table, "CartPole", "random", method, 0, benchmark["protocol"].get_scale("quick"))
+    log = benchmark["measure"].logged("CartPole", "random", cell.scale)
+    ensemble = dataclasses.replace(
+        random_ensemble("CartPole", num_agents=8, step_size=1e-3), agent_labels=log.agent_labels,
+        covariates=log.covariates, initial_observations=log.observations[:5],
+    )  # fmt: skip
+    simulated_return = augmented.simulated_return
+
+    def watched(*arguments):
+        seen.append(simulated_return(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(augmented, "simulated_return", watched)
+    score = augmented._score(cell, ensemble, log, 2, "cpu")
+    assert seen and all(0 < value <= 200 for value in seen) and score.value > 0
 
 
 def test_the_papers_figures(benchmark, table):

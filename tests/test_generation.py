@@ -1,5 +1,6 @@
 """Synthetic trajectories: what the policies do in the simulator, when episodes end, and the mark they carry."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_first_states(walk):
     each = np.arange(8.0).reshape(2, 2, 2) / 10
     assert np.allclose(quiet(walk, [0, 1], 2, "random", starts=each).initial_observations, each.reshape(4, 2))
     assert quiet(walk, [0, 1], 1, "random", starts=[[1, 0]]).initial_observations.tolist() == [[1, 0]] * 2
+
+
+def test_first_states_that_lie_far_apart():
+    """The farthest from the mean, the farthest from it, then the middle; the same of every agent, and again if few."""
+    known = np.stack([[-0.05, 0, 0.1, 0.45, 0.5], np.zeros(5)], axis=1).astype(np.float32)
+    ensemble = replace(random_ensemble("MountainCar"), initial_observations=known)
+    log = quiet(ensemble, [0, 1], 3, "random", starts="spread", max_episode_steps=1)
+    np.testing.assert_allclose(log.initial_observations[:, 0], 2 * [0.5, -0.05, 0.1])
+    assert log.provenance["starts"] == "spread"
+    many = quiet(ensemble, [0], 7, "random", starts="spread", max_episode_steps=1).initial_observations[:, 0]
+    assert len(set(many[:5])) == 5 and many[5:].tolist() == many[:2].tolist()
 
 
 def test_same_seed_same_bits():
@@ -174,7 +186,7 @@ def test_policies_of_other_libraries(cart_pole):
         (errors.InvalidArgumentError, "max_episode_steps=0", {"max_episode_steps": 0}),
         (errors.InvalidArgumentError, "must be one of plan, mpc, value_iteration, random", {"policy": "best"}),
         (errors.InvalidArgumentError, "horizon= is a setting of the planner", {"policy": "random", "horizon": 3}),
-        (errors.InvalidArgumentError, "starts='here' must be one of log, task", {"starts": "here"}),
+        (errors.InvalidArgumentError, "starts='here' must be one of log, spread, task", {"starts": "here"}),
         (errors.InvalidArgumentError, r"starts of shape \(3,\)", {"starts": [0.0, 0.0, 0.0]}),
         (errors.InvalidArgumentError, "starts must be finite", {"starts": [0.0, np.nan]}),
         (errors.InvalidArgumentError, "max_disagreement=0 must be above 0", {"max_disagreement": 0}),

@@ -177,6 +177,31 @@ def test_the_learning_curve(discrete, method):
     assert [step for step, _ in seen] == [10, 20, 25]
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_policy_with_the_best_score_is_returned(request, kind, method):
+    """The weights after ten steps of thirty score best: those of a run of ten."""
+    task, log = request.getfixturevalue(kind)
+    scores = iter([0.5, 2.0, 2.0, -1.0])
+    settings = {"task": task, "callback_every": 5, "progress": False, **SMALL}
+    chosen = METHODS[method](log, steps=20, select=lambda policy: next(scores), **settings)
+    short, last = (METHODS[method](log, steps=steps, **settings) for steps in (10, 20))
+    assert next(scores, None) is None
+
+    def weights(policy):
+        modules = policy.algorithm.impl.modules.get_torch_modules()
+        return torch.cat([tensor.flatten().double() for m in modules.values() for tensor in m.state_dict().values()])
+
+    assert torch.equal(weights(chosen), weights(short)) and not torch.equal(weights(chosen), weights(last))
+
+
+def test_a_score_that_is_no_number(discrete):
+    """It could never be compared."""
+    task, log = discrete
+    with pytest.raises(InvalidArgumentError, match="select returned what is not a number"):
+        fit_bcq(log, task=task, steps=1, select=lambda policy: float("nan"), progress=False, **SMALL)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_agents_own_data(discrete, method, monkeypatch):
     task, log = discrete

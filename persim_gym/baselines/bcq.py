@@ -24,6 +24,7 @@ def fit_bcq(
     progress: bool = True,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
+    select: Callable[[OfflinePolicy], float] | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous BCQ.
@@ -37,7 +38,9 @@ def fit_bcq(
         device: "auto", "cpu", "cuda", … .
         progress: whether to show a bar.
         callback: called with the policy and the steps done, for learning curves.
-        callback_every: steps between its calls.
+        callback_every: steps between its calls, and between those of ``select``.
+        select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
+            that scored best are returned instead of the last.
         **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
 
     Raises:
@@ -53,7 +56,7 @@ def fit_bcq(
     algorithm = configured(config, settings).create(device=device_name(device))
     return train(
         algorithm, log, found, steps=steps, seed=seed, progress=progress,
-        callback=callback, callback_every=callback_every,
+        callback=callback, callback_every=callback_every, select=select,
     )  # fmt: skip
 
 

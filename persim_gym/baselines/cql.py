@@ -25,6 +25,7 @@ def fit_cql(
     progress: bool = True,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
+    select: Callable[[OfflinePolicy], float] | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous CQL.
@@ -38,7 +39,9 @@ def fit_cql(
         device: "auto", "cpu", "cuda", … .
         progress: whether to show a bar.
         callback: called with the policy and the steps done, for learning curves.
-        callback_every: steps between its calls.
+        callback_every: steps between its calls, and between those of ``select``.
+        select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
+            that scored best are returned instead of the last.
         **settings: to change in d3rlpy's ``DiscreteCQLConfig`` or ``CQLConfig``.
 
     Raises:
@@ -54,7 +57,7 @@ def fit_cql(
     algorithm = configured(config, settings).create(device=device_name(device))
     return train(
         algorithm, log, found, steps=steps, seed=seed, progress=progress,
-        callback=callback, callback_every=callback_every,
+        callback=callback, callback_every=callback_every, select=select,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Discrete ones with the usual networks take the same steps faster, by `persim_gym
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ def train(
     progress: bool,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
+    select: Callable[[OfflinePolicy], float] | None = None,
 ) -> OfflinePolicy:
     """Run so many gradient steps of a d3rlpy algorithm on a log.
 
@@ -127,7 +129,8 @@ def train(
         seed: of the initial weights and the batches.
         progress: whether to show a bar.
         callback: called with the policy and the number of steps done, for learning curves.
-        callback_every: steps between its calls.
+        callback_every: steps between its calls, and between those of ``select``.
+        select: a score of the policy, the higher the better; the weights that scored best are those returned.
 
     """
     if steps < 1 or callback_every < 1:
@@ -139,7 +142,7 @@ def train(
     policy = OfflinePolicy(algorithm, task, randomness)
     learner = DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
     rng, batch_size = np.random.default_rng(seed), algorithm.config.batch_size
-    done = 0
+    done, best = 0, _Best(algorithm)
     with ProgressBar(type(algorithm).__name__, steps, progress) as bar, single_thread():
         while done < steps:
             until = min(steps, done + _BAR_STEPS, (done // callback_every + 1) * callback_every)
@@ -149,9 +152,37 @@ def train(
                 learner.finish()
             done = until
             bar.complete(done)
-            if callback is not None and (done % callback_every == 0 or done == steps):
-                callback(policy, done)
+            if done % callback_every == 0 or done == steps:
+                if callback is not None:
+                    callback(policy, done)
+                if select is not None:
+                    best.offer(float(select(policy)))
+    best.restore()
     return policy
+
+
+class _Best:
+    """The weights of a d3rlpy algorithm that scored best so far."""
+
+    def __init__(self, algorithm: Any) -> None:
+        self._algorithm, self._score, self._weights = algorithm, -np.inf, None
+
+    def offer(self, score: float) -> None:
+        """Keep the present weights if their score is above all before."""
+        if np.isnan(score):
+            raise InvalidArgumentError("select returned what is not a number; it must return a score")
+        if self._weights is None or score > self._score:
+            self._score, self._weights = score, copy.deepcopy(self._states())
+
+    def restore(self) -> None:
+        """Give the algorithm the weights kept, if any were."""
+        for name, module in self._algorithm.impl.modules.get_torch_modules().items():
+            if self._weights is not None:
+                module.load_state_dict(self._weights[name])
+
+    def _states(self) -> dict[str, Any]:
+        modules = self._algorithm.impl.modules.get_torch_modules()
+        return {name: module.state_dict() for name, module in modules.items()}
 
 
 def device_name(device: str) -> str:
