@@ -278,12 +278,12 @@ def test_the_settings_are_the_papers():
         )
         for task, actions in ((cheetah, rng.uniform(-1, 1, (9, 6))), (cart, np.zeros(9, int)))
     }  # fmt: skip
-    for module in ("bcq", "cql"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"persim_gym.baselines.{module}.configured", remember)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "configured", remember)
+        for method in METHODS.values():
             for log in logs.values():
                 with pytest.raises(Stop):
-                    METHODS[module.upper()](log, progress=False)
+                    method(log, progress=False)
     expected = {
         "DiscreteBCQConfig": {
             "batch_size": 64,

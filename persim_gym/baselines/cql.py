@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from persim_gym.baselines.logs import finite_action_bounds, policy_log
-from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, train
+from persim_gym.baselines.offline import OfflinePolicy, d3rlpy, fit_policy
 from persim_gym.data import Trajectories
 from persim_gym.tasks import Task
 
@@ -50,14 +49,9 @@ def fit_cql(
         MissingExtraError: d3rlpy is not installed.
 
     """
-    log, found = policy_log(trajectories, task, agent)
-    config = discrete_config() if found.discrete else continuous_config()
-    if not found.discrete:
-        finite_action_bounds(found)
-    algorithm = configured(config, settings).create(device=device_name(device))
-    return train(
-        algorithm, log, found, steps=steps, seed=seed, progress=progress,
-        callback=callback, callback_every=callback_every, select=select,
+    return fit_policy(
+        trajectories, (discrete_config, continuous_config), settings, agent=agent, task=task, device=device,
+        steps=steps, seed=seed, progress=progress, callback=callback, callback_every=callback_every, select=select,
     )  # fmt: skip
 
 

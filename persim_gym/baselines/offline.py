@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
-from persim_gym.baselines.logs import finite_action_bounds
+from persim_gym.baselines.logs import finite_action_bounds, policy_log
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingExtraError, UnknownNameError
@@ -102,6 +102,36 @@ class OwnRandomness:
             torch.set_rng_state(self._state)
             yield
             self._state = torch.get_rng_state()
+
+
+def fit_policy(
+    trajectories: Trajectories,
+    configs: tuple[Callable[[], Any], Callable[[], Any]],
+    settings: dict[str, Any],
+    *,
+    agent: int | str | None,
+    task: str | Task | None,
+    device: str,
+    **training: Any,
+) -> OfflinePolicy:
+    """Learn a policy from a log, or from one agent's own part of it.
+
+    Args:
+        trajectories: the log.
+        configs: d3rlpy's configuration for discrete actions, and that for continuous ones.
+        settings: to change in it.
+        agent: index or label of the agent; everyone's trajectories if None.
+        task: what it is a log of; by default the task named in it.
+        device: "auto", "cpu", "cuda", … .
+        **training: arguments of `train`.
+
+    """
+    log, found = policy_log(trajectories, task, agent)
+    config = configs[0]() if found.discrete else configs[1]()
+    if not found.discrete:
+        finite_action_bounds(found)
+    algorithm = configured(config, settings).create(device=device_name(device))
+    return train(algorithm, log, found, **training)
 
 
 def train(
