@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import plateau
+import policy_scale
 import protocol
 import results
 from paper import report
@@ -33,7 +34,8 @@ def tables(folder: Path = results.RESULTS) -> str:
         if results.results_file(table, scale, folder).exists()
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
-    return "\n\n".join([*sections, _published_twins(), _budgets((full, small)), *_plateau(folder), *_factors(folder)])
+    rest = (*_policy_scale(folder), *_plateau(folder), *_factors(folder))
+    return "\n\n".join([*sections, _published_twins(), _budgets((full, small)), *rest])
 
 
 def update(text: str, content: str) -> str:
@@ -94,6 +96,19 @@ def _budgets(scales: Sequence[protocol.Scale]) -> str:
     ]
     table = results.markdown([["scale", "method", "training"], *lines])
     return f"## Training budgets\n\nWhat is not named is the method's own default.\n\n{table}"
+
+
+def _policy_scale(folder: Path) -> list[str]:
+    """Return the spread of the test policies' trajectories beside the authors'."""
+    path = folder / policy_scale.FILE
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        lines = [list(line) for line in csv.reader(file)]
+    return [
+        "## How far the test policies' trajectories spread\n\nThe error of predicting an episode's own mean, and what "
+        f"the paper's RMSE and R² say of it (`policy_scale.py`).\n\n{results.markdown(lines)}"
+    ]
 
 
 def _plateau(folder: Path) -> list[str]:

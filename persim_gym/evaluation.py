@@ -116,6 +116,39 @@ def prediction_error(
     return rows
 
 
+def mean_predictor_errors(
+    task: Task,
+    *,
+    policy: str | Policy | Callable[[FloatArray], Any],
+    covariates: Sequence[Sequence[float]] | None = None,
+    episodes: int = 200,
+    seed: int = 0,
+) -> list[float]:
+    """Return the error that `prediction_error` would give a prediction of each episode's own mean, an agent each.
+
+    R² is 0 there, so this is the scale on which errors are large or small. It depends on the test policy alone: two
+    policies under which it is the same are equally hard to predict.
+
+    Args:
+        task: whose true systems are run.
+        policy: "random", an object with `predict`, or a function of observations (B, D).
+        covariates: (agents, K); by default the test agents'.
+        episodes: an agent.
+        seed: of initial states and random actions.
+
+    """
+    _check_episodes(episodes)
+    actor, errors = as_policy(policy, task, seed), []
+    for agent, known in enumerate(task.test_agents if covariates is None else covariates):
+        rng = np.random.default_rng([seed, agent])
+        states, _, valid, _ = _test_trajectories(task, actor, np.asarray(known, np.float64), episodes, rng)
+        true, valid = states[:, BURN_IN + 1 :], valid[:, BURN_IN + 1 :]
+        mean = np.stack([rows[scored].mean(axis=0) for rows, scored in zip(true, valid, strict=True)])
+        rmse, _ = trajectory_scores(true, np.broadcast_to(mean[:, None], true.shape), valid)
+        errors.append(float(rmse.mean()))
+    return errors
+
+
 def trajectory_scores(true: FloatArray, predicted: FloatArray, valid: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Return RMSE (B,) and variance-weighted R² (B,) of predicted trajectories (B, H, D), where ``valid`` (B, H)."""
     weight = valid[:, :, None].astype(np.float64)

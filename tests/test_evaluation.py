@@ -21,6 +21,7 @@ from persim_gym import (
     value_iteration_returns,
 )
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.evaluation import mean_predictor_errors
 from persim_gym.plotting import plot_frames
 from persim_gym.registration import find_model
 from persim_gym.tasks.cart_pole import dynamics
@@ -254,3 +255,19 @@ def test_value_iteration_acts_in_the_true_system():
     row = value_iteration_returns(Ensemble.load(find_model("MountainCar")), agents=[0], episodes=4, points=101)[0]
     assert row.policy == "value iteration in the simulator" and row.episodes == 4
     assert -50 < row.mean <= -40
+
+
+def test_the_error_of_predicting_the_mean():
+    """Of cars that are never pushed: their own spread over the steps 10 to 60, whatever the gravity."""
+    task, gravities = get_task("MountainCar"), [(0.0005,), (0.003,)]
+    found = mean_predictor_errors(
+        task, policy=lambda observations: np.ones(len(observations), int), covariates=gravities, episodes=7, seed=3
+    )
+    for agent, gravity in enumerate(gravities):
+        system = task.system(np.tile(gravity, (7, 1)))
+        states = [system.reset(np.random.default_rng([3, agent]))]
+        for _ in range(60):
+            states.append(system.step(np.ones(7, int)))
+        scored = np.stack(states)[10:]
+        expected = np.sqrt(scored.var(axis=0).mean(axis=1)).mean()
+        assert found[agent] == pytest.approx(expected) and expected > 1e-3
