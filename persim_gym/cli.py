@@ -26,6 +26,8 @@ _console = Console()
 Agents = Annotated[
     str | None, typer.Option(help='Indices or labels: "0-4", "0,7", "anna,ben"; the test agents by default.')
 ]
+Aggregate = Annotated[str, typer.Option(help="mean or median over the members.")]
+Model = Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -87,7 +89,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")],
+    model: Model,
     agents: Agents = None,
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
@@ -96,7 +98,7 @@ def evaluate(
         int,
         typer.Option(help="Episodes an agent for value iteration; only for discrete actions.", min=0),
     ] = 0,
-    aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",
+    aggregate: Aggregate = "mean",
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -142,14 +144,14 @@ def evaluate(
 
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="File to write.")],
     agents: Agents = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
     policy: Annotated[str, typer.Option(help="plan, mpc, value_iteration, random, test, or a policy file.")] = "plan",
-    starts: Annotated[str, typer.Option(help="First states: of the log, or of the task.")] = "log",
+    starts: Annotated[str, typer.Option(help="First states: log, spread (of the log, far apart) or task.")] = "log",
     max_disagreement: Annotated[float | None, typer.Option(help="Cut an episode where members differ by more.")] = None,
-    aggregate: Annotated[str, typer.Option(help="mean or median over the members.")] = "mean",
+    aggregate: Aggregate = "mean",
     seed: Seed = 0,
     device: Device = "cpu",
     quiet: Quiet = False,
