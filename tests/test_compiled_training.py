@@ -78,9 +78,13 @@ def test_an_odd_number_of_outputs(size, monkeypatch):
 def test_threads_change_no_bit(log, monkeypatch):
     """Each member is its own piece of work."""
     config = CONFIG.with_changes(num_members=3)
-    one = trained(log, config, monkeypatch, by_kernel=True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    two = trained(log, config, monkeypatch, by_kernel=True)
+    one, before = trained(log, config, monkeypatch, by_kernel=True), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        two = trained(log, config, monkeypatch, by_kernel=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     for name, expected in one.parameters.items():
         np.testing.assert_array_equal(two.parameters[name], expected)
 
@@ -90,7 +94,6 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
     log, tmp_path, monkeypatch, interrupted_after
 ):
     """The epoch begins anew for all of them."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     whole = trained(log, CONFIG, monkeypatch, by_kernel=True)
     epochs, run_epoch = iter(range(100)), compiled_training.run_epoch
 
