@@ -1,6 +1,6 @@
 """`mbrl` 0.2.0 like for like: a deterministic ensemble of 5 with one hidden layer of 256, 5 particles.
 
-    pip install --no-deps mbrl==0.2.0 && pip install hydra-core omegaconf gym
+    pip install --no-deps mbrl==0.2.0 && pip install hydra-core omegaconf gym termcolor
 
 Its models know no agents, so its network is smaller: an advantage it is left.
 """
