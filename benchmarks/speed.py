@@ -415,11 +415,11 @@ def main() -> None:
         writer.writerow([field.name for field in fields(Row)])
         writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
     path = RESULTS / "speed.meta.json"
-    known = json.loads(path.read_text())["commits"] if path.exists() else {}
+    known = json.loads(path.read_text()) if path.exists() else {}
     document = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/speed.py",
-        "commits": {**known, **dict.fromkeys(chosen, commit())},
-        "processor": _processor(),
+        "commits": {**known.get("commits", {}), **dict.fromkeys(chosen, commit())},
+        "processors": {**known.get("processors", {}), **dict.fromkeys(chosen, _processor())},
         "versions": {m.__name__: m.__version__ for m in (persim_gym, gymnasium, np, torch)}
         | {"python": platform.python_version()},
         "mbrl": speed_mbrl.available(),
