@@ -22,7 +22,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.types import FloatArray, IntArray
 
 ROWS = 8
-"""Transitions at once, a multiple of four."""
+"""Transitions at once; `_combine_block` and `_forward` are written out for so many."""
 _VECTORS = 32
 """Numbers that the compiled inner loops take at a time."""
 _AGENT, _AGENT_BIAS, _FIRST, _FIRST_BIAS, _SECOND, _SECOND_BIAS, _ACTION, _ACTION_BIAS, _SKIP = range(9)

@@ -180,7 +180,7 @@ def test_the_learning_curve(discrete, method):
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_policy_with_the_best_score_is_returned(request, kind, method):
-    """The weights after ten steps of thirty score best: those of a run of ten."""
+    """The weights after ten steps of twenty score best: those of a run of ten."""
     task, log = request.getfixturevalue(kind)
     scores = iter([0.5, 2.0, 2.0, -1.0])
     settings = {"task": task, "callback_every": 5, "progress": False, **SMALL}
