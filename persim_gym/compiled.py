@@ -8,7 +8,6 @@ machine compiles it, in some seconds. `tests/test_blocks.py` holds this, too, ag
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -17,34 +16,11 @@ import numpy as np
 
 from persim_gym.blocks import BlockNetwork
 from persim_gym.folding import FoldedNetwork
+from persim_gym.jit import compile_for
 from persim_gym.types import FloatArray, IntArray
 
 _STATES_AT_ONCE = 4
 _ZERO = np.float32(0)
-_SETTINGS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-"""Sums may be taken in any order; unlike full fast math this keeps infinities and what is not a number."""
-
-
-def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
-
-
-def compile_for(signature: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function for one signature, or load what was compiled earlier; it runs without Python's lock."""
-    import numba
-
-    try:
-        return numba.njit(signature, cache=True, nogil=True, **_SETTINGS)(function)
-    except RuntimeError:  # nowhere to keep the compiled kernel
-        return numba.njit(signature, nogil=True, **_SETTINGS)(function)
-
-
-def fast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function that compiled ones call."""
-    import numba
-
-    return numba.njit(**_SETTINGS)(function)
 
 
 class CompiledNetwork(BlockNetwork):

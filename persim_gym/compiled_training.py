@@ -17,8 +17,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from persim_gym.compiled import compile_for, fast
 from persim_gym.config import PerSimConfig
+from persim_gym.jit import compile_for, fast
 from persim_gym.types import FloatArray, IntArray
 
 ROWS = 8

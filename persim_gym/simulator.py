@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym import compiled
+from persim_gym import jit
 from persim_gym.blocks import BlockNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.devices import memory_for, resolve_device, threads_for
@@ -163,7 +163,7 @@ class Simulator:
             space, folded = self.task.observation_space, fold(self.ensemble, agent)
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
             fits = self.device.type == "cpu" and BlockNetwork.fits(folded)
-            network = CompiledNetwork if compiled.available() else BlockNetwork
+            network = CompiledNetwork if jit.available() else BlockNetwork
             self._blocks[agent] = network(folded, bounds) if fits else None
         return self._blocks[agent]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from persim_gym import compiled
+from persim_gym import jit
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads
@@ -104,7 +104,7 @@ class Trainer:
         self.config, self._threads = config, threads
         # A small network's epochs are compiled where numba is; it has an action table and one hidden layer.
         small = len(config.state_hidden) == 1 and "action.weight" in shapes
-        self._compiled = small and device.type == "cpu" and compiled.available()
+        self._compiled = small and device.type == "cpu" and jit.available()
         self.epoch = 0
         self.generator = torch.Generator(device).manual_seed(seed)
         count = sum(_padded(shape) for shape, _ in shapes.values())

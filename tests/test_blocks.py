@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym import compiled
+from persim_gym import compiled, jit
 from persim_gym.blocks import BLOCK, BlockNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.folding import fold
@@ -67,7 +67,7 @@ def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
     for installed, network in ((False, BlockNetwork), (True, CompiledNetwork)):
         if installed:
             pytest.importorskip("numba")
-        monkeypatch.setattr(compiled, "available", lambda installed=installed: installed)
+        monkeypatch.setattr(jit, "available", lambda installed=installed: installed)
         assert type(random_ensemble("CartPole").simulator(0).blocks(0)) is network
 
 
@@ -93,7 +93,7 @@ def test_without_a_place_to_keep_the_kernel(monkeypatch):
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
 def test_returns_are_those_of_torchs_rollouts(make, name, candidates, monkeypatch):
     """With rollouts that end at different steps and are dropped on the way."""
-    monkeypatch.setattr(compiled, "available", lambda: make is CompiledNetwork)
+    monkeypatch.setattr(jit, "available", lambda: make is CompiledNetwork)
     ensemble, rng = random_ensemble(name, step_size=0.05), np.random.default_rng(0)
     starts, simulator = 0.05 * rng.normal(size=(1, ensemble.task.observation_size)), ensemble.simulator(0)
     actions = random_actions(ensemble.task, rng, 1, candidates, 20)

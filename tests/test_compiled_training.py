@@ -7,7 +7,7 @@ from gymnasium import spaces
 from support import walk_dynamics, walk_task
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, compiled, fit, training
+from persim_gym import PerSimConfig, Trajectories, fit, jit, training
 from persim_gym.tasks import get_task
 
 numba = pytest.importorskip("numba")
@@ -33,7 +33,7 @@ def walk_log(size):
 
 def trained(log, config, monkeypatch, *, by_kernel, **settings):
     """Train with or without the kernel, which must be asked if it is to be."""
-    monkeypatch.setattr(compiled, "available", lambda: by_kernel)
+    monkeypatch.setattr(jit, "available", lambda: by_kernel)
     return fit(log, config=config, validation_fraction=0, progress=False, **settings)
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(persim_gym.__file__).parent
 
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
-    "types", "errors", "config", "storage", "terminal", "devices",
+    "types", "errors", "config", "storage", "terminal", "devices", "jit",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled", "simulator", "selection",
     "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "trainer", "training",
@@ -104,6 +104,7 @@ def test_who_knows_nothing_of_what():
             "folding",
             "blocks",
             "compiled",
+            "jit",
             "simulator",
             "training",
             "rollouts",

@@ -9,7 +9,7 @@ from support import SMALL, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, compiled, errors, fit, trainer, training
+from persim_gym import PerSimConfig, Trajectories, errors, fit, jit, trainer, training
 from persim_gym.config import CONFIGS, RANKS
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
@@ -31,7 +31,7 @@ def epochs(request, monkeypatch):
     """Train by torch alone, then by the compiled kernel."""
     if request.param == "compiled":
         pytest.importorskip("numba")
-    monkeypatch.setattr(compiled, "available", lambda: request.param == "compiled")
+    monkeypatch.setattr(jit, "available", lambda: request.param == "compiled")
     return request.param
 
 
@@ -182,7 +182,7 @@ def test_rank_auto_takes_the_lowest_validation_error(log):
 @pytest.mark.parametrize("interrupted_after", [3, 9])
 def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatch, interrupted_after):
     """Interrupted while validating or while refitting; the same call goes on, and cleans up when done."""
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(jit, "available", lambda: False)
     config = TINY.with_changes(batch_size=40)  # 3 batches an epoch in validation, 3 or 4 after it
     whole = fit(log, config=config, seed=1, progress=False)
     batches, loss_and_gradients = iter(range(10**6)), trainer.loss_and_gradients
@@ -277,7 +277,7 @@ def test_the_limit_on_an_epochs_steps_is_the_batch_size_it_means(cart_pole_log):
 
 def test_batches_fetched_together_are_the_same_batches(cart_pole_log, monkeypatch):
     """One by one or sixteen at a time, the last one cut short: the same bits."""
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(jit, "available", lambda: False)
     config = SMALL.with_changes(batch_size=7, epochs=2, linear_skip=True)
 
     def trained():
