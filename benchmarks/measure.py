@@ -85,10 +85,7 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         return _returns(cell, folder, None, device)
     if cell.method in protocol.SIMULATOR_OF:
         return augmented.measure_augmented(cell, folder, device=device, cache=cache)
-    if cell.table.number == 3:  # its other rows are those of the returns' tables
-        cell = replace(cell, table=protocol.returns_table(cell.env))
-    if unseen.agent_count(cell.method) == cell.scale.num_agents:  # all there are: a row of the returns' table as well
-        cell = replace(cell, table=protocol.returns_table(cell.env), method=unseen.base_method(cell.method))
+    cell = canonical(cell)
     if cell.method in baseline_methods.METHODS:
         return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
     config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))
@@ -103,6 +100,15 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     else:
         measured = _returns(cell, folder, ensemble, device)
     return with_wall(measured, ensemble)
+
+
+def canonical(cell: Cell) -> Cell:
+    """Return the cell under whose table a measurement is kept, where several tables have it."""
+    if cell.table.number == 3 and cell.method not in protocol.SIMULATOR_OF:  # a row of the returns' table as well
+        cell = replace(cell, table=protocol.returns_table(cell.env))
+    if unseen.agent_count(cell.method) == cell.scale.num_agents:  # all there are: also a row of the returns' table
+        cell = replace(cell, table=protocol.returns_table(cell.env), method=unseen.base_method(cell.method))
+    return cell
 
 
 def with_wall(measured: Measured, ensemble: Ensemble) -> Measured:

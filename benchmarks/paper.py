@@ -2,8 +2,9 @@
 
     python benchmarks/paper.py --table 6 --data random --seeds 3 --scale full
 
-Writes benchmarks/results/table6.csv after every finished method. What is in that file is not measured again, and an
-interrupted run goes on: trained ensembles and finished seeds are kept in benchmarks/.cache, which all tables share.
+Writes benchmarks/results/table6.csv after every finished method, and each finished seed to results/seeds.csv there.
+What is in these files is not measured again. An interrupted run goes on: trained ensembles and finished agents are kept
+in benchmarks/.cache, which all tables share.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import protocol
 import results
-from measure import CACHE, Cell, measure
+from measure import CACHE, Cell, Measured, measure
 from protocol import Scale, Table
+from seeds import Seeds
 
 from persim_gym.baselines.bcq import PAPER_STEPS
 from persim_gym.errors import InvalidArgumentError, PerSimError
@@ -62,6 +64,7 @@ def reproduce(
             "choose another scale"
         )
     rows, problems = results.read(table, scale, folder), []
+    seeds_measured = Seeds(scale, folder)
     wanted = [
         (env, one, method)
         for env in chosen
@@ -74,13 +77,23 @@ def reproduce(
             continue
         cells = [Cell(table, *key, seed, scale) for seed in range(seeds)]
         try:
-            measured = [measure(cell, device=device, cache=cache) for cell in cells]
+            measured = [_measured(cell, seeds_measured, device=device, cache=cache) for cell in cells]
         except PerSimError as error:
             problems.append(f"{' · '.join(key)}: {error}")
             continue
         rows = results.with_measured(results.read(table, scale, folder), cells[0], measured)
         results.write(table, scale, rows, folder)
     return problems
+
+
+def _measured(cell: Cell, seeds_measured: Seeds, *, device: str, cache: Path) -> Measured:
+    """Return what is written down of a cell, or measure it and write it down."""
+    known = seeds_measured.get(cell)
+    if known is not None:
+        return known
+    new = measure(cell, device=device, cache=cache)
+    seeds_measured.put(cell, new)
+    return new
 
 
 def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -> None:

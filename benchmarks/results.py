@@ -47,9 +47,14 @@ Key = tuple[str, str, str]
 """(env, data, method)."""
 
 
+def suffix(scale: Scale) -> str:
+    """Return what a scale's results files have behind their names: scales do not share one."""
+    return "" if scale.name == "full" else f"-{scale.name}"
+
+
 def results_file(table: Table, scale: Scale, folder: Path = RESULTS) -> Path:
-    """Return the name of a results file: scales do not share one."""
-    return folder / f"table{table.number}{'' if scale.name == 'full' else f'-{scale.name}'}.csv"
+    """Return the name of a table's results file."""
+    return folder / f"table{table.number}{suffix(scale)}.csv"
 
 
 def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
@@ -60,30 +65,46 @@ def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
 
     """
     path = results_file(table, scale, folder)
-    if not path.exists():
-        return []
-    _check_protocol(path)
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise FileFormatError(f"{path} must have the columns {','.join(COLUMNS)}; move it away and measure again")
-        try:
-            rows = [Row(**{f.name: _parse(line[f.name], str(f.type)) for f in fields(Row)}) for line in reader]
-        except (TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
+    lines = read_lines(path, COLUMNS)
+    try:
+        rows = [Row(**{f.name: _parse(line[f.name], str(f.type)) for f in fields(Row)}) for line in lines]
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
     if any((row.table, row.scale) != (table.number, scale.name) for row in rows):
         raise FileFormatError(f"{path} holds rows of another table or scale; move it away and measure again")
     return rows
 
 
 def write(table: Table, scale: Scale, rows: Iterable[Row], folder: Path = RESULTS) -> None:
-    """Write a results file and the version of its protocol, each as a whole or not at all."""
-    path = results_file(table, scale, folder)
+    """Write a results file."""
+    texts = [[f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)] for row in rows]
+    lines = [dict(zip(COLUMNS, text, strict=True)) for text in texts]
+    write_lines(results_file(table, scale, folder), COLUMNS, lines)
+
+
+def read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the lines of a file of measurements, none if there is no file.
+
+    Raises:
+        FileFormatError: the file is of another version of the protocol, or has other columns.
+
+    """
+    if not path.exists():
+        return []
+    _check_protocol(path)
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise FileFormatError(f"{path} must have the columns {','.join(columns)}; move it away and measure again")
+        return list(reader)
+
+
+def write_lines(path: Path, columns: Sequence[str], lines: Iterable[dict[str, str]]) -> None:
+    """Write a file of measurements and the version of their protocol, each as a whole or not at all."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in astuple(row)])
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     storage.write_text(_meta(path), json.dumps({"protocol": protocol.PROTOCOL}) + "\n")
     storage.write_text(path, text.getvalue())
 

@@ -73,7 +73,35 @@ def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchm
     (row,) = rows_of(benchmark, tmp_path, 6)
     assert (row.mean, row.std, row.wall_s, row.commit) == (2.0, 1.0, 30.0, "abc")
     run(benchmark, folders, *arguments, "4")
-    assert [cell.seed for cell in calls[3:]] == [0, 1, 2, 3]
+    assert [cell.seed for cell in calls[3:]] == [3]
+    (row,) = rows_of(benchmark, tmp_path, 6)
+    assert (row.mean, row.seeds, row.wall_s) == (2.5, 4, 40.0)
+
+
+def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchmark, folders, tmp_path, monkeypatch):
+    measure = benchmark["measure"]
+
+    def pretend(cell, **_):
+        calls.append((cell.table.number, cell.seed))
+        if cell.seed == 2:
+            raise KeyboardInterrupt
+        return measure.Measured((measure.Score("0", "return", -1 / 3),), "abc", 10.0)
+
+    calls = []
+    monkeypatch.setattr(benchmark["paper"], "measure", pretend)
+    arguments = ("--env", "CartPole", "--data", "random", "--method", "BCQ-A", "--seeds")
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmark, folders, "--table", "3", *arguments, "3")
+    assert rows_of(benchmark, tmp_path, 3) == []
+    run(benchmark, folders, "--table", "10", *arguments, "2")
+    assert calls == [(3, 0), (3, 1), (3, 2)]
+    (row,) = rows_of(benchmark, tmp_path, 10)
+    assert (row.seeds, row.mean, row.commit) == (2, -0.333333, "abc")
+    lines = (tmp_path / "results" / "seeds-quick.csv").read_text().splitlines()
+    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,abc,10" for seed in (0, 1)]
+    (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10\n")
+    with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
+        importlib.import_module("seeds").Seeds(benchmark["protocol"].get_scale("quick"), tmp_path / "results")._read()
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(benchmark, folders, tmp_path, monkeypatch):
