@@ -54,7 +54,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
         return fit_joint(log, config=settings, seed=cell.seed, device=device, progress=sys.stderr.isatty())
     method = protocol.PLAIN.get(cell.method, cell.method)
     name = f"{''.join(filter(str.isalnum, method))}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.cadm"
-    path = measure.models_folder(cache) / name
+    path = measure.models_folder(cache, cell.env) / name
     if path.exists():
         return CaDM.load(path)
     budget = cell.scale.budgets.get(method, {})

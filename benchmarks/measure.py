@@ -78,7 +78,7 @@ class Measured:
 
 def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measured:
     """Return the scores of a cell, measured now or in an earlier run."""
-    folder = _folder(cache) / "cells"
+    folder = _folder(cache, cell.env) / "cells"
     if cell.method == protocol.LOG:
         return once(folder / cell.name, lambda: _score_log(cell))
     if cell.data == protocol.NO_DATA:
@@ -137,7 +137,7 @@ def trained(
     Without a config it is the paper's; with ``first`` it learns from so many agents only.
     """
     part = "" if first is None else f"-first{first}"
-    path = models_folder(cache) / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
+    path = models_folder(cache, env) / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
     if path.exists():
         ensemble = Ensemble.load(path, task=env)
@@ -166,13 +166,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def models_folder(cache: Path) -> Path:
-    """Return the folder of trained models."""
-    return _folder(cache) / "models"
+def models_folder(cache: Path, env: str) -> Path:
+    """Return the folder of an environment's trained models."""
+    return _folder(cache, env) / "models"
 
 
-def _folder(cache: Path) -> Path:
-    return cache / f"protocol{protocol.PROTOCOL}"
+def _folder(cache: Path, env: str) -> Path:
+    return cache / f"protocol{protocol.PROTOCOL[env]}"
 
 
 def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:

@@ -1,7 +1,7 @@
 """What is measured for each of the paper's tables, and at which scale.
 
-Raise `PROTOCOL` whenever figures would come out differently: other data sets, shipped policies, settings, scores.
-Results and cached models of another version are then refused.
+Raise an environment's `PROTOCOL` whenever its figures would come out differently: other data sets, shipped policies,
+settings, scores. Its results and cached models of another version are then refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unseen import AGENT_COUNTS, agent_count, base_method, papers_name, with_age
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
 
-PROTOCOL = 2
+PROTOCOL = {"MountainCar": 2, "CartPole": 2, "HalfCheetah": 2}
 DATA_SEED = 0
 """All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
 NO_DATA = "-"

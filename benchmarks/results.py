@@ -83,24 +83,25 @@ def write(table: Table, scale: Scale, rows: Iterable[Row], folder: Path = RESULT
 
 
 def read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the lines of a file of measurements, none if there is no file.
+    """Return the lines of a file of measurements, none if there is no file; one of the columns is "env".
 
     Raises:
-        FileFormatError: the file is of another version of the protocol, or has other columns.
+        FileFormatError: a line is of another version of its environment's protocol, or the file has other columns.
 
     """
     if not path.exists():
         return []
-    _check_protocol(path)
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != tuple(columns):
             raise FileFormatError(f"{path} must have the columns {','.join(columns)}; move it away and measure again")
-        return list(reader)
+        lines = list(reader)
+    _check_protocol(path, {line["env"] for line in lines})
+    return lines
 
 
 def write_lines(path: Path, columns: Sequence[str], lines: Iterable[dict[str, str]]) -> None:
-    """Write a file of measurements and the version of their protocol, each as a whole or not at all."""
+    """Write a file of measurements and the versions of their protocols, each as a whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -246,16 +247,18 @@ def tally(table: Table, rows: Sequence[Row], method: str) -> str:
     return f"{method}: return at or above the paper's mean minus one deviation in {good} of {len(pairs)} cells."
 
 
-def _check_protocol(path: Path) -> None:
+def _check_protocol(path: Path, envs: Iterable[str]) -> None:
     try:
-        version = json.loads(_meta(path).read_text())["protocol"]
+        versions = dict(json.loads(_meta(path).read_text())["protocol"])
     except (OSError, ValueError, KeyError, TypeError):
-        version = "unknown"
-    if version != protocol.PROTOCOL:
-        raise FileFormatError(
-            f"{path} was measured under protocol {version}, this is protocol {protocol.PROTOCOL}: "
-            "their figures do not mix; move the file away and measure again"
-        )
+        versions = {}
+    for env in sorted(envs):
+        version, current = versions.get(env, "unknown"), protocol.PROTOCOL.get(env)
+        if version != current:
+            raise FileFormatError(
+                f"{path}: {env} was measured under protocol {version}, this is its protocol {current}: their figures "
+                "do not mix; take its lines out of the file, or move the file away, and measure again"
+            )
 
 
 def _meta(path: Path) -> Path:

@@ -195,6 +195,26 @@ def test_the_policy_with_the_best_score_is_returned(request, kind, method):
     assert torch.equal(weights(chosen), weights(short)) and not torch.equal(weights(chosen), weights(last))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_training_ends_when_the_score_stays_where_it_is(discrete, method):
+    """Two checks without a better score after the best, which a third equal to it is not."""
+    task, log = discrete
+    settings = {"task": task, "callback_every": 5, "progress": False, **SMALL}
+    asked, steps = [], []
+
+    def select(policy):
+        asked.append([0.0, 1.0, 0.5, 2.0, 2.0, -1.0, 9.0][len(asked)])
+        return asked[-1]
+
+    METHODS[method](
+        log, steps=1000, select=select, patience=2, callback=lambda policy, step: steps.append(step), **settings
+    )
+    assert asked == [0.0, 1.0, 0.5, 2.0, 2.0, -1.0] and steps == [5, 10, 15, 20, 25, 30]
+    for wrong in ({"patience": 0, "select": select}, {"patience": 3}):
+        with pytest.raises(InvalidArgumentError, match="at least 1, and needs the scores of select"):
+            METHODS[method](log, steps=10, **settings, **wrong)
+
+
 def test_a_score_that_is_no_number(discrete):
     """It could never be compared."""
     task, log = discrete

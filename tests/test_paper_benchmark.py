@@ -138,10 +138,13 @@ def test_results_of_another_protocol_are_refused(benchmark, folders, tmp_path, c
     arguments = ("--table", "5", "--env", "CartPole", "--data", "random", "--seeds", "1")
     assert run(benchmark, folders, *arguments) == 0
     meta = tmp_path / "results" / "table5-quick.meta.json"
-    meta.write_text(json.dumps({"protocol": 0}))
+    versions = benchmark["protocol"].PROTOCOL
+    meta.write_text(json.dumps({"protocol": versions | {"CartPole": 0}}))
     with pytest.raises(SystemExit):
         run(benchmark, folders, *arguments)
-    assert "was measured under protocol 0" in capsys.readouterr().err
+    assert "CartPole was measured under protocol 0" in capsys.readouterr().err
+    meta.write_text(json.dumps({"protocol": versions | {"HalfCheetah": 0}}))
+    assert len(rows_of(benchmark, tmp_path, 5)) == 7  # all CartPole's
     meta.unlink()
     with pytest.raises(FileFormatError, match="under protocol unknown"):
         rows_of(benchmark, tmp_path, 5)

@@ -24,6 +24,7 @@ def fit_bcq(
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
+    patience: int | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous BCQ.
@@ -40,6 +41,7 @@ def fit_bcq(
         callback_every: steps between its calls, and between those of ``select``.
         select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
             that scored best are returned instead of the last.
+        patience: training ends before ``steps`` when so many scores in a row stay at or below the best; never if None.
         **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
 
     Raises:
@@ -51,6 +53,7 @@ def fit_bcq(
     return fit_policy(
         trajectories, (discrete_config, continuous_config), settings, agent=agent, task=task, device=device,
         steps=steps, seed=seed, progress=progress, callback=callback, callback_every=callback_every, select=select,
+        patience=patience,
     )  # fmt: skip
 
 

@@ -145,6 +145,7 @@ def train(
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
+    patience: int | None = None,
 ) -> OfflinePolicy:
     """Run so many gradient steps of a d3rlpy algorithm on a log.
 
@@ -161,10 +162,13 @@ def train(
         callback: called with the policy and the number of steps done, for learning curves.
         callback_every: steps between its calls, and between those of ``select``.
         select: a score of the policy, the higher the better; the weights that scored best are those returned.
+        patience: scores in a row that may stay at or below the best before training ends; it never ends early if None.
 
     """
     if steps < 1 or callback_every < 1:
         raise InvalidArgumentError(f"steps={steps} and callback_every={callback_every} must be at least 1")
+    if patience is not None and (patience < 1 or select is None):
+        raise InvalidArgumentError(f"patience={patience} must be at least 1, and needs the scores of select")
     weights_seed, noise_seed = (int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2))
     with OwnRandomness(weights_seed).active():
         algorithm.create_impl((task.observation_size,), task.action_size)
@@ -174,7 +178,7 @@ def train(
     rng, batch_size = np.random.default_rng(seed), algorithm.config.batch_size
     done, best = 0, _Best(algorithm)
     with ProgressBar(type(algorithm).__name__, steps, progress) as bar, single_thread():
-        while done < steps:
+        while done < steps and not (patience is not None and best.since >= patience):
             until = min(steps, done + _BAR_STEPS, (done // callback_every + 1) * callback_every)
             with randomness.active():
                 for _ in range(until - done):
@@ -196,13 +200,16 @@ class _Best:
 
     def __init__(self, algorithm: Any) -> None:
         self._algorithm, self._score, self._weights = algorithm, -np.inf, None
+        self.since = 0
+        """Offers since then."""
 
     def offer(self, score: float) -> None:
         """Keep the present weights if their score is above all before."""
         if np.isnan(score):
             raise InvalidArgumentError("select returned what is not a number; it must return a score")
+        self.since += 1
         if self._weights is None or score > self._score:
-            self._score, self._weights = score, copy.deepcopy(self._states())
+            self._score, self._weights, self.since = score, copy.deepcopy(self._states()), 0
 
     def restore(self) -> None:
         """Give the algorithm the weights kept, if any were."""
