@@ -1,6 +1,7 @@
 """Draw true against predicted states at several horizons (figures 2 and 4 of the paper).
 
     python benchmarks/frames.py --env CartPole MountainCar --data random
+    python benchmarks/frames.py --env HalfCheetah --scale small
 
 Two very different test agents, the unseen test policy's actions, PerSim as it is trained for benchmarks/paper.py.
 Writes one picture for each environment and data set to benchmarks/results.
@@ -12,7 +13,7 @@ import argparse
 
 import protocol
 from measure import trained
-from results import RESULTS
+from results import RESULTS, suffix
 
 from persim_gym.logging_policies import test_policy
 from persim_gym.plotting import plot_frames
@@ -28,13 +29,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=protocol.LOGGING_POLICIES, default=["random"])
     parser.add_argument("--method", choices=[protocol.PERSIM, protocol.PERSIM_PLUS], default=protocol.PERSIM)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     given = parser.parse_args()
+    scale = protocol.get_scale(given.scale)
     for env in given.env:
         for data in given.data:
             config = protocol.config_name(env, given.method)
-            ensemble = trained(env, data, protocol.get_scale("full"), given.seed, config=config)
+            ensemble = trained(env, data, scale, given.seed, config=config)
             policy = test_policy(env, seed=given.seed)
-            path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}.png"
+            path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}{suffix(scale)}.png"
             print(plot_frames(ensemble, path, agents=AGENTS[env], horizons=HORIZONS, policy=policy, seed=given.seed))
 
 

@@ -204,7 +204,10 @@ SCALES = {
             CQL_A: {"steps": 2_000},
             **{method: {"steps": 20_000 if "BCQ" in method else 4_000} for method in SIMULATOR_OF},
             # Their target networks are replaced as often as BCQ's; CQL's would be every 8,000 steps, which is never.
-            **{method: {"steps": 8_000, "callback_every": 500, "target_update_interval": 200} for method in SELECTED},
+            **{
+                method: {"steps": 30_000, "callback_every": 500, "patience": 20, "target_update_interval": 200}
+                for method in SELECTED
+            },
         },
     ),
     # What two cores of a CPU do of HalfCheetah in an hour.

@@ -136,6 +136,11 @@ class Trainer:
         self.epoch += 1
         return loss
 
+    @property
+    def preparation(self) -> str:
+        """What the first epoch waits for, "" if for nothing."""
+        return "compiling (seconds, once on a machine)" if self._compiled else ""
+
     def _run_batches(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
         """Descend batch by batch, all members together; order (M, n)."""
         config, count = self.config, order.shape[1]

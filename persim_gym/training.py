@@ -177,6 +177,7 @@ class _Runs:
         title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
         saved = time.monotonic()
         with ProgressBar(title, config.epochs, self._progress, done=trainer.epoch) as bar:
+            bar.complete(trainer.epoch, trainer.preparation)
             while trainer.epoch < config.epochs:
                 loss = trainer.run_epoch(columns, device_rows)
                 if not np.isfinite(loss):
