@@ -35,6 +35,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 
 from persim_gym.interop.sb3 import policy_from_sb3
+from persim_gym.policies import MLPPolicy
 from persim_gym.tasks import Task, get_task
 from persim_gym.tasks.heterogeneous import HeterogeneousEnv
 
@@ -46,6 +47,8 @@ LOGGING_THRESHOLD = {"MountainCar": -200.0, "CartPole": 120.0, "HalfCheetah": 30
 TEST_THRESHOLD = {"MountainCar": -110.0, "CartPole": 195.0, "HalfCheetah": 5000.0}
 EPSILON = 0.01
 EVALUATE_EVERY = 5_000
+CRITICS_ALONE = 20_000
+"""Steps during which a policy that another one is started from only acts."""
 MAX_STEPS = {"MountainCar": 600_000, "CartPole": 600_000, "HalfCheetah": 1_000_000}
 EVALUATION_EPISODES = {"MountainCar": 50, "CartPole": 50, "HalfCheetah": 5}
 
@@ -90,8 +93,25 @@ class SaveBest(BaseCallback):
         return True
 
 
+def take_over(learner: TD3, policy: MLPPolicy) -> None:
+    """Let an actor start as a trained policy is."""
+    linear = [module for module in learner.actor.mu if isinstance(module, torch.nn.Linear)]
+    with torch.no_grad():
+        for module, (weight, bias) in zip(linear, policy.layers, strict=True):
+            module.weight.copy_(torch.tensor(weight.T))
+            module.bias.copy_(torch.tensor(bias))
+    learner.actor_target.load_state_dict(learner.actor.state_dict())
+
+
 def train(
-    task: Task, name: str, covariates: tuple[float, ...], threshold: float, seed: int, max_steps: int, episodes: int
+    task: Task,
+    name: str,
+    covariates: tuple[float, ...],
+    threshold: float,
+    seed: int,
+    max_steps: int,
+    episodes: int,
+    start_from: Path | None,
 ) -> None:
     """Train one policy until an evaluation exceeds the threshold, and save it."""
     path = OUT / f"{task.name}-{name}.safetensors"
@@ -108,6 +128,7 @@ def train(
             "return": reached,
             "threshold": threshold,
             "seed": seed,
+            "started_from": start_from and start_from.stem,
         }
         epsilon = EPSILON if task.discrete else 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +147,15 @@ def train(
         deterministic=not task.discrete,
         verbose=1,
     )
-    learner = make_learner(task, make_env(task, covariates), seed).learn(max_steps, callback=evaluation)
+    learner = make_learner(task, make_env(task, covariates), seed)
+    if start_from is not None:
+        assert isinstance(learner, TD3)
+        take_over(learner, MLPPolicy.load(start_from))
+        learner.learning_starts = learner.batch_size
+        learner.actor.requires_grad_(False)  # it waits until the critics know it
+        learner.learn(CRITICS_ALONE)
+        learner.actor.requires_grad_(True)
+    learner.learn(max_steps, callback=evaluation, reset_num_timesteps=False)
     reached = float(evaluation.best_mean_reward)
     print(f"{path.name}: {learner.num_timesteps} steps, {reached:.1f}, {time.perf_counter() - start:.0f} s", flush=True)
     if reached < threshold:
@@ -143,6 +172,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, help="give up after these; exploration ends after a part of them")
     parser.add_argument("--evaluation-episodes", type=int)
+    parser.add_argument("--start-from", type=Path, help="file of a trained policy that TD3 starts from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for task in map(get_task, arguments.tasks):
@@ -155,7 +185,8 @@ def main() -> None:
             if arguments.only is None or arguments.only in name:
                 max_steps = arguments.max_steps or MAX_STEPS[task.name]
                 episodes = arguments.evaluation_episodes or EVALUATION_EPISODES[task.name]
-                train(task, name, covariates, threshold, arguments.seed, max_steps, episodes)
+                start_from = arguments.start_from
+                train(task, name, covariates, threshold, arguments.seed, max_steps, episodes, start_from)
 
 
 if __name__ == "__main__":
