@@ -10,8 +10,8 @@ DQN for the discrete tasks and TD3 for HalfCheetah, online in the true system, e
 above its threshold (paper, appendix D). A policy whose file exists is not trained again.
 
 Two of HalfCheetah's ship although they are below their thresholds, as their files say. The test policy has 4124, after
-95 000 steps. The same run reaches 5145 after 125 000, but the trajectories of that policy spread up to 1.23 times as far
-as those of the authors', the shipped one's up to 1.17 (policy_scale.py: 1.03 1.13 1.04 1.15 1.23 against 1.07 1.11 1.07
+95 000 steps. The same run reaches 5145 after 125 000, but that policy's trajectories spread up to 1.23 times as far as
+those of the authors', the shipped one's up to 1.17 (policy_scale.py: 1.03 1.13 1.04 1.15 1.23 against 1.07 1.11 1.07
 1.17 1.12). And logging2, of mass 0.6 and damping 0.6, has 1362: three seeds came to 1000 to 1850 in 130 000 steps, and
 30 000 steps from the test policy's actor (--start-from), which has 800 there at once, to 300.
 """

@@ -15,7 +15,7 @@ from persim_gym.blocks import BlockNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
-from persim_gym.folding import FoldedNetwork, fold
+from persim_gym.folding import FoldedNetwork, Layers, fold
 from persim_gym.gradients import agent_features, predict
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
@@ -23,18 +23,24 @@ from persim_gym.types import FloatArray, IntArray, Prediction
 
 _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
 """Rows of a batch that are stepped together, on the CPU, where they should fit the cache, and elsewhere."""
+_FEW_COLUMNS = 256
 
 
 class AgentNetwork:
-    """One agent's folded members on a torch device, feature-major."""
+    """One agent's folded members on a torch device, feature-major.
+
+    Hidden layers of a few states are computed state-major, in which the CPU's matrix products are faster: 2.7 times for
+    one state, 1.4 for 30, as fast for 200.
+    """
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[Tensor, Tensor] | None, device: torch.device) -> None:
-        def move(layers: Any) -> list[tuple[Tensor, Tensor]]:
+        def moved(layers: Layers) -> list[tuple[Tensor, Tensor]]:
             return [(torch.tensor(weight, device=device), torch.tensor(bias, device=device)) for weight, bias in layers]
 
         self.num_members = folded.head[0].shape[0]
         self.num_actions = folded.num_actions
-        self._hidden, self._head, self._action = move(folded.hidden), move([folded.head])[0], move(folded.action)
+        self._state = _hidden_transposed(moved([*folded.hidden, folded.head]))
+        self._action = _hidden_transposed(moved(folded.action))
         self._change_mean = torch.tensor(folded.change_mean, device=device)[:, None]
         self._bounds = bounds
 
@@ -44,30 +50,42 @@ class AgentNetwork:
 
     def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return w (m, r, B) of continuous actions (A, B)."""
-        hidden = actions.expand(len(range(*members.indices(self.num_members))), -1, -1)
-        for index, (weight, bias) in enumerate(self._action):
-            hidden = torch.baddbmm(bias[members], weight[members], hidden)
-            if index < len(self._action) - 1:
-                hidden = hidden.relu_()
-        return hidden
+        count = len(range(*members.indices(self.num_members)))
+        return _outputs(self._action, actions.expand(count, -1, -1), members)
 
     def changes(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return the changes (m, D, B) that some members predict for their states (m, D, B).
 
         ``actions`` are (B,) indices, or the factors (m, r, B) that `action_factors` made of continuous actions.
         """
-        hidden = states
-        for weight, bias in self._hidden:
-            hidden = torch.baddbmm(bias[members], weight[members], hidden).relu_()
-        outputs = torch.baddbmm(self._head[1][members], self._head[0][members], hidden)
+        outputs = _outputs(self._state, states, members)
         count, size, batch = states.shape
         if self.num_actions == 0:
-            return (outputs.view(count, size, -1, batch) * actions[:, None]).sum(2).add_(self._change_mean)
+            return outputs.view(count, size, -1, batch).mul_(actions[:, None]).sum(2).add_(self._change_mean)
         by_action = outputs.view(count, self.num_actions, size, batch)
         chosen = by_action[:, 0]
         for action in range(1, self.num_actions):
             chosen = torch.where(actions == action, by_action[:, action], chosen)
         return chosen
+
+
+def _hidden_transposed(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return layers with weights (M, inputs, outputs) and biases (M, 1, outputs), all but the last."""
+    hidden = [(weight.transpose(1, 2).contiguous(), bias.transpose(1, 2)) for weight, bias in layers[:-1]]
+    return [*hidden, *layers[-1:]]
+
+
+def _outputs(layers: list[tuple[Tensor, Tensor]], inputs: Tensor, members: slice) -> Tensor:
+    """Return the linear outputs (m, O, B) of some members' ReLU layers for inputs (m, I, B)."""
+    *hidden_layers, (head, head_bias) = [(weight[members], bias[members]) for weight, bias in layers]
+    few = inputs.shape[2] <= _FEW_COLUMNS
+    hidden = inputs.transpose(1, 2) if few else inputs
+    for weight, bias in hidden_layers:
+        if few:
+            hidden = torch.baddbmm(bias, hidden, weight).relu_()
+        else:
+            hidden = torch.baddbmm(bias.transpose(1, 2), weight.transpose(1, 2), hidden).relu_()
+    return torch.baddbmm(head_bias, head, hidden.transpose(1, 2) if few else hidden)
 
 
 class Simulator:

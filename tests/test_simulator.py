@@ -100,9 +100,11 @@ def test_mean_and_deviation_of_a_single_state(members, config):
         assert not np.isfinite(stepper.guarded(np.full(4, value), 0)[0]).all()
 
 
-def test_folded_network_equals_plain_prediction(case):
+@pytest.mark.parametrize("copies", [1, 100], ids=["state-major", "feature-major"])
+def test_folded_network_equals_plain_prediction(case, copies):
     """`AgentNetwork`, all members and a slice of them, against `gradients.predict` with normalization around it."""
     ensemble, states, actions = case
+    states, actions = np.repeat(states, copies, 0), np.repeat(actions, copies, 0)
     agent, members, batch = 2, ensemble.num_members, len(states)
     parameters = {name: torch.tensor(array) for name, array in ensemble.parameters.items()}
     normalizer = ensemble.normalizer
