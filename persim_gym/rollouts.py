@@ -26,6 +26,7 @@ MembersFn = Callable[[IntArray, slice], FloatArray]
 PROPAGATIONS = ("per_member", "mean_state")
 _SCOUTS = 16
 _WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
+_COLUMNS_AT_ONCE = 256  # on the members' mean trajectory: what stays in the cache
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -57,26 +58,32 @@ def simulated_returns(
     starts = np.asarray(observations, np.float32)
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
+        """Score in threads, each environment by itself or, on the mean trajectory, those of an agent together."""
         scores = np.empty(actions.shape[:2])
+        moves, columns = actions.reshape(-1, *actions.shape[2:]), scores.reshape(-1)
+        rows = np.repeat(environments, actions.shape[1])
 
-        def fill(piece: tuple[int, slice]) -> None:
-            row, part = piece
-            environment = environments[row]
+        def fill(part: slice) -> None:
             quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
             with quiet, torch.inference_mode():
-                scores[row, part] = score(int(agents[environment]), starts[environment], actions[row, part])
+                columns[part] = score(int(agents[rows[part.start]]), starts[rows[part]], moves[part])
 
-        threads = 1 if simulator.device.type == "cuda" else threads_worth(simulator.hidden_layers)
-        in_threads(fill, _pieces(len(environments), actions.shape[1], threads), threads)
+        on_cpu, candidates = simulator.device.type != "cuda", actions.shape[1]
+        threads = threads_worth(simulator.hidden_layers) if on_cpu else 1
+        if propagation == "mean_state":
+            pieces = _pieces(agents[environments], candidates, threads, most=_COLUMNS_AT_ONCE if on_cpu else None)
+        else:
+            pieces = _pieces(environments, candidates, threads)
+        in_threads(fill, pieces, threads)
         return scores
 
-    def score(agent: int, start: FloatArray, actions: np.ndarray) -> FloatArray:
-        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A)."""
+    def score(agent: int, origins: FloatArray, actions: np.ndarray) -> FloatArray:
+        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A) from states (C, D)."""
         own = goal.of_agent(agent) if goal.of_agent is not None else goal
         if propagation == "mean_state":
             network, moves = simulator.network(agent), _moves(actions, simulator)
-            return _mean_state(network, own, torch.tensor(start, device=simulator.device), moves).cpu().numpy()
-        evaluate = _members_fn(simulator, agent, own, start, actions)
+            return _mean_state(network, own, torch.tensor(origins.T, device=simulator.device), moves).cpu().numpy()
+        evaluate = _members_fn(simulator, agent, own, origins[0], actions)
         members, candidates, horizon = simulator.num_members, *actions.shape[:2]
         bounded = best_only and own.max_reward is not None and own.progress is None
         if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
@@ -86,13 +93,20 @@ def simulated_returns(
     return returns
 
 
-def _pieces(environments: int, candidates: int, threads: int) -> list[tuple[int, slice]]:
-    """Return (environment, some of its candidates) for all, as few as give every thread the same to do."""
-    parts = threads // math.gcd(environments, threads)
-    stops = [candidates * part // parts for part in range(parts + 1)]
-    return [
-        (row, slice(*ends)) for row in range(environments) for ends in itertools.pairwise(stops) if ends[0] < ends[1]
-    ]
+def _pieces(together: IntArray, candidates: int, threads: int, most: int | None = None) -> list[slice]:
+    """Return what is scored at once: columns of neighbouring environments that are alike in ``together`` (n,).
+
+    The pieces are as few as give every thread the same to do and have at most ``most`` columns.
+    """
+    ends = np.append(np.flatnonzero(np.diff(together)) + 1, len(together)) * candidates
+    starts = np.append(0, ends[:-1])
+    least = threads // math.gcd(len(ends), threads)
+    pieces = []
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        parts = least * max(1, math.ceil((end - start) / (most or end) / least))
+        stops = [start + (end - start) * part // parts for part in range(parts + 1)]
+        pieces += [slice(*pair) for pair in itertools.pairwise(stops) if pair[0] < pair[1]]
+    return pieces
 
 
 def _members_fn(
@@ -264,13 +278,12 @@ def _group_returns(
     return returns.sum(0)
 
 
-def _mean_state(network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor) -> Tensor:
-    """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), on the members' mean trajectory."""
+def _mean_state(network: AgentNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
+    """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), on their mean trajectory from (D, C)."""
     horizon, candidates = len(actions), actions.shape[-1]
-    states = start[:, None].expand(-1, candidates)
-    returns = torch.zeros(candidates, device=start.device)
+    returns = torch.zeros(candidates, device=states.device)
     best = None if objective.progress is None else objective.progress(states.T)
-    alive = torch.ones(candidates, dtype=torch.bool, device=start.device)
+    alive = torch.ones(candidates, dtype=torch.bool, device=states.device)
     for step in range(horizon):
         moves = actions[step]
         inputs = moves if network.num_actions else network.action_factors(moves)

@@ -48,16 +48,32 @@ def test_pieces_are_done_side_by_side_and_each_by_one_thread(two_threads):
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("environments", "candidates", "threads", "count"), [
-    (1, 200, 1, 1), (1, 200, 2, 2), (4, 200, 2, 4), (3, 7, 2, 6), (1, 3, 8, 3), (6, 10, 4, 12),
+@pytest.mark.parametrize(("together", "candidates", "threads", "most", "count"), [
+    ([0], 200, 1, None, 1), ([0], 200, 2, None, 2), ([0, 1, 2, 3], 200, 2, None, 4), ([0, 1, 2], 7, 2, None, 6),
+    ([0], 3, 8, None, 3), ([0, 1, 2, 3, 4, 5], 10, 4, None, 12),
+    ([7, 7, 7], 30, 1, 256, 1), ([7, 7, 7], 30, 2, 256, 2), ([7, 7, 2], 200, 1, 256, 3), ([7] * 5, 200, 2, 256, 4),
 ])  # fmt: skip
-def test_every_candidate_is_in_one_piece(environments, candidates, threads, count):
-    seen = np.zeros((environments, candidates), int)
-    pieces = _pieces(environments, candidates, threads)
-    for row, part in pieces:
-        assert part.stop > part.start
-        seen[row, part] += 1
+def test_every_candidate_is_in_one_piece(together, candidates, threads, most, count):
+    """No piece is of environments that differ, or longer than it may be."""
+    seen = np.zeros(len(together) * candidates, int)
+    kinds = np.repeat(together, candidates)
+    pieces = _pieces(np.array(together), candidates, threads, most)
+    for part in pieces:
+        assert len(set(kinds[part])) == 1 and (most is None or part.stop - part.start <= most)
+        seen[part] += 1
     assert (seen == 1).all() and len(pieces) == count
+
+
+@pytest.mark.parametrize("propagation", ["per_member", "mean_state"])
+@pytest.mark.parametrize("agents", [[1], [1, 1, 0, 0]], ids=["one agent", "two agents"])
+def test_environments_scored_together_score_as_alone(agents, propagation):
+    """Four of them with 90 candidates each, so that two share a piece and one is cut."""
+    ensemble, rng = random_ensemble("HalfCheetah", DEEP), np.random.default_rng(0)
+    starts, actions = 0.05 * rng.normal(size=(4, 18)), rng.uniform(-1, 1, (4, 90, 6, 6))
+    found = simulated_returns(ensemble.simulator(agents=agents), starts, propagation=propagation)(np.arange(4), actions)
+    for row, agent in enumerate(np.broadcast_to(agents, 4).tolist()):
+        alone = simulated_returns(ensemble.simulator(agent), starts[[row]], propagation=propagation)
+        np.testing.assert_allclose(found[row], alone(np.array([0]), actions[[row]])[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["CartPole", "HalfCheetah"])
