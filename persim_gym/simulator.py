@@ -78,14 +78,16 @@ def _hidden_transposed(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor
 def _outputs(layers: list[tuple[Tensor, Tensor]], inputs: Tensor, members: slice) -> Tensor:
     """Return the linear outputs (m, O, B) of some members' ReLU layers for inputs (m, I, B)."""
     *hidden_layers, (head, head_bias) = [(weight[members], bias[members]) for weight, bias in layers]
-    few = inputs.shape[2] <= _FEW_COLUMNS
-    hidden = inputs.transpose(1, 2) if few else inputs
-    for weight, bias in hidden_layers:
-        if few:
+    hidden = inputs
+    if inputs.shape[2] <= _FEW_COLUMNS:
+        hidden = hidden.transpose(1, 2)
+        for weight, bias in hidden_layers:
             hidden = torch.baddbmm(bias, hidden, weight).relu_()
-        else:
+        hidden = hidden.transpose(1, 2)
+    else:
+        for weight, bias in hidden_layers:
             hidden = torch.baddbmm(bias.transpose(1, 2), weight.transpose(1, 2), hidden).relu_()
-    return torch.baddbmm(head_bias, head, hidden.transpose(1, 2) if few else hidden)
+    return torch.baddbmm(head_bias, head, hidden)
 
 
 class Simulator:
