@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -284,11 +284,13 @@ def _mean_state(network: AgentNetwork, objective: PlanningObjective, states: Ten
     returns = torch.zeros(candidates, device=states.device)
     best = None if objective.progress is None else objective.progress(states.T)
     alive = torch.ones(candidates, dtype=torch.bool, device=states.device)
+    inputs = actions if network.num_actions else _factors_of_steps(network, actions)
     for step in range(horizon):
         moves = actions[step]
-        inputs = moves if network.num_actions else network.action_factors(moves)
+        # The candidates of one environment start from the same state.
+        apart = states if step or bool((states != states[:, :1]).any()) else states[:, :1]
+        next_stacked = network.next_states(apart.expand(network.num_members, -1, -1), inputs[step])
         stacked = states.expand(network.num_members, -1, -1)
-        next_stacked = network.next_states(stacked, inputs)
         rewards = objective.reward(stacked.transpose(1, 2), moves.movedim(-1, 0), next_stacked.transpose(1, 2)).mean(0)
         states = next_stacked.mean(0)
         if objective.terminated is not None:
@@ -298,3 +300,10 @@ def _mean_state(network: AgentNetwork, objective: PlanningObjective, states: Ten
             best = torch.maximum(best, objective.progress(states.T))
     returns = torch.where(~states.isfinite().all(dim=0) & alive, torch.nan, returns)
     return returns if best is None else returns + horizon * best
+
+
+def _factors_of_steps(network: AgentNetwork, actions: Tensor) -> Sequence[Tensor]:
+    """Return the factors (m, r, C) of each step's actions (H, A, C), all encoded at once."""
+    horizon, size, candidates = actions.shape
+    factors = network.action_factors(actions.transpose(0, 1).reshape(size, -1))
+    return factors.unflatten(2, (horizon, candidates)).unbind(2)

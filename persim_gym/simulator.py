@@ -13,25 +13,22 @@ from torch import Tensor
 from persim_gym import jit
 from persim_gym.blocks import BlockNetwork
 from persim_gym.compiled import CompiledNetwork
+from persim_gym.compiled_layers import CompiledLayers
 from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, Layers, fold
 from persim_gym.gradients import agent_features, predict
+from persim_gym.layers import TorchLayers
 from persim_gym.model import AGGREGATES, Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.types import FloatArray, IntArray, Prediction
 
 _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
 """Rows of a batch that are stepped together, on the CPU, where they should fit the cache, and elsewhere."""
-_FEW_COLUMNS = 256
 
 
 class AgentNetwork:
-    """One agent's folded members on a torch device, feature-major.
-
-    Hidden layers of a few states are computed state-major, in which the CPU's matrix products are faster: 2.7 times for
-    one state, 1.4 for 30, as fast for 200.
-    """
+    """One agent's folded members on a torch device, feature-major."""
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[Tensor, Tensor] | None, device: torch.device) -> None:
         def moved(layers: Layers) -> list[tuple[Tensor, Tensor]]:
@@ -39,8 +36,8 @@ class AgentNetwork:
 
         self.num_members = folded.head[0].shape[0]
         self.num_actions = folded.num_actions
-        self._state = _hidden_transposed(moved([*folded.hidden, folded.head]))
-        self._action = _hidden_transposed(moved(folded.action))
+        self._state = _network(moved([*folded.hidden, folded.head]))
+        self._action = _network(moved(folded.action)) if folded.action else None
         self._change_mean = torch.tensor(folded.change_mean, device=device)[:, None]
         self._bounds = bounds
 
@@ -50,44 +47,28 @@ class AgentNetwork:
 
     def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return w (m, r, B) of continuous actions (A, B)."""
+        assert self._action is not None, "discrete actions have indices"
         count = len(range(*members.indices(self.num_members)))
-        return _outputs(self._action, actions.expand(count, -1, -1), members)
+        return self._action(actions.expand(count, -1, -1), members)
 
     def changes(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
-        """Return the changes (m, D, B) that some members predict for their states (m, D, B).
+        """Return the changes (m, D, B) that some members predict for their states (m, D, B), or one for all (m, D, 1).
 
         ``actions`` are (B,) indices, or the factors (m, r, B) that `action_factors` made of continuous actions.
         """
-        outputs = _outputs(self._state, states, members)
-        count, size, batch = states.shape
         if self.num_actions == 0:
-            return outputs.view(count, size, -1, batch).mul_(actions[:, None]).sum(2).add_(self._change_mean)
-        by_action = outputs.view(count, self.num_actions, size, batch)
+            return self._state.weighted(states, actions, members).add_(self._change_mean)
+        count, size, batch = states.shape
+        by_action = self._state(states, members).view(count, self.num_actions, size, batch)
         chosen = by_action[:, 0]
         for action in range(1, self.num_actions):
             chosen = torch.where(actions == action, by_action[:, action], chosen)
         return chosen
 
 
-def _hidden_transposed(layers: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Return layers with weights (M, inputs, outputs) and biases (M, 1, outputs), all but the last."""
-    hidden = [(weight.transpose(1, 2).contiguous(), bias.transpose(1, 2)) for weight, bias in layers[:-1]]
-    return [*hidden, *layers[-1:]]
-
-
-def _outputs(layers: list[tuple[Tensor, Tensor]], inputs: Tensor, members: slice) -> Tensor:
-    """Return the linear outputs (m, O, B) of some members' ReLU layers for inputs (m, I, B)."""
-    *hidden_layers, (head, head_bias) = [(weight[members], bias[members]) for weight, bias in layers]
-    hidden = inputs
-    if inputs.shape[2] <= _FEW_COLUMNS:
-        hidden = hidden.transpose(1, 2)
-        for weight, bias in hidden_layers:
-            hidden = torch.baddbmm(bias, hidden, weight).relu_()
-        hidden = hidden.transpose(1, 2)
-    else:
-        for weight, bias in hidden_layers:
-            hidden = torch.baddbmm(bias.transpose(1, 2), weight.transpose(1, 2), hidden).relu_()
-    return torch.baddbmm(head_bias, head, hidden)
+def _network(layers: list[tuple[Tensor, Tensor]]) -> CompiledLayers | TorchLayers:
+    """Return layers that are computed as fast as can be here."""
+    return CompiledLayers(layers) if CompiledLayers.fits(layers) else TorchLayers(layers)
 
 
 class Simulator:

@@ -11,7 +11,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices", "jit",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled", "simulator", "selection",
+    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled",
+    "layers", "layer_kernel", "compiled_layers", "simulator", "selection",
     "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "trainer", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
