@@ -31,6 +31,7 @@ import speed_reference
 import startup
 import torch
 from measure import commit
+from torch.utils.mkldnn import to_mkldnn
 
 import persim_gym
 from persim_gym import Ensemble, MPCAgent, Trajectories, get_task, load
@@ -47,6 +48,14 @@ RESULTS = Path(__file__).parent / "results"
 OURS = "persim-gym"
 NUM_AGENTS = 500
 TRAINING_ROWS = {"CartPole": 10_000, "MountainCar": 20_000, "HalfCheetah-text": 5_000}
+PRODUCTS = {
+    "training CartPole": (64, 4, 256),
+    "stepping CartPole": (5000, 4, 256),
+    "planning HalfCheetah": (200, 256, 256),
+    "training HalfCheetah": (512, 256, 256),
+    "large": (2048, 2048, 2048),
+}
+"""Rows, inputs and outputs."""
 BATCHES = (1, 32, 1000, 5000, 100_000)
 
 
@@ -296,6 +305,22 @@ def planning_returns(steps: int = 2) -> Iterator[Row]:
         )
 
 
+def products() -> Iterator[Row]:
+    """Yield what the libraries for matrix products reach at the shapes of training and planning, in seconds."""
+    for case, (count, inputs, outputs) in PRODUCTS.items():
+        left, right, out = torch.rand(count, inputs), torch.rand(inputs, outputs), torch.empty(count, outputs)
+        linear = to_mkldnn(torch.nn.Linear(inputs, outputs, bias=False).eval())
+        contenders = {
+            "torch": partial(torch.mm, left, right, out=out),
+            "NumPy": partial(np.matmul, left.numpy(), right.numpy(), out=out.numpy()),
+            "torch's oneDNN": partial(linear, left.to_mkldnn()),
+        }
+        repeats = max(1, 100_000_000 // (count * inputs * outputs))
+        with torch.inference_mode():
+            measured = in_turn(contenders, 9, repeats)
+        yield from rows("product", f"{count} x {inputs} x {outputs}, {case}", measured, "us", 1e6)
+
+
 def offline_learning() -> Iterator[Row]:
     """Yield gradient steps of BCQ and CQL, on the log of everyone and on that of one agent."""
     from persim_gym.baselines import bcq, cql
@@ -392,6 +417,7 @@ PARTS = {
     "step": single_steps,
     "batch": batched_steps,
     "plan": planning,
+    "product": products,
     "offline": offline_learning,
     "start": starting,
     "memory": memory,
@@ -430,7 +456,7 @@ def main() -> None:
     speed_plots.draw(found, RESULTS)
 
 
-_ORDER = ("train", "step", "batch", "plan", "offline", "start", "memory", "agents", "members")
+_ORDER = ("train", "step", "batch", "plan", "product", "offline", "start", "memory", "agents", "members")
 
 
 def _read() -> list[Row]:
