@@ -15,7 +15,7 @@ from unseen import AGENT_COUNTS, agent_count, base_method, papers_name, with_age
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.logging_policies import LOGGING_POLICIES
 
-PROTOCOL = {"MountainCar": 2, "CartPole": 2, "HalfCheetah": 2}
+PROTOCOL = {"MountainCar": 2, "CartPole": 2, "HalfCheetah": 3}
 DATA_SEED = 0
 """All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
 NO_DATA = "-"
