@@ -21,7 +21,7 @@ from persim_gym.devices import in_threads
 from persim_gym.layers import weighted_sums
 
 if TYPE_CHECKING:
-    from persim_gym.layer_kernel import Tile
+    from persim_gym.tiles import Tile
 
 _WORTH_A_THREAD = 256  # states
 _NO_FACTORS = np.empty((0, 0, 0), np.float32)
@@ -33,11 +33,11 @@ class CompiledLayers:
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], tile: Tile | None = None) -> None:
         """Lay weights (M, outputs, inputs) and biases (M, outputs, 1) out for the kernel."""
-        from persim_gym import layer_kernel
+        from persim_gym import layer_kernel, tiles
 
-        self._tile = layer_kernel.best_tile() if tile is None else tile
+        self._tile = tiles.best_tile() if tile is None else tile
         self._kernel = layer_kernel.layers_kernel(self._tile)
-        panel = self._tile.outputs
+        panel = self._tile.columns
         self._sizes = np.array([layers[0][0].shape[2], *(weight.shape[1] for weight, _ in layers)])
         self._padded = -(-self._sizes // panel) * panel
         packed = [_packed(weight, bias, panel) for weight, bias in layers]
@@ -81,7 +81,7 @@ class CompiledLayers:
     def _rows(self, inputs: Tensor, order: np.ndarray | slice) -> np.ndarray:
         """Return inputs (m, I, B) as (m, B + padding, I)."""
         count, size, batch = inputs.shape
-        rows = np.zeros((count, -(-batch // self._tile.states) * self._tile.states, size), np.float32)
+        rows = np.zeros((count, -(-batch // self._tile.rows) * self._tile.rows, size), np.float32)
         rows[:, :batch] = inputs.transpose(1, 2).numpy()[:, order]
         return rows
 
@@ -93,10 +93,10 @@ class CompiledLayers:
         weights, biases = self._weights[first:last], self._biases[first:last]
 
         def compute(part: slice) -> None:
-            start, stop = part.start * self._tile.states, part.stop * self._tile.states
+            start, stop = part.start * self._tile.rows, part.stop * self._tile.rows
             self._kernel(weights, biases, self._sizes, self._padded, rows, outputs, factors, sums, start, stop)
 
-        tiles, threads = rows.shape[1] // self._tile.states, torch.get_num_threads()
+        tiles, threads = rows.shape[1] // self._tile.rows, torch.get_num_threads()
         pieces = min(threads, -(-rows.shape[1] // _WORTH_A_THREAD))
         stops = [tiles * piece // pieces for piece in range(pieces + 1)]
         if pieces == 1:

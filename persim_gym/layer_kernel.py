@@ -1,52 +1,26 @@
 """The kernel of `persim_gym.compiled_layers`: layers with ReLU between them. Imported only where numba is installed.
 
 A tile of outputs of a few states is summed over the inputs that are not zero in all of them. A unit's sum keeps its
-place in a register from the first term to the last, which numba's own loops do not achieve; so the innermost loop,
-`_products`, is written in LLVM's language.
+place in a register from the first term to the last (`persim_gym.tiles`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from persim_gym.jit import compile_for, fast
+from persim_gym.tiles import INDEX, Tile, TileWriter, literal_tile
 
 STATES_AT_ONCE = 256
 """Go through one layer after the other: what stays in the second-level cache."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What is summed at the same time, in as many registers as the processor has."""
-
-    lanes: int
-    """Numbers in a register."""
-    vectors: int
-    """Registers of outputs."""
-    states: int
-    """That share what is loaded of the weights, and the list of units that are not zero."""
-
-    @property
-    def outputs(self) -> int:
-        """How many outputs of a state."""
-        return self.lanes * self.vectors
-
-
-def best_tile() -> Tile:
-    """Return what fills this processor's registers: the sums, and what is loaded of weights and inputs."""
-    if binding.get_host_cpu_features().get("avx512f", False):
-        return Tile(lanes=16, vectors=2, states=8)
-    return Tile(lanes=8, vectors=3, states=4)
 
 
 @cache
@@ -59,7 +33,7 @@ def layers_kernel(tile: Tile) -> Callable[..., None]:
     of the first b rows; and which rows to begin and to end with, multiples of the tile's states.
     """
     # Integers: what was compiled for them is found again by their values.
-    lanes, vectors, states = tile.lanes, tile.vectors, tile.states
+    lanes, vectors, states = tile.lanes, tile.vectors, tile.rows
 
     def layers(
         weights: Any, biases: Any, sizes: Any, padded: Any, rows: Any, outputs: Any, factors: Any, sums: Any,
@@ -161,84 +135,44 @@ def _type_products(  # type: ignore[no-untyped-def]
     next, the same of their outputs, an integer for each output that is 0 where it is in all states; and whether there
     is a ReLU.
     """
-    if not isinstance(lanes, types.IntegerLiteral):
-        return None  # numba asks with the values next
-    tile, at = Tile(lanes.literal_value, vectors.literal_value, states.literal_value), types.intp
+    tile = literal_tile(lanes, vectors, states)
+    if tile is None:
+        return None
+    at = types.intp
     kinds = (weights, at, biases, at, places, at, at, inputs, at, at, outputs, at, at, alive, at, types.boolean)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _write_products(tile, context, builder, signature.args[3:], arguments[3:])
+        writer = TileWriter(tile, context, builder)
+
+        def array(number: int) -> Any:
+            return writer.at(writer.array(signature.args[number], arguments[number]), arguments[number + 1])
+
+        weights, biases, places, inputs, outputs, alive = map(array, (3, 5, 7, 10, 13, 16))
+        count, distance, output_distance, relu = (arguments[number] for number in (9, 12, 15, 18))
+        sources = [writer.at(inputs, builder.mul(distance, INDEX(state))) for state in range(tile.rows)]
+        targets = [writer.at(outputs, builder.mul(output_distance, INDEX(state))) for state in range(tile.rows)]
+        start = [writer.load(writer.at(biases, offset)) for offset in writer.offsets]
+
+        def place(term: Any) -> Any:
+            return builder.sext(builder.load(writer.at(places, term)), INDEX)
+
+        sums = writer.sums(
+            [start] * tile.rows,
+            count,
+            lambda term: writer.at(weights, builder.mul(place(term), INDEX(tile.columns))),
+            lambda state, term: writer.at(sources[state], place(term)),
+        )
+        floor = builder.select(relu, writer.all_lanes(0.0), writer.all_lanes(float("-inf")))
+        for block, offset in enumerate(writer.offsets):
+            bits = ir.Constant(writer.flags, [0] * tile.lanes)
+            for target, own in zip(targets, sums, strict=True):
+                output = writer.at_least(floor, own[block])
+                bits = builder.or_(bits, builder.bitcast(output, writer.flags))
+                writer.store(output, writer.at(target, offset))
+            writer.store(bits, writer.at(alive, offset))
         return context.get_dummy_value()
 
     return types.void(lanes, vectors, states, *kinds), generate
 
 
 _products: Any = intrinsic(prefer_literal=True)(_type_products)
-
-
-def _write_products(tile: Tile, context: Any, builder: Any, kinds: Any, arguments: Any) -> None:
-    """Write the loop of `_products`, whose arguments of these kinds are those after the tile."""
-    number, index, flag = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-    lanes = tile.lanes
-    vector, flags = ir.VectorType(number, lanes), ir.VectorType(flag, lanes)
-    undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0.0] * lanes)
-    lowest, to_all_lanes = ir.Constant(vector, [float("-inf")] * lanes), ir.Constant(flags, [0] * lanes)
-
-    def pointer(array: int, offset: Any) -> Any:
-        struct = cgutils.create_struct_proxy(kinds[array])(context, builder, arguments[array])
-        return builder.gep(struct.data, [offset])
-
-    def moved(base: Any, offset: Any, kind: Any = vector) -> Any:
-        return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
-
-    def load(base: Any, offset: Any) -> Any:
-        loaded = builder.load(moved(base, offset))
-        loaded.align = 4
-        return loaded
-
-    weights, biases, places = (pointer(array, arguments[array + 1]) for array in (0, 2, 4))
-    count, inputs, distance = arguments[6], pointer(7, arguments[8]), arguments[9]
-    outputs, output_distance = pointer(10, arguments[11]), arguments[12]
-    alive, relu = pointer(13, arguments[14]), arguments[15]
-    rows = [builder.gep(inputs, [builder.mul(distance, index(state))]) for state in range(tile.states)]
-    multiply_add = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fmuladd.v{lanes}f32"
-    )
-    offsets = [index(lanes * block) for block in range(tile.vectors)]
-    start = [load(biases, offset) for offset in offsets]
-    before = builder.block
-    head, body, after = (builder.append_basic_block(name) for name in ("products", "term", "sums"))
-    builder.branch(head)
-
-    builder.position_at_end(head)
-    position = builder.phi(index)
-    position.add_incoming(index(0), before)
-    sums = [[builder.phi(vector) for _ in offsets] for _ in rows]
-    for own in sums:
-        for one, bias in zip(own, start, strict=True):
-            one.add_incoming(bias, before)
-    builder.cbranch(builder.icmp_signed("<", position, count), body, after)
-
-    builder.position_at_end(body)
-    place = builder.sext(builder.load(builder.gep(places, [position])), index)
-    block_row = builder.gep(weights, [builder.mul(place, index(tile.outputs))])
-    loaded = [load(block_row, offset) for offset in offsets]
-    for row, own in zip(rows, sums, strict=True):
-        value = builder.insert_element(undefined, builder.load(builder.gep(row, [place])), flag(0))
-        spread = builder.shuffle_vector(value, undefined, to_all_lanes)
-        for one, weight in zip(own, loaded, strict=True):
-            one.add_incoming(builder.call(multiply_add, [weight, spread, one]), body)
-    position.add_incoming(builder.add(position, index(1)), body)
-    builder.branch(head)
-
-    builder.position_at_end(after)
-    floor = builder.select(relu, zero, lowest)
-    for block, offset in enumerate(offsets):
-        bits = ir.Constant(flags, [0] * lanes)
-        for state, own in enumerate(sums):
-            # What is not a number is not below zero either, and stays.
-            output = builder.select(builder.fcmp_ordered(">", floor, own[block]), floor, own[block])
-            bits = builder.or_(bits, builder.bitcast(output, flags))
-            at = builder.add(builder.mul(output_distance, index(state)), offset)
-            builder.store(output, moved(outputs, at)).align = 4
-        builder.store(bits, moved(alive, offset, flags)).align = 4

@@ -7,12 +7,13 @@ from support import DEEP, random_ensemble
 
 pytest.importorskip("numba")
 from persim_gym.compiled_layers import CompiledLayers  # noqa: E402 - needs numba
-from persim_gym.layer_kernel import STATES_AT_ONCE, Tile, best_tile  # noqa: E402
+from persim_gym.layer_kernel import STATES_AT_ONCE  # noqa: E402
 from persim_gym.layers import TorchLayers  # noqa: E402
 from persim_gym.simulator import AgentNetwork  # noqa: E402
+from persim_gym.tiles import Tile, best_tile  # noqa: E402
 
 MEMBERS = 3
-TILES = [Tile(lanes=16, vectors=2, states=8), Tile(lanes=8, vectors=3, states=4)]
+TILES = [Tile(lanes=16, vectors=2, rows=8), Tile(lanes=8, vectors=3, rows=4)]
 ALL = slice(None)
 
 
@@ -92,7 +93,7 @@ def test_threads_give_the_same_bits():
 
 def test_the_best_tile_fits_the_batches():
     """States go through the layers in whole tiles."""
-    assert best_tile() in TILES and all(STATES_AT_ONCE % tile.states == 0 for tile in TILES)
+    assert best_tile() in TILES and all(STATES_AT_ONCE % tile.rows == 0 for tile in TILES)
 
 
 def test_where_they_are_used(monkeypatch):

@@ -12,8 +12,15 @@ from persim_gym.tasks import get_task
 
 numba = pytest.importorskip("numba")
 from persim_gym import compiled_training  # noqa: E402 - needs numba
+from persim_gym.tiles import Tile  # noqa: E402
 
 CONFIG = PerSimConfig(rank=3, state_hidden=(37,), num_members=2, epochs=3, batch_size=21, learning_rate=1e-2)
+
+
+@pytest.fixture(params=[Tile(lanes=16, vectors=2, rows=8), Tile(lanes=8, vectors=3, rows=4)], ids=["wide", "narrow"])
+def tile(request, monkeypatch):
+    """Each of the tiles that processors get, by which the kernel is compiled here."""
+    monkeypatch.setattr(compiled_training, "best_tile", lambda: request.param)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +54,8 @@ def trained(log, config, monkeypatch, *, by_kernel, **settings):
         {"rank": 1, "state_hidden": (8,), "batch_size": 1, "epochs": 1},
     ],
 )
-def test_epochs_are_torchs(log, changes, monkeypatch):
-    """Batches that are no multiple of eight, and a shorter last one, included."""
+def test_epochs_are_torchs(log, changes, tile, monkeypatch):
+    """Batches that are no multiple of a block's rows, and a shorter last one, included."""
     config = CONFIG.with_changes(**changes)
     assert log.num_transitions % config.batch_size or config.batch_size == 1
     plain, fast = (trained(log, config, monkeypatch, by_kernel=by_kernel) for by_kernel in (False, True))
@@ -59,7 +66,7 @@ def test_epochs_are_torchs(log, changes, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_an_odd_number_of_outputs(size, monkeypatch):
+def test_an_odd_number_of_outputs(size, tile, monkeypatch):
     """Three factors of one coordinate, and six of two."""
     walk = walk_task()
     task = persim_gym.Task(
