@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_FLOAT, INDEX, FLAG = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+FLOAT, INDEX, FLAG = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TileWriter:
 
     def __init__(self, tile: Tile, context: Any, builder: Any) -> None:
         self.tile, self._context, self.builder = tile, context, builder
-        self.vector, self.flags = ir.VectorType(_FLOAT, tile.lanes), ir.VectorType(FLAG, tile.lanes)
+        self.vector, self.flags = ir.VectorType(FLOAT, tile.lanes), ir.VectorType(FLAG, tile.lanes)
         self.offsets = [INDEX(tile.lanes * place) for place in range(tile.vectors)]
 
     def array(self, kind: Any, value: Any) -> Any:
@@ -73,6 +73,17 @@ class TileWriter:
         """Store a vector."""
         self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer())).align = 4
 
+    def to_all_lanes(self, value: Any) -> Any:
+        """Return a vector of one number that is computed."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, value, FLAG(0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(self.flags, [0] * self.tile.lanes))
+
+    def multiply_add(self, left: Any, right: Any, total: Any) -> Any:
+        """Return left · right + total."""
+        name, kind = f"llvm.fmuladd.v{self.tile.lanes}f32", ir.FunctionType(self.vector, [self.vector] * 3)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [left, right, total])
+
     def sums(
         self, start: list[list[Any]], count: Any, row: Callable[[Any], Any], number: Callable[[int, Any], Any]
     ) -> list[list[Any]]:
@@ -81,12 +92,7 @@ class TileWriter:
         ``row`` and ``number`` write where a term's row of the right factor lies, and where its number of a row of the
         left one does.
         """
-        builder, tile = self.builder, self.tile
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(self.vector, [self.vector] * 3), f"llvm.fmuladd.v{tile.lanes}f32"
-        )
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        to_all_lanes = ir.Constant(self.flags, [0] * tile.lanes)
+        builder = self.builder
         before = builder.block
         head, body, after = (builder.append_basic_block(name) for name in ("products", "term", "sums"))
         builder.branch(head)
@@ -104,10 +110,9 @@ class TileWriter:
         right = row(term)
         loaded = [self.load(self.at(right, offset)) for offset in self.offsets]
         for place, own in enumerate(sums):
-            value = builder.insert_element(undefined, builder.load(number(place, term)), FLAG(0))
-            spread = builder.shuffle_vector(value, undefined, to_all_lanes)
+            spread = self.to_all_lanes(builder.load(number(place, term)))
             for one, other in zip(own, loaded, strict=True):
-                one.add_incoming(builder.call(multiply_add, [other, spread, one]), builder.block)
+                one.add_incoming(self.multiply_add(other, spread, one), builder.block)
         term.add_incoming(builder.add(term, INDEX(1)), builder.block)
         builder.branch(head)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym import compiled, jit
+from persim_gym import jit
 from persim_gym.blocks import BLOCK, BlockNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.folding import fold
@@ -74,6 +74,8 @@ def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
 def test_without_a_place_to_keep_the_kernel(monkeypatch):
     """It is compiled for this process alone."""
     numba = pytest.importorskip("numba")
+    from persim_gym.shallow_kernel import step_kernel
+
     njit, kept = numba.njit, []
 
     def refuse(signature, **settings):
@@ -83,9 +85,9 @@ def test_without_a_place_to_keep_the_kernel(monkeypatch):
         return njit(signature, **settings)
 
     monkeypatch.setattr(numba, "njit", refuse)
-    compiled._kernel.cache_clear()
+    step_kernel.cache_clear()
     test_every_members_columns(CompiledNetwork, "MountainCar", (5, 0, 3), SMALL)
-    compiled._kernel.cache_clear()
+    step_kernel.cache_clear()
     assert kept == [True, False]
 
 

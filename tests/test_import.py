@@ -11,7 +11,7 @@ PACKAGE = Path(persim_gym.__file__).parent
 LAYERS = (
     "types", "errors", "config", "storage", "terminal", "devices", "jit", "tiles",
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
-    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "compiled",
+    "posterior", "model", "gradients", "outcomes", "folding", "blocks", "shallow_kernel", "compiled",
     "layers", "layer_kernel", "compiled_layers", "simulator", "selection",
     "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "trainer", "training",
     "rollouts", "envs", "registration", "planning",

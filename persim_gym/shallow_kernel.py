@@ -1,0 +1,135 @@
+"""The kernel of `persim_gym.compiled`: one hidden layer and the outputs of one action. Imported only where numba is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from persim_gym.jit import compile_for
+from persim_gym.tiles import FLOAT, INDEX, Tile, TileWriter, best_tile
+
+LANES = best_tile().lanes
+"""Hidden units that are computed together."""
+
+
+@cache
+def step_kernel(size: int) -> Callable[..., None]:
+    """Return the compiled step for states of so many coordinates; loops over them are unrolled.
+
+    It takes layers (M, D + 1, W), whose last row is the bias, heads (M, A, D, W) and their biases (M, A, D); columns
+    (D + 1, n), the actions (n,) and where each member's columns end, and the first member; the bounds (D,) of states;
+    and the next states to fill, columns too. W is a multiple of `LANES`.
+    """
+    # Few enough for all sums and states to stay in registers.
+    together = 4 if size <= 2 else 2
+
+    def step(
+        layers: Any, heads: Any, biases: Any, states: Any, actions: Any, stops: Any, member: int, low: Any, high: Any,
+        following: Any,
+    ) -> None:  # fmt: skip
+        units, count = layers.shape[2], states.shape[1]
+        flat_states, flat_layers, flat_heads = states.reshape(-1), layers.reshape(-1), heads.reshape(-1)
+        own, head_at = np.empty(together, np.int64), np.empty(together, np.int64)
+        changes = np.empty(together * size, np.float32)
+        left = 0
+        for stop in stops:
+            for start in range(left, stop, together):
+                for place in range(together):  # where fewer are left, the last is computed again
+                    own[place] = min(start + place, stop - 1)
+                    head_at[place] = (member * heads.shape[1] + actions[own[place]]) * size * units
+                _changes(
+                    LANES, together, size, units, flat_layers, member * (size + 1) * units, flat_states, count, own,
+                    flat_heads, head_at, changes,
+                )  # fmt: skip
+                for place in range(together):
+                    column = own[place]
+                    for coordinate in range(size):
+                        change = changes[place * size + coordinate] + biases[member, actions[column], coordinate]
+                        value = states[coordinate, column] + change
+                        value = low[coordinate] if value < low[coordinate] else value
+                        following[coordinate, column] = high[coordinate] if value > high[coordinate] else value
+            left, member = stop, member + 1
+
+    floats, indices = numba.float32, numba.int64
+    signature = numba.void(
+        floats[:, :, ::1], floats[:, :, :, ::1], floats[:, :, ::1], floats[:, ::1], indices[::1], indices[::1], indices,
+        floats[::1], floats[::1], floats[:, ::1],
+    )  # fmt: skip
+    return compile_for(signature, step)
+
+
+def _type_changes(  # type: ignore[no-untyped-def]
+    typing, lanes, states, size, units, layers, layer_at, columns, stride, own, heads, head_at, changes
+):
+    """Fill the changes (states · size,) of a few states, without the head's bias.
+
+    After numbers that are known when compiled, and the number of units, come the layers and where this one begins; the
+    coordinates, and how far one is from the next, and which columns are meant; the heads and where each state's begins.
+    """
+    if not all(isinstance(number, types.IntegerLiteral) for number in (lanes, states, size)):
+        return None
+    tile = Tile(lanes.literal_value, 1, states.literal_value)
+    at, coordinates = types.intp, range(size.literal_value)
+    kinds = (lanes, states, size, at, layers, at, columns, at, own, heads, head_at, changes)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        writer, places = TileWriter(tile, context, builder), range(tile.rows)
+        units, layer_at, stride = (arguments[number] for number in (3, 5, 7))
+        layers, columns, own, heads, head_at, changes = (
+            writer.array(signature.args[number], arguments[number]) for number in (4, 6, 8, 9, 10, 11)
+        )
+        layer, zero = writer.at(layers, layer_at), writer.all_lanes(0.0)
+        rows = [writer.at(layer, builder.mul(units, INDEX(row))) for row in range(len(coordinates) + 1)]
+        spread, targets = [], []
+        for place in places:
+            column = writer.at(columns, builder.load(writer.at(own, INDEX(place))))
+            numbers = [writer.at(column, builder.mul(stride, INDEX(coordinate))) for coordinate in coordinates]
+            spread.append([writer.to_all_lanes(builder.load(number)) for number in numbers])
+            head = writer.at(heads, builder.load(writer.at(head_at, INDEX(place))))
+            targets.append([writer.at(head, builder.mul(units, INDEX(coordinate))) for coordinate in coordinates])
+
+        before = builder.block
+        begin, body, after = (builder.append_basic_block(name) for name in ("units", "block", "changes"))
+        builder.branch(begin)
+        builder.position_at_end(begin)
+        unit = builder.phi(INDEX)
+        unit.add_incoming(INDEX(0), before)
+        sums = [[builder.phi(writer.vector) for _ in coordinates] for _ in places]
+        for one in (one for state in sums for one in state):
+            one.add_incoming(zero, before)
+        builder.cbranch(builder.icmp_signed("<", unit, units), body, after)
+
+        builder.position_at_end(body)
+        *weights, bias = [writer.load(writer.at(row, unit)) for row in rows]
+        for place in places:
+            hidden = bias
+            for weight, number in zip(weights, spread[place], strict=True):
+                hidden = writer.multiply_add(weight, number, hidden)
+            hidden = writer.at_least(zero, hidden)
+            for one, target in zip(sums[place], targets[place], strict=True):
+                one.add_incoming(writer.multiply_add(writer.load(writer.at(target, unit)), hidden, one), body)
+        unit.add_incoming(builder.add(unit, INDEX(tile.lanes)), body)
+        builder.branch(begin)
+
+        builder.position_at_end(after)
+        add_lanes = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(FLOAT, [FLOAT, writer.vector]), f"llvm.vector.reduce.fadd.v{tile.lanes}f32"
+        )
+        for place in places:
+            for coordinate in coordinates:
+                total = builder.call(add_lanes, [FLOAT(0.0), sums[place][coordinate]], fastmath=("reassoc",))
+                builder.store(total, writer.at(changes, INDEX(place * len(coordinates) + coordinate)))
+        return context.get_dummy_value()
+
+    return types.void(*kinds), generate
+
+
+_changes: Any = intrinsic(prefer_literal=True)(_type_changes)
