@@ -66,6 +66,44 @@ def step_kernel(size: int) -> Callable[..., None]:
     return compile_for(signature, step)
 
 
+@cache
+def mean_kernel(size: int) -> Callable[..., None]:
+    """Return the compiled step of one state by all members, for states of so many coordinates.
+
+    It takes layers, heads and biases, as `step_kernel` has them, in one array, M, A and W; the state (D,) and the
+    action; and what to fill with the mean next state and the members' standard deviation (2·D,).
+    """
+
+    def mean_step(
+        weights: Any, members: int, num_actions: int, units: int, state: Any, action: int, outputs: Any
+    ) -> None:
+        heads_at = members * (size + 1) * units
+        biases_at = heads_at + members * num_actions * size * units
+        own, head_at = np.zeros(1, np.int64), np.empty(1, np.int64)
+        following, changes = np.empty((members, size), np.float32), np.empty(size, np.float32)
+        for member in range(members):
+            row = (member * num_actions + action) * size
+            head_at[0] = heads_at + row * units
+            _changes(
+                LANES, 1, size, units, weights, member * (size + 1) * units, state, 1, own, weights, head_at, changes
+            )
+            for coordinate in range(size):
+                change = changes[coordinate] + weights[biases_at + row + coordinate]
+                following[member, coordinate] = state[coordinate] + change
+        for coordinate in range(size):
+            total = squares = 0.0
+            for member in range(members):
+                total += following[member, coordinate]
+            mean = total / members
+            for member in range(members):
+                squares += (following[member, coordinate] - mean) ** 2
+            outputs[coordinate], outputs[size + coordinate] = mean, np.sqrt(squares / members)
+
+    floats, indices = numba.float32, numba.int64
+    signature = numba.void(floats[::1], indices, indices, indices, floats[::1], indices, floats[::1])
+    return compile_for(signature, mean_step)
+
+
 def _type_changes(  # type: ignore[no-untyped-def]
     typing, lanes, states, size, units, layers, layer_at, columns, stride, own, heads, head_at, changes
 ):

@@ -40,6 +40,15 @@ def test_every_members_columns(make, name, counts, config):
     np.testing.assert_allclose(last[:-1].T, expected[owner == 2], atol=1e-5)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_few_members(make, members):
+    ensemble, rng = random_ensemble("CartPole", SMALL.with_changes(num_members=members)), np.random.default_rng(0)
+    states = rng.normal(size=(9, 4))
+    actions = random_actions(ensemble.task, rng, len(states))
+    expected = states + reference_changes(ensemble, 1, states, actions)
+    np.testing.assert_allclose(make(fold(ensemble, 1), None).step(states, actions), expected, atol=1e-5)
+
+
 def test_bounds_and_nan(make):
     """States are kept within the bounds; what is not a number stays so and does not spread to other columns."""
     ensemble = random_ensemble("MountainCar", step_size=100.0)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
+from persim_gym import jit
+from persim_gym.compiled import CompiledStepper, mean_stepper
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
 from persim_gym.simulator import AgentNetwork
@@ -83,14 +85,19 @@ def test_a_single_state_without_torch(case):
             np.testing.assert_allclose(stepper.changes(state, action), expected[:, row], atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("config", [SMALL, SKIPPING])
 @pytest.mark.parametrize("members", [1, 2, 5])
-def test_mean_and_deviation_of_a_single_state(members, config):
-    """`MeanStepper`: against the paper's sum; a deviation of one member is zero."""
+def test_mean_and_deviation_of_a_single_state(members, config, compiled, monkeypatch):
+    """`MeanStepper` and `CompiledStepper`: against the paper's sum; a deviation of one member is zero."""
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(jit, "available", lambda: compiled)
     ensemble = random_ensemble("CartPole", config.with_changes(num_members=members, normalize=True))
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(9, 4)), random_actions(ensemble.task, rng, 9)
-    stepper = MeanStepper(fold(ensemble, 2))
+    stepper = mean_stepper(fold(ensemble, 2))
+    assert isinstance(stepper, CompiledStepper if compiled else MeanStepper)
     changes = reference_changes(ensemble, 2, states, actions)
     for row, (state, action) in enumerate(zip(states, actions, strict=True)):
         after, deviation = stepper(state, action)

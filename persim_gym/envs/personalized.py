@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.compiled import mean_stepper
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.folding import MeanStepper, SingleStepper, fold
@@ -85,17 +86,18 @@ class PersonalizedEnv(TaskEnv):
         self._member: int | None = None
         self._stepper: SingleStepper | _SimulatorStepper
         self._predict: Any = self._predict_from_members
+        self._guarded: Any = self._predict_from_members
+        limit = float(np.finfo(np.float32).max)
         if isinstance(self.ensemble, Ensemble):
             network = fold(self.ensemble, self.agent)
             self._stepper = SingleStepper(network)
             if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
-                self._predict = MeanStepper(network)
+                stepper = mean_stepper(network)
+                self._predict, self._guarded, limit = stepper, stepper.guarded, stepper.limit
         else:
             self._stepper = _SimulatorStepper(self.simulator)
-        self._guarded = self._predict.guarded if isinstance(self._predict, MeanStepper) else self._predict
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
-        limit = self._predict.limit if isinstance(self._predict, MeanStepper) else np.finfo(np.float32).max
         self._lows = np.maximum(task.observation_space.low, -limit).tolist()
         self._highs = np.minimum(task.observation_space.high, limit).tolist()
 
