@@ -134,30 +134,20 @@ def _type_changes(  # type: ignore[no-untyped-def]
             head = writer.at(heads, builder.load(writer.at(head_at, INDEX(place))))
             targets.append([writer.at(head, builder.mul(units, INDEX(coordinate))) for coordinate in coordinates])
 
-        before = builder.block
-        begin, body, after = (builder.append_basic_block(name) for name in ("units", "block", "changes"))
-        builder.branch(begin)
-        builder.position_at_end(begin)
-        unit = builder.phi(INDEX)
-        unit.add_incoming(INDEX(0), before)
-        sums = [[builder.phi(writer.vector) for _ in coordinates] for _ in places]
-        for one in (one for state in sums for one in state):
-            one.add_incoming(zero, before)
-        builder.cbranch(builder.icmp_signed("<", unit, units), body, after)
+        def add(unit: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            *weights, bias = [writer.load(writer.at(row, unit)) for row in rows]
+            added = []
+            for place in places:
+                hidden = bias
+                for weight, number in zip(weights, spread[place], strict=True):
+                    hidden = writer.multiply_add(weight, number, hidden)
+                hidden = writer.at_least(zero, hidden)
+                heads = [writer.load(writer.at(target, unit)) for target in targets[place]]
+                pairs = zip(sums[place], heads, strict=True)
+                added.append([writer.multiply_add(head, hidden, one) for one, head in pairs])
+            return added
 
-        builder.position_at_end(body)
-        *weights, bias = [writer.load(writer.at(row, unit)) for row in rows]
-        for place in places:
-            hidden = bias
-            for weight, number in zip(weights, spread[place], strict=True):
-                hidden = writer.multiply_add(weight, number, hidden)
-            hidden = writer.at_least(zero, hidden)
-            for one, target in zip(sums[place], targets[place], strict=True):
-                one.add_incoming(writer.multiply_add(writer.load(writer.at(target, unit)), hidden, one), body)
-        unit.add_incoming(builder.add(unit, INDEX(tile.lanes)), body)
-        builder.branch(begin)
-
-        builder.position_at_end(after)
+        sums = writer.accumulate([[zero for _ in coordinates] for _ in places], units, tile.lanes, add)
         add_lanes = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(FLOAT, [FLOAT, writer.vector]), f"llvm.vector.reduce.fadd.v{tile.lanes}f32"
         )

@@ -84,6 +84,38 @@ class TileWriter:
         name, kind = f"llvm.fmuladd.v{self.tile.lanes}f32", ir.FunctionType(self.vector, [self.vector] * 3)
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [left, right, total])
 
+    def accumulate(
+        self,
+        start: list[list[Any]],
+        stop: Any,
+        step: int,
+        add: Callable[[Any, list[list[Any]]], list[list[Any]]],
+    ) -> list[list[Any]]:
+        """Write a loop over 0, ``step``, … below ``stop`` that carries vectors along; return them.
+
+        ``add`` writes what a turn does, and returns the vectors after it.
+        """
+        builder, before = self.builder, self.builder.block
+        head, body, after = (builder.append_basic_block(name) for name in ("accumulate", "turn", "sums"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        place = builder.phi(INDEX)
+        carried = [[builder.phi(self.vector) for _ in own] for own in start]
+        builder.cbranch(builder.icmp_signed("<", place, stop), body, after)
+        builder.position_at_end(body)
+        added = add(place, carried)
+        for block, number, vectors in (
+            (before, INDEX(0), start),
+            (builder.block, builder.add(place, INDEX(step)), added),
+        ):
+            place.add_incoming(number, block)
+            for own, incoming in zip(carried, vectors, strict=True):
+                for one, vector in zip(own, incoming, strict=True):
+                    one.add_incoming(vector, block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        return carried
+
     def sums(
         self, start: list[list[Any]], count: Any, row: Callable[[Any], Any], number: Callable[[int, Any], Any]
     ) -> list[list[Any]]:
@@ -92,32 +124,17 @@ class TileWriter:
         ``row`` and ``number`` write where a term's row of the right factor lies, and where its number of a row of the
         left one does.
         """
-        builder = self.builder
-        before = builder.block
-        head, body, after = (builder.append_basic_block(name) for name in ("products", "term", "sums"))
-        builder.branch(head)
 
-        builder.position_at_end(head)
-        term = builder.phi(INDEX)
-        term.add_incoming(INDEX(0), before)
-        sums = [[builder.phi(self.vector) for _ in own] for own in start]
-        for own, first in zip(sums, start, strict=True):
-            for one, begin in zip(own, first, strict=True):
-                one.add_incoming(begin, before)
-        builder.cbranch(builder.icmp_signed("<", term, count), body, after)
+        def add(term: Any, sums: list[list[Any]]) -> list[list[Any]]:
+            right = row(term)
+            loaded = [self.load(self.at(right, offset)) for offset in self.offsets]
+            spread = [self.to_all_lanes(self.builder.load(number(place, term))) for place in range(len(sums))]
+            return [
+                [self.multiply_add(other, value, one) for one, other in zip(own, loaded, strict=True)]
+                for own, value in zip(sums, spread, strict=True)
+            ]
 
-        builder.position_at_end(body)
-        right = row(term)
-        loaded = [self.load(self.at(right, offset)) for offset in self.offsets]
-        for place, own in enumerate(sums):
-            spread = self.to_all_lanes(builder.load(number(place, term)))
-            for one, other in zip(own, loaded, strict=True):
-                one.add_incoming(self.multiply_add(other, spread, one), builder.block)
-        term.add_incoming(builder.add(term, INDEX(1)), builder.block)
-        builder.branch(head)
-
-        builder.position_at_end(after)
-        return sums
+        return self.accumulate(start, count, 1, add)
 
     def at_least(self, floor: Any, vector: Any) -> Any:
         """Return the larger of the two in each lane; what is not a number stays so."""
