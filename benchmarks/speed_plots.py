@@ -33,12 +33,13 @@ def draw(rows: list[Any], folder: Path) -> None:
 
 def _bars(rows: list[Any], folder: Path) -> None:
     shown = [row for row in rows if row.ratio_to_ours != 1.0]
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(12, 0.32 * len(shown) + 1.2), layout="constrained")
     labels = [f"{row.what}: {row.contender}" for row in shown]
     bars = axes.barh(labels, [row.ratio_to_ours for row in shown], color="tab:blue")
     axes.bar_label(bars, fmt="%.1f", padding=2)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="cost, in units of the first persim-gym row of the same task")
+    axes.margins(x=0.1, y=0.01)
     axes.invert_yaxis()
     figure.savefig(folder / "speed-bars.png", dpi=110)
     plt.close(figure)
