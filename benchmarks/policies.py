@@ -16,8 +16,9 @@ HalfCheetah's test policy, and the logging policy of mass 0.6 and damping 0.6, w
     python benchmarks/policies.py HalfCheetah --only logging2 --seed 1 --evaluate-every 2500 \
         --first-on 1,1=5000 0.8,0.8=3500
 
-The first few digits of a training depend on the processor. Of 60 episodes their mean returns are 4800 and 3150: some of
-each fall. The trajectories of the test policies spread about as far as those of the authors' (policy_scale.py).
+A training amplifies the processor's rounding, so that on another one its returns and steps come out differently. The
+returns in the files are of the evaluation that ended it, five episodes; of 60 the means are 4800 and 3150, for some of
+each fall. The trajectories of the test policy spread about as far as those of the authors' (policy_scale.py).
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class CompiledLayers:
     def fits(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
         """Whether numba is there, the layers are deep and on the CPU, and nothing in them turns zeros into NaN."""
         tensors = [tensor for layer in layers for tensor in layer]
-        deep = len(layers) > 2 and not tensors[0].is_cuda and jit.available()
-        return deep and tensors[0].device.type == "cpu" and all(bool(tensor.isfinite().all()) for tensor in tensors)
+        deep = len(layers) > 2 and tensors[0].device.type == "cpu" and jit.available()
+        return deep and all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def __call__(self, inputs: Tensor, members: slice) -> Tensor:
         """Return the linear outputs (m, O, B) of some members for inputs (m, I, B)."""

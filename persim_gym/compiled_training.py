@@ -40,7 +40,6 @@ def run_epoch(
     *,
     learning_rate: float,
     steps_done: int,
-    tile: Tile | None = None,
 ) -> float:
     """Run one member through an epoch of Adam with decoupled decay, in place; return its mean squared error.
 
@@ -52,13 +51,12 @@ def run_epoch(
         config: of the model and its training.
         learning_rate: of this epoch.
         steps_done: optimizer steps before it.
-        tile: of the products; by default the best for this processor.
 
     """
     nothing = np.zeros(0, np.float32)
     flat = [tuple(state[name].reshape(-1) if name in state else nothing for name in _NAMES) for state in states]
     threshold = np.inf if config.huber_threshold is None else config.huber_threshold
-    return _epoch_kernel(tile or best_tile())(
+    return _epoch_kernel(best_tile())(
         *flat, *data, order, config.batch_size_for(len(order)),
         learning_rate, config.weight_decay, threshold, steps_done,
     )  # fmt: skip

@@ -42,12 +42,8 @@ def layers_kernel(tile: Tile) -> Callable[..., None]:
         width = 0
         for layer in range(1, len(sizes)):
             width = max(width, padded[layer])
-        panel, groups_at_once, longest, last = (
-            lanes * vectors,
-            STATES_AT_ONCE // states,
-            width + sizes[0],
-            len(sizes) - 2,
-        )
+        panel, groups_at_once = lanes * vectors, STATES_AT_ONCE // states
+        longest, last = width + sizes[0], len(sizes) - 2
         hidden = np.empty((2, STATES_AT_ONCE * width), np.float32)
         alive = np.empty(groups_at_once * width, np.int32)
         places = np.empty(groups_at_once * longest, np.int32)
