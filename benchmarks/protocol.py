@@ -169,10 +169,10 @@ TABLES = {
     ),
     6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
     7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
-    8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_MEDIAN, *CADM)),
+    8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM)),
     9: _returns(9, "MountainCar", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
     10: _returns(10, "CartPole", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
-    11: _returns(11, "HalfCheetah", (PERSIM, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
+    11: _returns(11, "HalfCheetah", (PERSIM, PERSIM_PLUS, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
     12: Table(
         12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),
         ("rmse", "r2"), with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
@@ -183,7 +183,7 @@ TABLES = {
     ),
     14: _few_agents(14, "MountainCar", PERSIMS, "random"),
     15: _few_agents(15, "CartPole", PERSIMS, "pure"),
-    16: _few_agents(16, "HalfCheetah", (PERSIM,), "random", max_episodes=5),
+    16: _few_agents(16, "HalfCheetah", (PERSIM, PERSIM_PLUS), "random", max_episodes=5),
 }  # fmt: skip
 
 SCALES = {

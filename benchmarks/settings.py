@@ -2,11 +2,12 @@
 
     python benchmarks/settings.py CartPole --seeds 2
     python benchmarks/settings.py CartPole --data pure --variant ours "batches of 64"
+    python benchmarks/settings.py HalfCheetah --agents 100
 
 Every trajectory of a data set, the random one if not said otherwise, is cut: settings are trained on its first 70 % and
 scored by each member's free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems
-and the test policies play no part. Writes benchmarks/results/settings.csv, a line for each variant and seed; what is
-there is not measured again.
+and the test policies play no part. HalfCheetah's networks and epochs are those of scale "small". Writes
+benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import commit
+from protocol import SCALES
 from results import RESULTS
 
 from persim_gym import Trajectories, collect, fit, storage
@@ -57,7 +59,8 @@ def variants(env: str) -> dict[str, PerSimConfig]:
 
     These others are not refitted in turns: that makes good what some of them spoil.
     """
-    ours = CONFIGS[f"{env}+"].with_changes(num_candidates=0)  # all members are scored
+    scale = SCALES["small"].changes if env == "HalfCheetah" else {}
+    ours = CONFIGS[f"{env}+"].with_changes(num_candidates=0, **scale)  # all members are scored
     trained = ours.with_changes(refit_rounds=0)
     changes: Mapping[str, Mapping[str, Any]] = {
         "MountainCar": {
@@ -81,9 +84,19 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "batches of 64": {"batch_size": 64, "max_steps_per_epoch": 0},
             **{f"weight decay {decay}": {"weight_decay": decay} for decay in (0.0, 0.01, 0.05, 0.2, 0.3)},
         },
+        "HalfCheetah": {
+            "float32 products": {"matmul_precision": "highest"},
+            "no linear path": {"linear_skip": False},
+            "learning rate 1e-3": {"learning_rate": 1e-3},
+            "squared error up to 1": {"huber_threshold": 1.0},
+            "rank 8": {"rank": 8},
+            "rank 30": {"rank": 30},
+            "batches of 256": {"batch_size": 256},
+            "weight decay 0.01": {"weight_decay": 0.01},
+        },
     }[env]
     changed = {name: trained.with_changes(**change) for name, change in changes.items()}
-    return {"paper": CONFIGS[env], "ours": ours, **changed}
+    return {"paper": CONFIGS[env].with_changes(**scale), "ours": ours, **changed}
 
 
 def cut(log: Trajectories) -> tuple[Trajectories, Trajectories]:
@@ -147,7 +160,7 @@ def write(rows: list[dict[str, Any]], path: Path = FILE) -> None:
 def main() -> None:
     """Score every variant that is not scored yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole"])
+    parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole", "HalfCheetah"])
     parser.add_argument("--data", default="random", choices=LOGGING_POLICIES)
     parser.add_argument("--variant", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, default=1)

@@ -78,6 +78,17 @@ def threads_for(hidden_layers: tuple[int, ...]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Let torch multiply float32 matrices "highest", "high" or "medium" precisely; the setting is the process's."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
 def numpy_in_one_thread() -> Iterator[None]:
     """Let NumPy's matrix products use one thread while torch works in turn with them.
 

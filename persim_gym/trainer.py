@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from persim_gym import jit
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
-from persim_gym.devices import in_threads
+from persim_gym.devices import in_threads, matmul_precision
 from persim_gym.gradients import loss_and_gradients
 from persim_gym.model import Normalizer
 from persim_gym.tasks import Task
@@ -132,7 +132,8 @@ class Trainer:
             ]
         )
         run = self._run_compiled if self._compiled else self._run_batches
-        loss = run(columns, order, learning_rate)
+        with matmul_precision(config.matmul_precision):
+            loss = run(columns, order, learning_rate)
         self.epoch += 1
         return loss
 

@@ -48,6 +48,14 @@ def test_pieces_are_done_side_by_side_and_each_by_one_thread(two_threads):
     assert torch.get_num_threads() == 2
 
 
+def test_the_precision_of_products_is_put_back():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ZeroDivisionError), devices.matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        _ = 1 / 0
+    assert torch.get_float32_matmul_precision() == before
+
+
 @pytest.mark.parametrize(("together", "candidates", "threads", "most", "count"), [
     ([0], 200, 1, None, 1), ([0], 200, 2, None, 2), ([0, 1, 2, 3], 200, 2, None, 4), ([0, 1, 2], 7, 2, None, 6),
     ([0], 3, 8, None, 3), ([0, 1, 2, 3, 4, 5], 10, 4, None, 12),

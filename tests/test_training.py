@@ -9,7 +9,7 @@ from support import SMALL, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, errors, fit, jit, trainer, training
+from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, jit, trainer, training
 from persim_gym.config import CONFIGS, RANKS
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
@@ -286,3 +286,27 @@ def test_batches_fetched_together_are_the_same_batches(cart_pole_log, monkeypatc
     together = trained()
     monkeypatch.setattr(trainer, "_GATHERED_AT_ONCE", 1)
     assert cart_pole_log.num_transitions % 7 and same_bits(together, trained())
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_large_networks_are_trained_at_the_precision_asked_for(log, monkeypatch, precision):
+    """Whatever the process's own setting is; that is as it was when training ends."""
+    plain, seen = trainer.loss_and_gradients, set()
+
+    def recorded(*arguments, **settings):
+        seen.add(torch.get_float32_matmul_precision())
+        return plain(*arguments, **settings)
+
+    monkeypatch.setattr(trainer, "loss_and_gradients", recorded)
+    config = TINY.with_changes(state_hidden=(8, 8), matmul_precision=precision)
+    with devices.matmul_precision("high"):
+        fit(log, config=config, validation_fraction=0.0, progress=False)
+        assert torch.get_float32_matmul_precision() == "high"
+    assert seen == {precision}
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(
+        errors.InvalidArgumentError, match="matmul_precision='bf16' must be one of highest, high, medium"
+    ):
+        PerSimConfig(matmul_precision="bf16")
