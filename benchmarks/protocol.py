@@ -196,7 +196,8 @@ SCALES = {
         # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
         # is learned from it stays the same long before these steps are over (results/plateau.csv).
         budgets={
-            **{method: {"futures_per_context": 1, "max_gradient_steps": 20_000} for method in CADM},
+            VANILLA_CADM: {"futures_per_context": 1, "max_gradient_steps": 20_000},
+            PE_TS_CADM: {"futures_per_context": 1, "max_gradient_steps": 20_000, "matmul_precision": "medium"},
             **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 5_000},

@@ -90,12 +90,16 @@ def _published_twins() -> str:
 def _budgets(scales: Sequence[protocol.Scale]) -> str:
     """Return how much each method is trained."""
     lines = [
-        [scale.name, method, ", ".join(f"{name} = {value:,}" for name, value in budget.items())]
+        [scale.name, method, ", ".join(f"{name} = {_number(value)}" for name, value in budget.items())]
         for scale in scales
         for method, budget in scale.budgets.items()
     ]
     table = results.markdown([["scale", "method", "training"], *lines])
     return f"## Training budgets\n\nWhat is not named is the method's own default.\n\n{table}"
+
+
+def _number(value: int | str) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def _policy_scale(folder: Path) -> list[str]:

@@ -46,6 +46,8 @@ from persim_gym.types import NumberedLabels
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "persim-gym"
+MEDIUM = "persim-gym, medium precision"
+"""Matrix products in bfloat16, where the processor has them."""
 NUM_AGENTS = 500
 TRAINING_ROWS = {"CartPole": 10_000, "MountainCar": 20_000, "HalfCheetah-text": 5_000}
 PRODUCTS = {
@@ -161,6 +163,8 @@ def training() -> Iterator[Row]:
             OURS: partial(epoch, log, task, config),
             "reference": partial(speed_reference.train, log, task, config),
         }
+        if len(config.state_hidden) > 1:
+            contenders[MEDIUM] = partial(epoch, log, task, config.with_changes(matmul_precision="medium"))
         yield from rows("train", f"epoch of {count} rows, {name}, batch {config.batch_size}", in_turn(contenders, 3))
     log, task = made_up_log("CartPole", 10_000), get_task("CartPole")
     config = CONFIGS["CartPole"].with_changes(batch_size=512, epochs=1)

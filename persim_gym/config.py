@@ -14,6 +14,12 @@ PRECISIONS = ("highest", "high", "medium")
 """As in `torch.set_float32_matmul_precision`."""
 
 
+def check_precision(matmul_precision: str) -> None:
+    """Raise an error if there is no such precision of matrix products."""
+    if matmul_precision not in PRECISIONS:
+        raise InvalidArgumentError(f"matmul_precision={matmul_precision!r} must be one of {', '.join(PRECISIONS)}")
+
+
 @dataclass(frozen=True)
 class PerSimConfig:
     """PerSim (Agarwal et al., NeurIPS 2021): change of coordinate d = Σ_l u_l(agent)·v_l(state, d)·w_l(action)."""
@@ -75,10 +81,7 @@ class PerSimConfig:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be 0 or more")
         if self.refit_rounds and not self.refit_factors:
             raise InvalidArgumentError(f"refit_rounds={self.refit_rounds} needs refit_factors=True")
-        if self.matmul_precision not in PRECISIONS:
-            raise InvalidArgumentError(
-                f"matmul_precision={self.matmul_precision!r} must be one of {', '.join(PRECISIONS)}"
-            )
+        check_precision(self.matmul_precision)
         if not self.learning_rate > 0:
             raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be above 0")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import persim_gym
+from persim_gym.baselines import cadm_training
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
 from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
 from persim_gym.baselines.context import Features
@@ -264,6 +265,20 @@ def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
     runs = [model.simulator(0).step_members(states, actions) for model in (one, two, loaded)]
     np.testing.assert_array_equal(runs[0], runs[1])
     np.testing.assert_array_equal(runs[0], runs[2])
+
+
+def test_it_is_trained_at_the_precision_asked_for(cart_pole_log, monkeypatch):
+    before, seen = torch.get_float32_matmul_precision(), set()
+
+    def recorded(*arguments):
+        seen.add(torch.get_float32_matmul_precision())
+        return losses(*arguments)
+
+    monkeypatch.setattr(cadm_training, "losses", recorded)
+    fit_cadm(cart_pole_log, device="cpu", progress=False, **TINY, matmul_precision="medium")
+    assert seen == {"medium"} and torch.get_float32_matmul_precision() == before
+    with pytest.raises(InvalidArgumentError, match="matmul_precision='low' must be one of highest, high, medium"):
+        CaDMConfig(matmul_precision="low")
 
 
 def test_training_learns_the_walk():

@@ -29,6 +29,7 @@ from persim_gym.baselines.context import (
     mlp,
 )
 from persim_gym.baselines.history import History
+from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
@@ -69,6 +70,8 @@ class CaDMConfig:
     """Contexts in a gradient step."""
     learning_rate: float = 1e-3
     """Of Adam."""
+    matmul_precision: str = "highest"
+    """Of training's matrix products, as `persim_gym.PerSimConfig` has it."""
     iterations: int = 20
     """The log is replayed in so many parts; each iteration adds the next agents' trajectories."""
     max_epochs: int = 200
@@ -96,6 +99,7 @@ class CaDMConfig:
             raise InvalidArgumentError(
                 f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}"
             )
+        check_precision(self.matmul_precision)
         if self.futures_per_context > self.future_steps:
             raise InvalidArgumentError(
                 f"futures_per_context={self.futures_per_context} must be at most future_steps={self.future_steps}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
 from persim_gym.baselines.context import Scaling, mlp, soft_clamp
 from persim_gym.data import Trajectories, check_log
-from persim_gym.devices import resolve_device
+from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -62,7 +62,8 @@ def fit_cadm(
     trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))
     parts = trainer.parts()
     epochs = trainer.epochs_per_iteration(parts)
-    with ProgressBar("CaDM", len(parts) * epochs, progress) as bar:
+    precision = matmul_precision(settings.matmul_precision)
+    with precision, ProgressBar("CaDM", len(parts) * epochs, progress) as bar:
         for index, (kept, held_out) in enumerate(parts):
             trainer.run_iteration(kept, held_out, epochs, bar)
             bar.complete((index + 1) * epochs)
@@ -282,7 +283,7 @@ class _Trainer:
         for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
             offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
             loss = losses(self.parameters, config, self._batch(part, offsets[: config.futures_per_context])).sum()
-            self._optimizer.zero_grad(set_to_none=False)
+            self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
             self.steps += 1
