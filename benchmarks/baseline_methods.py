@@ -21,7 +21,7 @@ from persim_gym.baselines.cadm import CaDM, CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.cql import fit_cql
-from persim_gym.baselines.joint import fit_joint
+from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.config import get_config
 from persim_gym.evaluation import run_episodes
@@ -47,19 +47,21 @@ def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
 
 
 def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
-    """Return the trained dynamics of a cell. CaDM, which two tables share, is kept."""
-    log = measure.logged(cell.env, cell.data, cell.scale)
-    if cell.method == protocol.JOINT:
-        settings = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
-        return fit_joint(log, config=settings, seed=cell.seed, device=device, progress=sys.stderr.isatty())
+    """Return the trained dynamics of a cell, which two tables share."""
     method = protocol.PLAIN.get(cell.method, cell.method)
-    name = f"{''.join(filter(str.isalnum, method))}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.cadm"
+    kind = JointModel if method == protocol.JOINT else CaDM
+    letters = "".join(filter(str.isalnum, method))
+    name = f"{letters}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
     path = measure.models_folder(cache, cell.env) / name
     if path.exists():
-        return CaDM.load(path)
-    budget = cell.scale.budgets.get(method, {})
-    show = sys.stderr.isatty()
-    model = fit_cadm(log, config=method, seed=cell.seed, device=device, progress=show, **budget)
+        return kind.load(path)
+    log = measure.logged(cell.env, cell.data, cell.scale)
+    settings: dict[str, Any] = {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty()}
+    if kind is JointModel:
+        paper = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
+        model: ContextModel = fit_joint(log, config=paper, **settings)
+    else:
+        model = fit_cadm(log, config=method, **settings, **cell.scale.budgets.get(method, {}))
     model.save(path)
     return model
 

@@ -1,13 +1,16 @@
 """The ablation of PerSim's factorization: a network fed the agent's embedding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from support import walk_task
 
 import persim_gym
-from persim_gym.baselines.joint import fit_joint
+from persim_gym.baselines.cadm import CaDM
+from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.envs import PersonalizedEnv
-from persim_gym.errors import InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidDataError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,24 @@ def test_its_simulator_is_that_of_its_parts(walk):
             output = output + weights["forward.1.bias"][member, :, 0]
             expected = states[row] + output * normalizer.change_scale + normalizer.change_mean
             np.testing.assert_allclose(found[member, row], expected, atol=1e-4)
+
+
+def test_a_file_keeps_it(cart_pole_log, tmp_path):
+    config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=2)
+    model = fit_joint(cart_pole_log, config=config, device="cpu", progress=False)
+    model.save(tmp_path / "model.joint")
+    loaded = JointModel.load(tmp_path / "model.joint")
+    assert loaded.config == config and loaded.provenance == model.provenance
+    states, actions = cart_pole_log.observations[:5], cart_pole_log.actions[:5]
+    runs = [one.simulator(1).step_members(states, actions) for one in (model, loaded)]
+    np.testing.assert_array_equal(*runs)
+    np.testing.assert_array_equal(loaded.agent_covariates(1), cart_pole_log.covariates[1])
+    with pytest.raises(FileFormatError, match="joint"):
+        CaDM.load(tmp_path / "model.joint")
+    cut = dict(model.parameters, **{"agent.weight": model.parameters["agent.weight"][:, 1:]})
+    replace(model, parameters=cut).save(tmp_path / "cut.joint")
+    with pytest.raises(FileFormatError, match="'agent.weight' is missing or has the wrong shape"):
+        JointModel.load(tmp_path / "cut.joint")
 
 
 def test_environments_and_planners_take_it(walk):

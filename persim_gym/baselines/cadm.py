@@ -8,16 +8,14 @@ thus depends on what the agent did last, not on who it is. PE-TS is the probabil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym import storage
 from persim_gym.baselines.context import (
     ContextDynamics,
     ContextModel,
@@ -31,12 +29,11 @@ from persim_gym.baselines.context import (
 from persim_gym.baselines.history import History
 from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
-from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
-from persim_gym.tasks import PlanningObjective, Task, get_task
+from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import FloatArray, IntArray
 
-_KIND = "cadm"
 _ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
 _MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
@@ -169,6 +166,9 @@ class CaDM(ContextModel):
     and `CaDMAgent` take it from the running episode, as the method does at test time.
     """
 
+    kind = "cadm"
+    config_type = CaDMConfig
+
     config: CaDMConfig = field(default_factory=CaDMConfig)
     histories: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(N, K·(D + A)): each agent's last K logged transitions, as `History` has them."""
@@ -233,53 +233,16 @@ class CaDM(ContextModel):
             scaling = self.parameters["action_mean"][:, 0], self.parameters["action_scale"][:, 0]
         return History.empty(self.task, self.config.history_length, count, scaling)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file."""
-        arrays = {f"parameters.{name}": array for name, array in self.parameters.items()}
-        arrays |= {"histories": self.histories, "initial_observations": self.initial_observations}
-        if self.covariates is not None:
-            arrays["covariates"] = self.covariates
-        document = {
-            "task": self.task.name,
-            "agent_labels": list(self.agent_labels),
-            "config": asdict(self.config),
-            "provenance": dict(self.provenance),
-        }
-        storage.write(path, _KIND, arrays, document)
+    @classmethod
+    def shapes(cls, config: CaDMConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        return dict(parameter_shapes(config, task))
+
+    def own_arrays(self) -> dict[str, np.ndarray]:
+        return {"histories": self.histories}
 
     @classmethod
-    def load(cls, path: str | Path) -> CaDM:
-        """Read a file written by `save`.
-
-        Raises:
-            FileFormatError: damaged, of a newer format, or not a CaDM.
-
-        """
-        arrays, document = storage.read(path, _KIND)
-        parameters = {
-            name.removeprefix("parameters."): np.array(array)
-            for name, array in arrays.items()
-            if name.startswith("parameters.")
-        }
-        try:
-            config = CaDMConfig().with_changes(**document["config"])
-            task = get_task(document["task"])
-            made = cls(
-                task=task,
-                parameters=parameters,
-                agent_labels=tuple(document["agent_labels"]),
-                initial_observations=np.array(arrays["initial_observations"]),
-                covariates=arrays.get("covariates"),
-                provenance=document["provenance"],
-                config=config,
-                histories=np.array(arrays["histories"]),
-            )
-        except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
-            raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-        for name, shape in parameter_shapes(config, task).items():
-            if name not in parameters or parameters[name].shape != shape:
-                raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
-        return made
+    def own_fields(cls, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {"histories": np.array(arrays["histories"])}
 
 
 class CaDMSimulator(ContextSimulator):

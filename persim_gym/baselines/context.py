@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym import storage
 from persim_gym.data import find_agent
 from persim_gym.devices import resolve_device
-from persim_gym.errors import InvalidArgumentError, InvalidStateError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError, UnknownNameError
 from persim_gym.gradients import num_layers
 from persim_gym.model import AGGREGATES
 from persim_gym.simulator import Simulator
-from persim_gym.tasks import Task
+from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from typing import Self
+
 Activation = Callable[[Tensor], Tensor]
+_PARAMETERS = "parameters."
 
 
 def mlp(parameters: Mapping[str, Tensor], name: str, inputs: Tensor, activation: Activation) -> Tensor:
@@ -198,6 +204,11 @@ class ContextNetwork:
 class ContextModel:
     """Learned dynamics of N agents with a context each: what environments, planners and evaluation ask of a model."""
 
+    kind: ClassVar[str]
+    """Of its files."""
+    config_type: ClassVar[type]
+    """Of its settings."""
+
     task: Task
     parameters: Mapping[str, np.ndarray]
     """float32."""
@@ -207,6 +218,70 @@ class ContextModel:
     covariates: FloatArray | None = None
     """(N, K), if known: for evaluation in the true system, never used by the model."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: Any = None
+    """The settings, of type ``config_type``."""
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        arrays = {f"{_PARAMETERS}{name}": array for name, array in self.parameters.items()}
+        arrays |= {"initial_observations": self.initial_observations, **self.own_arrays()}
+        if self.covariates is not None:
+            arrays["covariates"] = self.covariates
+        document = {
+            "task": self.task.name,
+            "agent_labels": list(self.agent_labels),
+            "config": asdict(self.config),
+            "provenance": dict(self.provenance),
+        }
+        storage.write(path, self.kind, arrays, document)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file written by `save`.
+
+        Raises:
+            FileFormatError: damaged, of a newer format, or of another kind of model.
+
+        """
+        arrays, document = storage.read(path, cls.kind)
+        parameters = {
+            name.removeprefix(_PARAMETERS): np.array(array)
+            for name, array in arrays.items()
+            if name.startswith(_PARAMETERS)
+        }
+        try:
+            config = cls.config_type().with_changes(**document["config"])
+            task, labels = get_task(document["task"]), tuple(document["agent_labels"])
+            made = cls(
+                task=task,
+                parameters=parameters,
+                agent_labels=labels,
+                initial_observations=np.array(arrays["initial_observations"]),
+                covariates=arrays.get("covariates"),
+                provenance=document["provenance"],
+                config=config,
+                **cls.own_fields(arrays),
+            )
+        except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
+            raise FileFormatError(f"{path}: the header is damaged ({error})") from error
+        for name, shape in cls.shapes(config, task, len(labels)).items():
+            if name not in parameters or parameters[name].shape != shape:
+                raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
+        return made
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, config: Any, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter."""
+
+    @abstractmethod
+    def own_arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of a file that only this kind of model has."""
+
+    @classmethod
+    @abstractmethod
+    def own_fields(cls, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the fields that `own_arrays` wrote, from a file's arrays."""
 
     @property
     def simulator_type(self) -> type[ContextSimulator]:

@@ -7,7 +7,8 @@ encoder's, the same batches, epochs and learning rate.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ _MAX_INITIAL_OBSERVATIONS = 10_000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class JointModel(ContextModel):
-    """M networks and an embedding of every agent in each. Made by `fit_joint`."""
+    """M networks and an embedding of every agent in each. Made by `fit_joint` or `JointModel.load`."""
+
+    kind = "joint"
+    config_type = PerSimConfig
 
     config: PerSimConfig = field(default_factory=PerSimConfig)
     normalizer: Normalizer = field(default_factory=lambda: Normalizer.identity(0))
@@ -55,6 +59,19 @@ class JointModel(ContextModel):
 
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         return torch.tensor(self.parameters["agent.weight"][:, agents], device=device).transpose(1, 2)
+
+    @classmethod
+    def shapes(cls, config: PerSimConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        layers = layer_shapes("forward", config.num_members, _sizes(config, task))
+        return {**layers, "agent.weight": (config.num_members, num_agents, config.rank)}
+
+    def own_arrays(self) -> dict[str, np.ndarray]:
+        return {f"normalizer.{field.name}": getattr(self.normalizer, field.name) for field in fields(Normalizer)}
+
+    @classmethod
+    def own_fields(cls, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        parts = {field.name: np.array(arrays[f"normalizer.{field.name}"]) for field in fields(Normalizer)}
+        return {"normalizer": Normalizer(**parts)}
 
 
 def fit_joint(
@@ -139,7 +156,7 @@ def _train(
                 fed = torch.cat([inputs[rows], embedded], dim=2).transpose(1, 2)
                 error = mlp(parameters, "forward", fed, torch.relu) - targets[rows].transpose(1, 2)
                 loss = _loss(error, config.huber_threshold)
-                optimizer.zero_grad(set_to_none=False)
+                optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 total += loss.detach() * (rows.shape[1] / count)
@@ -159,17 +176,22 @@ def _loss(error: Tensor, huber_threshold: float | None) -> Tensor:
     return squared.mean(dim=(1, 2)).sum()
 
 
+def _sizes(config: PerSimConfig, task: Task) -> tuple[int, ...]:
+    """Return the numbers of inputs, hidden units and outputs."""
+    return (task.observation_size + task.action_size + config.rank, *config.state_hidden, task.observation_size)
+
+
 def _initial_parameters(
     log: Trajectories, task: Task, config: PerSimConfig, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    sizes = (task.observation_size + task.action_size + config.rank, *config.state_hidden, task.observation_size)
-    shapes: dict[str, tuple[int, ...]] = dict(layer_shapes("forward", config.num_members, sizes))
-    parameters = {}
-    for name, shape in shapes.items():
-        bound = sizes[int(name.split(".")[1])] ** -0.5  # torch's own initialization of a linear layer
-        parameters[name] = torch.empty(shape, device=device).uniform_(-bound, bound, generator=generator)
-    table = torch.empty(config.num_members, log.num_agents, config.rank, device=device)
-    parameters["agent.weight"] = table.normal_(generator=generator)  # torch's own of an embedding
+    parameters, sizes = {}, _sizes(config, task)
+    for name, shape in JointModel.shapes(config, task, log.num_agents).items():
+        parameters[name] = torch.empty(shape, device=device)
+        if name == "agent.weight":
+            parameters[name].normal_(generator=generator)  # torch's own of an embedding
+        else:
+            bound = sizes[int(name.split(".")[1])] ** -0.5  # torch's own initialization of a linear layer
+            parameters[name].uniform_(-bound, bound, generator=generator)
     return {name: tensor.requires_grad_() for name, tensor in parameters.items()}
 
 
