@@ -3,10 +3,9 @@
     python benchmarks/calibration.py --env MountainCar CartPole
     python benchmarks/calibration.py --env HalfCheetah --scale small --agents 40
 
-The ensembles are those of benchmarks/paper.py on random data, "PerSim+", for HalfCheetah PerSim with posteriors.
-Their intervals are calibrated on new agents, 200 unless told, and measured on as many others, each known by the first
-half of one trajectory, along new trajectories of the same logging policy, from anywhere within them. Writes
-benchmarks/results/calibration.csv.
+The ensembles are those of benchmarks/paper.py on random data, "PerSim+". Their intervals are calibrated on new agents,
+200 unless told, and measured on as many others, each known by the first half of one trajectory, along new trajectories
+of the same logging policy, from anywhere within them. Writes benchmarks/results/calibration.csv.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import protocol
 from measure import CACHE, commit
-from newcomers import first_transitions, population, with_posterior, write_rows
+from newcomers import first_transitions, persim_plus, population, write_rows
 from results import RESULTS
 
 from persim_gym import Ensemble, Trajectories, calibrate, collect, forecast, personalize
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = given.results / f"calibration{'' if scale.name == 'full' else f'-{scale.name}'}.csv"
     for env in given.env:
         try:
-            ensemble = with_posterior(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
+            ensemble = persim_plus(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
             rows = coverage(ensemble, data=given.data, agents=given.agents, seed=given.seed, scale=scale.name)
         except PerSimError as error:
             parser.error(str(error))

@@ -3,10 +3,10 @@
     python benchmarks/few_shot.py --env MountainCar CartPole
     python benchmarks/few_shot.py --env HalfCheetah --scale small
 
-"PerSim+", for HalfCheetah PerSim with posteriors, learns from the first four fifths of the agents of a log. Of the
-others, each is known by its first transitions in that log, by its covariates, by both, or, in another ensemble, by
-having been trained in with its whole trajectory. The error is that of Tables 6 to 8, along trajectories of the test
-policy. Writes benchmarks/results/few-shot.csv and a picture for each environment.
+"PerSim+" learns from the first four fifths of the agents of a log. Of the others, each is known by its first
+transitions in that log, by its covariates, by both, or, in another ensemble, by having been trained in with its whole
+trajectory. The error is that of Tables 6 to 8, along trajectories of the test policy. Writes benchmarks/results/few-
+shot.csv and a picture for each environment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import protocol
 from measure import CACHE, commit, logged
-from newcomers import first_transitions, with_posterior, write_rows
+from newcomers import first_transitions, persim_plus, write_rows
 from results import RESULTS
 
 from persim_gym import Ensemble, personalize, prediction_error
@@ -154,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for env in given.env:
         try:
             settings = {"device": given.device, "cache": given.cache}
-            everyone = with_posterior(env, given.data, scale, given.seed, **settings)
+            everyone = persim_plus(env, given.data, scale, given.seed, **settings)
             first = scale.num_agents * 4 // 5
-            seen = with_posterior(env, given.data, scale, given.seed, first=first, **settings)
+            seen = persim_plus(env, given.data, scale, given.seed, first=first, **settings)
             rows = few_shot(
                 seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
                 scale=scale,

@@ -11,23 +11,17 @@ from typing import Any
 
 import numpy as np
 import protocol
-from measure import logged, trained
+from measure import trained
 
-from persim_gym import Ensemble, Trajectories, collect, get_task, refit_factors, storage
-from persim_gym.config import CONFIGS
+from persim_gym import Ensemble, Trajectories, collect, get_task, storage
 
 
-def with_posterior(
+def persim_plus(
     env: str, data: str, scale: protocol.Scale, seed: int, *, first: int | None = None, device: str, cache: Path
 ) -> Ensemble:
-    """Return "PerSim+", or PerSim with posteriors where there is no such, trained on the first agents of a log."""
-    method = protocol.PERSIM_PLUS if f"{env}+" in CONFIGS else protocol.PERSIM
-    config = protocol.config_name(env, method)
-    ensemble = trained(env, data, scale, seed, config=config, first=first, device=device, cache=cache)
-    if ensemble.posterior is not None:
-        return ensemble
-    log = logged(env, data, scale)
-    return refit_factors(ensemble, log if first is None else log.select(range(first)), replace_factors=False)
+    """Return "PerSim+", trained on the first agents of a log, all if not said how many."""
+    config = protocol.config_name(env, protocol.PERSIM_PLUS)
+    return trained(env, data, scale, seed, config=config, first=first, device=device, cache=cache)
 
 
 def population(env: str, data: str, count: int, seed: int) -> Trajectories:
