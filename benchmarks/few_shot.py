@@ -5,8 +5,8 @@
 
 "PerSim+" learns from the first four fifths of the agents of a log. Of the others, each is known by its first
 transitions in that log, by its covariates, by both, or, in another ensemble, by having been trained in with its whole
-trajectory. The error is that of Tables 6 to 8, along trajectories of the test policy. Writes benchmarks/results/few-
-shot.csv and a picture for each environment.
+trajectory. The error is that of Tables 6 to 8, along trajectories of the test policy. Writes
+benchmarks/results/few-shot.csv and a picture for each environment.
 """
 
 from __future__ import annotations

@@ -226,8 +226,8 @@ SCALES = {
             "halve_learning_rate_every": 10,
             "matmul_precision": "medium",
         },
-        # Of the paper's planner, as little as did as well as twice of it, and better than as much of iCEM, in the true
-        # systems of training agents 5 to 10 with a model of random data.
+        # Of the paper's planner, as little as did as well as twice of it, and better than twice as much of iCEM, in the
+        # true systems of training agents 5 to 10 with a model of random data.
         planner={"planner": "cem", "num_candidates": 20, "num_elites": 5, "num_rounds": 2, "horizon": 20},
         policy_episodes=10,
         budgets={

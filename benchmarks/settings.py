@@ -2,7 +2,7 @@
 
     python benchmarks/settings.py CartPole --seeds 2
     python benchmarks/settings.py CartPole --data pure --variant ours "batches of 64"
-    python benchmarks/settings.py HalfCheetah --agents 100
+    python benchmarks/settings.py HalfCheetah --agents 50 --variant ours "no linear path" "float32 products"
 
 Every trajectory of a data set, the random one if not said otherwise, is cut: settings are trained on its first 70 % and
 scored by each member's free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems
