@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import measure
 import numpy as np
 import protocol
+import torch
 
 from persim_gym import MPCAgent, Trajectories, get_task
 from persim_gym.baselines.bcq import fit_bcq
@@ -24,6 +25,7 @@ from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.config import get_config
+from persim_gym.devices import resolve_device
 from persim_gym.evaluation import run_episodes
 from persim_gym.types import Policy
 
@@ -75,7 +77,9 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
     else:
         policy = MPCAgent(model.simulator(agent, device=device), **settings)
     episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
-    return _score(cell, policy, agent, episodes)
+    halved = cell.method in protocol.BFLOAT16_PLANS and resolve_device(device).type == "cuda"
+    with torch.autocast("cuda", torch.bfloat16, enabled=halved):
+        return _score(cell, policy, agent, episodes)
 
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:

@@ -27,6 +27,7 @@ PROPAGATIONS = ("per_member", "mean_state")
 _SCOUTS = 16
 _WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
 _COLUMNS_AT_ONCE = 256  # on the members' mean trajectory: what stays in the cache
+_TRAJECTORIES_AT_ONCE = 1 << 20  # on a GPU: a few gigabytes of hidden units
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -37,6 +38,7 @@ def simulated_returns(
     objective: PlanningObjective | None = None,
     propagation: str = "per_member",
     best_only: bool = False,
+    together: bool | None = None,
 ) -> ReturnFn:
     """Return the function that scores candidate sequences by rollouts in a simulator.
 
@@ -49,6 +51,8 @@ def simulated_returns(
         best_only: whether only the best candidate of each environment matters. One that cannot be the best, given what
             the first member says of it and the largest reward of a step, is then scored minus infinity and costs no
             more rollouts.
+        together: whether the environments are rolled out side by side, in as few batches as memory allows, and none
+            of their rollouts is left out; by default on a GPU, which is slow at many small products.
 
     """
     if propagation not in PROPAGATIONS:
@@ -56,9 +60,11 @@ def simulated_returns(
     goal = simulator.task.planning_objective if objective is None else objective
     agents = np.broadcast_to(simulator.agents, len(observations))
     starts = np.asarray(observations, np.float32)
+    on_cpu = simulator.device.type == "cpu"
+    side_by_side = not on_cpu if together is None else together
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
-        """Score in threads, each environment by itself or, on the mean trajectory, those of an agent together."""
+        """Score in threads, each environment by itself or those that can be together."""
         scores = np.empty(actions.shape[:2])
         moves, columns = actions.reshape(-1, *actions.shape[2:]), scores.reshape(-1)
         rows = np.repeat(environments, actions.shape[1])
@@ -66,25 +72,38 @@ def simulated_returns(
         def fill(part: slice) -> None:
             quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
             with quiet, torch.inference_mode():
-                columns[part] = score(int(agents[rows[part.start]]), starts[rows[part]], moves[part])
+                columns[part] = score(agents[rows[part]], starts[rows[part]], moves[part])
 
-        on_cpu, candidates = simulator.device.type != "cuda", actions.shape[1]
         threads = threads_worth(simulator.hidden_layers) if on_cpu else 1
-        if propagation == "mean_state":
-            pieces = _pieces(agents[environments], candidates, threads, most=_COLUMNS_AT_ONCE if on_cpu else None)
-        else:
-            pieces = _pieces(environments, candidates, threads)
-        in_threads(fill, pieces, threads)
+        in_threads(fill, _pieces(alike(environments), actions.shape[1], threads, most=most), threads)
         return scores
 
-    def score(agent: int, origins: FloatArray, actions: np.ndarray) -> FloatArray:
-        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A) from states (C, D)."""
-        own = goal.of_agent(agent) if goal.of_agent is not None else goal
+    def alike(environments: IntArray) -> IntArray:
+        """Return numbers (n,), the same for neighbouring environments that one batch can have."""
+        if propagation == "per_member" and not side_by_side:
+            return environments
+        if side_by_side and simulator.mixes_agents and goal.of_agent is None and propagation == "per_member":
+            return np.zeros_like(environments)
+        return agents[environments]
+
+    if side_by_side:
+        most = max(1, _TRAJECTORIES_AT_ONCE // simulator.num_members)
+    else:
+        most = _COLUMNS_AT_ONCE if propagation == "mean_state" else None
+
+    def score(bound: IntArray, origins: FloatArray, actions: np.ndarray) -> FloatArray:
+        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A) of agents (C,) from states (C, D)."""
+        own = goal.of_agent(int(bound[0])) if goal.of_agent is not None else goal
         if propagation == "mean_state":
-            network, moves = simulator.network(agent), _moves(actions, simulator)
+            network, moves = simulator.network(int(bound[0])), _moves(actions, simulator)
             return _mean_state(network, own, torch.tensor(origins.T, device=simulator.device), moves).cpu().numpy()
-        evaluate = _members_fn(simulator, agent, own, origins[0], actions)
         members, candidates, horizon = simulator.num_members, *actions.shape[:2]
+        if side_by_side:
+            network, moves = simulator.network_of(bound), _moves(actions, simulator)
+            origin = torch.tensor(origins.T, device=simulator.device)
+            total = _group_returns(network, own, origin, moves, slice(0, members), drop=False)
+            return total.cpu().numpy().astype(np.float64) / members
+        evaluate = _members_fn(simulator, int(bound[0]), own, origins[0], actions)
         bounded = best_only and own.max_reward is not None and own.progress is None
         if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
             return _best_only(evaluate, members, candidates, horizon * own.max_reward)
@@ -118,7 +137,7 @@ def _members_fn(
         by_step = np.ascontiguousarray(actions.T)
         return lambda chosen, group: _block_returns(blocks, objective, start, by_step[:, chosen], group)
     network, moves = simulator.network(agent), _moves(actions, simulator)
-    origin = torch.tensor(start, device=simulator.device)
+    origin = torch.tensor(start, device=simulator.device)[:, None]
 
     def evaluate(chosen: IntArray, group: slice) -> FloatArray:
         part = moves if len(chosen) == moves.shape[-1] else moves[..., torch.as_tensor(chosen, device=moves.device)]
@@ -224,9 +243,9 @@ def _block_returns(
 def _tensor_returns(
     network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
 ) -> Tensor:
-    """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C)."""
+    """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C) from a state (D, 1)."""
     count = group.stop - group.start
-    if start.is_cuda or count * actions.shape[-1] <= _STACKED_COLUMNS:
+    if count * actions.shape[-1] <= _STACKED_COLUMNS:
         return _group_returns(network, objective, start, actions, group)
     total = torch.zeros(actions.shape[-1], device=start.device)
     for member in range(group.start, group.stop):
@@ -235,12 +254,15 @@ def _tensor_returns(
 
 
 def _group_returns(
-    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
+    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice, drop: bool = True
 ) -> Tensor:
-    """Return the summed returns (C,) of some members. A single member drops its rollouts that are over."""
+    """Return the summed returns (C,) of some members from one state (D, 1) or as many as candidates, (D, C).
+
+    A single member drops its rollouts that are over, unless told not to.
+    """
     horizon, candidates = len(actions), actions.shape[-1]
     count = group.stop - group.start
-    states = start[:, None].expand(count, -1, candidates).contiguous()
+    states = start.expand(count, -1, candidates).contiguous()
     returns = torch.zeros(count, candidates, device=start.device)
     best = None if objective.progress is None else objective.progress(states.transpose(1, 2))
     alive = torch.ones(count, candidates, dtype=torch.bool, device=start.device)
@@ -258,7 +280,7 @@ def _group_returns(
             returns += rewards
             continue
         alive = alive & ~objective.terminated(views[2])
-        if count > 1:
+        if count > 1 or not drop:
             returns += torch.where(alive, rewards, 0.0)
             continue
         if best is not None:  # the climb counts to the end of the horizon, so no rollout may be dropped

@@ -125,6 +125,11 @@ class Simulator:
         """Whether next states are drawn; PerSim's are not."""
         return False
 
+    @property
+    def mixes_agents(self) -> bool:
+        """Whether `network_of` takes states of several agents at once; PerSim's networks are folded for one."""
+        return False
+
     def reseed(self, seed: int) -> None:
         """Start the simulator's own random numbers anew; one that is not stochastic has none."""
 
@@ -157,6 +162,10 @@ class Simulator:
         if agent not in self._networks:
             self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
+
+    def network_of(self, agents: IntArray) -> AgentNetwork:
+        """Return the network for states of agents (B,), all of one index unless the simulator mixes agents."""
+        return self.network(int(agents[0]))
 
     def blocks(self, agent: int) -> BlockNetwork | None:
         """Return the network of an agent's index in cache-sized blocks, where that fits it and the device."""

@@ -14,6 +14,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads, matmul_precision
 from persim_gym.gradients import loss_and_gradients
+from persim_gym.graphs import RecordedStep
 from persim_gym.model import Normalizer
 from persim_gym.tasks import Task
 
@@ -105,12 +106,14 @@ class Trainer:
         # A small network's epochs are compiled where numba is; it has an action table and one hidden layer.
         small = len(config.state_hidden) == 1 and "action.weight" in shapes
         self._compiled = small and device.type == "cpu" and jit.available()
+        self._recorded: tuple[Columns, int, RecordedStep] | None = None
         self.epoch = 0
         self.generator = torch.Generator(device).manual_seed(seed)
         count = sum(_padded(shape) for shape, _ in shapes.values())
         self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.first_moment, self.second_moment = torch.zeros(count, device=device), torch.zeros(count, device=device)
         self.step = torch.zeros((), device=device)
+        self._rate, self._total = torch.zeros((), device=device), torch.zeros(config.num_members, device=device)
         self._shapes = shapes
         self.parameters = _views(self.flat, shapes)
         self.gradients = _views(self.flat_gradient, shapes)
@@ -132,6 +135,8 @@ class Trainer:
             ]
         )
         run = self._run_compiled if self._compiled else self._run_batches
+        if rows.device.type == "cuda":
+            run = self._run_recorded
         with matmul_precision(config.matmul_precision):
             loss = run(columns, order, learning_rate)
         self.epoch += 1
@@ -161,6 +166,25 @@ class Trainer:
                 self._descend(learning_rate)
         return float(total.mean())
 
+    def _run_recorded(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+        """Descend batch by batch on a GPU, whose kernels are recorded once instead of launched one by one."""
+        size, count = self.config.batch_size_for(order.shape[1]), order.shape[1]
+
+        def descend(rows: Tensor) -> None:
+            gathered, huber_threshold = columns.gather(rows), self.config.huber_threshold
+            batch = gathered.batch(0, rows.shape[1])
+            losses = loss_and_gradients(self.parameters, self.gradients, *batch, huber_threshold=huber_threshold)
+            self._total.add_(losses, alpha=rows.shape[1] / count)
+            self._descend(self._rate)
+
+        if self._recorded is None or self._recorded[0] is not columns or self._recorded[1] != count:
+            self._recorded = columns, count, RecordedStep(descend)
+        self._rate.fill_(learning_rate)
+        self._total.zero_()
+        for rows in order.split(size, dim=1):
+            (self._recorded[2] if rows.shape[1] == size else descend)(rows)
+        return float(self._total.mean())
+
     def _run_compiled(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
         """Descend member by member, each by itself; order (M, n)."""
         from persim_gym.compiled_training import run_epoch
@@ -180,7 +204,7 @@ class Trainer:
         self.step += -(-count // self.config.batch_size_for(count))
         return float(losses.mean())
 
-    def _descend(self, learning_rate: float) -> None:
+    def _descend(self, learning_rate: float | Tensor) -> None:
         """Take one step of Adam on all parameters of all members, which are one tensor."""
         adam(
             [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],

@@ -179,6 +179,26 @@ def test_particles_follow_their_member_and_differ(cart_pole_log):
     np.testing.assert_array_equal(members, again)
 
 
+def test_the_products_of_a_gpu_are_those_of_the_cpu(model):
+    """A member's particles as rows of one product, some of them or all, of one agent or several."""
+    rng = np.random.default_rng(0)
+    for agents in ([0], [0, 1, 2, 3, 4, 5]):
+        simulator = model.simulator(agents=agents)
+        network, particles = simulator.network_of(np.array(agents)), simulator.num_members
+        size = network._layers[0][0].shape[2]
+        for part in (slice(None), slice(0, 1), slice(1, particles), slice(3, 6)):
+            chosen = range(particles)[part]
+            inputs = torch.tensor(rng.normal(size=(len(chosen), size, 6)), dtype=torch.float32)
+            expected = inputs
+            for index, (weight, bias) in enumerate(network._layers):
+                expected = weight[part] @ expected + bias[part]
+                if index < len(network._layers) - 1:
+                    expected = torch.nn.functional.silu(expected)
+            if len(chosen):
+                found = network._outputs_by_member(inputs, chosen)
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_everything_takes_the_simulator(model, cart_pole_log):
     """Prediction error, planners, environments, and the agent whose context follows the episode."""
     dynamics: LearnedDynamics = model

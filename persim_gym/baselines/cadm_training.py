@@ -15,6 +15,7 @@ from persim_gym.baselines.context import Scaling, mlp, soft_clamp
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
+from persim_gym.graphs import RecordedStep
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training import task_of
@@ -158,8 +159,10 @@ class _Trainer:
             [{"params": tensors, "weight_decay": decay} for decay, tensors in groups.items()],
             lr=config.learning_rate,
             fused=True,
+            capturable=device.type == "cuda",
         )
         self.steps = 0
+        self._total = torch.zeros((), device=device)
         self._states = torch.tensor(np.asarray(log.observations, np.float32).T.copy(), device=device)
         self._next_states = torch.tensor(np.asarray(log.next_observations, np.float32).T.copy(), device=device)
         self._actions = torch.tensor(np.array(log.actions), device=device)
@@ -197,8 +200,9 @@ class _Trainer:
             drawn = torch.randint(len(kept), rows.shape, generator=self._generator, device=self._device)
             rows = rows.gather(1, drawn)
         average: float | None = None
+        recorded = RecordedStep(self._descend) if self._device.type == "cuda" else None
         for _ in range(epochs):
-            loss = self._run_epoch(rows)
+            loss = self._run_epoch(rows, recorded)
             if not np.isfinite(loss):
                 raise TrainingDivergedError(
                     f"the loss is {loss} after {self.steps} gradient steps; lower the learning rate "
@@ -276,19 +280,26 @@ class _Trainer:
         moves = torch.cat([moves, torch.zeros_like(moves[:1])])
         return _Standardized(columns.T.contiguous(), moves, input_scaling, action_scaling, target_scaling)
 
-    def _run_epoch(self, rows: Tensor) -> float:
+    def _run_epoch(self, rows: Tensor, recorded: RecordedStep | None = None) -> float:
+        """Visit every transition of rows (M, n) once; return the mean loss of a member."""
         config = self._config
         shuffled = torch.argsort(torch.rand(rows.shape, generator=self._generator, device=self._device), dim=1)
-        total = torch.zeros((), device=self._device)
+        self._total.zero_()
         for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
             offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
-            loss = losses(self.parameters, config, self._batch(part, offsets[: config.futures_per_context])).sum()
-            self._optimizer.zero_grad()
-            loss.backward()
-            self._optimizer.step()
+            whole = recorded is not None and part.shape[1] == config.batch_size
+            step = recorded if whole else self._descend
+            step(part, offsets[: config.futures_per_context])
             self.steps += 1
-            total += loss.detach() * (part.shape[1] / rows.shape[1])
-        return float(total) / config.num_members
+        return float(self._total) / rows.shape[1] / config.num_members
+
+    def _descend(self, part: Tensor, offsets: Tensor) -> None:
+        """Take a step with a batch (M, B), and add the loss of its transitions up."""
+        loss = losses(self.parameters, self._config, self._batch(part, offsets)).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._total += loss.detach() * part.shape[1]
 
     @torch.no_grad()
     def _validation_loss(self, rows: Tensor) -> float:

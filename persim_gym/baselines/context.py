@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Activation = Callable[[Tensor], Tensor]
 _PARAMETERS = "parameters."
+_TENSOR_CORE_INPUTS = 8
+"""Their number is to be a multiple of this."""
 
 
 def mlp(parameters: Mapping[str, Tensor], name: str, inputs: Tensor, activation: Activation) -> Tensor:
@@ -162,15 +164,21 @@ def soft_clamp(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
 class ContextNetwork:
     """P particles told about one agent, or about one agent for each column; what planners roll out.
 
-    The context and the standardization are folded into the first layer. A network that predicts a variance draws each
-    particle's next state anew with every call (TS∞ of Chua et al., 2018).
+    The standardization is folded into the first layer, and so is the context of a single agent; those of several enter
+    beside state and action, which takes less memory than biases of their own. A network that predicts a variance draws
+    each particle's next state anew with every call (TS∞ of Chua et al., 2018).
     """
 
     def __init__(self, dynamics: ContextDynamics, contexts: Tensor, generator: torch.Generator | None) -> None:
-        """Fold contexts (P, context, 1) or (P, context, B) into the network."""
+        """Tell the network contexts (P, context, 1) or (P, context, B)."""
         weight, by_context, bias = dynamics.first
-        self._first = weight, bias + by_context @ contexts
-        self._rest = dynamics.rest
+        self._contexts = None if contexts.shape[2] == 1 else contexts
+        if self._contexts is None:
+            first = weight, bias + by_context @ contexts
+        else:
+            first = torch.cat([weight, by_context], dim=2), bias
+        self._layers = [first, *dynamics.rest]
+        self._particles_per_member = dynamics.particles_per_member
         self._dynamics = dynamics
         self._generator = generator
         self.num_members = dynamics.num_particles
@@ -186,11 +194,17 @@ class ContextNetwork:
         if self.num_actions:
             one_hot = torch.nn.functional.one_hot(actions, self.num_actions).T.to(states.dtype)
             actions = one_hot.expand(len(states), -1, -1)
-        hidden = torch.cat([dynamics.features.of(states), actions], dim=1)
-        for weight, bias in (self._first, *self._rest[:-1]):
-            hidden = dynamics.activation(torch.baddbmm(bias[members], weight[members], hidden))
-        weight, bias = self._rest[-1]
-        outputs = torch.baddbmm(bias[members], weight[members], hidden)
+        inputs = [dynamics.features.of(states), actions]
+        if self._contexts is not None:
+            inputs.append(self._contexts[members])
+        hidden = torch.cat(inputs, dim=1)
+        if hidden.is_cuda:
+            outputs = self._outputs_by_member(hidden, range(self.num_members)[members])
+        else:
+            for weight, bias in self._layers[:-1]:
+                hidden = dynamics.activation(torch.baddbmm(bias[members], weight[members], hidden))
+            weight, bias = self._layers[-1]
+            outputs = torch.baddbmm(bias[members], weight[members], hidden)
         if dynamics.log_variance_bounds is not None:
             outputs, log_variance = outputs.chunk(2, dim=1)
             deviation = (0.5 * soft_clamp(log_variance, *dynamics.log_variance_bounds)).exp()
@@ -198,6 +212,33 @@ class ContextNetwork:
             outputs = outputs + deviation * noise
         targets = outputs * dynamics.targets.scale + dynamics.targets.mean
         return dynamics.features.base(states) + targets
+
+    def _outputs_by_member(self, inputs: Tensor, particles: range) -> Tensor:
+        """Return the outputs (m, O, B) for inputs (m, I, B) of some particles, as a GPU is quick at it.
+
+        All particles of a member go through its layers as rows of one product, to which the GPU's library adds the
+        bias in passing; that of a batch of products is written out first. Rows are as long as tensor cores want them.
+        """
+        linear, activation, each = torch.nn.functional.linear, self._dynamics.activation, self._particles_per_member
+        rows = torch.nn.functional.pad(inputs.transpose(1, 2), (0, -inputs.shape[1] % _TENSOR_CORE_INPUTS))
+        outputs = []
+        for first in range(particles.start - particles.start % each, particles.stop, each):
+            own = rows[max(first - particles.start, 0) : first + each - particles.start]
+            *hidden_layers, last = self._by_member[first // each]
+            hidden = own.flatten(0, 1)
+            for weight, bias in hidden_layers:
+                hidden = activation(linear(hidden, weight, bias))
+            outputs.append(linear(hidden, *last).unflatten(0, own.shape[:2]))
+        return torch.cat(outputs).transpose(1, 2)
+
+    @cached_property
+    def _by_member(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """Weights (O, I) and biases (O,) of each member's layers, the first one's inputs padded."""
+        first = self._layers[0][0]
+        padded = torch.nn.functional.pad(first, (0, -first.shape[2] % _TENSOR_CORE_INPUTS))
+        layers = [(padded, self._layers[0][1]), *self._layers[1:]]
+        members = range(0, self.num_members, self._particles_per_member)
+        return [[(weight[member], bias[member, :, 0]) for weight, bias in layers] for member in members]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -395,6 +436,18 @@ class ContextSimulator(Simulator):
             contexts = self._contexts[:, :, column : column + 1]
             self._by_agent[agent] = ContextNetwork(self._dynamics, contexts, self._generator)
         return self._by_agent[agent]
+
+    @property
+    def mixes_agents(self) -> bool:
+        return True
+
+    def network_of(self, agents: IntArray) -> ContextNetwork:
+        if (agents == agents[0]).all():
+            return self.network(int(agents[0]))
+        different, which = np.unique(agents, return_inverse=True)
+        columns = np.array([self._column[int(agent)] for agent in different])[which]
+        contexts = self._contexts[:, :, torch.as_tensor(columns, device=self.device)]
+        return ContextNetwork(self._dynamics, contexts, self._generator)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import TrainingDivergedError
+from persim_gym.graphs import RecordedStep
 from persim_gym.model import Normalizer
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -138,28 +139,34 @@ def _train(
 ) -> tuple[dict[str, Tensor], float]:
     generator = torch.Generator(device).manual_seed(seed)
     parameters = _initial_parameters(log, task, config, generator, device)
+    on_gpu, rate = device.type == "cuda", torch.tensor(config.learning_rate, device=device)
     optimizer = torch.optim.Adam(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        parameters.values(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
     )
     inputs, targets = _columns(log, task, normalizer, device)
     agents = torch.tensor(np.asarray(log.agents, np.int64), device=device)
     members, count, every = config.num_members, len(inputs), config.halve_learning_rate_every
     member, mean = torch.arange(members, device=device)[:, None], float("nan")
+    total = torch.zeros((), device=device)
+
+    def descend(rows: Tensor) -> None:
+        embedded = parameters["agent.weight"][member, agents[rows]]
+        fed = torch.cat([inputs[rows], embedded], dim=2).transpose(1, 2)
+        error = mlp(parameters, "forward", fed, torch.relu) - targets[rows].transpose(1, 2)
+        loss = _loss(error, config.huber_threshold)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total.add_(loss.detach(), alpha=rows.shape[1] / count)
+
+    recorded = RecordedStep(descend) if on_gpu else descend
     with ProgressBar("joint network", config.epochs, progress) as bar:
         for epoch in range(config.epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 ** (epoch // every if every else 0)
-            total = torch.zeros((), device=device)
+            rate.fill_(config.learning_rate * 0.5 ** (epoch // every if every else 0))
+            total.zero_()
             order = torch.argsort(torch.rand(members, count, generator=generator, device=device), dim=1)
             for rows in order.split(config.batch_size, dim=1):
-                embedded = parameters["agent.weight"][member, agents[rows]]
-                fed = torch.cat([inputs[rows], embedded], dim=2).transpose(1, 2)
-                error = mlp(parameters, "forward", fed, torch.relu) - targets[rows].transpose(1, 2)
-                loss = _loss(error, config.huber_threshold)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += loss.detach() * (rows.shape[1] / count)
+                (recorded if rows.shape[1] == config.batch_size else descend)(rows)
             mean = float(total) / members
             if not np.isfinite(mean):
                 raise TrainingDivergedError(f"the loss is {mean} after epoch {epoch + 1}; lower the learning rate")
