@@ -198,8 +198,7 @@ SCALES = {
         # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
         # is learned from it stays the same long before these steps are over (results/plateau.csv).
         budgets={
-            VANILLA_CADM: {"futures_per_context": 1, "max_gradient_steps": 20_000},
-            PE_TS_CADM: {"futures_per_context": 1, "max_gradient_steps": 20_000, "matmul_precision": "medium"},
+            **{method: {"futures_per_context": 4, "max_gradient_steps": 100_000} for method in CADM},
             **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 5_000},
