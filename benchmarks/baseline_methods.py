@@ -76,10 +76,9 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
         policy: Policy = CaDMAgent(model, device=device, **settings)
     else:
         policy = MPCAgent(model.simulator(agent, device=device), **settings)
-    episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
     halved = cell.method in protocol.BFLOAT16_PLANS and resolve_device(device).type == "cuda"
     with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-        return _score(cell, policy, agent, episodes)
+        return _score(cell, policy, agent, measure.episodes_of(cell))
 
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:

@@ -229,6 +229,12 @@ def _returns(cell: Cell, folder: Path, ensemble: Ensemble | None, device: str) -
     return Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))
 
 
+def episodes_of(cell: Cell) -> int:
+    """Return how many episodes of an agent a planner's return is the mean of."""
+    wanted = cell.scale.method_episodes.get(cell.method, cell.scale.return_episodes)
+    return min(wanted, cell.table.max_episodes or wanted)
+
+
 def objective_of(cell: Cell) -> PlanningObjective:
     """Return what a method's planner maximizes: the task's objective, or its reward alone."""
     objective = get_task(cell.env).planning_objective
@@ -240,7 +246,7 @@ def objective_of(cell: Cell) -> PlanningObjective:
 def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str) -> Score:
     """Score the episodes of one agent, in lockstep in its true system, which is also the model if there is no other."""
     task = get_task(cell.env)
-    episodes = min(cell.scale.return_episodes, cell.table.max_episodes or cell.scale.return_episodes)
+    episodes = episodes_of(cell)
     covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
     system = task.system(np.tile(covariates, (episodes, 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)

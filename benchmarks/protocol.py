@@ -132,6 +132,8 @@ class Scale:
     """Settings of `persim_gym.MPCAgent` other than the paper's."""
     policy_episodes: int = 100
     """Of the methods that learn a policy."""
+    method_episodes: Mapping[str, int] = field(default_factory=dict)
+    """By method, the episodes of a return where they are not ``return_episodes``."""
     envs: tuple[str, ...] = ("MountainCar", "CartPole", "HalfCheetah")
     """The environments that it is meant for."""
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -195,10 +197,12 @@ SCALES = {
         prediction_episodes=200,
         return_episodes=20,
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
+        # Each of its plans is twenty times as dear as Vanilla CaDM's.
+        method_episodes={PE_TS_CADM: 5},
         # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
         # is learned from it stays the same long before these steps are over (results/plateau.csv).
         budgets={
-            **{method: {"futures_per_context": 4, "max_gradient_steps": 100_000} for method in CADM},
+            **{method: {"futures_per_context": 4, "max_gradient_steps": 60_000} for method in CADM},
             **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 5_000},
