@@ -109,7 +109,7 @@ def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
     assert measured == [*((name, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in ("2", "4")), ("BCQ-P", "1")]
     text = readme.tables(tmp_path)
     assert "## Learning curves" in text and "| BCQ-P" in text
-    assert "max_gradient_steps = 20,000" in text
+    assert "max_gradient_steps = 60,000" in text
 
 
 def test_the_papers_morel_is_compared_with_its_cql(benchmark, tmp_path):

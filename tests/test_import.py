@@ -13,7 +13,7 @@ LAYERS = (
     "tasks", "columns", "data", "policies", "logging_policies", "collection",
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "shallow_kernel", "compiled",
     "layers", "layer_kernel", "compiled_layers", "simulator", "selection",
-    "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "trainer", "training",
+    "covariates", "factors", "refit", "calibration", "outcome_training", "compiled_training", "graphs", "trainer", "training",
     "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
