@@ -10,7 +10,7 @@ import persim_gym
 from persim_gym.baselines.cadm import CaDM
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.envs import PersonalizedEnv
-from persim_gym.errors import FileFormatError, InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidDataError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,13 @@ def test_continuous_actions_and_the_robust_loss():
     assert model.simulator(1).step(observations, log.actions).next_observations.shape == (40, 18)
     with pytest.raises(InvalidDataError, match="18 observation coordinates"):
         fit_joint(log, task="CartPole")
+
+
+def test_a_file_of_an_own_task_says_what_it_needs(walk, tmp_path):
+    _, model = walk
+    model.save(tmp_path / "walk.joint")
+    with pytest.raises(UnknownNameError, match="'Walk' has a reward and a terminated function of its own.*give task="):
+        JointModel.load(tmp_path / "walk.joint")
+    assert JointModel.load(tmp_path / "walk.joint", task=model.task).task is model.task
+    with pytest.raises(FileFormatError, match="is of task Walk, not of CartPole"):
+        JointModel.load(tmp_path / "walk.joint", task="CartPole")

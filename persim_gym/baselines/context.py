@@ -24,7 +24,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStat
 from persim_gym.gradients import num_layers
 from persim_gym.model import AGGREGATES
 from persim_gym.simulator import Simulator
-from persim_gym.tasks import Task, get_task
+from persim_gym.tasks import Task, find_task, get_task, is_built_in
 from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -270,6 +270,7 @@ class ContextModel:
             arrays["covariates"] = self.covariates
         document = {
             "task": self.task.name,
+            **({} if is_built_in(self.task) else {"task_definition": self.task.to_json()}),
             "agent_labels": list(self.agent_labels),
             "config": asdict(self.config),
             "provenance": dict(self.provenance),
@@ -277,11 +278,17 @@ class ContextModel:
         storage.write(path, self.kind, arrays, document)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, task: str | Task | None = None) -> Self:
         """Read a file written by `save`.
 
+        Args:
+            path: the file.
+            task: the task it must be for; by default the known one of the name in the file, else what the file's
+                reference to a module has.
+
         Raises:
-            FileFormatError: damaged, of a newer format, or of another kind of model.
+            FileFormatError: damaged, of a newer format, of another task, or of another kind of model.
+            UnknownNameError: its task is not registered.
 
         """
         arrays, document = storage.read(path, cls.kind)
@@ -292,23 +299,26 @@ class ContextModel:
         }
         try:
             config = cls.config_type().with_changes(**document["config"])
-            task, labels = get_task(document["task"]), tuple(document["agent_labels"])
-            made = cls(
-                task=task,
-                parameters=parameters,
-                agent_labels=labels,
-                initial_observations=np.array(arrays["initial_observations"]),
-                covariates=arrays.get("covariates"),
-                provenance=document["provenance"],
-                config=config,
-                **cls.own_fields(arrays),
-            )
+            name, labels, provenance = document["task"], tuple(document["agent_labels"]), document["provenance"]
+            initial, own = np.array(arrays["initial_observations"]), cls.own_fields(arrays)
         except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-        for name, shape in cls.shapes(config, task, len(labels)).items():
-            if name not in parameters or parameters[name].shape != shape:
-                raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
-        return made
+        found = find_task(name, document.get("task_definition")) if task is None else get_task(task)
+        if found.name != name:
+            raise FileFormatError(f"{path} is of task {name}, not of {found.name}")
+        for array, shape in cls.shapes(config, found, len(labels)).items():
+            if array not in parameters or parameters[array].shape != shape:
+                raise FileFormatError(f"{path}: array {array!r} is missing or has the wrong shape, expected {shape}")
+        return cls(
+            task=found,
+            parameters=parameters,
+            agent_labels=labels,
+            initial_observations=initial,
+            covariates=arrays.get("covariates"),
+            provenance=provenance,
+            config=config,
+            **own,
+        )
 
     @classmethod
     @abstractmethod
