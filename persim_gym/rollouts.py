@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,54 +63,75 @@ def simulated_returns(
     starts = np.asarray(observations, np.float32)
     on_cpu = simulator.device.type == "cpu"
     side_by_side = not on_cpu if together is None else together
+    score: Callable[..., FloatArray]
+    if propagation == "mean_state":
+        score, alike, most = _score_on_mean_trajectory, agents, _COLUMNS_AT_ONCE
+    elif side_by_side:
+        mixes = simulator.mixes_agents and goal.of_agent is None
+        score, alike, most = _score_together, np.zeros_like(agents) if mixes else agents, None
+    else:
+        score, alike, most = partial(_score_one_environment, best_only=best_only), np.arange(len(agents)), None
+    if side_by_side:
+        most = max(1, _TRAJECTORIES_AT_ONCE // simulator.num_members)
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
-        """Score in threads, each environment by itself or those that can be together."""
+        """Score in threads, environments that are ``alike`` together."""
         scores = np.empty(actions.shape[:2])
         moves, columns = actions.reshape(-1, *actions.shape[2:]), scores.reshape(-1)
         rows = np.repeat(environments, actions.shape[1])
 
         def fill(part: slice) -> None:
+            bound = agents[rows[part]]
+            own = goal if goal.of_agent is None else goal.of_agent(int(bound[0]))
             quiet = np.errstate(invalid="ignore", over="ignore")  # a model that diverges
             with quiet, torch.inference_mode():
-                columns[part] = score(agents[rows[part]], starts[rows[part]], moves[part])
+                columns[part] = score(simulator, own, bound, starts[rows[part]], moves[part])
 
         threads = threads_worth(simulator.hidden_layers) if on_cpu else 1
-        in_threads(fill, _pieces(alike(environments), actions.shape[1], threads, most=most), threads)
+        in_threads(fill, _pieces(alike[environments], actions.shape[1], threads, most=most), threads)
         return scores
 
-    def alike(environments: IntArray) -> IntArray:
-        """Return numbers (n,), the same for neighbouring environments that one batch can have."""
-        if propagation == "per_member" and not side_by_side:
-            return environments
-        if side_by_side and simulator.mixes_agents and goal.of_agent is None and propagation == "per_member":
-            return np.zeros_like(environments)
-        return agents[environments]
-
-    if side_by_side:
-        most = max(1, _TRAJECTORIES_AT_ONCE // simulator.num_members)
-    else:
-        most = _COLUMNS_AT_ONCE if propagation == "mean_state" else None
-
-    def score(bound: IntArray, origins: FloatArray, actions: np.ndarray) -> FloatArray:
-        """Return the members' mean return (C,) of candidates (C, H) or (C, H, A) of agents (C,) from states (C, D)."""
-        own = goal.of_agent(int(bound[0])) if goal.of_agent is not None else goal
-        if propagation == "mean_state":
-            network, moves = simulator.network(int(bound[0])), _moves(actions, simulator)
-            return _mean_state(network, own, torch.tensor(origins.T, device=simulator.device), moves).cpu().numpy()
-        members, candidates, horizon = simulator.num_members, *actions.shape[:2]
-        if side_by_side:
-            network, moves = simulator.network_of(bound), _moves(actions, simulator)
-            origin = torch.tensor(origins.T, device=simulator.device)
-            total = _group_returns(network, own, origin, moves, slice(0, members), drop=False)
-            return total.cpu().numpy().astype(np.float64) / members
-        evaluate = _members_fn(simulator, int(bound[0]), own, origins[0], actions)
-        bounded = best_only and own.max_reward is not None and own.progress is None
-        if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
-            return _best_only(evaluate, members, candidates, horizon * own.max_reward)
-        return evaluate(np.arange(candidates), slice(0, members)) / members
-
     return returns
+
+
+# These three return the mean returns (C,) of candidates (C, H) or (C, H, A) of agents (C,) from states (C, D).
+
+
+def _score_on_mean_trajectory(
+    simulator: Simulator, objective: PlanningObjective, agents: IntArray, origins: FloatArray, actions: np.ndarray
+) -> FloatArray:
+    """Score candidates of one agent, all members starting each step from the mean of their predictions."""
+    network, moves = simulator.network(int(agents[0])), _moves(actions, simulator)
+    start = torch.tensor(origins.T, device=simulator.device)
+    return _mean_state(network, objective, start, moves).cpu().numpy()
+
+
+def _score_together(
+    simulator: Simulator, objective: PlanningObjective, agents: IntArray, origins: FloatArray, actions: np.ndarray
+) -> FloatArray:
+    """Score candidates of several environments in one batch, and of several agents if the simulator mixes them."""
+    network, moves = simulator.network_of(agents), _moves(actions, simulator)
+    start, members = torch.tensor(origins.T, device=simulator.device), simulator.num_members
+    total = _group_returns(network, objective, start, moves, slice(0, members), drop=False)
+    return total.cpu().numpy().astype(np.float64) / members
+
+
+def _score_one_environment(
+    simulator: Simulator,
+    objective: PlanningObjective,
+    agents: IntArray,
+    origins: FloatArray,
+    actions: np.ndarray,
+    *,
+    best_only: bool,
+) -> FloatArray:
+    """Score candidates of one environment."""
+    evaluate = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
+    members, candidates, horizon = simulator.num_members, *actions.shape[:2]
+    bounded = best_only and objective.max_reward is not None and objective.progress is None
+    if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
+        return _best_only(evaluate, members, candidates, horizon * objective.max_reward)
+    return evaluate(np.arange(candidates), slice(0, members)) / members
 
 
 def _pieces(together: IntArray, candidates: int, threads: int, most: int | None = None) -> list[slice]:
