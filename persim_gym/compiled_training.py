@@ -40,17 +40,22 @@ def run_epoch(
     *,
     learning_rate: float,
     steps_done: int,
+    logistic: bool = False,
 ) -> float:
     """Run one member through an epoch of Adam with decoupled decay, in place; return its mean squared error.
+
+    If ``logistic``, targets are 0 and 1, outputs their logits, and the loss is the cross entropy.
 
     Args:
         states: four of the member's own: its parameters, by the names of `persim_gym.model.parameter_shapes` without
             the members' axis; room for their gradients; Adam's first moments; its second ones.
-        data: (T, 2·D) standardized states and changes side by side; (T,) agents; (T,) actions.
+        data: (T, I + O) standardized inputs and targets side by side, of the dynamics states and changes; (T,) agents;
+            (T,) actions.
         order: (n,) rows of the log, as they are visited.
         config: of the model and its training.
         learning_rate: of this epoch.
         steps_done: optimizer steps before it.
+        logistic: whether the targets are probabilities.
 
     """
     nothing = np.zeros(0, np.float32)
@@ -58,16 +63,16 @@ def run_epoch(
     threshold = np.inf if config.huber_threshold is None else config.huber_threshold
     return _epoch_kernel(best_tile())(
         *flat, *data, order, config.batch_size_for(len(order)),
-        learning_rate, config.weight_decay, threshold, steps_done,
+        learning_rate, config.weight_decay, threshold, steps_done, logistic,
     )  # fmt: skip
 
 
 @fast
 def _head(
     parameters: Any, gradients: Any, heads: Any, changes: Any, agents: Any, actions: Any, count: int,
-    scale: Any, threshold: Any, factors: Any, turned_heads: Any, errors: Any, turned_slopes: Any,
+    scale: Any, threshold: Any, logistic: bool, factors: Any, turned_heads: Any, errors: Any, turned_slopes: Any,
 ) -> float:  # fmt: skip
-    """Add the gradients of the transitions' agents and actions, fill their slopes, and return their squared errors.
+    """Add the gradients of the transitions' agents and actions, fill their slopes, and return their summed losses.
 
     The change of coordinate d is Σ_l u_l(agent)·v_dl·w_l(action) (paper, eq. 3). The transitions are the last axis of
     everything: what `count` leaves over of them counts for nothing.
@@ -87,9 +92,9 @@ def _head(
     for output in range(size * rank):
         for place in range(ROWS):
             turned_heads[output, place] = heads[place, output]
-    error, squares = errors[0], errors[1]
+    error, losses = errors[0], errors[1]
     for place in range(ROWS):
-        squares[place] = _ZERO
+        losses[place] = _ZERO
     for coordinate in range(size):
         begin = coordinate * rank
         for place in range(ROWS):
@@ -97,10 +102,17 @@ def _head(
         for factor in range(rank):
             for place in range(ROWS):
                 error[place] += both[factor, place] * turned_heads[begin + factor, place]
+        if logistic:
+            for place in range(count):
+                target = changes[coordinate, place]
+                logit = error[place] + target
+                losses[place] += max(logit, _ZERO) - logit * target + np.log1p(np.exp(-abs(logit)))
+                error[place] = _ONE / (_ONE + np.exp(-logit)) - target
         for place in range(count, ROWS):
             error[place] = _ZERO
-        for place in range(ROWS):
-            squares[place] += error[place] * error[place]
+        if not logistic:
+            for place in range(ROWS):
+                losses[place] += error[place] * error[place]
         for place in range(ROWS):
             error[place] = scale * min(max(error[place], -threshold), threshold)
         for factor in range(rank):
@@ -119,7 +131,7 @@ def _head(
             gradients[_ACTION_BIAS][factor] += to_action
     total = 0.0
     for place in range(ROWS):
-        total += squares[place]
+        total += losses[place]
     return total
 
 
@@ -183,11 +195,13 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
 
     def epoch(
         parameters: Any, gradients: Any, means: Any, squares: Any, numbers: Any, agents: Any, actions: Any, order: Any,
-        batch_size: int, learning_rate: Any, weight_decay: Any, threshold: Any, steps_done: int,
+        batch_size: int, learning_rate: Any, weight_decay: Any, threshold: Any, steps_done: int, logistic: bool,
     ) -> float:  # fmt: skip
-        size, width, rank = numbers.shape[1] // 2, len(parameters[_FIRST_BIAS]), len(parameters[_AGENT_BIAS])
-        outputs, terms = size * rank, size + 1
-        used = width + 1 + (size if len(parameters[_SKIP]) else 0)
+        width, rank = len(parameters[_FIRST_BIAS]), len(parameters[_AGENT_BIAS])
+        given = len(parameters[_FIRST]) // width
+        size = numbers.shape[1] - given
+        outputs, terms = size * rank, given + 1
+        used = width + 1 + (given if len(parameters[_SKIP]) else 0)
         tile_columns = lanes * vectors
         columns, head_columns = -(-used // tile_columns) * tile_columns, -(-outputs // tile_columns) * tile_columns
         head_rows, term_rows = -(-outputs // tile_rows) * tile_rows, -(-terms // tile_rows) * tile_rows
@@ -200,11 +214,11 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
         changes, errors = np.zeros((size, ROWS), np.float32), np.zeros((2, ROWS), np.float32)
         own_agents, own_actions = np.zeros(ROWS, np.int64), np.zeros(ROWS, np.int64)
         inputs, turned_inputs = np.zeros((ROWS, terms), np.float32), np.zeros((term_rows, ROWS), np.float32)
-        inputs[:, size], turned_inputs[size] = _ONE, _ONE
+        inputs[:, given], turned_inputs[given] = _ONE, _ONE
         total = 0.0
         for start in range(0, len(order), batch_size):
             stop = min(start + batch_size, len(order))
-            scale = np.float32(2.0 / (size * (stop - start)))
+            scale = np.float32((1.0 if logistic else 2.0) / (size * (stop - start)))
             _read(parameters, first, second, turned_second)
             to_first[:] = _ZERO
             to_second[:] = _ZERO
@@ -215,9 +229,10 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
                 for place in range(count):
                     row = order[left + place]
                     own_agents[place], own_actions[place] = agents[row], actions[row]
-                    for coordinate in range(size):
+                    for coordinate in range(given):
                         inputs[place, coordinate] = turned_inputs[coordinate, place] = numbers[row, coordinate]
-                        changes[coordinate, place] = numbers[row, size + coordinate]
+                    for coordinate in range(size):
+                        changes[coordinate, place] = numbers[row, given + coordinate]
                 multiply(
                     lanes, vectors, tile_rows, ROWS, columns, terms, inputs, terms, 1, first, columns,
                     hidden, columns, 0, 1,
@@ -232,7 +247,7 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
                 )  # fmt: skip
                 total += _head(
                     parameters, gradients, heads, changes, own_agents, own_actions, count, scale, threshold,
-                    factors, turned_heads, errors, turned_slopes,
+                    logistic, factors, turned_heads, errors, turned_slopes,
                 )  # fmt: skip
                 multiply(
                     lanes, vectors, tile_rows, head_rows, columns, ROWS, turned_slopes, ROWS, 1, hidden, columns,
@@ -262,7 +277,7 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
     several = numba.types.UniTuple(floats[::1], len(_NAMES))
     signature = numba.float64(
         several, several, several, several, floats[:, ::1], indices[::1], indices[::1], indices[::1],
-        indices, floats, floats, floats, indices,
+        indices, floats, floats, floats, indices, numba.boolean,
     )  # fmt: skip
     return compile_for(signature, epoch)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 Parameters = Mapping[str, Tensor]
 
@@ -134,13 +135,15 @@ def loss_and_gradients(
     actions: Tensor,
     changes: Tensor,
     huber_threshold: float | None = None,
+    logistic: bool = False,
 ) -> Tensor:
     """Fill ``gradients`` with those of the summed member losses; return each member's mean squared error (M,).
 
-    Arguments as in `predict`; ``changes`` (M, D, B) are the targets. With a threshold the loss behind the gradients is
-    Huber's, whose slope stops growing there: what hits a wall then does not bend the rest.
+    Arguments as in `predict`; ``changes`` (M, O, B) are the targets. With a threshold the loss behind the gradients is
+    Huber's, whose slope stops growing there: what hits a wall then does not bend the rest. If ``logistic``, outputs are
+    logits of targets 0 and 1, and loss and result are the cross entropy.
     """
-    members, size, batch = states.shape
+    members, size, batch = changes.shape
     agent_factors = _look_up(parameters, "agent", agent_rows, members)
     discrete = actions.dim() == 1
     if discrete:
@@ -151,12 +154,17 @@ def loss_and_gradients(
     state_activations = encode(parameters, "state", states)
     state_factors = state_activations[-1].view(members, size, -1, batch)
     weights = agent_factors * action_factors
-    error = (state_factors * weights[:, None]).sum(2).sub_(changes)
-    losses = error.square().mean(dim=(1, 2))
-    if huber_threshold is not None:
-        error.clamp_(-huber_threshold, huber_threshold)
+    outputs = (state_factors * weights[:, None]).sum(2)
+    if logistic:
+        losses = binary_cross_entropy_with_logits(outputs, changes, reduction="none").mean(dim=(1, 2))
+        error, factor = outputs.sigmoid_().sub_(changes), 1.0
+    else:
+        error, factor = outputs.sub_(changes), 2.0
+        losses = error.square().mean(dim=(1, 2))
+        if huber_threshold is not None:
+            error.clamp_(-huber_threshold, huber_threshold)
 
-    slope = error.mul_(2.0 / (size * batch))[:, :, None]
+    slope = error.mul_(factor / (size * batch))[:, :, None]
     backpropagate(
         parameters, gradients, "state", state_activations, (slope * weights[:, None]).view(members, -1, batch)
     )

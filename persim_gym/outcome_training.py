@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.functional import binary_cross_entropy, mse_loss
 
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
@@ -17,40 +16,90 @@ from persim_gym.model import Outcome, outcome_shapes, spread
 from persim_gym.outcomes import LearnedReward, LearnedTermination, reward_inputs
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
+from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import FloatArray, IntArray
 
+_EVALUATION_BATCH = 8192
 
-def fit_outcomes(
-    log: Trajectories,
-    task: Task,
-    config: PerSimConfig,
-    rows: IntArray,
-    *,
-    seed: int,
-    device: torch.device,
-    progress: bool,
-) -> dict[str, Outcome]:
-    """Learn what the task leaves to be learned from some rows of a log.
+
+@dataclass(frozen=True)
+class OutcomeLearner:
+    """What the outcomes of a task are learned from and with.
 
     The reward by the squared error, the termination by the cross entropy, both with the members, rank, widths, epochs,
-    batches and learning rate of the dynamics. A log without a terminated row has nothing to learn a termination from:
-    no episode then ever terminates.
-
-    Raises:
-        InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
-        TrainingDivergedError: the loss is no longer finite.
-
+    batches and learning rate of the dynamics. Most often everybody earns alike and ends alike, and factors of each
+    agent's own then only learn what happened to it: in 200 logs of CartPole, one end in each, they missed 58 % of the
+    ends held out, and factors common to all 11 %. Which of the two a task needs is told by transitions held out.
     """
-    found: dict[str, Outcome] = {}
-    for name in task.learned:
-        if name == "reward" and not np.any(log.rewards):
+
+    log: Trajectories
+    task: Task
+    config: PerSimConfig
+    seed: int
+    device: torch.device
+    threads: int
+    progress: bool
+
+    def choose(self, kept: IntArray, held_out: IntArray) -> dict[str, tuple[Outcome, bool]]:
+        """Learn each outcome from the kept rows in both ways.
+
+        Returns:
+            by name, the better on the rows held out, and whether it has factors of each agent's own: where these help
+            by more than two standard errors.
+
+        Raises:
+            InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
+            TrainingDivergedError: the loss is no longer finite.
+
+        """
+        found = {}
+        for name in self.names(kept):
+            shared, own = (self.learn(name, kept, by_agent) for by_agent in (False, True))
+            problem = _Problem.of(self.log, self.task, name, held_out)
+            gain = problem.losses(shared) - problem.losses(own)
+            by_agent = len(gain) > 1 and bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
+            found[name] = (own if by_agent else shared), by_agent
+        return found
+
+    def learn(self, name: str, rows: IntArray, by_agent: bool) -> Outcome:
+        """Learn one outcome from some rows."""
+        problem = _Problem.of(self.log, self.task, name, rows)
+        agents = self.log.num_agents if by_agent else 1
+        shapes = outcome_shapes(self.task, self.config, agents, name)
+        # A log's rewards are learned as they are, however rare: a bonus at the goal is no outlier.
+        config = self.config.with_changes(huber_threshold=None, weight_decay=0.0)
+        trainer = Trainer(shapes, config, self.seed, self.device, self.threads, logistic=problem.logistic)
+        columns, scaling = problem.columns(by_agent, agents, shapes, self.device)
+        every = torch.arange(len(rows), device=self.device)
+        with ProgressBar(f"{self.task.name}, {name}", config.epochs, self.progress) as bar:
+            for _ in range(config.epochs):
+                loss = trainer.run_epoch(columns, every)
+                if not np.isfinite(loss):
+                    raise TrainingDivergedError(
+                        f"the loss of the {name} is {loss}; lower the learning rate ({config.learning_rate})"
+                    )
+                bar.advance(f"loss {loss:.3e}")
+        arrays = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        if not by_agent:
+            arrays["agent.weight"] = np.repeat(arrays["agent.weight"], self.log.num_agents, axis=1)
+        return Outcome(arrays, *scaling)
+
+    def names(self, rows: IntArray) -> list[str]:
+        """Return what can be learned from some rows.
+
+        A log without a terminated row has nothing to learn a termination from: no episode then ever terminates.
+
+        Raises:
+            InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
+
+        """
+        log, task = self.log, self.task
+        if "reward" in task.learned and not np.any(log.rewards):
             raise InvalidDataError(
                 f"all rewards of the log are zero, so there is none to learn: give the log's rewards, or "
                 f"Task(reward=...) of task {task.name}"
             )
-        if name == "reward" or log.terminated[rows].any():
-            found[name] = _fit(_Problem.of(log, task, name, rows), task, config, log.num_agents, seed, device, progress)
-    return found
+        return [name for name in task.learned if name == "reward" or log.terminated[rows].any()]
 
 
 def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArray) -> dict[str, float]:
@@ -81,11 +130,12 @@ def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArr
 class _Problem:
     """Inputs and targets of one outcome."""
 
-    name: str
+    logistic: bool
+    """Whether the targets are 0 and 1, and the outputs their logits."""
     inputs: FloatArray
     """(T, I)."""
     targets: FloatArray
-    """(T,)."""
+    """(T, 1)."""
     agents: IntArray
     """(T,)."""
     actions: np.ndarray
@@ -94,68 +144,56 @@ class _Problem:
     @classmethod
     def of(cls, log: Trajectories, task: Task, name: str, rows: IntArray) -> _Problem:
         before, after = (np.asarray(column[rows], np.float64) for column in (log.observations, log.next_observations))
-        agents = np.asarray(log.agents[rows], np.int64)
+        agents, targets = np.asarray(log.agents[rows], np.int64), log.rewards if name == "reward" else log.terminated
+        column = np.asarray(targets[rows], np.float64)[:, None]
         if name == "reward":
             inputs = np.concatenate(reward_inputs(before, after), axis=1)
-            return cls(name, inputs, np.asarray(log.rewards[rows], np.float64), agents, np.asarray(log.actions[rows]))
-        return cls(name, after, np.asarray(log.terminated[rows], np.float64), agents, np.zeros(len(rows), np.int64))
+            return cls(False, inputs, column, agents, np.asarray(log.actions[rows]))
+        return cls(True, after, column, agents, np.zeros(len(rows), np.int64))
 
+    def columns(
+        self, by_agent: bool, num_agents: int, shapes: dict[str, tuple[tuple[int, ...], int]], device: torch.device
+    ) -> tuple[Columns, tuple[FloatArray, FloatArray, FloatArray, FloatArray]]:
+        """Return inputs and targets, standardized, and the means and scales of both."""
+        mean, scale = np.zeros(1), np.ones(1)
+        if not self.logistic:
+            mean, scale = self.targets.mean(0), spread(self.targets)
+        scaling = self.inputs.mean(0), spread(self.inputs), mean, scale
+        return self._scaled(scaling, self.agents if by_agent else 0 * self.agents, num_agents, shapes, device), scaling
 
-def _fit(
-    problem: _Problem,
-    task: Task,
-    config: PerSimConfig,
-    num_agents: int,
-    seed: int,
-    device: torch.device,
-    progress: bool,
-) -> Outcome:
-    probability = problem.name == "terminated"
-    input_mean, input_scale = problem.inputs.mean(0), spread(problem.inputs)
-    targets = problem.targets[:, None]
-    output_mean, output_scale = (np.zeros(1), np.ones(1)) if probability else (targets.mean(0), spread(targets))
-    states = _tensor((problem.inputs - input_mean) / input_scale, device)
-    wanted = _tensor((targets - output_mean) / output_scale, device)
-    agents, actions = torch.tensor(problem.agents, device=device), torch.tensor(problem.actions, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    shapes = outcome_shapes(task, config, num_agents, problem.name)
-    parameters = {
-        name: torch.empty(shape, device=device)
-        .uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)  # torch's own, of a linear layer
-        .requires_grad_()
-        for name, (shape, fan_in) in shapes.items()
-    }
-    optimizer = torch.optim.Adam(parameters.values(), config.learning_rate, fused=True)
-    every = config.halve_learning_rate_every or config.epochs
-    schedule = torch.optim.lr_scheduler.StepLR(optimizer, every, gamma=0.5 if config.halve_learning_rate_every else 1.0)
-    members, loss_of = config.num_members, binary_cross_entropy_with_logits if probability else mse_loss
-    member = torch.arange(members, device=device)[:, None]
-    num_actions = shapes["action.weight"][0][1] if "action.weight" in shapes else 0
-    with ProgressBar(f"{task.name}, {problem.name}", config.epochs, progress) as bar:
-        for _ in range(config.epochs):
-            order = torch.stack(
-                [torch.randperm(len(states), generator=generator, device=device) for _ in range(members)]
-            )
-            loss = torch.zeros(())
-            for rows in order.split(config.batch_size_for(len(states)), dim=1):
-                moves = actions[rows]
-                moves = (moves + member * num_actions).reshape(-1) if num_actions else moves.transpose(1, 2)
-                chosen = (agents[rows] + member * num_agents).reshape(-1)
-                outputs = predict(parameters, states[rows].transpose(1, 2), chosen, moves)[:, 0]
-                loss = loss_of(outputs, wanted[rows][..., 0]) * members  # each member descends as if it were alone
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            schedule.step()
-            value = float(loss.detach()) / members
-            if not np.isfinite(value):
-                raise TrainingDivergedError(
-                    f"the loss of the {problem.name} is {value}; lower the learning rate ({config.learning_rate})"
-                )
-            bar.advance(f"loss {value:.3e}")
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in parameters.items()}
-    return Outcome(arrays, input_mean, input_scale, output_mean, output_scale)
+    def losses(self, outcome: Outcome) -> FloatArray:
+        """Return the squared errors (T,) of the members' mean, or the cross entropies of their mean probability."""
+        members, agents, _ = outcome.parameters["agent.weight"].shape
+        shapes = {name: (array.shape, 1) for name, array in outcome.parameters.items()}
+        scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
+        columns = self._scaled(scaling, self.agents, agents, shapes, torch.device("cpu"))
+        parameters = {name: torch.tensor(np.asarray(array)) for name, array in outcome.parameters.items()}
+        losses = []
+        with torch.inference_mode():
+            for part in torch.arange(len(self.agents)).split(_EVALUATION_BATCH):
+                states, rows, actions, wanted = columns.gather(part.expand(members, -1)).batch(0, len(part))
+                outputs = predict(parameters, states, rows, actions)
+                if self.logistic:
+                    losses.append(binary_cross_entropy(outputs.sigmoid().mean(0), wanted[0], reduction="none")[0])
+                else:
+                    losses.append(mse_loss(outputs.mean(0), wanted[0], reduction="none")[0])
+        return torch.cat(losses).numpy()
 
-
-def _tensor(array: FloatArray, device: torch.device) -> Tensor:
-    return torch.tensor(array, dtype=torch.float32, device=device)
+    def _scaled(
+        self,
+        scaling: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
+        agents: IntArray,
+        num_agents: int,
+        shapes: dict[str, tuple[tuple[int, ...], int]],
+        device: torch.device,
+    ) -> Columns:
+        input_mean, input_scale, output_mean, output_scale = scaling
+        inputs, targets = (self.inputs - input_mean) / input_scale, (self.targets - output_mean) / output_scale
+        return Columns(
+            torch.tensor(np.concatenate([inputs, targets], axis=1), dtype=torch.float32, device=device),
+            torch.tensor(agents, device=device),
+            torch.tensor(self.actions, device=device),
+            num_inputs=inputs.shape[1],
+            num_agents=num_agents,
+            num_actions=shapes["action.weight"][0][1] if "action.weight" in shapes else 0,
+        )

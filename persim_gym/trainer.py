@@ -28,11 +28,14 @@ class Columns:
     """The log on the device, a row a transition."""
 
     numbers: Tensor
-    """(T, 2·D): standardized state and change, side by side, so that one gather fetches both."""
+    """(T, I + O): standardized inputs and targets, side by side, so that one gather fetches both; of the dynamics they
+    are state and change, D each."""
     agents: Tensor
     """(T,) int64."""
     actions: Tensor
     """(T,) int64 or (T, A) float32."""
+    num_inputs: int
+    """I."""
     num_agents: int
     num_actions: int
 
@@ -47,6 +50,7 @@ class Columns:
             torch.as_tensor(numbers, device=device),
             torch.as_tensor(np.asarray(log.agents, np.int64), device=device),
             torch.as_tensor(np.array(log.actions), device=device),
+            states.shape[1],
             log.num_agents,
             task.action_size,
         )
@@ -63,7 +67,7 @@ class Columns:
             actions = actions.view(members, count) + member * self.num_actions
         else:
             actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
-        states, changes = numbers.chunk(2, dim=1)
+        states, changes = numbers[:, : self.num_inputs], numbers[:, self.num_inputs :]
         return Gathered(states, changes, agents, actions)
 
 
@@ -72,16 +76,16 @@ class Gathered:
     """Transitions of every member, in its own order."""
 
     states: Tensor
-    """(M, D, n)."""
+    """(M, I, n)."""
     changes: Tensor
-    """(M, D, n)."""
+    """(M, O, n)."""
     agents: Tensor
     """(M, n) rows of the agent table, member m's at m·N."""
     actions: Tensor
     """(M, n) rows of the action table, or (M, A, n)."""
 
     def batch(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return states (M, D, B), agent rows (M·B,), actions (M·B,) or (M, A, B), and changes (M, D, B) of a part."""
+        """Return states (M, I, B), agent rows (M·B,), actions (M·B,) or (M, A, B), and changes (M, O, B) of a part."""
         actions = self.actions[..., start:stop]
         return (
             self.states[..., start:stop],
@@ -101,8 +105,10 @@ class Trainer:
         seed: int,
         device: torch.device,
         threads: int = 1,
+        *,
+        logistic: bool = False,
     ) -> None:
-        self.config, self._threads = config, threads
+        self.config, self._threads, self._logistic = config, threads, logistic
         # A small network's epochs are compiled where numba is; it has an action table and one hidden layer.
         small = len(config.state_hidden) == 1 and "action.weight" in shapes
         self._compiled = small and device.type == "cpu" and jit.available()
@@ -161,6 +167,7 @@ class Trainer:
                     self.gradients,
                     *gathered.batch(start, stop),
                     huber_threshold=config.huber_threshold,
+                    logistic=self._logistic,
                 )
                 total.add_(losses, alpha=(stop - start) / count)
                 self._descend(learning_rate)
@@ -171,9 +178,13 @@ class Trainer:
         size, count = self.config.batch_size_for(order.shape[1]), order.shape[1]
 
         def descend(rows: Tensor) -> None:
-            gathered, huber_threshold = columns.gather(rows), self.config.huber_threshold
-            batch = gathered.batch(0, rows.shape[1])
-            losses = loss_and_gradients(self.parameters, self.gradients, *batch, huber_threshold=huber_threshold)
+            losses = loss_and_gradients(
+                self.parameters,
+                self.gradients,
+                *columns.gather(rows).batch(0, rows.shape[1]),
+                huber_threshold=self.config.huber_threshold,
+                logistic=self._logistic,
+            )
             self._total.add_(losses, alpha=rows.shape[1] / count)
             self._descend(self._rate)
 
@@ -198,7 +209,9 @@ class Trainer:
         def run(member: int) -> None:
             own = [{name: array[member] for name, array in state.items()} for state in arrays]
             rows = order[member].numpy()
-            losses[member] = run_epoch(own, data, rows, self.config, learning_rate=learning_rate, steps_done=done)
+            losses[member] = run_epoch(
+                own, data, rows, self.config, learning_rate=learning_rate, steps_done=done, logistic=self._logistic
+            )
 
         in_threads(run, range(members), self._threads)
         self.step += -(-count // self.config.batch_size_for(count))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDiv
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
-from persim_gym.outcome_training import fit_outcomes, outcome_errors
+from persim_gym.outcome_training import OutcomeLearner, outcome_errors
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
@@ -32,6 +31,8 @@ _CHECKPOINT = "checkpoint"
 _CHECKPOINT_SECONDS = 30.0
 _MAX_INITIAL_OBSERVATIONS = 10_000
 _EVALUATION_BATCH = 8192
+_TO_CHOOSE_OUTCOMES = 0.2
+"""Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
 
 
 def fit(
@@ -226,20 +227,23 @@ class _Runs:
 
     def outcomes(
         self, config: PerSimConfig, kept: IntArray, held_out: IntArray, refit: bool
-    ) -> tuple[dict[str, Outcome], dict[str, float]]:
+    ) -> tuple[dict[str, Outcome], dict[str, Any]]:
         """Learn what the task leaves to be learned; return it, and its errors on the held-out rows."""
         if not self._task.learned:
             return {}, {}
-        learn = partial(
-            fit_outcomes, self._log, self._task, config, seed=self._seed, device=self.device, progress=self._progress
+        learner = OutcomeLearner(
+            self._log, self._task, config, self._seed, self.device, self._threads, progress=self._progress
         )
-        outcomes, errors = {}, {}
+        chosen_on = (kept, held_out) if len(held_out) else _split(len(kept), _TO_CHOOSE_OUTCOMES, self._seed)
+        chosen = learner.choose(*chosen_on)
+        by_agent = [name for name, (_, own_factors) in chosen.items() if own_factors]
+        outcomes, errors = {name: outcome for name, (outcome, _) in chosen.items()}, {}
         if len(held_out):
-            outcomes = learn(kept)
             errors = outcome_errors(self._log, outcomes, held_out)
-        if refit or not outcomes:
-            outcomes = learn(np.arange(self._log.num_transitions))
-        return outcomes, errors
+        if refit or not len(held_out):
+            everything = np.arange(self._log.num_transitions)
+            outcomes = {name: learner.learn(name, everything, name in by_agent) for name in learner.names(everything)}
+        return outcomes, {**errors, "outcomes_by_agent": by_agent}
 
     def _ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""

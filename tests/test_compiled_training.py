@@ -8,7 +8,9 @@ from support import walk_dynamics, walk_task
 
 import persim_gym
 from persim_gym import PerSimConfig, Trajectories, fit, jit, training
+from persim_gym.model import parameter_shapes
 from persim_gym.tasks import get_task
+from persim_gym.trainer import Columns, Trainer
 
 numba = pytest.importorskip("numba")
 from persim_gym import compiled_training  # noqa: E402 - needs numba
@@ -126,3 +128,28 @@ def test_other_networks_are_torchs(task, changes, monkeypatch):
     config = CONFIG.with_changes(action_hidden=(8,), epochs=1, batch_size=512, **changes)
     few = persim_gym.collect(task, covariates=get_task(task).test_agents[:2], seed=0)
     assert trained(few, config, monkeypatch, by_kernel=True).provenance["training_loss"] > 0
+
+
+@pytest.mark.parametrize("logistic", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_other_numbers_of_outputs_than_inputs_are_torchs(logistic, skip, tile, monkeypatch):
+    """As outcomes have them: four inputs, one target, a number or the probability of 1."""
+    rng, count = np.random.default_rng(0), 130
+    inputs, agents, actions = rng.normal(size=(count, 4)), rng.integers(5, size=count), rng.integers(2, size=count)
+    targets = inputs[:, :1] * (1 + agents[:, None]) + rng.normal(size=(count, 1))
+    numbers = np.concatenate([inputs, targets > 0 if logistic else targets], axis=1)
+    config = CONFIG.with_changes(linear_skip=skip)
+    shapes = parameter_shapes(
+        config, num_agents=5, observation_size=4, action_size=2, discrete=True, num_outputs=1
+    )  # fmt: skip
+    columns = Columns(torch.tensor(numbers, dtype=torch.float32), torch.tensor(agents), torch.tensor(actions), 4, 5, 2)
+    runs = []
+    for by_kernel in (False, True):
+        monkeypatch.setattr(jit, "available", lambda by_kernel=by_kernel: by_kernel)
+        trainer = Trainer(shapes, config, 0, torch.device("cpu"), logistic=logistic)
+        assert trainer._compiled == by_kernel
+        losses = [trainer.run_epoch(columns, torch.arange(count)) for _ in range(6)]
+        assert losses[-1] < losses[0]
+        runs.append((losses, trainer.flat.numpy()))
+    np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-3)
+    np.testing.assert_allclose(runs[1][1], runs[0][1], atol=2e-3)

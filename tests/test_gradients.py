@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
-from torch.nn.functional import huber_loss, mse_loss, relu
+from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, mse_loss, relu
 
 from persim_gym.gradients import loss_and_gradients, predict
 
@@ -86,3 +86,19 @@ def test_predict_is_the_papers_sum(task, config):
             change = reference_changes(ensemble, int(agents[member, column]), [state], [action])[member, 0]
             standardized = (change - normalizer.change_mean) / normalizer.change_scale
             torch.testing.assert_close(predicted[member, :, column], torch.tensor(standardized))
+
+
+@pytest.mark.parametrize(("task", "config"), CASES)
+def test_the_gradients_of_the_cross_entropy_are_autograds(task, config):
+    ensemble, parameters, states, agents, actions, changes = make_batch(task, config)
+    gradients = {name: torch.full_like(tensor, 7.0) for name, tensor in parameters.items()}
+    moves = flat_rows(actions, ensemble.task.action_size) if ensemble.task.discrete else actions
+    batch = states, flat_rows(agents, ensemble.num_agents), moves
+    wanted = (changes > changes.mean()).float()
+    losses = loss_and_gradients(parameters, gradients, *batch, wanted, logistic=True)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
+    expected = binary_cross_entropy_with_logits(predict(leaves, *batch), wanted, reduction="none").mean(dim=(1, 2))
+    expected.sum().backward()
+    torch.testing.assert_close(losses, expected.detach())
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(gradients[name], leaf.grad, rtol=1e-4, atol=1e-6, msg=name)

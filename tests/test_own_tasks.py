@@ -81,6 +81,18 @@ def test_reward_and_termination_are_learned(ensemble):
     assert ensemble.provenance["terminations_missed"] < 0.35 and ensemble.provenance["terminations_false"] < 0.02
 
 
+def test_what_all_agents_share_is_learned_from_all(ensemble):
+    """The prices of a dose differ, the state in which an episode ends does not."""
+    assert ensemble.provenance["outcomes_by_agent"] == ["reward"]
+    prices, ends = (ensemble.outcomes[name].parameters["agent.weight"] for name in ("reward", "terminated"))
+    assert (ends == ends[:, :1]).all() and (prices != prices[:, :1]).any()
+    unvalidated = persim_gym.fit(
+        own_log(), task=own_task(), config=CONFIG, validation_fraction=0, seed=0, progress=False
+    )
+    assert unvalidated.provenance["outcomes_by_agent"] == ["reward"]
+    assert "reward_rmse" not in unvalidated.provenance
+
+
 @pytest.mark.parametrize("discrete", [True, False])
 def test_learned_functions_take_what_planners_give_them(discrete):
     """Any leading axes, NumPy and torch alike; one agent, or one for each row."""
