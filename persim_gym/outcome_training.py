@@ -54,11 +54,15 @@ class OutcomeLearner:
         """
         found = {}
         for name in self.names(kept):
-            shared, own = (self.learn(name, kept, by_agent) for by_agent in (False, True))
+            shared = self.learn(name, kept, by_agent=False)
+            found[name] = shared, False
+            if len(held_out) < 2:
+                continue
+            own = self.learn(name, kept, by_agent=True)
             problem = _Problem.of(self.log, self.task, name, held_out)
             gain = problem.losses(shared) - problem.losses(own)
-            by_agent = len(gain) > 1 and bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
-            found[name] = (own if by_agent else shared), by_agent
+            if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
+                found[name] = own, True
         return found
 
     def learn(self, name: str, rows: IntArray, by_agent: bool) -> Outcome:

@@ -93,6 +93,16 @@ def test_what_all_agents_share_is_learned_from_all(ensemble):
     assert "reward_rmse" not in unvalidated.provenance
 
 
+def test_a_log_too_short_to_hold_anything_out_shares():
+    first = own_log().select([0])
+    log = Trajectories.from_arrays(
+        agents=first.agents[:3], observations=first.observations[:3], actions=first.actions[:3],
+        next_observations=first.next_observations[:3], rewards=first.rewards[:3], task="Glucose",
+    )  # fmt: skip
+    model = persim_gym.fit(log, task=own_task(), config=CONFIG, progress=False)
+    assert model.provenance["outcomes_by_agent"] == [] and set(model.outcomes) == {"reward"}
+
+
 @pytest.mark.parametrize("discrete", [True, False])
 def test_learned_functions_take_what_planners_give_them(discrete):
     """Any leading axes, NumPy and torch alike; one agent, or one for each row."""
