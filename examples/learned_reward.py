@@ -35,7 +35,7 @@ columns = {name: np.array([row[index] for row in rows]) for index, name in enume
 log = Trajectories.from_arrays(**columns)
 print(log)
 
-# Only spaces and a time limit; what is left out is learned, with each battery's own factors.
+# Only spaces and a time limit; what is left out is learned.
 task = Task(
     name="Battery",
     observation_space=spaces.Box(np.float32([0, 0]), np.float32([1, 1])),

@@ -75,7 +75,8 @@ class OutcomeLearner:
         trainer = Trainer(shapes, config, self.seed, self.device, self.threads, logistic=problem.logistic)
         columns, scaling = problem.columns(by_agent, agents, shapes, self.device)
         every = torch.arange(len(rows), device=self.device)
-        with ProgressBar(f"{self.task.name}, {name}", config.epochs, self.progress) as bar:
+        title = f"{self.task.name}, {name}{' by agent' if by_agent else ''}"
+        with ProgressBar(title, config.epochs, self.progress) as bar:
             for _ in range(config.epochs):
                 loss = trainer.run_epoch(columns, every)
                 if not np.isfinite(loss):
