@@ -4,7 +4,7 @@
 
 Writes benchmarks/results/table6.csv after every finished method, and each finished seed to results/seeds.csv there.
 What is in these files is not measured again. An interrupted run goes on: trained ensembles and finished agents are kept
-in benchmarks/.cache, which all tables share.
+in benchmarks/.cache, which all tables share. With --jobs 8, eight models are trained and measured at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import protocol
 import results
 from measure import CACHE, Cell, Measured, measure
+from parallel import measure_in_processes
 from protocol import Scale, Table
 from seeds import Seeds
 
@@ -33,6 +34,7 @@ def reproduce(
     envs: Sequence[str] | None = None,
     seeds: int = 3,
     device: str = "auto",
+    jobs: int = 1,
     folder: Path = results.RESULTS,
     cache: Path = CACHE,
 ) -> list[str]:
@@ -46,6 +48,7 @@ def reproduce(
         envs: only these of the table's environments; all if not given.
         seeds: how many; the first is 0.
         device: to train, predict and plan on.
+        jobs: how many processes measure at once.
         folder: of the results file.
         cache: of trained ensembles and finished seeds.
 
@@ -53,8 +56,9 @@ def reproduce(
         What could not be measured, and why; a line each.
 
     """
-    if seeds < 1:
-        raise InvalidArgumentError(f"seeds={seeds} must be at least 1")
+    for name, count in (("seeds", seeds), ("jobs", jobs)):
+        if count < 1:
+            raise InvalidArgumentError(f"{name}={count} must be at least 1")
     _check_names("method", methods, (*table.learned, *table.true))
     _check_names("environment", envs, table.envs)
     chosen = [env for env in envs or table.envs if env in scale.envs]
@@ -72,10 +76,24 @@ def reproduce(
         for method in table.methods(protocol.check_data(table, one))
         if methods is None or method in methods
     ]
-    for key in wanted:
-        if results.finished(rows, key, seeds):
+    unfinished = {
+        key: [Cell(table, *key, seed, scale) for seed in range(seeds)]
+        for key in wanted
+        if not results.finished(rows, key, seeds)
+    }
+    failed: dict[str, str] = {}
+    if jobs > 1:
+        new = [cell for cells in unfinished.values() for cell in cells if seeds_measured.get(cell) is None]
+        for cell, found in measure_in_processes(new, jobs, device=device, cache=cache):
+            if isinstance(found, str):
+                failed[cell.name] = found
+            else:
+                seeds_measured.put(cell, found)
+    for key, cells in unfinished.items():
+        reasons = [failed[cell.name] for cell in cells if cell.name in failed]
+        if reasons:
+            problems.append(f"{' · '.join(key)}: {reasons[0]}")
             continue
-        cells = [Cell(table, *key, seed, scale) for seed in range(seeds)]
         try:
             measured = [_measured(cell, seeds_measured, device=device, cache=cache) for cell in cells]
         except PerSimError as error:
@@ -134,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     parser.add_argument("--device", default="auto", help="a torch device")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")
     parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of the results files")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained ensembles and finished seeds")
     given = parser.parse_args(arguments)
@@ -148,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             envs=given.env,
             seeds=given.seeds,
             device=given.device,
+            jobs=given.jobs,
             folder=given.results,
             cache=given.cache,
         )

@@ -382,3 +382,44 @@ def test_newcomers_are_measured(benchmark, folders, tmp_path, monkeypatch, capsy
         ["both", "2"], ["transitions", "2"], ["both", "5"], ["transitions", "5"],
     ]  # fmt: skip
     assert (tmp_path / "results" / "few-shot-CartPole-random-quick.png").exists()
+
+
+def test_processes_measure_what_one_measures(benchmark, folders, tmp_path, capsys):
+    """Rows, and the reason why a method cannot be measured."""
+    arguments = ["--table", "10", "--data", "random", "--seeds", "2"]
+    methods = ["PerSim", "PerSim + VI", "PerSim, plain objective", "Vanilla CaDM", "MOReL-A"]
+    assert run(benchmark, folders, *arguments, "--method", *methods, "--jobs", "3") == 0
+    together = rows_of(benchmark, tmp_path, 10)
+    for name in ("results", "cache"):
+        (tmp_path / name).rename(tmp_path / f"first-{name}")
+    assert run(benchmark, folders, *arguments, "--method", *methods) == 0
+    figures = [
+        {(row.method, row.agent): (row.mean, row.std, row.seeds) for row in rows}
+        for rows in (together, rows_of(benchmark, tmp_path, 10))
+    ]
+    assert len(figures[0]) == 25 and figures[0] == figures[1]
+
+
+def test_cells_of_one_model_are_measured_in_one_process(benchmark):
+    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    model_of = importlib.import_module("parallel")._model_of
+
+    def cell(table, method, data="random", scale="full", env="MountainCar", seed=0):
+        return measure.Cell(protocol.get_table(table), env, data, method, seed, protocol.get_scale(scale))
+
+    persim = model_of(cell(6, "PerSim"))
+    for table, method in (
+        (6, "PerSim median"),
+        (9, "PerSim + VI"),
+        (9, "PerSim, plain objective"),
+        (3, "PerSim-BCQ-5"),
+    ):
+        assert model_of(cell(table, method)) == persim
+    assert model_of(cell(13, "PerSim + VI (p=0.5)")) == persim
+    others = [
+        cell(6, "PerSim", seed=1), cell(6, "PerSim", data="pure"), cell(9, "PerSim+"), cell(14, "PerSim (N=50)"),
+        cell(6, "Joint network"), cell(9, "Vanilla CaDM"), cell(9, "BCQ-A"), cell(9, "BCQ-P"),
+        cell(9, "True env + MPC", "-"),
+    ]  # fmt: skip
+    assert len({persim, *map(model_of, others)}) == len(others) + 1
+    assert model_of(cell(9, "Vanilla CaDM, plain objective")) == model_of(cell(6, "Vanilla CaDM"))

@@ -1,0 +1,54 @@
+"""Measuring many cells at once, each group that shares a trained model in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import baseline_methods
+import protocol
+import torch
+from measure import Cell, Measured, canonical, measure
+
+from persim_gym.errors import PerSimError
+
+
+def measure_in_processes(
+    cells: Sequence[Cell], processes: int, *, device: str, cache: Path
+) -> Iterator[tuple[Cell, Measured | str]]:
+    """Yield what was measured of each cell, or why it could not be, as groups of cells are done."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_model_of(cell), []).append(cell)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures = [pool.submit(_measure_group, group, device, cache) for group in groups.values()]
+        for future in as_completed(futures):
+            yield from future.result()
+
+
+def _model_of(cell: Cell) -> tuple[str, ...]:
+    """Return a name of the model that a cell trains or finds in the cache; of the cell itself if no other has it."""
+    cell = canonical(cell)
+    alone = cell.method == protocol.LOG or cell.data == protocol.NO_DATA or cell.method in protocol.POLICIES
+    if alone:
+        return (cell.name,)
+    method = protocol.PLAIN.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)
+    if method not in baseline_methods.METHODS:
+        method = protocol.config_name(cell.env, method)
+    return cell.env, cell.data, method, protocol.scale_of(cell.scale, cell.method).name, str(cell.seed)
+
+
+def _measure_group(cells: Sequence[Cell], device: str, cache: Path) -> list[tuple[Cell, Measured | str]]:
+    found: list[tuple[Cell, Measured | str]] = []
+    for cell in cells:
+        try:
+            found.append((cell, measure(cell, device=device, cache=cache)))
+        except PerSimError as error:
+            found.append((cell, str(error)))
+    return found
