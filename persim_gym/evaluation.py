@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -255,14 +256,19 @@ def true_mpc_returns(
 def run_episodes(
     task: Task, policy: Policy, system: System, rng: np.random.Generator, on_step: Callable[[], None] | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """Run one episode in every copy of a true system, in lockstep; return returns (B,) and lengths (B,)."""
+    """Run one episode in every copy of a true system, in lockstep; return returns (B,) and lengths (B,).
+
+    A planner is told which episodes are over: it need not search for them.
+    """
     observations = system.reset(rng)
     count = system.num_copies
     running = np.ones(count, bool)
     returns, lengths = np.zeros(count), np.zeros(count)
-    state = None
+    state, plans = None, "running" in inspect.signature(policy.predict).parameters
     for step in range(task.max_episode_steps):
-        actions, state = policy.predict(observations.astype(np.float32), state, np.full(count, step == 0), True)
+        told: dict[str, Any] = {"running": running} if plans else {}
+        begun = np.full(count, step == 0)
+        actions, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
         actions = np.asarray(actions)
         next_observations = system.step(actions)
         returns += running * task.reward(observations, actions, next_observations)

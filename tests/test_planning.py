@@ -448,3 +448,33 @@ def test_planning_touches_no_global_generator(cart_pole):
     MPCAgent(cart_pole.simulator(0), horizon=5, num_candidates=20).predict(np.zeros(4))
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
     assert torch.equal(torch.get_rng_state(), torch_state)
+
+
+@pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
+def test_episodes_that_are_over_cost_no_search_and_change_no_plan(name):
+    ensemble = random_ensemble(get_task(name))
+    observations = np.linspace(-0.05, 0.05, 4 * ensemble.task.observation_size).reshape(4, -1)
+    running = np.array([True, False, True, False])
+
+    def plans(running):
+        agent, state = MPCAgent(ensemble.simulator(0), num_candidates=50, horizon=12, seed=3), None
+        found = []
+        for step in range(3):
+            actions, state = agent.predict(observations, state, np.full(4, step == 0), running=running)
+            found.append((actions, state))
+        return found
+
+    for (every_action, every_plan), (actions, plan) in zip(plans(None), plans(running), strict=True):
+        np.testing.assert_array_equal(actions[running], every_action[running])
+        np.testing.assert_array_equal(plan[running], every_plan[running])
+    scored = []
+
+    def returns(environments, actions):
+        scored.extend(environments.tolist())
+        return np.zeros(actions.shape[:2])
+
+    random_shooting(
+        returns, num_actions=2, rng=np.random.default_rng(0), previous=np.zeros((4, 5)), warm=np.zeros(4, bool),
+        horizon=5, num_candidates=6, running=running,
+    )  # fmt: skip
+    assert scored == [0, 2]

@@ -301,7 +301,12 @@ class CaDMAgent:
         self._planner = {"propagation": "per_member", "objective": objective, **planner}
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        running: Any = None,
     ) -> tuple[np.ndarray, Any]:
         """Plan for E observations (E, D) together; return actions (E,) or (E, A), and the next call's ``state``.
 
@@ -310,6 +315,7 @@ class CaDMAgent:
             state: what the previous call returned, or None at the start.
             episode_start: (E,) whether an episode begins here; its history and its plan are then forgotten.
             deterministic: not used; plans are drawn from the agent's own generator.
+            running: (E,) whether an episode still goes on, as `persim_gym.MPCAgent` takes it.
 
         """
         single = np.ndim(observation) == 1
@@ -325,5 +331,5 @@ class CaDMAgent:
                 history = history.restarted(np.asarray(episode_start, bool).reshape(-1))
         simulator = self.model.simulator_of(history.values, device=self._device, seed=self._sampling_seed + step)
         planner = MPCAgent(simulator, seed=self._rng, **self._planner)
-        actions, plans = planner.predict(observations, plans, episode_start)
+        actions, plans = planner.predict(observations, plans, episode_start, running=running)
         return (actions[0] if single else actions), (plans, history, observations, actions, step + 1)

@@ -89,6 +89,7 @@ class MPCAgent:
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = True,
+        running: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Plan for one observation (D,) or for E of them (E, D), together.
 
@@ -97,6 +98,8 @@ class MPCAgent:
             state: what the previous call returned, or None at the start.
             episode_start: (E,) whether an episode begins here; the previous plan is then forgotten.
             deterministic: not used; plans are drawn from the agent's own generator.
+            running: (E,) whether an episode still goes on, all if not given; random shooting wastes no search on the
+                others, whose actions mean nothing. The plans of those that go on are the same.
 
         Returns:
             actions (E,) or (E, A), without the first axis for a single observation, and what the next call starts from:
@@ -105,13 +108,13 @@ class MPCAgent:
         """
         single = np.ndim(observation) == 1
         observations = np.atleast_2d(np.asarray(observation))
-        plan = self.plan(observations, state, episode_start)
+        plan = self.plan(observations, state, episode_start, running)
         actions = plan.actions[:, 0]
         if not self.task.discrete:
             actions = actions.astype(np.float32)
         return (actions[0] if single else actions), plan.warm_start
 
-    def plan(self, observations: np.ndarray, state: Any = None, episode_start: Any = None) -> Plan:
+    def plan(self, observations: np.ndarray, state: Any = None, episode_start: Any = None, running: Any = None) -> Plan:
         """Return the whole plan for E observations (E, D); arguments as in `predict`."""
         count = len(observations)
         if observations.shape[1:] != (self.task.observation_size,):
@@ -131,7 +134,8 @@ class MPCAgent:
                     "pass what predict returned for the same environments"
                 )
         with memory_for(f"lower num_candidates, or plan for fewer than {count} environments at once"):
-            return self._plan(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
+            found = self._plan if running is None or not self._best_only else partial(self._plan, running=running)
+            return found(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
 
     def _returns(self, observations: np.ndarray) -> ReturnFn:
         if isinstance(self._model, Simulator):

@@ -21,6 +21,7 @@ def random_shooting(
     horizon: int = 50,
     num_candidates: int = 1000,
     max_return: float | None = None,
+    running: BoolArray | None = None,
 ) -> Plan:
     """Return the best of uniformly drawn sequences of discrete actions.
 
@@ -35,13 +36,15 @@ def random_shooting(
         num_candidates: C.
         max_return: the largest return any sequence can have, if known. The search of an environment stops at the
             first candidate that reaches it: by order, the one an exhaustive search would return.
+        running: (E,) which environments to search for; all if not given. The others get a sequence nobody scored.
 
     """
     count = len(previous)
     candidates = rng.integers(num_actions, size=(count, num_candidates, horizon))
     candidates[warm, 0] = shifted(previous, candidates[:, 0, -1])[warm]
     best, best_return = candidates[:, 0].copy(), np.full(count, -np.inf)
-    looking, seen = np.arange(count), 0
+    searched = np.arange(count) if running is None else np.flatnonzero(running)
+    looking, seen = searched, 0
     while seen < num_candidates and len(looking):
         batch = num_candidates if max_return is None else max(_FIRST_LOOK, 8 * seen)
         part = candidates[looking, seen : seen + batch]
@@ -54,5 +57,5 @@ def random_shooting(
         seen += batch
         if max_return is not None:
             looking = looking[best_return[looking] < max_return]
-    check_found(best_return, np.arange(count), num_candidates)
+    check_found(best_return[searched], searched, num_candidates)
     return Plan(actions=best, returns=best_return, best=best, warm_start=best)
