@@ -384,10 +384,9 @@ def test_newcomers_are_measured(benchmark, folders, tmp_path, monkeypatch, capsy
     assert (tmp_path / "results" / "few-shot-CartPole-random-quick.png").exists()
 
 
-def test_processes_measure_what_one_measures(benchmark, folders, tmp_path, capsys):
-    """Rows, and the reason why a method cannot be measured."""
+def test_processes_measure_what_one_measures(benchmark, folders, tmp_path):
     arguments = ["--table", "10", "--data", "random", "--seeds", "2"]
-    methods = ["PerSim", "PerSim + VI", "PerSim, plain objective", "Vanilla CaDM", "MOReL-A"]
+    methods = ["PerSim", "PerSim + VI", "PerSim, plain objective", "Vanilla CaDM", "Joint network"]
     assert run(benchmark, folders, *arguments, "--method", *methods, "--jobs", "3") == 0
     together = rows_of(benchmark, tmp_path, 10)
     for name in ("results", "cache"):
@@ -398,6 +397,16 @@ def test_processes_measure_what_one_measures(benchmark, folders, tmp_path, capsy
         for rows in (together, rows_of(benchmark, tmp_path, 10))
     ]
     assert len(figures[0]) == 25 and figures[0] == figures[1]
+
+
+def test_what_a_process_cannot_measure_is_reported_and_the_rest_is_measured(benchmark, folders, tmp_path, capsys):
+    damaged = benchmark["measure"].models_folder(tmp_path / "cache", "CartPole") / "CartPole-random-quick-seed0.persim"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"no ensemble")
+    arguments = ["--table", "7", "--data", "random", "--seeds", "1", "--method", "PerSim", "PerSim+", "--jobs", "2"]
+    assert run(benchmark, folders, *arguments) == 1
+    assert "not measured: CartPole · random · PerSim: " in capsys.readouterr().err
+    assert {row.method for row in rows_of(benchmark, tmp_path, 7)} == {"PerSim+"}
 
 
 def test_cells_of_one_model_are_measured_in_one_process(benchmark):
