@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -264,7 +263,7 @@ def run_episodes(
     count = system.num_copies
     running = np.ones(count, bool)
     returns, lengths = np.zeros(count), np.zeros(count)
-    state, plans = None, "running" in inspect.signature(policy.predict).parameters
+    state, plans = None, getattr(policy, "takes_running", False)
     for step in range(task.max_episode_steps):
         told: dict[str, Any] = {"running": running} if plans else {}
         begun = np.full(count, step == 0)

@@ -16,16 +16,25 @@ _WARM_UP = 3
 
 
 class RecordedStep:
-    """A function of tensors of always the same shapes that computes in place, recorded at its fourth call."""
+    """A function of tensors that computes in place, recorded on a GPU at its fourth call.
+
+    Elsewhere, and for tensors of other shapes than the first call's, such as a short last batch, it is called as it is.
+    """
 
     def __init__(self, step: Callable[..., None]) -> None:
         self._step = step
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
+        self._shapes: list[torch.Size] = []
 
     def __call__(self, *inputs: Tensor) -> None:
-        """Take the step with these inputs, which are on the GPU."""
+        """Take the step with these inputs."""
+        shapes = [tensor.shape for tensor in inputs]
+        self._shapes = self._shapes or shapes
+        if not inputs[0].is_cuda or shapes != self._shapes:
+            self._step(*inputs)
+            return
         if self._calls < _WARM_UP:
             self._calls += 1
             self._warm_up(inputs)

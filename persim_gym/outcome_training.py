@@ -20,6 +20,7 @@ from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import FloatArray, IntArray
 
 _EVALUATION_BATCH = 8192
+_Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class OutcomeLearner:
 
     def learn(self, name: str, rows: IntArray, by_agent: bool) -> Outcome:
         """Learn one outcome from some rows."""
-        problem = _Problem.of(self.log, self.task, name, rows)
-        agents = self.log.num_agents if by_agent else 1
-        shapes = outcome_shapes(self.task, self.config, agents, name)
+        problem = _Problem.of(self.log, self.task, name, rows, by_agent)
+        shapes = outcome_shapes(self.task, self.config, problem.num_agents, name)
         # A log's rewards are learned as they are, however rare: a bonus at the goal is no outlier.
         config = self.config.with_changes(huber_threshold=None, weight_decay=0.0)
         trainer = Trainer(shapes, config, self.seed, self.device, self.threads, logistic=problem.logistic)
-        columns, scaling = problem.columns(by_agent, agents, shapes, self.device)
+        scaling = problem.scaling()
+        columns = problem.columns(scaling, self.device)
         every = torch.arange(len(rows), device=self.device)
         title = f"{self.task.name}, {name}{' by agent' if by_agent else ''}"
         with ProgressBar(title, config.epochs, self.progress) as bar:
@@ -145,60 +146,52 @@ class _Problem:
     """(T,)."""
     actions: np.ndarray
     """(T,) or (T, A); zeros for the termination."""
+    num_agents: int
+    """With factors of their own."""
+    num_actions: int
+    """Different ones, if they are discrete."""
 
     @classmethod
-    def of(cls, log: Trajectories, task: Task, name: str, rows: IntArray) -> _Problem:
+    def of(cls, log: Trajectories, task: Task, name: str, rows: IntArray, by_agent: bool = True) -> _Problem:
         before, after = (np.asarray(column[rows], np.float64) for column in (log.observations, log.next_observations))
-        agents, targets = np.asarray(log.agents[rows], np.int64), log.rewards if name == "reward" else log.terminated
-        column = np.asarray(targets[rows], np.float64)[:, None]
+        agents = np.asarray(log.agents[rows], np.int64) if by_agent else np.zeros(len(rows), np.int64)
+        num_agents = log.num_agents if by_agent else 1
+        targets = np.asarray((log.rewards if name == "reward" else log.terminated)[rows], np.float64)[:, None]
         if name == "reward":
             inputs = np.concatenate(reward_inputs(before, after), axis=1)
-            return cls(False, inputs, column, agents, np.asarray(log.actions[rows]))
-        return cls(True, after, column, agents, np.zeros(len(rows), np.int64))
+            return cls(False, inputs, targets, agents, np.asarray(log.actions[rows]), num_agents, task.action_size)
+        return cls(True, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
 
-    def columns(
-        self, by_agent: bool, num_agents: int, shapes: dict[str, tuple[tuple[int, ...], int]], device: torch.device
-    ) -> tuple[Columns, tuple[FloatArray, FloatArray, FloatArray, FloatArray]]:
-        """Return inputs and targets, standardized, and the means and scales of both."""
-        mean, scale = np.zeros(1), np.ones(1)
-        if not self.logistic:
-            mean, scale = self.targets.mean(0), spread(self.targets)
-        scaling = self.inputs.mean(0), spread(self.inputs), mean, scale
-        return self._scaled(scaling, self.agents if by_agent else 0 * self.agents, num_agents, shapes, device), scaling
+    def scaling(self) -> _Scaling:
+        """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities."""
+        mean, scale = (np.zeros(1), np.ones(1)) if self.logistic else (self.targets.mean(0), spread(self.targets))
+        return self.inputs.mean(0), spread(self.inputs), mean, scale
 
-    def losses(self, outcome: Outcome) -> FloatArray:
-        """Return the squared errors (T,) of the members' mean, or the cross entropies of their mean probability."""
-        members, agents, _ = outcome.parameters["agent.weight"].shape
-        shapes = {name: (array.shape, 1) for name, array in outcome.parameters.items()}
-        scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
-        columns = self._scaled(scaling, self.agents, agents, shapes, torch.device("cpu"))
-        parameters = {name: torch.tensor(np.asarray(array)) for name, array in outcome.parameters.items()}
-        losses = []
-        with torch.inference_mode():
-            for part in torch.arange(len(self.agents)).split(_EVALUATION_BATCH):
-                states, rows, actions, wanted = columns.gather(part.expand(members, -1)).batch(0, len(part))
-                outputs = predict(parameters, states, rows, actions)
-                if self.logistic:
-                    losses.append(binary_cross_entropy(outputs.sigmoid().mean(0), wanted[0], reduction="none")[0])
-                else:
-                    losses.append(mse_loss(outputs.mean(0), wanted[0], reduction="none")[0])
-        return torch.cat(losses).numpy()
-
-    def _scaled(
-        self,
-        scaling: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
-        agents: IntArray,
-        num_agents: int,
-        shapes: dict[str, tuple[tuple[int, ...], int]],
-        device: torch.device,
-    ) -> Columns:
+    def columns(self, scaling: _Scaling, device: torch.device) -> Columns:
+        """Return inputs and targets, standardized."""
         input_mean, input_scale, output_mean, output_scale = scaling
         inputs, targets = (self.inputs - input_mean) / input_scale, (self.targets - output_mean) / output_scale
         return Columns(
             torch.tensor(np.concatenate([inputs, targets], axis=1), dtype=torch.float32, device=device),
-            torch.tensor(agents, device=device),
+            torch.tensor(self.agents, device=device),
             torch.tensor(self.actions, device=device),
             num_inputs=inputs.shape[1],
-            num_agents=num_agents,
-            num_actions=shapes["action.weight"][0][1] if "action.weight" in shapes else 0,
+            num_agents=self.num_agents,
+            num_actions=self.num_actions,
         )
+
+    def losses(self, outcome: Outcome) -> FloatArray:
+        """Return the squared errors (T,) of the members' mean, or the cross entropies of their mean probability."""
+        scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
+        columns = self.columns(scaling, torch.device("cpu"))
+        parameters = {name: torch.tensor(np.asarray(array)) for name, array in outcome.parameters.items()}
+        loss_of = binary_cross_entropy if self.logistic else mse_loss
+        losses = []
+        with torch.inference_mode():
+            for part in torch.arange(len(self.agents)).split(_EVALUATION_BATCH):
+                every_member = part.expand(len(parameters["agent.weight"]), -1)
+                states, rows, actions, wanted = columns.gather(every_member).batch(0, len(part))
+                outputs = predict(parameters, states, rows, actions)
+                mean = (outputs.sigmoid() if self.logistic else outputs).mean(0)
+                losses.append(loss_of(mean, wanted[0], reduction="none")[0])
+        return torch.cat(losses).numpy()

@@ -140,9 +140,7 @@ class Trainer:
                 for _ in range(config.num_members)
             ]
         )
-        run = self._run_compiled if self._compiled else self._run_batches
-        if rows.device.type == "cuda":
-            run = self._run_recorded
+        run = self._run_compiled if self._compiled else self._run_recorded if rows.is_cuda else self._run_batches
         with matmul_precision(config.matmul_precision):
             loss = run(columns, order, learning_rate)
         self.epoch += 1
@@ -162,15 +160,8 @@ class Trainer:
             gathered = columns.gather(part)
             for start in range(0, part.shape[1], size):
                 stop = min(start + size, part.shape[1])
-                losses = loss_and_gradients(
-                    self.parameters,
-                    self.gradients,
-                    *gathered.batch(start, stop),
-                    huber_threshold=config.huber_threshold,
-                    logistic=self._logistic,
-                )
+                losses = self._learn(gathered.batch(start, stop), learning_rate)
                 total.add_(losses, alpha=(stop - start) / count)
-                self._descend(learning_rate)
         return float(total.mean())
 
     def _run_recorded(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
@@ -178,22 +169,15 @@ class Trainer:
         size, count = self.config.batch_size_for(order.shape[1]), order.shape[1]
 
         def descend(rows: Tensor) -> None:
-            losses = loss_and_gradients(
-                self.parameters,
-                self.gradients,
-                *columns.gather(rows).batch(0, rows.shape[1]),
-                huber_threshold=self.config.huber_threshold,
-                logistic=self._logistic,
-            )
+            losses = self._learn(columns.gather(rows).batch(0, rows.shape[1]), self._rate)
             self._total.add_(losses, alpha=rows.shape[1] / count)
-            self._descend(self._rate)
 
         if self._recorded is None or self._recorded[0] is not columns or self._recorded[1] != count:
             self._recorded = columns, count, RecordedStep(descend)
         self._rate.fill_(learning_rate)
         self._total.zero_()
         for rows in order.split(size, dim=1):
-            (self._recorded[2] if rows.shape[1] == size else descend)(rows)
+            self._recorded[2](rows)
         return float(self._total.mean())
 
     def _run_compiled(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
@@ -217,13 +201,21 @@ class Trainer:
         self.step += -(-count // self.config.batch_size_for(count))
         return float(losses.mean())
 
-    def _descend(self, learning_rate: float | Tensor) -> None:
-        """Take one step of Adam on all parameters of all members, which are one tensor."""
+    def _learn(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], learning_rate: float | Tensor) -> Tensor:
+        """Take one step of Adam on all parameters of all members, which are one tensor; return the losses (M,)."""
+        losses = loss_and_gradients(
+            self.parameters,
+            self.gradients,
+            *batch,
+            huber_threshold=self.config.huber_threshold,
+            logistic=self._logistic,
+        )
         adam(
             [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
             fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
             weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
         )  # fmt: skip
+        return losses
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that the rest of the run depends on."""

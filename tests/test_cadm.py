@@ -9,7 +9,7 @@ import persim_gym
 from persim_gym.baselines import cadm_training
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
 from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
-from persim_gym.baselines.context import Features
+from persim_gym.baselines.context_network import Features
 from persim_gym.baselines.history import History
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (

@@ -16,16 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.context import (
-    ContextDynamics,
-    ContextModel,
-    ContextSimulator,
-    Features,
-    Scaling,
-    check_history,
-    layer_shapes,
-    mlp,
-)
+from persim_gym.baselines.context import ContextModel, ContextSimulator, check_history
+from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.history import History
 from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
@@ -273,6 +265,8 @@ class CaDMAgent:
     What `predict` needs of the past travels in ``state``, as `persim_gym.MPCAgent`'s plans do: the plans, the
     histories, the last observations and the last actions.
     """
+
+    takes_running = MPCAgent.takes_running
 
     def __init__(
         self,

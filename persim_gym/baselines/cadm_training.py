@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
-from persim_gym.baselines.context import Scaling, mlp, soft_clamp
+from persim_gym.baselines.context_network import Scaling, mlp, soft_clamp
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
@@ -200,9 +200,9 @@ class _Trainer:
             drawn = torch.randint(len(kept), rows.shape, generator=self._generator, device=self._device)
             rows = rows.gather(1, drawn)
         average: float | None = None
-        recorded = RecordedStep(self._descend) if self._device.type == "cuda" else None
+        step = RecordedStep(self._descend)
         for _ in range(epochs):
-            loss = self._run_epoch(rows, recorded)
+            loss = self._run_epoch(rows, step)
             if not np.isfinite(loss):
                 raise TrainingDivergedError(
                     f"the loss is {loss} after {self.steps} gradient steps; lower the learning rate "
@@ -280,15 +280,13 @@ class _Trainer:
         moves = torch.cat([moves, torch.zeros_like(moves[:1])])
         return _Standardized(columns.T.contiguous(), moves, input_scaling, action_scaling, target_scaling)
 
-    def _run_epoch(self, rows: Tensor, recorded: RecordedStep | None = None) -> float:
+    def _run_epoch(self, rows: Tensor, step: RecordedStep) -> float:
         """Visit every transition of rows (M, n) once; return the mean loss of a member."""
         config = self._config
         shuffled = torch.argsort(torch.rand(rows.shape, generator=self._generator, device=self._device), dim=1)
         self._total.zero_()
         for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
             offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
-            whole = recorded is not None and part.shape[1] == config.batch_size
-            step = recorded if whole else self._descend
             step(part, offsets[: config.futures_per_context])
             self.steps += 1
         return float(self._total) / rows.shape[1] / config.num_members

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.context import ContextDynamics, ContextModel, Features, Scaling, layer_shapes, mlp
+from persim_gym.baselines.context import ContextModel
+from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
@@ -139,7 +140,7 @@ def _train(
 ) -> tuple[dict[str, Tensor], float]:
     generator = torch.Generator(device).manual_seed(seed)
     parameters = _initial_parameters(log, task, config, generator, device)
-    on_gpu, rate = device.type == "cuda", torch.tensor(config.learning_rate, device=device)
+    rate, on_gpu = torch.tensor(config.learning_rate, device=device), device.type == "cuda"
     optimizer = torch.optim.Adam(
         parameters.values(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
     )
@@ -159,14 +160,14 @@ def _train(
         optimizer.step()
         total.add_(loss.detach(), alpha=rows.shape[1] / count)
 
-    recorded = RecordedStep(descend) if on_gpu else descend
+    step = RecordedStep(descend)
     with ProgressBar("joint network", config.epochs, progress) as bar:
         for epoch in range(config.epochs):
             rate.fill_(config.learning_rate * 0.5 ** (epoch // every if every else 0))
             total.zero_()
             order = torch.argsort(torch.rand(members, count, generator=generator, device=device), dim=1)
             for rows in order.split(config.batch_size, dim=1):
-                (recorded if rows.shape[1] == config.batch_size else descend)(rows)
+                step(rows)
             mean = float(total) / members
             if not np.isfinite(mean):
                 raise TrainingDivergedError(f"the loss is {mean} after epoch {epoch + 1}; lower the learning rate")

@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from persim_gym.baselines.context import Scaling, layer_shapes, mlp
+from persim_gym.baselines.context_network import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata

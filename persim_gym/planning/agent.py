@@ -36,6 +36,9 @@ class MPCAgent:
     ``state``, as a recurrent policy's does.
     """
 
+    takes_running = True
+    """Whether `predict` can be told which episodes are over."""
+
     def __init__(
         self,
         model: Any,
