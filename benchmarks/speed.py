@@ -5,7 +5,8 @@
 
 All contenders of a row are measured in one process, in turn, A B C A B C …: medians, and the median over the turns of
 the ratio to ours. Seconds are of processor time on one thread, which other programs on the machine disturb least, but
-of the clock where it says "two threads"; import, make and peak memory are measured in processes of their own.
+of the clock where it says "two threads" and for newcomers; import, make and peak memory are measured in processes of
+their own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from measure import commit
 from torch.utils.mkldnn import to_mkldnn
 
 import persim_gym
-from persim_gym import Ensemble, MPCAgent, Trajectories, get_task, load
+from persim_gym import Ensemble, MPCAgent, Trajectories, get_task, load, personalize
 from persim_gym.config import CONFIGS, PerSimConfig
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import Normalizer, parameter_shapes
@@ -126,18 +127,20 @@ def made_up_ensemble(task_name: str, config: PerSimConfig, num_agents: int = NUM
     return Ensemble(task, config, parameters, Normalizer.identity(size), NumberedLabels(num_agents), start)
 
 
-def made_up_log(task_name: str, count: int) -> Trajectories:
-    """Return transitions of 500 agents: what an epoch costs does not depend on what is in them."""
+def made_up_log(task_name: str, count: int, num_agents: int = NUM_AGENTS, prefix: str = "") -> Trajectories:
+    """Return transitions of agents numbered behind a prefix: what an epoch costs does not depend on what is in them."""
     task, rng = get_task(task_name), np.random.default_rng(0)
-    agents = np.repeat(np.arange(NUM_AGENTS), count // NUM_AGENTS)
+    agents = np.repeat(np.arange(num_agents), count // num_agents)
+    labels = [f"{prefix}{agent}" for agent in range(num_agents)] if prefix else None
     states = rng.normal(size=(len(agents), task.observation_size)).astype(np.float32)
     if task.discrete:
         actions = rng.integers(task.action_size, size=len(agents))
     else:
         actions = rng.uniform(-1, 1, (len(agents), task.action_size)).astype(np.float32)
     return Trajectories.from_arrays(
-        agents=agents, observations=states, actions=actions, next_observations=0.9 * states, task=task.name
-    )
+        agents=agents, observations=states, actions=actions, next_observations=0.9 * states, task=task.name,
+        agent_labels=labels,
+    )  # fmt: skip
 
 
 @cache
@@ -349,6 +352,18 @@ def offline_learning() -> Iterator[Row]:
             yield from rows("offline", what, in_turn(contenders, 9, repeats=20), "ms", 1e3)
 
 
+def personalizing() -> Iterator[Row]:
+    """Seconds by the clock until 10,000 agents nobody trained on have simulators, of 50 transitions each."""
+    ensemble, log = shipped("CartPole"), made_up_log("CartPole", 500_000, 10_000, "new ")
+    contenders = {
+        OURS: partial(personalize, ensemble, log),
+        "one epoch of training": partial(epoch, log, ensemble.task, ensemble.config),
+    }
+    yield from rows(
+        "newcomers", "10000 agents, 50 transitions each, CartPole", in_turn(contenders, 5, clock=time.perf_counter)
+    )
+
+
 def starting() -> Iterator[Row]:
     """(e) Wall-clock seconds to import and to make, in fresh processes."""
     names = list(startup.MEASURED)
@@ -426,6 +441,7 @@ PARTS = {
     "start": starting,
     "memory": memory,
     "scaling": scaling,
+    "newcomers": personalizing,
 }
 
 
@@ -460,7 +476,7 @@ def main() -> None:
     speed_plots.draw(found, RESULTS)
 
 
-_ORDER = ("train", "step", "batch", "plan", "product", "offline", "start", "memory", "agents", "members")
+_ORDER = ("train", "step", "batch", "plan", "product", "offline", "start", "memory", "agents", "members", "newcomers")
 
 
 def _read() -> list[Row]:
