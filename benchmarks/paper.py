@@ -16,7 +16,7 @@ from pathlib import Path
 
 import protocol
 import results
-from measure import CACHE, Cell, Measured, measure
+from measure import CACHE, Cell, measure
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from seeds import Seeds
@@ -33,6 +33,7 @@ def reproduce(
     methods: Sequence[str] | None = None,
     envs: Sequence[str] | None = None,
     seeds: int = 3,
+    first_seed: int = 0,
     device: str = "auto",
     jobs: int = 1,
     folder: Path = results.RESULTS,
@@ -46,7 +47,8 @@ def reproduce(
         data: names of data sets, "-" for the methods that plan in the true system.
         methods: only these; all if not given.
         envs: only these of the table's environments; all if not given.
-        seeds: how many; the first is 0.
+        seeds: how many.
+        first_seed: number of the first; a row is of all seeds of it that are written down, these and others.
         device: to train, predict and plan on.
         jobs: how many processes measure at once.
         folder: of the results file.
@@ -59,6 +61,8 @@ def reproduce(
     for name, count in (("seeds", seeds), ("jobs", jobs)):
         if count < 1:
             raise InvalidArgumentError(f"{name}={count} must be at least 1")
+    if first_seed < 0:
+        raise InvalidArgumentError(f"first_seed={first_seed} must be at least 0")
     _check_names("method", methods, (*table.learned, *table.true))
     _check_names("environment", envs, table.envs)
     chosen = [env for env in envs or table.envs if env in scale.envs]
@@ -76,11 +80,12 @@ def reproduce(
         for method in table.methods(protocol.check_data(table, one))
         if methods is None or method in methods
     ]
-    unfinished = {
-        key: [Cell(table, *key, seed, scale) for seed in range(seeds)]
-        for key in wanted
-        if not results.finished(rows, key, seeds)
-    }
+    unfinished: dict[results.Key, list[Cell]] = {}
+    for key in wanted:
+        asked = [Cell(table, *key, seed, scale) for seed in range(first_seed, first_seed + seeds)]
+        others = first_seed > 0 and any(seeds_measured.get(cell) is None for cell in asked)
+        if others or results.num_seeds(rows, key) < seeds:
+            unfinished[key] = asked
     failed: dict[str, str] = {}
     if jobs > 1:
         new = [cell for cells in unfinished.values() for cell in cells if seeds_measured.get(cell) is None]
@@ -95,23 +100,22 @@ def reproduce(
             problems.append(f"{' · '.join(key)}: {reasons[0]}")
             continue
         try:
-            measured = [_measured(cell, seeds_measured, device=device, cache=cache) for cell in cells]
+            for cell in cells:
+                if seeds_measured.get(cell) is None:
+                    seeds_measured.put(cell, measure(cell, device=device, cache=cache))
         except PerSimError as error:
             problems.append(f"{' · '.join(key)}: {error}")
+            continue
+        measured, known = seeds_measured.all_of(cells[0]), results.num_seeds(rows, key)
+        if len(measured) < known:
+            problems.append(
+                f"{' · '.join(key)}: the row has {known} seeds whose scores are not written down each, and would have "
+                f"{len(measured)}; measure it with --seeds {known + 1}"
+            )
             continue
         rows = results.with_measured(results.read(table, scale, folder), cells[0], measured)
         results.write(table, scale, rows, folder)
     return problems
-
-
-def _measured(cell: Cell, seeds_measured: Seeds, *, device: str, cache: Path) -> Measured:
-    """Return what is written down of a cell, or measure it and write it down."""
-    known = seeds_measured.get(cell)
-    if known is not None:
-        return known
-    new = measure(cell, device=device, cache=cache)
-    seeds_measured.put(cell, new)
-    return new
 
 
 def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
@@ -150,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", nargs="+", help="only these methods")
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="number of the first")
     parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     parser.add_argument("--device", default="auto", help="a torch device")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")
@@ -166,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             methods=given.method,
             envs=given.env,
             seeds=given.seeds,
+            first_seed=given.first_seed,
             device=given.device,
             jobs=given.jobs,
             folder=given.results,

@@ -110,10 +110,9 @@ def write_lines(path: Path, columns: Sequence[str], lines: Iterable[dict[str, st
     storage.write_text(path, text.getvalue())
 
 
-def finished(rows: Sequence[Row], key: Key, seeds: int) -> bool:
-    """Whether a method was measured with so many seeds."""
-    counts = [row.seeds for row in rows if (row.env, row.data, row.method) == key]
-    return bool(counts) and min(counts) >= seeds
+def num_seeds(rows: Sequence[Row], key: Key) -> int:
+    """Return with how many seeds a method was measured, 0 if it was not."""
+    return min((row.seeds for row in rows if (row.env, row.data, row.method) == key), default=0)
 
 
 def with_measured(rows: Sequence[Row], cell: Cell, measured: Sequence[Measured]) -> list[Row]:

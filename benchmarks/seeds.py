@@ -34,10 +34,15 @@ class Seeds:
     def get(self, cell: Cell) -> Measured | None:
         """Return what was measured of a cell, None if nothing was."""
         lines = [line for line in self._read() if _key_of(line) == _key(cell)]
-        if not lines:
-            return None
-        scores = tuple(Score(line["agent"], line["metric"], float(line["value"])) for line in lines)
-        return Measured(scores, lines[0]["commit"], float(lines[0]["wall_s"]))
+        return _measured(lines) if lines else None
+
+    def all_of(self, cell: Cell) -> list[Measured]:
+        """Return what was measured of a cell and of those that differ from it by the seed, in the order of seeds."""
+        by_seed: dict[int, list[dict[str, str]]] = {}
+        for line in self._read():
+            if _key_of(line)[:-1] == _key(cell)[:-1]:
+                by_seed.setdefault(int(line["seed"]), []).append(line)
+        return [_measured(by_seed[seed]) for seed in sorted(by_seed)]
 
     def put(self, cell: Cell, measured: Measured) -> None:
         """Write down what was measured of a cell."""
@@ -59,6 +64,12 @@ class Seeds:
         except (TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
         return lines
+
+
+def _measured(lines: Sequence[dict[str, str]]) -> Measured:
+    """Return the scores of one cell's lines."""
+    scores = tuple(Score(line["agent"], line["metric"], float(line["value"])) for line in lines)
+    return Measured(scores, lines[0]["commit"], float(lines[0]["wall_s"]))
 
 
 def _key(cell: Cell) -> _Key:

@@ -78,6 +78,31 @@ def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchm
     assert (row.mean, row.seeds, row.wall_s) == (2.5, 4, 40.0)
 
 
+def test_a_row_is_of_all_seeds_that_are_written_down(benchmark, folders, tmp_path, monkeypatch, capsys):
+    measure = benchmark["measure"]
+
+    def pretend(cell, **_):
+        calls.append(cell.seed)
+        return measure.Measured((measure.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
+
+    calls = []
+    monkeypatch.setattr(benchmark["paper"], "measure", pretend)
+    arguments = ("--table", "6", "--data", "random", "--method", "PerSim", "--seeds")
+    run(benchmark, folders, *arguments, "1", "--first-seed", "2")
+    (row,) = rows_of(benchmark, tmp_path, 6)
+    assert (row.mean, row.seeds) == (3.0, 1)
+    run(benchmark, folders, *arguments, "1", "--first-seed", "2")
+    run(benchmark, folders, *arguments, "1", "--first-seed", "4")
+    run(benchmark, folders, *arguments, "3")
+    assert calls == [2, 4, 0, 1]
+    (row,) = rows_of(benchmark, tmp_path, 6)
+    assert (row.mean, row.seeds, row.wall_s) == (2.75, 4, 40.0)
+    (tmp_path / "results" / "seeds-quick.csv").unlink()  # as of rows from before there was this file
+    assert run(benchmark, folders, *arguments, "1", "--first-seed", "6") == 1
+    assert rows_of(benchmark, tmp_path, 6) == [row]
+    assert "the row has 4 seeds whose scores are not written down each, and would have 1" in capsys.readouterr().err
+
+
 def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchmark, folders, tmp_path, monkeypatch):
     measure = benchmark["measure"]
 
@@ -168,6 +193,7 @@ def test_table_5_holds_the_logged_returns(benchmark, folders, tmp_path):
         (("--table", "6", "--data", "-"), "table 6 has no rows without data"),
         (("--table", "6", "--method", "CaDM"), "no method 'CaDM' in this table; there are PerSim"),
         (("--table", "6", "--seeds", "0"), "seeds=0 must be at least 1"),
+        (("--table", "6", "--first-seed", "-1"), "first_seed=-1 must be at least 0"),
     ],
 )
 def test_what_does_not_exist(benchmark, folders, capsys, arguments, message):
