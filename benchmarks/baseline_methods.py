@@ -25,7 +25,6 @@ from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.config import get_config
-from persim_gym.devices import resolve_device
 from persim_gym.evaluation import run_episodes
 from persim_gym.types import Policy
 
@@ -73,12 +72,11 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
     rng = np.random.default_rng([cell.seed, agent, 1])
     settings: dict[str, Any] = {"objective": measure.objective_of(cell), "seed": rng, **cell.scale.planner}
     if isinstance(model, CaDM):
-        policy: Policy = CaDMAgent(model, device=device, **settings)
+        # Its networks are the largest, and are asked the most: twenty particles of every candidate.
+        policy: Policy = CaDMAgent(model, device=device, dtype=torch.bfloat16, **settings)
     else:
         policy = MPCAgent(model.simulator(agent, device=device), **settings)
-    halved = cell.method in protocol.BFLOAT16_PLANS and resolve_device(device).type == "cuda"
-    with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-        return _score(cell, policy, agent, measure.episodes_of(cell))
+    return _score(cell, policy, agent, measure.episodes_of(cell))
 
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:

@@ -55,8 +55,6 @@ SELECTED = tuple(method for method in SIMULATOR_OF if method.endswith(", selecte
 """Of these, those whose trajectories start far apart, and whose policy is the one with the best simulated return."""
 
 CADM = (VANILLA_CADM, PE_TS_CADM)
-BFLOAT16_PLANS = (PE_TS_CADM,)
-"""Methods whose plans a GPU computes with bfloat16 products: twenty particles of every candidate are many."""
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
 OURS = (PERSIM_PLUS, PERSIM_PLUS_VI)
 """Methods with our own settings instead of the paper's."""

@@ -1,4 +1,6 @@
-"""One agent's folded members on the CPU, evaluated in blocks of states small enough to stay in the cache.
+"""One agent's members on the CPU, for any number of states of each: rollouts that are over can be left out.
+
+`BlockNetwork` evaluates folded members in blocks of states small enough to stay in the cache.
 
 For a network of one hidden layer the products are so thin that a general matrix kernel spends its time elsewhere.
 NumPy's BLAS (OpenBLAS) has kernels for small products and costs a third of a torch operation to call, which here makes
@@ -8,6 +10,7 @@ it two to three times as fast as torch's default; only the ReLU is torch's, whic
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,12 +23,47 @@ BLOCK = 256
 """States at a time: 256 hidden units of 256 states are 256 KiB, a quarter of a usual second-level cache."""
 
 
-class BlockNetwork:
-    """Next states of one agent in a task of discrete actions, by members with one hidden layer.
+class ColumnNetwork(ABC):
+    """Next states of one agent in a task of discrete actions.
 
     States are columns (D + 1, n) float32 that end in a row of ones, which meets the biases; the columns of one member
-    follow those of another. Not to be used by two threads at once: the buffers are its own.
+    follow those of another.
     """
+
+    size: int
+    """D."""
+    num_members: int
+    at_once: int = 1
+    """Members whose columns go through one product together."""
+
+    def start(self, states: FloatArray, copies: int = 1) -> FloatArray:
+        """Return columns (D + 1, copies · B) for states (B, D), all of them once, then again."""
+        columns = np.ones((self.size + 1, copies * len(states)), np.float32)
+        columns[:-1] = np.tile(states.T, copies)
+        return columns
+
+    def step(self, states: FloatArray, actions: IntArray) -> FloatArray:
+        """Return every member's next states (M, B, D) of the same states (B, D), for actions (B,)."""
+        count = len(states)
+        stops = [count * (member + 1) for member in range(self.num_members)]
+        columns = self.next_states(self.start(states, self.num_members), np.tile(actions, self.num_members), stops)
+        return columns[:-1].reshape(self.size, self.num_members, count).transpose(1, 2, 0)
+
+    @abstractmethod
+    def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
+        """Return the next states, columns (D + 1, n).
+
+        Args:
+            states: (D + 1, n).
+            actions: (n,).
+            stops: where the columns of each member in turn end; the last is n.
+            first: the member whose columns come first.
+
+        """
+
+
+class BlockNetwork(ColumnNetwork):
+    """The members with one hidden layer. Not to be used by two threads at once: the buffers are its own."""
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[FloatArray, FloatArray] | None) -> None:
         """Lay the weights out.
@@ -52,29 +90,8 @@ class BlockNetwork:
         """Whether the network has one hidden layer and discrete actions."""
         return len(folded.hidden) == 1 and folded.num_actions > 0
 
-    def start(self, states: FloatArray, copies: int = 1) -> FloatArray:
-        """Return columns (D + 1, copies · B) for states (B, D), all of them once, then again."""
-        columns = np.ones((self.size + 1, copies * len(states)), np.float32)
-        columns[:-1] = np.tile(states.T, copies)
-        return columns
-
-    def step(self, states: FloatArray, actions: IntArray) -> FloatArray:
-        """Return every member's next states (M, B, D) of the same states (B, D), for actions (B,)."""
-        count = len(states)
-        stops = [count * (member + 1) for member in range(self.num_members)]
-        columns = self.next_states(self.start(states, self.num_members), np.tile(actions, self.num_members), stops)
-        return columns[:-1].reshape(self.size, self.num_members, count).transpose(1, 2, 0)
-
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states, columns (D + 1, n).
-
-        Args:
-            states: (D + 1, n).
-            actions: (n,).
-            stops: where the columns of each member in turn end; the last is n.
-            first: the member whose columns come first.
-
-        """
+        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
         outputs = np.empty((len(self._head[0]), states.shape[1]), np.float32)
         for member, left, right in _pieces(stops, first):
             size = self._hidden.shape[1] * (right - left)

@@ -32,7 +32,7 @@ class CompiledNetwork(BlockNetwork):
         self._low, self._high = (np.ascontiguousarray(limit, np.float32) for limit in limits)
 
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states, columns (D + 1, n); arguments as `BlockNetwork.next_states` has them."""
+        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
         following = np.empty(states.shape, np.float32)
         following[-1] = 1.0
         self._kernel(

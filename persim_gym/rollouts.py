@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.blocks import BlockNetwork
+from persim_gym.blocks import ColumnNetwork
 from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulator import AgentNetwork, Simulator
@@ -29,6 +29,7 @@ _SCOUTS = 16
 _WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
 _COLUMNS_AT_ONCE = 256  # on the members' mean trajectory: what stays in the cache
 _TRAJECTORIES_AT_ONCE = 1 << 20  # on a GPU: a few gigabytes of hidden units
+_RACING_COLUMNS = 2048  # so many rollouts at least are worth a pass of their own
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -50,7 +51,7 @@ def simulated_returns(
         propagation: "per_member", where every member follows its own trajectory and the returns are averaged (paper,
             section 4), or "mean_state", where all members start each step from the mean of their predictions.
         best_only: whether only the best candidate of each environment matters. One that cannot be the best, given what
-            the first member says of it and the largest reward of a step, is then scored minus infinity and costs no
+            the first members say of it and the largest reward of a step, is then scored minus infinity and costs no
             more rollouts.
         together: whether the environments are rolled out side by side, in as few batches as memory allows, and none
             of their rollouts is left out; by default on a GPU, which is slow at many small products.
@@ -126,11 +127,11 @@ def _score_one_environment(
     best_only: bool,
 ) -> FloatArray:
     """Score candidates of one environment."""
-    evaluate = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
+    evaluate, at_once = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
     members, candidates, horizon = simulator.num_members, *actions.shape[:2]
     bounded = best_only and objective.max_reward is not None and objective.progress is None
-    if bounded and members > 1 and members * candidates > _STACKED_COLUMNS:
-        return _best_only(evaluate, members, candidates, horizon * objective.max_reward)
+    if bounded and members > at_once and members * candidates > _RACING_COLUMNS:
+        return _best_only(evaluate, members, candidates, horizon * objective.max_reward, at_once)
     return evaluate(np.arange(candidates), slice(0, members)) / members
 
 
@@ -152,12 +153,12 @@ def _pieces(together: IntArray, candidates: int, threads: int, most: int | None 
 
 def _members_fn(
     simulator: Simulator, agent: int, objective: PlanningObjective, start: FloatArray, actions: np.ndarray
-) -> MembersFn:
-    """Return what scores some of an agent's candidates by some of its members."""
+) -> tuple[MembersFn, int]:
+    """Return what scores some of an agent's candidates by some of its members, and how many are best asked at once."""
     blocks = simulator.blocks(agent)
     if blocks is not None:
         by_step = np.ascontiguousarray(actions.T)
-        return lambda chosen, group: _block_returns(blocks, objective, start, by_step[:, chosen], group)
+        return lambda chosen, group: _block_returns(blocks, objective, start, by_step[:, chosen], group), blocks.at_once
     network, moves = simulator.network(agent), _moves(actions, simulator)
     origin = torch.tensor(start, device=simulator.device)[:, None]
 
@@ -165,7 +166,7 @@ def _members_fn(
         part = moves if len(chosen) == moves.shape[-1] else moves[..., torch.as_tensor(chosen, device=moves.device)]
         return _tensor_returns(network, objective, origin, part, group).cpu().numpy().astype(np.float64)
 
-    return evaluate
+    return evaluate, 1
 
 
 def _moves(actions: np.ndarray, simulator: Simulator) -> Tensor:
@@ -200,22 +201,30 @@ def true_returns(system: System, objective: PlanningObjective) -> ReturnFn:
     return returns
 
 
-def _best_only(evaluate: MembersFn, members: int, candidates: int, limit: float) -> FloatArray:
+def _best_only(evaluate: MembersFn, members: int, candidates: int, limit: float, at_once: int = 1) -> FloatArray:
     """Return the members' mean return (C,), but minus infinity for candidates that another one is sure to beat.
 
-    The first member scores all. The few it likes best are scored by the others too; whoever could not reach the best of
-    these even with the return ``limit`` from every other member is out.
+    The first ``at_once`` members score all. The few they like best are scored by the others too. Whoever could not
+    reach the best of these even with the return ``limit`` from every member left is out; the rest are scored by some
+    more members, and so on.
     """
-    first = _no_nan(evaluate(np.arange(candidates), slice(0, 1)))
-    others = slice(1, members)
+    first = _no_nan(evaluate(np.arange(candidates), slice(0, at_once)))
     scouts = np.argsort(-first, kind="stable")[:_SCOUTS]
     total = np.full(candidates, -np.inf)
-    total[scouts] = _no_nan(first[scouts] + evaluate(scouts, others))
-    contending = first + (members - 1) * limit >= total[scouts].max()
-    contending[scouts] = False
-    rest = np.flatnonzero(contending)
-    if len(rest):
-        total[rest] = first[rest] + evaluate(rest, others)
+    total[scouts] = _no_nan(first[scouts] + evaluate(scouts, slice(at_once, members)))
+    best, asked = total[scouts].max(), at_once
+    rest = np.setdiff1d(np.arange(candidates), scouts)
+    partial = first[rest]
+    while asked < members:
+        contending = partial + (members - asked) * limit >= best
+        rest, partial = rest[contending], partial[contending]
+        if len(rest) == 0:
+            break
+        more = at_once * max(1, _RACING_COLUMNS // (at_once * len(rest)))
+        group = slice(asked, min(members, asked + more))
+        partial = _no_nan(partial + evaluate(rest, group))
+        asked = group.stop
+    total[rest] = partial
     return total / members
 
 
@@ -224,7 +233,7 @@ def _no_nan(returns: FloatArray) -> FloatArray:
 
 
 def _block_returns(
-    network: BlockNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
+    network: ColumnNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
 ) -> FloatArray:
     """Return the summed returns (C,) of some members for candidates (H, C). Rollouts that are over are dropped."""
     horizon, candidates = actions.shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from persim_gym import jit
-from persim_gym.blocks import BlockNetwork
+from persim_gym.blocks import BlockNetwork, ColumnNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.compiled_layers import CompiledLayers
 from persim_gym.devices import memory_for, resolve_device, threads_for
@@ -108,7 +108,7 @@ class Simulator:
         self.device = resolve_device(str(device))
         self._own_factors = own_factors
         self._networks: dict[int, AgentNetwork] = {}
-        self._blocks: dict[int, BlockNetwork | None] = {}
+        self._blocks: dict[int, ColumnNetwork | None] = {}
 
     @property
     def num_members(self) -> int:
@@ -167,8 +167,8 @@ class Simulator:
         """Return the network for states of agents (B,), all of one index unless the simulator mixes agents."""
         return self.network(int(agents[0]))
 
-    def blocks(self, agent: int) -> BlockNetwork | None:
-        """Return the network of an agent's index in cache-sized blocks, where that fits it and the device."""
+    def blocks(self, agent: int) -> ColumnNetwork | None:
+        """Return the network of an agent's index for columns of states, where there is one for it and the device."""
         if agent not in self._blocks:
             space, folded = self.task.observation_space, fold(self.ensemble, agent)
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None

@@ -85,6 +85,7 @@ def test_without_a_place_to_keep_the_kernel(monkeypatch):
     numba = pytest.importorskip("numba")
     from persim_gym.shallow_kernel import step_kernel
 
+    test_every_members_columns(CompiledNetwork, "MountainCar", (5, 0, 3), SMALL)  # numba's own parts, which it compiles
     njit, kept = numba.njit, []
 
     def refuse(signature, **settings):

@@ -1,5 +1,7 @@
 """CaDM and PE-TS CaDM: contexts, losses, and that all that takes PerSim's simulators takes theirs."""
 
+import itertools
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import persim_gym
 from persim_gym.baselines import cadm_training
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
 from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
-from persim_gym.baselines.context_network import Features
+from persim_gym.baselines.context_network import ContextNetwork, Features
 from persim_gym.baselines.history import History
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
@@ -179,24 +181,51 @@ def test_particles_follow_their_member_and_differ(cart_pole_log):
     np.testing.assert_array_equal(members, again)
 
 
-def test_the_products_of_a_gpu_are_those_of_the_cpu(model):
-    """A member's particles as rows of one product, some of them or all, of one agent or several."""
-    rng = np.random.default_rng(0)
-    for agents in ([0], [0, 1, 2, 3, 4, 5]):
-        simulator = model.simulator(agents=agents)
-        network, particles = simulator.network_of(np.array(agents)), simulator.num_members
-        size = network._layers[0][0].shape[2]
-        for part in (slice(None), slice(0, 1), slice(1, particles), slice(3, 6)):
-            chosen = range(particles)[part]
-            inputs = torch.tensor(rng.normal(size=(len(chosen), size, 6)), dtype=torch.float32)
-            expected = inputs
-            for index, (weight, bias) in enumerate(network._layers):
-                expected = weight[part] @ expected + bias[part]
-                if index < len(network._layers) - 1:
-                    expected = torch.nn.functional.silu(expected)
-            if len(chosen):
-                found = network._outputs_by_member(inputs, chosen)
-                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("stops, first", [([7], 0), ([5, 5, 9], 4), ([3, 4, 10, 11, 12, 20], 2), (range(2, 42, 2), 0)])
+def test_particles_of_a_member_are_rows_of_one_product(model, stops, first):
+    """Any number of each particle, of all of them or some, against one product a particle."""
+    simulator = model.simulator(0)
+    network, each = simulator.network(0), simulator.num_members // model.config.num_members
+    if first + len(stops) > simulator.num_members:
+        pytest.skip("fewer particles")
+    layers = network._layers
+    rows = torch.tensor(np.random.default_rng(0).normal(size=(stops[-1], layers[0][0].shape[2])), dtype=torch.float32)
+    expected = []
+    for index, (left, right) in enumerate(itertools.pairwise([0, *stops])):
+        hidden = rows[left:right]
+        for weight, bias in layers[:-1]:
+            hidden = torch.nn.functional.silu(
+                hidden @ weight[(first + index) // each].T + bias[(first + index) // each]
+            )
+        expected.append(hidden @ layers[-1][0][(first + index) // each].T + layers[-1][1][(first + index) // each])
+    expected = torch.cat(expected)
+    torch.testing.assert_close(network._outputs(rows, list(stops), first), expected, rtol=1e-4, atol=1e-5)
+    contexts = simulator._contexts
+    halved = ContextNetwork(simulator._dynamics, contexts, None, torch.bfloat16)._outputs(rows, list(stops), first)
+    assert halved.dtype == torch.bfloat16
+    torch.testing.assert_close(halved.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_columns_of_particles_go_where_their_states_go(model):
+    """The network for rollouts that end early, and the one for states side by side; noise apart."""
+    simulator = model.simulator(3)
+    rng, count = np.random.default_rng(1), simulator.num_members
+    states, actions = rng.normal(size=(2000, 4)).astype(np.float32), rng.integers(2, size=2000)
+    by_columns = simulator.blocks(3).step(states[:40], actions[:40])
+    by_states = simulator.network(3).next_states(
+        torch.tensor(states[:40].T).expand(count, -1, -1), torch.tensor(actions[:40])
+    )
+    assert by_columns.shape == (count, 40, 4)
+    if not simulator.stochastic:
+        np.testing.assert_allclose(by_columns, by_states.transpose(1, 2), rtol=1e-5, atol=1e-6)
+        return
+    same = np.repeat(states[:1], 2000, axis=0), np.zeros(2000, int)
+    columns = simulator.blocks(3).step(*same)
+    plain = simulator.network(3).next_states(torch.tensor(same[0].T).expand(count, -1, -1), torch.tensor(same[1]))
+    plain = plain.transpose(1, 2).numpy()
+    error = np.hypot(columns.std(axis=1), plain.std(axis=1)) / np.sqrt(2000)
+    assert (np.abs(columns.mean(axis=1) - plain.mean(axis=1)) < 5 * error).all()
+    np.testing.assert_allclose(columns.std(axis=1), plain.std(axis=1), rtol=0.15)
 
 
 def test_everything_takes_the_simulator(model, cart_pole_log):

@@ -178,10 +178,8 @@ def test_cadm(method, cart_pole_log):
     for _ in range(3):
         chosen, state = agent.predict(observations, state)
         assert chosen.shape == (4,) and set(chosen.tolist()) <= {0, 1}
-    with torch.autocast("cuda", torch.bfloat16):
-        halved = simulated_returns(model.simulator(agents=[0, 1, 2, 3], device="cuda"), observations)(
-            np.arange(4), actions
-        )
+    simulator = model.simulator_of(model.histories[:4], device=torch.device("cuda"), dtype=torch.bfloat16)
+    halved = simulated_returns(simulator, observations)(np.arange(4), actions)
     np.testing.assert_allclose(halved.mean(), scores[0].mean(), rtol=0.1)
 
 

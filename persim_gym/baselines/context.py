@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from persim_gym import storage
-from persim_gym.baselines.context_network import ContextDynamics, ContextNetwork
+from persim_gym.baselines.context_network import ContextColumns, ContextDynamics, ContextNetwork
 from persim_gym.data import find_agent
 from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError, UnknownNameError
@@ -202,21 +202,28 @@ class ContextSimulator(Simulator):
         aggregate: str = "mean",
         device: torch.device,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Bind a model to contexts (M, context, n) of n agents, or of n environments numbered by ``agents`` (n,)."""
+        """Bind a model to contexts (M, context, n) of n agents, or of n environments numbered by ``agents`` (n,).
+
+        Its products are computed in ``dtype``.
+        """
         if aggregate not in AGGREGATES:
             raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.model, self.task, self.agents, self.aggregate, self.device = model, model.task, agents, aggregate, device
-        self._own_factors = False
+        self._own_factors, self._dtype = False, dtype
         self._dynamics = model.dynamics(device)
         self._contexts = contexts.repeat_interleave(self._dynamics.particles_per_member, 0)
         self._generator = torch.Generator(device)
         self._column = {int(agent): column for column, agent in enumerate(agents)}
         self._by_agent: dict[int, ContextNetwork] = {}
-        self._all_columns = ContextNetwork(self._dynamics, self._contexts, self._generator)
+        self._all_columns = self._told(self._contexts)
         self.reseed(seed)
+
+    def _told(self, contexts: Tensor) -> ContextNetwork:
+        return ContextNetwork(self._dynamics, contexts, self._generator, self._dtype)
 
     @property
     def stochastic(self) -> bool:
@@ -236,7 +243,7 @@ class ContextSimulator(Simulator):
         if agent not in self._by_agent:
             column = self._column[agent]
             contexts = self._contexts[:, :, column : column + 1]
-            self._by_agent[agent] = ContextNetwork(self._dynamics, contexts, self._generator)
+            self._by_agent[agent] = self._told(contexts)
         return self._by_agent[agent]
 
     @property
@@ -249,7 +256,7 @@ class ContextSimulator(Simulator):
         different, which = np.unique(agents, return_inverse=True)
         columns = np.array([self._column[int(agent)] for agent in different])[which]
         contexts = self._contexts[:, :, torch.as_tensor(columns, device=self.device)]
-        return ContextNetwork(self._dynamics, contexts, self._generator)
+        return self._told(contexts)
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -257,14 +264,15 @@ class ContextSimulator(Simulator):
         count = num_layers(self._dynamics.parameters, "forward")
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
-    def blocks(self, agent: int) -> None:
-        """Return nothing: the rollouts on folded PerSim networks are not for these."""
+    def blocks(self, agent: int) -> ContextColumns | None:
+        on_cpu = self.device.type == "cpu"
+        return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
 
     def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         network, columns = self._all_columns, states.shape[2]
         if 1 < len(self.agents) != columns:  # a part of the batch, whose first row is ``first``
             contexts = self._contexts[:, :, first : first + columns]
-            network = ContextNetwork(self._dynamics, contexts, self._generator)
+            network = self._told(contexts)
         inputs = actions if network.num_actions else network.action_factors(actions.T)
         return network.next_states(states, inputs)
 

@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.blocks import ColumnNetwork
 from persim_gym.gradients import num_layers
+from persim_gym.types import FloatArray, IntArray
 
 Activation = Callable[[Tensor], Tensor]
 _TENSOR_CORE_INPUTS = 8
 """Their number is to be a multiple of this."""
+_ROWS_OF_A_KERNEL = 64
+"""Of products in bfloat16, as the inputs."""
 
 
 def mlp(parameters: Mapping[str, Tensor], name: str, inputs: Tensor, activation: Activation) -> Tensor:
@@ -113,8 +118,8 @@ class ContextDynamics:
 
     @cached_property
     def first(self) -> tuple[Tensor, Tensor, Tensor]:
-        """First layer of every particle, for raw inputs: weights of features and action, of the context, and biases."""
-        weight, bias = self.layer(0)
+        """First layer of every member, for raw inputs: weights of features and action, of the context, and biases."""
+        weight, bias = self._layer(0)
         size = len(self.inputs.mean)
         by_features, by_action, by_context = weight.split(
             [size, self.action_size, weight.shape[2] - size - self.action_size], dim=2
@@ -128,14 +133,12 @@ class ContextDynamics:
 
     @cached_property
     def rest(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights and biases of every particle's other layers."""
-        return [self.layer(index) for index in range(1, num_layers(self.parameters, "forward"))]
+        """Weights and biases of every member's other layers."""
+        return [self._layer(index) for index in range(1, num_layers(self.parameters, "forward"))]
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return weight (P, outputs, inputs) and bias (P, outputs, 1) of a layer of every particle."""
-        names = (f"forward.{index}.weight", f"forward.{index}.bias")
-        weight, bias = (self.parameters[name].repeat_interleave(self.particles_per_member, 0) for name in names)
-        return weight, bias
+    def _layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return weight (M, outputs, inputs) and bias (M, outputs, 1) of a layer of every member."""
+        return self.parameters[f"forward.{index}.weight"], self.parameters[f"forward.{index}.bias"]
 
 
 def soft_clamp(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -152,19 +155,28 @@ class ContextNetwork:
     each particle's next state anew with every call (TS∞ of Chua et al., 2018).
     """
 
-    def __init__(self, dynamics: ContextDynamics, contexts: Tensor, generator: torch.Generator | None) -> None:
-        """Tell the network contexts (P, context, 1) or (P, context, B)."""
+    def __init__(
+        self,
+        dynamics: ContextDynamics,
+        contexts: Tensor,
+        generator: torch.Generator | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Tell the network contexts (P, context, 1) or (P, context, B), and the type its products are computed in."""
         weight, by_context, bias = dynamics.first
         self._contexts = None if contexts.shape[2] == 1 else contexts
         if self._contexts is None:
-            first = weight, bias + by_context @ contexts
+            first = weight, bias + by_context @ contexts[:: dynamics.particles_per_member]
         else:
             first = torch.cat([weight, by_context], dim=2), bias
-        self._layers = [first, *dynamics.rest]
-        self._particles_per_member = dynamics.particles_per_member
+        padded = torch.nn.functional.pad(first[0], (0, -first[0].shape[2] % _TENSOR_CORE_INPUTS))
+        layers = [(padded, first[1]), *dynamics.rest]
+        self._layers = [(weight.to(dtype), bias[:, :, 0].to(dtype)) for weight, bias in layers]
+        self._dtype = dtype
+        self.particles_per_member = dynamics.particles_per_member
         self._dynamics = dynamics
         self._generator = generator
-        self.num_members = dynamics.num_particles
+        self.num_members, self.observation_size = dynamics.num_particles, len(dynamics.targets.mean)
         self.num_actions = 0 if dynamics.actions is not None else dynamics.action_size
 
     def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
@@ -173,52 +185,78 @@ class ContextNetwork:
 
     def next_states(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return next states (m, D, B) of some particles; actions (B,) indices, or (m, A, B) from `action_factors`."""
-        dynamics = self._dynamics
         if self.num_actions:
-            one_hot = torch.nn.functional.one_hot(actions, self.num_actions).T.to(states.dtype)
-            actions = one_hot.expand(len(states), -1, -1)
-        inputs = [dynamics.features.of(states), actions]
+            actions = self._one_hot(actions).expand(len(states), -1, -1)
+        inputs = [self._dynamics.features.of(states), actions]
         if self._contexts is not None:
             inputs.append(self._contexts[members])
-        hidden = torch.cat(inputs, dim=1)
-        if hidden.is_cuda:
-            outputs = self._outputs_by_member(hidden, range(self.num_members)[members])
-        else:
-            for weight, bias in self._layers[:-1]:
-                hidden = dynamics.activation(torch.baddbmm(bias[members], weight[members], hidden))
-            weight, bias = self._layers[-1]
-            outputs = torch.baddbmm(bias[members], weight[members], hidden)
+        fed = torch.cat(inputs, dim=1).transpose(1, 2)
+        first, count = range(self.num_members)[members].start, fed.shape[1]
+        outputs = self._outputs(fed.flatten(0, 1), [count * (particle + 1) for particle in range(len(fed))], first)
+        return self._after(states, outputs.unflatten(0, fed.shape[:2]).transpose(1, 2))
+
+    def next_columns(self, states: Tensor, actions: Tensor, stops: Sequence[int], first: int) -> Tensor:
+        """Return next states (D, n) of columns, any number of each particle, told about one agent.
+
+        Args:
+            states: (D, n), the columns of one particle after those of another.
+            actions: (n,) indices.
+            stops: where the columns of each particle in turn end; the last is n.
+            first: the particle whose columns come first.
+
+        """
+        fed = torch.cat([self._dynamics.features.of(states), self._one_hot(actions)]).T
+        return self._after(states, self._outputs(fed, stops, first).T)
+
+    def _one_hot(self, actions: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(actions, self.num_actions).T.float()
+
+    def _outputs(self, rows: Tensor, stops: Sequence[int], first: int) -> Tensor:
+        """Return the outputs (n, O) for inputs (n, I), rows of one particle after those of another.
+
+        All particles of a member go through its layers as rows of one product, which is what libraries of products are
+        quick at. Rows are as long as a GPU's tensor cores want them, and on a CPU their number is one of few: its
+        library makes a kernel for every number of rows in bfloat16, which takes longer than to use it.
+        """
+        linear, activation, each = torch.nn.functional.linear, self._dynamics.activation, self.particles_per_member
+        multiple = 1 if self._dtype == torch.float32 else _ROWS_OF_A_KERNEL
+        padding = (0, -rows.shape[1] % _TENSOR_CORE_INPUTS, 0, multiple - 1)
+        fed = torch.nn.functional.pad(rows, padding).to(self._dtype)
+        *hidden_layers, last = self._layers
+        outputs, left = [], 0
+        for member in range(first // each, (first + len(stops) - 1) // each + 1):
+            right = stops[min((member + 1) * each - first, len(stops)) - 1]
+            hidden = fed[left : right + (left - right) % multiple]
+            for weight, bias in hidden_layers:
+                hidden = activation(linear(hidden, weight[member], bias[member]))
+            outputs.append(linear(hidden, last[0][member], last[1][member])[: right - left])
+            left = right
+        return torch.cat(outputs)
+
+    def _after(self, states: Tensor, outputs: Tensor) -> Tensor:
+        """Return the next states for outputs (…, O, B) of the network, drawn if it predicts a variance."""
+        dynamics, outputs = self._dynamics, outputs.float()
         if dynamics.log_variance_bounds is not None:
-            outputs, log_variance = outputs.chunk(2, dim=1)
-            deviation = (0.5 * soft_clamp(log_variance, *dynamics.log_variance_bounds)).exp()
+            outputs, log_variance = outputs.chunk(2, dim=-2)
+            low, high = (bound.reshape(-1, 1) for bound in dynamics.log_variance_bounds)
+            deviation = (0.5 * soft_clamp(log_variance, low, high)).exp()
             noise = torch.randn(outputs.shape, generator=self._generator, device=outputs.device)
             outputs = outputs + deviation * noise
         targets = outputs * dynamics.targets.scale + dynamics.targets.mean
         return dynamics.features.base(states) + targets
 
-    def _outputs_by_member(self, inputs: Tensor, particles: range) -> Tensor:
-        """Return the outputs (m, O, B) for inputs (m, I, B) of some particles, as a GPU is quick at it.
 
-        All particles of a member go through its layers as rows of one product, to which the GPU's library adds the
-        bias in passing; that of a batch of products is written out first. Rows are as long as tensor cores want them.
-        """
-        linear, activation, each = torch.nn.functional.linear, self._dynamics.activation, self._particles_per_member
-        rows = torch.nn.functional.pad(inputs.transpose(1, 2), (0, -inputs.shape[1] % _TENSOR_CORE_INPUTS))
-        outputs = []
-        for first in range(particles.start - particles.start % each, particles.stop, each):
-            own = rows[max(first - particles.start, 0) : first + each - particles.start]
-            *hidden_layers, last = self._by_member[first // each]
-            hidden = own.flatten(0, 1)
-            for weight, bias in hidden_layers:
-                hidden = activation(linear(hidden, weight, bias))
-            outputs.append(linear(hidden, *last).unflatten(0, own.shape[:2]))
-        return torch.cat(outputs).transpose(1, 2)
+class ContextColumns(ColumnNetwork):
+    """A `ContextNetwork` of one agent on the CPU, of a task of discrete actions, for columns of its particles."""
 
-    @cached_property
-    def _by_member(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """Weights (O, I) and biases (O,) of each member's layers, the first one's inputs padded."""
-        first = self._layers[0][0]
-        padded = torch.nn.functional.pad(first, (0, -first.shape[2] % _TENSOR_CORE_INPUTS))
-        layers = [(padded, self._layers[0][1]), *self._layers[1:]]
-        members = range(0, self.num_members, self._particles_per_member)
-        return [[(weight[member], bias[member, :, 0]) for weight, bias in layers] for member in members]
+    def __init__(self, network: ContextNetwork) -> None:
+        """Wrap a network told about one agent."""
+        self._network, self.size, self.num_members = network, network.observation_size, network.num_members
+        self.at_once = network.particles_per_member
+
+    def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
+        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
+        following = np.ones_like(states)
+        given = torch.from_numpy(states[:-1]), torch.from_numpy(np.ascontiguousarray(actions, np.int64))
+        following[:-1] = self._network.next_columns(*given, stops, first).numpy()
+        return following
