@@ -234,7 +234,10 @@ SCALES = {
         planner={"planner": "cem", "num_candidates": 20, "num_elites": 5, "num_rounds": 2, "horizon": 20},
         policy_episodes=10,
         budgets={
-            **{method: {"futures_per_context": 1, "max_gradient_steps": 4_000} for method in CADM},
+            **dict.fromkeys(
+                CADM, {"futures_per_context": 2, "max_gradient_steps": 20_000, "matmul_precision": "medium"}
+            ),
+            **dict.fromkeys((MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000}),
             **dict.fromkeys((BCQ_P, CQL_P), {"steps": 5_000}),
             **dict.fromkeys((BCQ_A, CQL_A, *SIMULATOR_OF), {"steps": 1_000}),
         },

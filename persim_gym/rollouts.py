@@ -29,7 +29,6 @@ _SCOUTS = 16
 _WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
 _COLUMNS_AT_ONCE = 256  # on the members' mean trajectory: what stays in the cache
 _TRAJECTORIES_AT_ONCE = 1 << 20  # on a GPU: a few gigabytes of hidden units
-_RACING_COLUMNS = 2048  # so many rollouts at least are worth a pass of their own
 _STACKED_COLUMNS = 512  # up to this many columns, all members in one product beat one product a member
 
 
@@ -130,7 +129,7 @@ def _score_one_environment(
     evaluate, at_once = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
     members, candidates, horizon = simulator.num_members, *actions.shape[:2]
     bounded = best_only and objective.max_reward is not None and objective.progress is None
-    if bounded and members > at_once and members * candidates > _RACING_COLUMNS:
+    if bounded and members > at_once and members * candidates > at_once * _STACKED_COLUMNS:
         return _best_only(evaluate, members, candidates, horizon * objective.max_reward, at_once)
     return evaluate(np.arange(candidates), slice(0, members)) / members
 
@@ -220,7 +219,7 @@ def _best_only(evaluate: MembersFn, members: int, candidates: int, limit: float,
         rest, partial = rest[contending], partial[contending]
         if len(rest) == 0:
             break
-        more = at_once * max(1, _RACING_COLUMNS // (at_once * len(rest)))
+        more = at_once * max(1, _STACKED_COLUMNS // len(rest))
         group = slice(asked, min(members, asked + more))
         partial = _no_nan(partial + evaluate(rest, group))
         asked = group.stop

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -195,7 +195,7 @@ class CaDM(ContextModel):
             targets=Scaling(found["target_mean"], found["target_scale"]),
             actions=None if self.task.discrete else Scaling(found["action_mean"], found["action_scale"]),
             action_size=self.task.action_size,
-            activation=torch.nn.functional.silu,
+            activation=partial(torch.nn.functional.silu, inplace=True),
             particles_per_member=config.num_particles // config.num_members,
             log_variance_bounds=bounds,
         )

@@ -21,7 +21,9 @@ Activation = Callable[[Tensor], Tensor]
 _TENSOR_CORE_INPUTS = 8
 """Their number is to be a multiple of this."""
 _ROWS_OF_A_KERNEL = 64
-"""Of products in bfloat16, as the inputs."""
+"""The number of rows in a product on the CPU is a multiple of this, but for the last product's."""
+_CACHE_BYTES = 1 << 19
+"""Of the second-level cache, for the hidden units of one layer."""
 
 
 def mlp(parameters: Mapping[str, Tensor], name: str, inputs: Tensor, activation: Activation) -> Tensor:
@@ -107,6 +109,7 @@ class ContextDynamics:
     """Of continuous actions (A, 1); None for discrete ones, which enter one-hot."""
     action_size: int
     activation: Activation
+    """In place."""
     particles_per_member: int = 1
     log_variance_bounds: tuple[Tensor, Tensor] | None = None
     """Lower and upper, (1, D, 1), of a network that also predicts a variance; None for a deterministic one."""
@@ -215,23 +218,36 @@ class ContextNetwork:
         """Return the outputs (n, O) for inputs (n, I), rows of one particle after those of another.
 
         All particles of a member go through its layers as rows of one product, which is what libraries of products are
-        quick at. Rows are as long as a GPU's tensor cores want them, and on a CPU their number is one of few: its
-        library makes a kernel for every number of rows in bfloat16, which takes longer than to use it.
+        quick at: on a GPU if rows are as long as its tensor cores want them, on a CPU if so few go at once that the
+        cache holds their hidden units.
         """
-        linear, activation, each = torch.nn.functional.linear, self._dynamics.activation, self.particles_per_member
+        at_once = len(rows) if rows.is_cuda else max(_ROWS_OF_A_KERNEL, self._rows_in_cache)
+        # In bfloat16 the CPU's library makes a kernel for every number of rows, which takes longer than to use it.
         multiple = 1 if self._dtype == torch.float32 else _ROWS_OF_A_KERNEL
         padding = (0, -rows.shape[1] % _TENSOR_CORE_INPUTS, 0, multiple - 1)
         fed = torch.nn.functional.pad(rows, padding).to(self._dtype)
-        *hidden_layers, last = self._layers
-        outputs, left = [], 0
+        each, outputs, left = self.particles_per_member, [], 0
         for member in range(first // each, (first + len(stops) - 1) // each + 1):
             right = stops[min((member + 1) * each - first, len(stops)) - 1]
-            hidden = fed[left : right + (left - right) % multiple]
-            for weight, bias in hidden_layers:
-                hidden = activation(linear(hidden, weight[member], bias[member]))
-            outputs.append(linear(hidden, last[0][member], last[1][member])[: right - left])
+            for start in range(left, right, at_once):
+                stop = min(start + at_once, right)
+                part = fed[start : stop + (start - stop) % multiple]
+                outputs.append(self._outputs_of(member, part)[: stop - start])
             left = right
         return torch.cat(outputs)
+
+    def _outputs_of(self, member: int, inputs: Tensor) -> Tensor:
+        """Return a member's outputs (n, O) for its padded inputs (n, I)."""
+        *hidden_layers, last = self._layers
+        for weight, bias in hidden_layers:
+            inputs = self._dynamics.activation(torch.nn.functional.linear(inputs, weight[member], bias[member]))
+        return torch.nn.functional.linear(inputs, last[0][member], last[1][member])
+
+    @property
+    def _rows_in_cache(self) -> int:
+        widest = max(weight.shape[1] for weight, _ in self._layers)
+        rows = _CACHE_BYTES // (widest * self._layers[0][0].element_size())
+        return rows // _ROWS_OF_A_KERNEL * _ROWS_OF_A_KERNEL
 
     def _after(self, states: Tensor, outputs: Tensor) -> Tensor:
         """Return the next states for outputs (…, O, B) of the network, drawn if it predicts a variance."""

@@ -56,7 +56,7 @@ class JointModel(ContextModel):
             targets=_scaling(normalizer.change_mean, normalizer.change_scale, device),
             actions=plain,
             action_size=size,
-            activation=torch.relu,
+            activation=torch.relu_,
         )
 
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
