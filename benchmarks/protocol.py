@@ -200,7 +200,9 @@ SCALES = {
         # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
         # is learned from it stays the same long before these steps are over (results/plateau.csv).
         budgets={
-            **{method: {"futures_per_context": 4, "max_gradient_steps": 60_000} for method in CADM},
+            **dict.fromkeys(
+                CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
+            ),
             **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 5_000},
