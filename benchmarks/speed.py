@@ -35,7 +35,9 @@ from measure import commit
 from torch.utils.mkldnn import to_mkldnn
 
 import persim_gym
-from persim_gym import Ensemble, MPCAgent, Trajectories, get_task, load, personalize
+from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load, personalize
+from persim_gym.baselines.cadm import CaDMAgent
+from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.config import CONFIGS, PerSimConfig
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import Normalizer, parameter_shapes
@@ -282,6 +284,25 @@ def _cheetah_planning(rng: np.random.Generator) -> Iterator[Row]:
     yield from planning_returns()
 
 
+def context_planning() -> Iterator[Row]:
+    """Milliseconds of one decision by MPC in PE-TS CaDM, whose twenty particles draw their next states."""
+    rng = np.random.default_rng(0)
+    for name in ("CartPole", "MountainCar"):
+        task, log = get_task(name), collect(name, num_agents=100)
+        model = fit_cadm(
+            log, config="PE-TS CaDM", futures_per_context=1, iterations=1, max_gradient_steps=500, progress=False
+        )
+        start = task.initial_observations(rng, 1)
+        sequences = rng.integers(task.action_size, size=(1, 1000, 50))
+        score = simulated_returns(model.simulator(0), start, together=True)
+        contenders = {
+            f"{OURS}, bfloat16": partial(CaDMAgent(model, dtype=torch.bfloat16).predict, start),
+            OURS: partial(CaDMAgent(model).predict, start),
+            f"{OURS}, every rollout": partial(score, np.array([0]), sequences),
+        }
+        yield from rows("context", f"decision 1000 x 50 x 20, {name}", in_turn(contenders, 5), "ms", 1e3)
+
+
 def planning_returns(steps: int = 2) -> Iterator[Row]:
     """Yield the simulated return of the sequences that CEM and iCEM would execute, along the first steps of MPC."""
     ensemble, task = shipped("HalfCheetah"), get_task("HalfCheetah")
@@ -436,6 +457,7 @@ PARTS = {
     "step": single_steps,
     "batch": batched_steps,
     "plan": planning,
+    "context": context_planning,
     "product": products,
     "offline": offline_learning,
     "start": starting,
@@ -476,7 +498,10 @@ def main() -> None:
     speed_plots.draw(found, RESULTS)
 
 
-_ORDER = ("train", "step", "batch", "plan", "product", "offline", "start", "memory", "agents", "members", "newcomers")
+_ORDER = (
+    "train", "step", "batch", "plan", "context", "product", "offline", "start", "memory", "agents", "members",
+    "newcomers",
+)  # fmt: skip
 
 
 def _read() -> list[Row]:
