@@ -188,7 +188,7 @@ def test_particles_of_a_member_are_rows_of_one_product(model, stops, first):
     network, each = simulator.network(0), simulator.num_members // model.config.num_members
     if first + len(stops) > simulator.num_members:
         pytest.skip("fewer particles")
-    layers = network._layers
+    layers = [network._first, *network._rest]
     rows = torch.tensor(np.random.default_rng(0).normal(size=(stops[-1], layers[0][0].shape[2])), dtype=torch.float32)
     expected = []
     for index, (left, right) in enumerate(itertools.pairwise([0, *stops])):

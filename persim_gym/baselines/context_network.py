@@ -165,7 +165,10 @@ class ContextNetwork:
         generator: torch.Generator | None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Tell the network contexts (P, context, 1) or (P, context, B), and the type its products are computed in."""
+        """Tell the network contexts (P, context, 1) or (P, context, B), and the type its products are computed in.
+
+        That of the first layer is always in float32: it is small, and states differ by less than bfloat16 tells apart.
+        """
         weight, by_context, bias = dynamics.first
         self._contexts = None if contexts.shape[2] == 1 else contexts
         if self._contexts is None:
@@ -173,8 +176,8 @@ class ContextNetwork:
         else:
             first = torch.cat([weight, by_context], dim=2), bias
         padded = torch.nn.functional.pad(first[0], (0, -first[0].shape[2] % _TENSOR_CORE_INPUTS))
-        layers = [(padded, first[1]), *dynamics.rest]
-        self._layers = [(weight.to(dtype), bias[:, :, 0].to(dtype)) for weight, bias in layers]
+        self._first = padded, first[1][:, :, 0]
+        self._rest = [(weight.to(dtype), bias[:, :, 0].to(dtype)) for weight, bias in dynamics.rest]
         self._dtype = dtype
         self.particles_per_member = dynamics.particles_per_member
         self._dynamics = dynamics
@@ -225,7 +228,7 @@ class ContextNetwork:
         # In bfloat16 the CPU's library makes a kernel for every number of rows, which takes longer than to use it.
         multiple = 1 if self._dtype == torch.float32 else _ROWS_OF_A_KERNEL
         padding = (0, -rows.shape[1] % _TENSOR_CORE_INPUTS, 0, multiple - 1)
-        fed = torch.nn.functional.pad(rows, padding).to(self._dtype)
+        fed = torch.nn.functional.pad(rows, padding)
         each, outputs, left = self.particles_per_member, [], 0
         for member in range(first // each, (first + len(stops) - 1) // each + 1):
             right = stops[min((member + 1) * each - first, len(stops)) - 1]
@@ -238,15 +241,16 @@ class ContextNetwork:
 
     def _outputs_of(self, member: int, inputs: Tensor) -> Tensor:
         """Return a member's outputs (n, O) for its padded inputs (n, I)."""
-        *hidden_layers, last = self._layers
-        for weight, bias in hidden_layers:
-            inputs = self._dynamics.activation(torch.nn.functional.linear(inputs, weight[member], bias[member]))
-        return torch.nn.functional.linear(inputs, last[0][member], last[1][member])
+        linear, activation = torch.nn.functional.linear, self._dynamics.activation
+        outputs = linear(inputs, self._first[0][member], self._first[1][member]).to(self._dtype)
+        for weight, bias in self._rest:
+            outputs = linear(activation(outputs), weight[member], bias[member])
+        return outputs
 
     @property
     def _rows_in_cache(self) -> int:
-        widest = max(weight.shape[1] for weight, _ in self._layers)
-        rows = _CACHE_BYTES // (widest * self._layers[0][0].element_size())
+        widest = max(weight.shape[2] for weight, _ in self._rest)
+        rows = _CACHE_BYTES // (widest * self._dtype.itemsize)
         return rows // _ROWS_OF_A_KERNEL * _ROWS_OF_A_KERNEL
 
     def _after(self, states: Tensor, outputs: Tensor) -> Tensor:
