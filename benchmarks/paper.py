@@ -83,8 +83,8 @@ def reproduce(
     unfinished: dict[results.Key, list[Cell]] = {}
     for key in wanted:
         asked = [Cell(table, *key, seed, scale) for seed in range(first_seed, first_seed + seeds)]
-        others = first_seed > 0 and any(seeds_measured.get(cell) is None for cell in asked)
-        if others or results.num_seeds(rows, key) < seeds:
+        missing = first_seed > 0 and any(seeds_measured.get(cell) is None for cell in asked)
+        if missing or results.num_seeds(rows, key) < seeds:
             unfinished[key] = asked
     failed: dict[str, str] = {}
     if jobs > 1:

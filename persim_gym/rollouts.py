@@ -154,10 +154,12 @@ def _members_fn(
     simulator: Simulator, agent: int, objective: PlanningObjective, start: FloatArray, actions: np.ndarray
 ) -> tuple[MembersFn, int]:
     """Return what scores some of an agent's candidates by some of its members, and how many are best asked at once."""
-    blocks = simulator.blocks(agent)
-    if blocks is not None:
+    columns = simulator.column_network(agent)
+    if columns is not None:
         by_step = np.ascontiguousarray(actions.T)
-        return lambda chosen, group: _block_returns(blocks, objective, start, by_step[:, chosen], group), blocks.at_once
+        return lambda chosen, group: _column_returns(
+            columns, objective, start, by_step[:, chosen], group
+        ), columns.at_once
     network, moves = simulator.network(agent), _moves(actions, simulator)
     origin = torch.tensor(start, device=simulator.device)[:, None]
 
@@ -213,17 +215,17 @@ def _best_only(evaluate: MembersFn, members: int, candidates: int, limit: float,
     total[scouts] = _no_nan(first[scouts] + evaluate(scouts, slice(at_once, members)))
     best, asked = total[scouts].max(), at_once
     rest = np.setdiff1d(np.arange(candidates), scouts)
-    partial = first[rest]
+    known = first[rest]
     while asked < members:
-        contending = partial + (members - asked) * limit >= best
-        rest, partial = rest[contending], partial[contending]
+        contending = known + (members - asked) * limit >= best
+        rest, known = rest[contending], known[contending]
         if len(rest) == 0:
             break
         more = at_once * max(1, _STACKED_COLUMNS // len(rest))
         group = slice(asked, min(members, asked + more))
-        partial = _no_nan(partial + evaluate(rest, group))
+        known = _no_nan(known + evaluate(rest, group))
         asked = group.stop
-    total[rest] = partial
+    total[rest] = known
     return total / members
 
 
@@ -231,7 +233,7 @@ def _no_nan(returns: FloatArray) -> FloatArray:
     return np.where(np.isnan(returns), -np.inf, returns)
 
 
-def _block_returns(
+def _column_returns(
     network: ColumnNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
 ) -> FloatArray:
     """Return the summed returns (C,) of some members for candidates (H, C). Rollouts that are over are dropped."""

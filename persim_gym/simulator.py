@@ -108,7 +108,7 @@ class Simulator:
         self.device = resolve_device(str(device))
         self._own_factors = own_factors
         self._networks: dict[int, AgentNetwork] = {}
-        self._blocks: dict[int, ColumnNetwork | None] = {}
+        self._column_networks: dict[int, ColumnNetwork | None] = {}
 
     @property
     def num_members(self) -> int:
@@ -167,15 +167,15 @@ class Simulator:
         """Return the network for states of agents (B,), all of one index unless the simulator mixes agents."""
         return self.network(int(agents[0]))
 
-    def blocks(self, agent: int) -> ColumnNetwork | None:
+    def column_network(self, agent: int) -> ColumnNetwork | None:
         """Return the network of an agent's index for columns of states, where there is one for it and the device."""
-        if agent not in self._blocks:
+        if agent not in self._column_networks:
             space, folded = self.task.observation_space, fold(self.ensemble, agent)
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
             fits = self.device.type == "cpu" and BlockNetwork.fits(folded)
             network = CompiledNetwork if jit.available() else BlockNetwork
-            self._blocks[agent] = network(folded, bounds) if fits else None
-        return self._blocks[agent]
+            self._column_networks[agent] = network(folded, bounds) if fits else None
+        return self._column_networks[agent]
 
     def step(self, observations: Any, actions: Any, *, uncertainty: bool = False) -> Prediction:
         """Predict one step.
@@ -245,12 +245,12 @@ class Simulator:
     def _steps(self, states: FloatArray, actions: np.ndarray) -> Iterator[tuple[slice, FloatArray]]:
         """Yield the members' next states (M, b, D) of some rows of the batch at a time, so that memory stays small."""
         size = _ROWS_AT_A_TIME[self.device.type == "cpu"]
-        blocks = None if self._by_row else self.blocks(int(self.agents[0]))
+        network = None if self._by_row else self.column_network(int(self.agents[0]))
         with torch.inference_mode(), threads_for(self.hidden_layers):
             for start in range(0, len(states), size):
                 rows = slice(start, min(start + size, len(states)))
-                if blocks is not None:
-                    yield rows, blocks.step(states[rows], actions[rows])
+                if network is not None:
+                    yield rows, network.step(states[rows], actions[rows])
                     continue
                 part, moves = self._tensors(states[rows], actions[rows])
                 stacked = part.T.expand(self.num_members, -1, -1)

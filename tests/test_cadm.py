@@ -192,12 +192,10 @@ def test_particles_of_a_member_are_rows_of_one_product(model, stops, first):
     rows = torch.tensor(np.random.default_rng(0).normal(size=(stops[-1], layers[0][0].shape[2])), dtype=torch.float32)
     expected = []
     for index, (left, right) in enumerate(itertools.pairwise([0, *stops])):
-        hidden = rows[left:right]
+        hidden, member = rows[left:right], (first + index) // each
         for weight, bias in layers[:-1]:
-            hidden = torch.nn.functional.silu(
-                hidden @ weight[(first + index) // each].T + bias[(first + index) // each]
-            )
-        expected.append(hidden @ layers[-1][0][(first + index) // each].T + layers[-1][1][(first + index) // each])
+            hidden = torch.nn.functional.silu(hidden @ weight[member].T + bias[member])
+        expected.append(hidden @ layers[-1][0][member].T + layers[-1][1][member])
     expected = torch.cat(expected)
     torch.testing.assert_close(network._outputs(rows, list(stops), first), expected, rtol=1e-4, atol=1e-5)
     contexts = simulator._contexts
@@ -211,7 +209,7 @@ def test_columns_of_particles_go_where_their_states_go(model):
     simulator = model.simulator(3)
     rng, count = np.random.default_rng(1), simulator.num_members
     states, actions = rng.normal(size=(2000, 4)).astype(np.float32), rng.integers(2, size=2000)
-    by_columns = simulator.blocks(3).step(states[:40], actions[:40])
+    by_columns = simulator.column_network(3).step(states[:40], actions[:40])
     by_states = simulator.network(3).next_states(
         torch.tensor(states[:40].T).expand(count, -1, -1), torch.tensor(actions[:40])
     )
@@ -220,7 +218,7 @@ def test_columns_of_particles_go_where_their_states_go(model):
         np.testing.assert_allclose(by_columns, by_states.transpose(1, 2), rtol=1e-5, atol=1e-6)
         return
     same = np.repeat(states[:1], 2000, axis=0), np.zeros(2000, int)
-    columns = simulator.blocks(3).step(*same)
+    columns = simulator.column_network(3).step(*same)
     plain = simulator.network(3).next_states(torch.tensor(same[0].T).expand(count, -1, -1), torch.tensor(same[1]))
     plain = plain.transpose(1, 2).numpy()
     error = np.hypot(columns.std(axis=1), plain.std(axis=1)) / np.sqrt(2000)

@@ -264,7 +264,7 @@ class ContextSimulator(Simulator):
         count = num_layers(self._dynamics.parameters, "forward")
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
-    def blocks(self, agent: int) -> ContextColumns | None:
+    def column_network(self, agent: int) -> ContextColumns | None:
         on_cpu = self.device.type == "cpu"
         return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
 
