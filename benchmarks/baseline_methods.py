@@ -31,13 +31,14 @@ from persim_gym.types import Policy
 if TYPE_CHECKING:
     from measure import Cell, Measured, Score
 
-METHODS = (*protocol.CADM, *protocol.POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
+POLICIES = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
+METHODS = (*protocol.CADM, *POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
 FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
 
 
 def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
     """Return the scores of a cell of one of these methods, measured now or in an earlier run."""
-    if cell.method in protocol.POLICIES:
+    if cell.method in POLICIES:
         return _measure_policy(cell, folder, device)
     model = _dynamics(cell, device, cache)
     if "rmse" in cell.table.metrics:
@@ -81,16 +82,18 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     """Train one policy for all agents (-P) or one for each (-A), and score it."""
-    fit = learner(cell.method)
+    method = protocol.MOREL_SAMPLED.get(cell.method, cell.method)
+    fit = learner(method)
     log = measure.logged(cell.env, cell.data, cell.scale)
-    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
+    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(method, {})}
     if fit is not fit_morel:
         settings["device"] = device
 
     def returns(policy: Policy, agent: int) -> Score:
-        return _score(cell, policy, agent, cell.scale.policy_episodes)
+        acting = policy if method == cell.method else _Sampling(policy)
+        return _score(cell, acting, agent, cell.scale.policy_episodes)
 
-    if cell.method.endswith("-A"):
+    if method.endswith("-A"):
         return by_agent(cell, folder, lambda agent: returns(fit(log, agent=agent, **settings), agent))
 
     def everyones() -> list[Score]:
@@ -98,6 +101,19 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
     return measure.once(folder / cell.name, everyones)
+
+
+class _Sampling:
+    """A policy whose actions are drawn, whatever is asked for."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """Return drawn actions."""
+        return self._policy.predict(observation, state, episode_start, deterministic=False)
 
 
 def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **settings: Any) -> Score:

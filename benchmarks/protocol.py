@@ -35,6 +35,8 @@ PE_TS_CADM = "PE-TS CaDM"
 MOREL_P, MOREL_A = "MOReL-P", "MOReL-A"
 BCQ_P, BCQ_A = "BCQ-P", "BCQ-A"
 CQL_P, CQL_A = "CQL-P", "CQL-A"
+MOREL_SAMPLED = {f"{method}, sampled": method for method in (MOREL_P, MOREL_A)}
+"""The same policies acting at random, as they learned to, instead of by their most likely action."""
 JOINT = "Joint network"
 """PerSim without its factorization."""
 PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
@@ -73,6 +75,7 @@ PAPER_METHOD = {
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
     **{method: method for method in (*CADM, *POLICIES)},
+    **MOREL_SAMPLED,
     **{method: f"PerSim-{'BCQ' if 'BCQ' in method else 'CQL'}-5" for method in SIMULATOR_OF},
     JOINT: "PerSim",
     PERSIM_PLAIN: "PerSim",
@@ -173,7 +176,7 @@ TABLES = {
     7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
     8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM)),
     9: _returns(9, "MountainCar", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
-    10: _returns(10, "CartPole", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
+    10: _returns(10, "CartPole", (*_RETURN_METHODS, *MOREL_SAMPLED, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
     11: _returns(11, "HalfCheetah", (PERSIM, PERSIM_PLUS, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
     12: Table(
         12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),

@@ -197,6 +197,11 @@ class Trajectories:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the provenance of a model says of the log it was learned from."""
+        return {"data_digest": self.digest, "data": dict(self.provenance), "num_transitions": self.num_transitions}
+
     def agent_index(self, agent: int | str) -> int:
         """Return the index of an agent given by index (int) or label (str)."""
         return find_agent(agent, self.agent_labels)

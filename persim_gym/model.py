@@ -15,7 +15,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data import find_agent, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
 from persim_gym.posterior import FactorPosterior
-from persim_gym.tasks import Task, find_task, get_task, is_built_in
+from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
@@ -299,8 +299,7 @@ class Ensemble:
             _KIND,
             arrays,
             {
-                "task": self.task.name,
-                **({} if is_built_in(self.task) else {"task_definition": self.task.to_json()}),
+                **task_fields(self.task),
                 "outcomes": list(self.outcomes),
                 "num_agents": self.num_agents,
                 "agent_labels": None if numbered else list(self.agent_labels),
@@ -326,7 +325,7 @@ class Ensemble:
         """
         arrays, document = storage.read(path, _KIND)
         try:
-            name, count = document["task"], int(document["num_agents"])
+            count = int(document["num_agents"])
             labels = tuple(document["agent_labels"]) if document["agent_labels"] else NumberedLabels(count)
             config = PerSimConfig.from_json(document["config"])
             provenance = document["provenance"]
@@ -334,9 +333,7 @@ class Ensemble:
                 raise ValueError(f"{len(labels)} labels for {count} agents")
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-        if task is not None and get_task(task).name != name:
-            raise FileFormatError(f"{path} is an ensemble of task {name}, not of {get_task(task).name}")
-        found = get_task(task) if task is not None else find_task(name, document.get("task_definition"))
+        found = task_of_file(path, document, task)
         shapes = _expected_shapes(found, config, count)
         if any(key.startswith(_POSTERIOR) for key in arrays):
             known = FactorPosterior.array_shapes(config.num_members, count, config.rank, found.observation_size)

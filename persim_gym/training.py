@@ -111,9 +111,7 @@ def fit(
         provenance |= errors
     runs.forget_checkpoints()
     provenance |= {
-        "data_digest": trajectories.digest,
-        "data": dict(trajectories.provenance),
-        "num_transitions": trajectories.num_transitions,
+        **trajectories.source,
         "seed": seed,
         "wall_seconds": round(time.perf_counter() - start, 1),
         "device": str(runs.device),

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from persim_gym.baselines import MOReLPolicy
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 POLICIES = ("MOReL-P", "MOReL-A", "BCQ-P", "BCQ-A", "CQL-P", "CQL-A")
 
@@ -32,10 +34,27 @@ def run(benchmark, tmp_path):
 def test_the_policy_methods_are_measured(run, table, capsys):
     pytest.importorskip("d3rlpy")
     pytest.importorskip("stable_baselines3")
-    rows = run(table, *POLICIES)
-    assert {(row.method, row.agent) for row in rows} == {(m, str(a)) for m in POLICIES for a in range(5)}
+    sampled = ("MOReL-P, sampled", "MOReL-A, sampled") if table == 10 else ()
+    rows = run(table, *POLICIES, *sampled)
+    assert {(row.method, row.agent) for row in rows} == {(m, str(a)) for m in (*POLICIES, *sampled) for a in range(5)}
     assert all(np.isfinite(row.mean) for row in rows)
     assert "*paper: CQL-A*" in capsys.readouterr().out
+
+
+def test_sampled_rows_draw_their_actions(run, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    asked = []
+    predict = MOReLPolicy.predict
+
+    def noting(self, observation, state=None, episode_start=None, deterministic=True):
+        asked.append(deterministic)
+        return predict(self, observation, state, episode_start, deterministic)
+
+    monkeypatch.setattr(MOReLPolicy, "predict", noting)
+    for method, expected in (("MOReL-A", {True}), ("MOReL-A, sampled", {False})):
+        asked.clear()
+        run(10, method)
+        assert set(asked) == expected
 
 
 def test_caddm_is_trained_once_for_both_its_tables(run, tmp_path):

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 import persim_gym
-from persim_gym.baselines.morel import MOReLConfig, fit_morel, largest_discrepancy
+from persim_gym import storage
+from persim_gym.baselines import OfflinePolicy
+from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, discrepancy, fit_plain_dynamics
 from persim_gym.errors import (
     EpisodeOverError,
+    FileFormatError,
     InvalidActionError,
     InvalidArgumentError,
     InvalidDataError,
@@ -144,7 +147,8 @@ def test_a_policy_for_discrete_actions(policy, cart_pole_log):
     np.testing.assert_allclose([scaled.mean(), scaled.std()], [0, 1], atol=1e-5)
 
 
-def test_a_policy_for_continuous_actions():
+@pytest.fixture(scope="module")
+def continuous_policy():
     pytest.importorskip("stable_baselines3")
     rng = np.random.default_rng(0)
     observations = rng.normal(size=(60, 18))
@@ -152,10 +156,48 @@ def test_a_policy_for_continuous_actions():
         agents=np.repeat(np.arange(3), 20), observations=observations, actions=rng.uniform(-1, 1, (60, 6)),
         next_observations=observations + 0.1 * rng.normal(size=(60, 18)), task="HalfCheetah",
     )  # fmt: skip
-    policy = fit_morel(log, config=MOReLConfig(penalty=200.0), progress=False, **QUICK)
-    actions, _ = policy.predict(1e3 * observations)
+    return fit_morel(log, config=MOReLConfig(penalty=200.0), progress=False, **QUICK)
+
+
+def test_a_policy_for_continuous_actions(continuous_policy):
+    actions, _ = continuous_policy.predict(1e3 * np.random.default_rng(0).normal(size=(60, 18)))
     assert actions.shape == (60, 6) and np.abs(actions).max() <= 1
-    assert policy.env.penalty == 200
+    assert continuous_policy.env.penalty == 200
+
+
+@pytest.mark.parametrize("kind", ["policy", "continuous_policy"])
+def test_a_saved_policy_acts_as_it_did(request, kind, tmp_path):
+    policy = request.getfixturevalue(kind)
+    policy.save(tmp_path / "one.policy")
+    loaded, again = (MOReLPolicy.load(tmp_path / "one.policy", seed=4) for _ in range(2))
+    observations = np.random.default_rng(1).normal(size=(50, policy.task.observation_size)) * 0.1
+    np.testing.assert_array_equal(loaded.predict(observations)[0], policy.predict(observations)[0])
+    drawn = [one.predict(observations, deterministic=False)[0] for one in (loaded, again, again)]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[1] != drawn[2]).any()
+    assert loaded.provenance == policy.provenance and loaded.ppo is None and loaded.env is None
+
+
+def test_drawn_actions_are_drawn_as_the_policy_says(policy):
+    state = np.array([0.0, 0.0, 0.02, 0.0], np.float32)
+    with torch.no_grad():
+        expected = policy.network.get_distribution(torch.tensor(state[None])).distribution.probs[0, 1].item()
+    drawn, _ = policy.predict(np.tile(state, (4000, 1)), deterministic=False)
+    assert abs(drawn.mean() - expected) < 0.04
+    assert len(np.unique(policy.predict(np.tile(state, (9, 1)))[0])) == 1
+
+
+def test_a_file_of_another_policy_is_refused(policy, tmp_path):
+    policy.save(tmp_path / "one.policy")
+    with pytest.raises(FileFormatError, match="holds a policy of MOReL, but a policy of BCQ or CQL was asked for"):
+        OfflinePolicy.load(tmp_path / "one.policy")
+    with pytest.raises(FileFormatError, match="is of task CartPole, not of MountainCar"):
+        MOReLPolicy.load(tmp_path / "one.policy", task="MountainCar")
+    arrays, document = storage.read(tmp_path / "one.policy", MOReLPolicy.kind)
+    kept = {name: np.array(array) for name, array in arrays.items() if "action_net" not in name}
+    storage.write(tmp_path / "two.policy", MOReLPolicy.kind, kept, document)
+    with pytest.raises(FileFormatError, match="its arrays do not fit the policy.*action_net"):
+        MOReLPolicy.load(tmp_path / "two.policy")
 
 
 def test_a_policy_learns_in_the_pessimistic_mdp():

@@ -8,10 +8,12 @@ import torch
 from gymnasium import spaces
 
 import persim_gym
-from persim_gym.baselines import discrete_q, offline
+from persim_gym import storage
+from persim_gym.baselines import OfflinePolicy, discrete_q, offline
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.errors import (
+    FileFormatError,
     InvalidActionError,
     InvalidArgumentError,
     InvalidDataError,
@@ -122,6 +124,51 @@ def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(continuous, 
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
     assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_a_saved_policy_acts_as_it_did(request, kind, method, tmp_path):
+    task, log = request.getfixturevalue(kind)
+    policy = METHODS[method](log, task=task, agent=1, steps=6, seed=3, progress=False, **SMALL)
+    policy.save(tmp_path / "one.policy")
+    with pytest.raises(UnknownNameError, match="has a reward and a terminated function of its own.*give task="):
+        OfflinePolicy.load(tmp_path / "one.policy")
+    loaded, again = (OfflinePolicy.load(tmp_path / "one.policy", task=task) for _ in range(2))
+    observations = np.linspace(-3, 3, 40)[:, None]
+    drawn = kind == "continuous" and method == "BCQ"  # its candidates
+    kept = again if drawn else policy
+    np.testing.assert_array_equal(loaded.predict(observations)[0], kept.predict(observations)[0])
+    for name, network in policy.algorithm.impl.modules.get_torch_modules().items():
+        found = getattr(loaded.algorithm.impl.modules, name).state_dict()
+        assert found and all(torch.equal(found[key], tensor) for key, tensor in network.state_dict().items())
+    assert loaded.algorithm.config == policy.algorithm.config
+    assert loaded.provenance == policy.provenance
+    assert loaded.provenance["gradient_steps"] == 6 and loaded.provenance["seed"] == 3
+    assert loaded.provenance["data_digest"] == log.select([1]).digest
+
+
+def test_a_damaged_file_of_a_policy_is_refused(discrete, tmp_path):
+    task, log = discrete
+    fit_cql(log, task=task, steps=1, progress=False, **SMALL).save(tmp_path / "one.policy")
+    arrays, document = storage.read(tmp_path / "one.policy", OfflinePolicy.kind)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+
+    def load(arrays, **changes):
+        storage.write(tmp_path / "two.policy", OfflinePolicy.kind, arrays, {**document, **changes})
+        return OfflinePolicy.load(tmp_path / "two.policy", task=task)
+
+    load(arrays)
+    with pytest.raises(FileFormatError, match="its arrays do not fit the policy"):
+        load(dict(list(arrays.items())[1:]))
+    settings = {**document["settings"], "config": "DQNConfig"}
+    with pytest.raises(FileFormatError, match="header is damaged .*'DQNConfig' is none of DiscreteBCQConfig"):
+        load(arrays, settings=settings)
+    for settings in ({}, {**document["settings"], "values": {"batch_size": 3, "nonsense": 1}}, None):
+        with pytest.raises(FileFormatError, match="header is damaged"):
+            load(arrays, settings=settings)
+    with pytest.raises(FileFormatError, match="is of task Corridor, not of CartPole"):
+        OfflinePolicy.load(tmp_path / "one.policy", task="CartPole")
 
 
 def test_no_transition_is_lost(discrete):

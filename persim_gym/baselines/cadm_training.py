@@ -70,9 +70,7 @@ def fit_cadm(
             bar.complete((index + 1) * epochs)
     return trainer.model(
         {
-            "data_digest": trajectories.digest,
-            "data": dict(trajectories.provenance),
-            "num_transitions": trajectories.num_transitions,
+            **trajectories.source,
             "seed": seed,
             "gradient_steps": trainer.steps,
             "wall_seconds": round(time.perf_counter() - start, 1),

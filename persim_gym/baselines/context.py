@@ -24,7 +24,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStat
 from persim_gym.gradients import num_layers
 from persim_gym.model import AGGREGATES
 from persim_gym.simulator import Simulator
-from persim_gym.tasks import Task, find_task, get_task, is_built_in
+from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ class ContextModel:
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
         document = {
-            "task": self.task.name,
-            **({} if is_built_in(self.task) else {"task_definition": self.task.to_json()}),
+            **task_fields(self.task),
             "agent_labels": list(self.agent_labels),
             "config": asdict(self.config),
             "provenance": dict(self.provenance),
@@ -91,13 +90,11 @@ class ContextModel:
         }
         try:
             config = cls.config_type().with_changes(**document["config"])
-            name, labels, provenance = document["task"], tuple(document["agent_labels"]), document["provenance"]
+            labels, provenance = tuple(document["agent_labels"]), document["provenance"]
             initial, own = np.array(arrays["initial_observations"]), cls.own_fields(arrays)
         except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-        found = find_task(name, document.get("task_definition")) if task is None else get_task(task)
-        if found.name != name:
-            raise FileFormatError(f"{path} is of task {name}, not of {found.name}")
+        found = task_of_file(path, document, task)
         for array, shape in cls.shapes(config, found, len(labels)).items():
             if array not in parameters or parameters[array].shape != shape:
                 raise FileFormatError(f"{path}: array {array!r} is missing or has the wrong shape, expected {shape}")

@@ -112,7 +112,7 @@ def fit_joint(
     with threads_for(settings.state_hidden):
         parameters, loss = _train(trajectories, found, settings, normalizer, seed, where, progress)
     provenance: dict[str, Any] = {
-        "data_digest": trajectories.digest,
+        **trajectories.source,
         "seed": seed,
         "training_loss": loss,
         "wall_seconds": round(time.perf_counter() - start, 1),

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import finite_action_bounds, policy_log
-from persim_gym.baselines.morel_ppo import check_installed, learn_ppo
+from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
 from persim_gym.data import Trajectories
-from persim_gym.devices import single_thread
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, UnknownNameError
+from persim_gym.devices import resolve_device
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.tasks import Task
+from persim_gym.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -69,29 +72,45 @@ CONFIGS = {"HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}
 """By task, where they differ from the defaults."""
 
 
-class MOReLPolicy:
-    """A policy learned in a pessimistic MDP, with Stable-Baselines3's `predict`."""
+class MOReLPolicy(LearnedPolicy):
+    """A policy learned in a pessimistic MDP: its most likely actions, or actions drawn (``deterministic=False``)."""
 
-    def __init__(self, ppo: Any, task: Task, env: PessimisticVectorEnv, provenance: Mapping[str, Any]) -> None:
+    kind = "a policy of MOReL"
+
+    def __init__(
+        self,
+        network: Any,
+        task: Task,
+        randomness: OwnRandomness,
+        provenance: Mapping[str, Any],
+        *,
+        ppo: Any = None,
+        env: PessimisticVectorEnv | None = None,
+    ) -> None:
+        super().__init__(task, randomness, provenance)
+        self.network = network
+        """Stable-Baselines3's `ActorCriticPolicy`."""
         self.ppo = ppo
-        """Stable-Baselines3's own object."""
-        self.task = task
+        """Stable-Baselines3's own object; None if the policy was loaded from a file."""
         self.env = env
-        """The pessimistic MDP it was learned in."""
-        self.provenance = dict(provenance)
+        """The pessimistic MDP it was learned in; None if the policy was loaded from a file."""
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, None]:
-        """Return the most likely actions (B,) or (B, A) for observations (B, D) or (D,), and None."""
-        observations = np.atleast_2d(np.asarray(observation, np.float32))
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
-            )
-        with single_thread():
-            actions, _ = self.ppo.predict(observations, deterministic=deterministic)
-        return (actions[0] if np.ndim(observation) == 1 else actions), None
+    def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
+        return self.network.predict(observations, deterministic=deterministic)[0]
+
+    def _networks(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
+
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _untrained(
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+    ) -> MOReLPolicy:
+        with randomness.active():
+            network = new_network(task).to(resolve_device(device))
+        return cls(network, task, randomness, provenance)
 
 
 def fit_morel(
@@ -149,14 +168,20 @@ def fit_morel(
     )
     ppo = learn_ppo(
         env,
-        mean=dynamics.states.mean[:, 0].numpy(),
-        scale=dynamics.states.scale[:, 0].numpy(),
-        bounds=None if found.discrete else found.action_bounds,
+        found,
+        mean=dynamics.states.mean[:, 0],
+        scale=dynamics.states.scale[:, 0],
         steps=settings.policy_steps,
         seed=seed,
     )
-    wall = round(time.perf_counter() - start, 1)
-    return MOReLPolicy(ppo, found, env, {"threshold": env.threshold, "seed": seed, "wall_seconds": wall})
+    provenance = {
+        **log.source,
+        "seed": seed,
+        "config": {**asdict(settings), "hidden": list(settings.hidden)},
+        "threshold": env.threshold,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+    }
+    return MOReLPolicy(ppo.policy, found, OwnRandomness(seed), provenance, ppo=ppo, env=env)
 
 
 def largest_discrepancy(dynamics: PlainDynamics, log: Trajectories) -> float:

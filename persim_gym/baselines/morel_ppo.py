@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from persim_gym.devices import single_thread
 from persim_gym.errors import MissingExtraError
 from persim_gym.interop.sb3 import to_sb3_vec_env
+from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
 
@@ -28,10 +29,10 @@ def check_installed() -> None:
 
 def learn_ppo(
     env: gymnasium.vector.VectorEnv[Any, Any, Any],
+    task: Task,
     *,
-    mean: FloatArray,
-    scale: FloatArray,
-    bounds: tuple[FloatArray, FloatArray] | None,
+    mean: Tensor,
+    scale: Tensor,
     steps: int,
     seed: int,
 ) -> Any:
@@ -39,9 +40,9 @@ def learn_ppo(
 
     Args:
         env: with same-step autoreset.
+        task: whose actions and observations they are.
         mean: (D,) to subtract from observations before the networks see them.
         scale: (D,) to divide them by then.
-        bounds: of continuous actions (A,): the mean action is kept within by a tanh; None for discrete ones.
         steps: of all environments together.
         seed: of weights, actions and episodes.
 
@@ -65,43 +66,76 @@ def learn_ppo(
             gamma=0.99,
             gae_lambda=0.95,
             max_grad_norm=0.5,
-            policy_kwargs={
-                "net_arch": {"pi": [64, 64], "vf": [64, 64]},
-                "features_extractor_class": _standardizer(),
-                "features_extractor_kwargs": {"mean": mean, "scale": scale},
-            },
+            policy_kwargs=_network_settings(task),
             seed=seed,
             device="cpu",
         )
-        if bounds is not None:
-            # The layer is part of the optimizer already; what is put behind it has no weights.
-            policy: Any = ppo.policy
-            policy.action_net = nn.Sequential(policy.action_net, _Within(*bounds))
+        network: Any = ppo.policy
+        network.features_extractor.mean.copy_(mean)
+        network.features_extractor.scale.copy_(scale)
+        _keep_within_bounds(network, task)
         return ppo.learn(steps)
+
+
+def new_network(task: Task) -> Any:
+    """Return the network that PPO learns, Stable-Baselines3's `ActorCriticPolicy`, with any weights.
+
+    Raises:
+        MissingExtraError: Stable-Baselines3 is not installed.
+
+    """
+    check_installed()
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    network = ActorCriticPolicy(task.observation_space, task.action_space, lambda _: 0.0, **_network_settings(task))
+    _keep_within_bounds(network, task)
+    return network
+
+
+def _network_settings(task: Task) -> dict[str, Any]:
+    return {
+        "net_arch": {"pi": [64, 64], "vf": [64, 64]},
+        "features_extractor_class": _standardizer(),
+        "features_extractor_kwargs": {"size": task.observation_size},
+    }
+
+
+def _keep_within_bounds(network: Any, task: Task) -> None:
+    """Put a tanh behind a new network's mean action, if actions are continuous."""
+    if not task.discrete:
+        # The layer is part of the optimizer already; what is put behind it has no weights.
+        network.action_net = nn.Sequential(network.action_net, _Within(*task.action_bounds))
 
 
 class _Within(nn.Module):
     """Tanh, scaled to bounds (A,)."""
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, low: FloatArray, high: FloatArray) -> None:
         super().__init__()
-        self._low = torch.tensor(low, dtype=torch.float32)
-        self._high = torch.tensor(high, dtype=torch.float32)
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._low + 0.5 * (inputs.tanh() + 1) * (self._high - self._low)
+        return self.low + 0.5 * (inputs.tanh() + 1) * (self.high - self.low)
 
 
 def _standardizer() -> type:
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
     class StandardizedObservations(BaseFeaturesExtractor):
-        def __init__(self, observation_space: gymnasium.Space, mean: FloatArray, scale: FloatArray) -> None:
-            super().__init__(observation_space, len(mean))
-            self._mean, self._scale = torch.tensor(mean), torch.tensor(scale)
+        mean: Tensor
+        scale: Tensor
+
+        def __init__(self, observation_space: gymnasium.Space, size: int) -> None:
+            super().__init__(observation_space, size)
+            self.register_buffer("mean", torch.zeros(size))
+            self.register_buffer("scale", torch.ones(size))
 
         def forward(self, observations: Tensor) -> Tensor:
-            return (observations - self._mean) / self._scale
+            return (observations - self.mean) / self.scale
 
     return StandardizedObservations
 

@@ -8,25 +8,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
+from torch import nn
 
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
+from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import finite_action_bounds, policy_log
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, single_thread
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingExtraError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, MissingExtraError, UnknownNameError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray
 
 _BAR_STEPS = 100
+_CONFIGS = ("DiscreteBCQConfig", "BCQConfig", "DiscreteCQLConfig", "CQLConfig")
+"""What a file may name."""
 
 
 @cache
@@ -57,51 +62,44 @@ def configured(config: Any, settings: dict[str, Any]) -> Any:
     return config
 
 
-class OfflinePolicy:
-    """A policy learned by d3rlpy, with Stable-Baselines3's `predict`."""
+class OfflinePolicy(LearnedPolicy):
+    """A policy learned by d3rlpy.
 
-    def __init__(self, algorithm: Any, task: Task, randomness: OwnRandomness) -> None:
+    Its greedy actions are all it has, deterministic or not; continuous BCQ draws the candidates for them.
+    """
+
+    kind = "a policy of BCQ or CQL"
+
+    def __init__(self, algorithm: Any, task: Task, randomness: OwnRandomness, provenance: Mapping[str, Any]) -> None:
+        super().__init__(task, randomness, provenance)
         self.algorithm = algorithm
         """d3rlpy's own object."""
-        self.task = task
-        self._randomness = randomness
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, None]:
-        """Return the algorithm's greedy actions for observations (B, D) or (D,), and None.
+    def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
+        actions = np.asarray(self.algorithm.predict(observations))
+        if self.task.discrete:
+            return actions
+        low, high = self.task.action_bounds
+        return (low + 0.5 * (np.clip(actions, -1, 1) + 1) * (high - low)).astype(np.float32)
 
-        Continuous BCQ draws its candidate actions, from the policy's own random numbers, also when deterministic.
-        """
-        observations = np.atleast_2d(np.asarray(observation, np.float32))
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
-            )
-        with single_thread(), self._randomness.active():
-            actions = np.asarray(self.algorithm.predict(observations))
-        if not self.task.discrete:
-            low, high = self.task.action_bounds
-            actions = (low + 0.5 * (np.clip(actions, -1, 1) + 1) * (high - low)).astype(np.float32)
-        return (actions[0] if np.ndim(observation) == 1 else actions), None
+    def _networks(self) -> Mapping[str, nn.Module]:
+        return self.algorithm.impl.modules.get_torch_modules()
 
+    def _settings(self) -> dict[str, Any]:
+        config = self.algorithm.config
+        return {"config": type(config).__name__, "values": json.loads(config.serialize())}
 
-class OwnRandomness:
-    """A stream of torch's global random numbers, for d3rlpy knows no generator; everybody else's stay as they were."""
-
-    def __init__(self, seed: int) -> None:
-        self._state = torch.Generator().manual_seed(seed).get_state()
-        self._seed = seed
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Let torch's global numbers be this stream's."""
-        with torch.random.fork_rng():
-            if torch.cuda.is_available():
-                torch.cuda.manual_seed_all(self._seed)
-            torch.set_rng_state(self._state)
-            yield
-            self._state = torch.get_rng_state()
+    @classmethod
+    def _untrained(
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+    ) -> OfflinePolicy:
+        if settings["config"] not in _CONFIGS:
+            raise ValueError(f"config {settings['config']!r} is none of {', '.join(_CONFIGS)}")
+        config = getattr(d3rlpy().algos, settings["config"]).deserialize(json.dumps(settings["values"]))
+        algorithm = config.create(device=device_name(device))
+        with randomness.active():
+            algorithm.create_impl((task.observation_size,), task.action_size)
+        return cls(algorithm, task, randomness, provenance)
 
 
 def fit_policy(
@@ -173,7 +171,8 @@ def train(
     with OwnRandomness(weights_seed).active():
         algorithm.create_impl((task.observation_size,), task.action_size)
     randomness = OwnRandomness(noise_seed)
-    policy = OfflinePolicy(algorithm, task, randomness)
+    policy = OfflinePolicy(algorithm, task, randomness, {**log.source, "seed": seed})
+    start = time.perf_counter()
     learner = DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
     rng, batch_size = np.random.default_rng(seed), algorithm.config.batch_size
     done, best = 0, _Best(algorithm)
@@ -192,6 +191,7 @@ def train(
                 if select is not None:
                     best.offer(float(select(policy)))
     best.restore()
+    policy.provenance |= {"gradient_steps": done, "wall_seconds": round(time.perf_counter() - start, 1)}
     return policy
 
 

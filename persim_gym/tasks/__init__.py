@@ -1,10 +1,13 @@
 """The problems: what is known about each without learning. One file a task; `get_task` finds one by name."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from persim_gym.errors import InvalidArgumentError, PerSimError, UnknownNameError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.tasks import cart_pole, half_cheetah, mountain_car
 from persim_gym.tasks.base import Covariate, PlanningObjective, Renderer, System, Task, ToLearn
 
@@ -19,7 +22,9 @@ __all__ = [
     "get_task",
     "is_built_in",
     "register_task",
+    "task_fields",
     "task_names",
+    "task_of_file",
 ]
 
 _BUILT_IN = (mountain_car.TASK, cart_pole.TASK, half_cheetah.TASK)
@@ -31,7 +36,7 @@ def task_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
-def get_task(task: "str | Task") -> Task:
+def get_task(task: str | Task) -> Task:
     """Return the task of that name; a `Task` is returned as it is."""
     if isinstance(task, Task):
         return task
@@ -54,6 +59,36 @@ def register_task(task: Task) -> None:
 def is_built_in(task: Task) -> bool:
     """Whether every process knows the task."""
     return any(task.name == known.name for known in _BUILT_IN)
+
+
+def task_fields(task: Task) -> dict[str, Any]:
+    """Return what a file says of its task: the name, and of one that is not built in how to find or make it."""
+    return {"task": task.name, **({} if is_built_in(task) else {"task_definition": task.to_json()})}
+
+
+def task_of_file(path: str | Path, document: Mapping[str, Any], task: str | Task | None) -> Task:
+    """Return the task of a file.
+
+    Args:
+        path: of the file.
+        document: in its header, with `task_fields`.
+        task: what it must be, if that is known.
+
+    Raises:
+        FileFormatError: the header names no task, or another one than ``task``.
+        UnknownNameError: see `find_task`.
+        PerSimError: see `find_task`.
+
+    """
+    name = document.get("task")
+    if not isinstance(name, str):
+        raise FileFormatError(f"{path}: the header is damaged (it names no task)")
+    if task is None:
+        return find_task(name, document.get("task_definition"))
+    found = get_task(task)
+    if found.name != name:
+        raise FileFormatError(f"{path} is of task {name}, not of {found.name}")
+    return found
 
 
 def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:

@@ -1,0 +1,139 @@
+"""What policies learned by other libraries have in common: `predict`, random numbers of their own, and a file."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from persim_gym import storage
+from persim_gym.devices import single_thread
+from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError
+from persim_gym.tasks import Task, task_fields, task_of_file
+from persim_gym.types import FloatArray
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class OwnRandomness:
+    """A stream of torch's global random numbers, for these libraries know no generator; others' stay as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+        self._seed = seed
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Let torch's global numbers be this stream's."""
+        with torch.random.fork_rng():
+            if torch.cuda.is_available():
+                torch.cuda.manual_seed_all(self._seed)
+            torch.set_rng_state(self._state)
+            yield
+            self._state = torch.get_rng_state()
+
+
+class LearnedPolicy(ABC):
+    """A policy learned from a log, with Stable-Baselines3's `predict`."""
+
+    kind: ClassVar[str]
+    """Of its files."""
+
+    def __init__(self, task: Task, randomness: OwnRandomness, provenance: Mapping[str, Any]) -> None:
+        self.task = task
+        self.provenance = dict(provenance)
+        """What it was learned from, and how long that took."""
+        self._randomness = randomness
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, None]:
+        """Return actions (B,) or (B, A) for observations (B, D), or one for (D,), and None.
+
+        What is drawn, if anything is, comes from the policy's own random numbers.
+
+        Args:
+            observation: current observation of each environment.
+            state: not used; these policies remember nothing.
+            episode_start: not used either.
+            deterministic: the action the policy thinks best; if False, one drawn as the policy learned to act, where
+                the method has such a thing.
+
+        """
+        observations = np.atleast_2d(np.asarray(observation, np.float32))
+        if observations.shape[1:] != (self.task.observation_size,):
+            raise InvalidStateError(
+                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
+            )
+        with single_thread(), self._randomness.active():
+            actions = self._act(observations, deterministic)
+        return (actions[0] if np.ndim(observation) == 1 else actions), None
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: what `predict` needs, but not what training would go on from."""
+        arrays = {
+            f"{module}.{name}": tensor.detach().cpu().numpy()
+            for module, network in self._networks().items()
+            for name, tensor in network.state_dict().items()
+        }
+        document = {**task_fields(self.task), "settings": self._settings(), "provenance": self.provenance}
+        storage.write(path, self.kind, arrays, document)
+
+    @classmethod
+    def load(cls, path: str | Path, *, task: str | Task | None = None, device: str = "cpu", seed: int = 0) -> Self:
+        """Read a file written by `save`.
+
+        Args:
+            path: the file.
+            task: the task it must be for; by default the known one of the name in the file, else what the file's
+                reference to a module has.
+            device: to predict on.
+            seed: of the policy's random numbers.
+
+        Raises:
+            FileFormatError: damaged, of a newer format, of another task, or of another kind of policy.
+            UnknownNameError: its task is not registered.
+            MissingExtraError: the library that learned it is not installed.
+
+        """
+        arrays, document = storage.read(path, cls.kind)
+        found = task_of_file(path, document, task)
+        try:
+            policy = cls._untrained(found, document["settings"], document["provenance"], device, OwnRandomness(seed))
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
+            raise FileFormatError(f"{path}: the header is damaged ({error})") from error
+        for module, network in policy._networks().items():
+            prefix = f"{module}."
+            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            try:
+                network.load_state_dict({name: torch.tensor(np.array(array)) for name, array in own.items()})
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise FileFormatError(f"{path}: its arrays do not fit the policy ({reason})") from error
+        return policy
+
+    @abstractmethod
+    def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
+        """Return actions (B,) or (B, A) of the task for observations (B, D)."""
+
+    @abstractmethod
+    def _networks(self) -> Mapping[str, nn.Module]:
+        """Return all networks that have something to remember; no name is the beginning of another and a dot."""
+
+    @abstractmethod
+    def _settings(self) -> Any:
+        """Return, for JSON, what `_untrained` makes the same networks from."""
+
+    @classmethod
+    @abstractmethod
+    def _untrained(
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+    ) -> Self:
+        """Return a policy of these settings, whose networks have any weights."""
