@@ -63,7 +63,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
         paper = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
         model: ContextModel = fit_joint(log, config=paper, **settings)
     else:
-        model = fit_cadm(log, config=method, **settings, **cell.scale.budgets.get(method, {}))
+        model = fit_cadm(log, config=method, checkpoint=path, **settings, **cell.scale.budgets.get(method, {}))
     model.save(path)
     return model
 

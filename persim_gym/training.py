@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from persim_gym import storage
+from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import memory_for, resolve_device, threads_for
-from persim_gym.errors import FileFormatError, InvalidArgumentError, TrainingDivergedError
+from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
@@ -27,7 +27,6 @@ from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
 
-_CHECKPOINT = "checkpoint"
 _CHECKPOINT_SECONDS = 30.0
 _MAX_INITIAL_OBSERVATIONS = 10_000
 _EVALUATION_BATCH = 8192
@@ -162,7 +161,7 @@ class _Runs:
         self.device, self._threads = device, torch.get_num_threads()
         self._log, self._task, self._seed, self._progress = log, task, seed, progress
         self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._written: list[Path] = []
+        self._written: list[Checkpoint] = []
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
         """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
@@ -170,8 +169,8 @@ class _Runs:
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
         trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
-        path, identity = self._checkpoint_of(config, stage)
-        loss = _resume(trainer, path, identity)
+        checkpoint = self._checkpoint_of(config, stage)
+        loss = _resume(trainer, checkpoint)
         device_rows = torch.as_tensor(rows, device=self.device)
         title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
         saved = time.monotonic()
@@ -186,10 +185,8 @@ class _Runs:
                     )
                 bar.advance(f"loss {loss:.3e}")
                 due = time.monotonic() - saved > _CHECKPOINT_SECONDS or trainer.epoch == config.epochs
-                if path is not None and due:
-                    storage.write(
-                        path, _CHECKPOINT, trainer.state(), {**identity, "epoch": trainer.epoch, "loss": loss}
-                    )
+                if due and checkpoint.path is not None:
+                    checkpoint.write(trainer.state(), epoch=trainer.epoch, loss=loss)
                     saved = time.monotonic()
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         candidates = refit_factors(
@@ -258,8 +255,8 @@ class _Runs:
 
     def forget_checkpoints(self) -> None:
         """Remove the checkpoints of finished training."""
-        for path in self._written:
-            path.unlink(missing_ok=True)
+        for checkpoint in self._written:
+            checkpoint.remove()
 
     def _normalizer(self, config: PerSimConfig) -> Normalizer:
         if config.normalize:
@@ -275,7 +272,7 @@ class _Runs:
             discrete=self._task.discrete,
         )
 
-    def _checkpoint_of(self, config: PerSimConfig, stage: str) -> tuple[Path | None, dict[str, Any]]:
+    def _checkpoint_of(self, config: PerSimConfig, stage: str) -> Checkpoint:
         identity = {
             "task": self._task.name,
             "config": config.to_json(),
@@ -283,25 +280,18 @@ class _Runs:
             "stage": stage,
             "data_digest": self._log.digest,
         }
-        if self._checkpoint is None:
-            return None, identity
-        path = self._checkpoint.with_name(f"{self._checkpoint.name}.rank{config.rank}-{stage}.part")
-        self._written.append(path)
-        return path, identity
+        path = None
+        if self._checkpoint is not None:
+            path = self._checkpoint.with_name(f"{self._checkpoint.name}.rank{config.rank}-{stage}.part")
+        self._written.append(Checkpoint(path, identity))
+        return self._written[-1]
 
 
-def _resume(trainer: Trainer, path: Path | None, identity: dict[str, Any]) -> float:
+def _resume(trainer: Trainer, checkpoint: Checkpoint) -> float:
     """Continue from a checkpoint of exactly this run, if there is one; return its last loss."""
-    if path is None or not path.exists():
+    found = checkpoint.read()
+    if found is None:
         return float("nan")
-    arrays, document = storage.read(path, _CHECKPOINT)
-    found = {key: document.get(key) for key in identity}
-    wanted = {**identity, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in identity["config"].items()}}
-    if found != wanted:
-        different = ", ".join(key for key in wanted if found[key] != wanted[key])
-        raise FileFormatError(
-            f"{path} is a checkpoint of another training run (different {different}); "
-            "delete it, or give another checkpoint name"
-        )
-    trainer.resume(arrays, int(document["epoch"]))
-    return float(document["loss"])
+    arrays, progress = found
+    trainer.resume(arrays, int(progress["epoch"]))
+    return float(progress["loss"])

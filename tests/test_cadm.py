@@ -314,6 +314,30 @@ def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
     np.testing.assert_array_equal(runs[0], runs[2])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_training_resumes_to_the_same_bits(cart_pole_log, tmp_path, monkeypatch, method):
+    settings = {**TINY, "config": method, "iterations": 4, "device": "cpu", "progress": False, "seed": 3}
+    whole = fit_cadm(cart_pole_log, **settings)
+    calls, run_iteration = itertools.count(), _Trainer.run_iteration
+
+    def interrupting(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return run_iteration(*arguments)
+
+    monkeypatch.setattr(_Trainer, "run_iteration", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        fit_cadm(cart_pole_log, checkpoint=tmp_path / "model.cadm", **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.cadm.part"]
+    with pytest.raises(FileFormatError, match=r"model\.cadm\.part is a checkpoint of another.*\(different seed\)"):
+        fit_cadm(cart_pole_log, checkpoint=tmp_path / "model.cadm", **{**settings, "seed": 4})
+    resumed = fit_cadm(cart_pole_log, checkpoint=tmp_path / "model.cadm", **settings)
+    assert next(calls) == 3 + 2  # the two iterations done are not done again
+    assert all(np.array_equal(resumed.parameters[name], array) for name, array in whole.parameters.items())
+    assert resumed.provenance["gradient_steps"] == whole.provenance["gradient_steps"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_is_trained_at_the_precision_asked_for(cart_pole_log, monkeypatch):
     before, seen = torch.get_float32_matmul_precision(), set()
 

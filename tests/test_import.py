@@ -14,7 +14,7 @@ LAYERS = (
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "shallow_kernel", "compiled",
     "layers", "layer_kernel", "compiled_layers", "simulator", "selection",
     "covariates", "factors", "refit", "calibration", "compiled_training",
-    "graphs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
+    "graphs", "checkpoint", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
 FORWARD = {("model", "simulator")}  # `Ensemble.simulator` is where users meet it; imported on use

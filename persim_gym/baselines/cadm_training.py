@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
 from persim_gym.baselines.context_network import Scaling, mlp, soft_clamp
+from persim_gym.checkpoint import Checkpoint
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
@@ -23,6 +26,8 @@ from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
 _MAX_INITIAL_OBSERVATIONS = 10_000
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What torch's Adam remembers of each parameter."""
 
 
 def fit_cadm(
@@ -32,6 +37,7 @@ def fit_cadm(
     config: str | CaDMConfig = "Vanilla CaDM",
     seed: int = 0,
     device: str = "auto",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> CaDM:
@@ -48,26 +54,41 @@ def fit_cadm(
         config: "Vanilla CaDM", "PE-TS CaDM", or settings.
         seed: of the initial weights, the order of agents and the batches.
         device: "auto", "cpu", "cuda", … .
+        checkpoint: a file name; unfinished training is kept beside it after every iteration, and the same call
+            continues where it stopped.
         progress: whether to show a bar.
         **changes: to the configuration.
 
     Raises:
         InvalidDataError: the log does not fit the task.
         TrainingDivergedError: the loss is no longer finite.
+        FileFormatError: the checkpoint is of another run.
 
     """
     found = task_of(trajectories, task)
     check_log(trajectories, found)
     settings = get_cadm_config(config, found.name).with_changes(**changes)
     start = time.perf_counter()
+    identity = {
+        "task": found.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest
+    }  # fmt: skip
+    path = None if checkpoint is None else Path(checkpoint)
+    run = Checkpoint(None if path is None else path.with_name(f"{path.name}.part"), identity)
     trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))
     parts = trainer.parts()
     epochs = trainer.epochs_per_iteration(parts)
+    done, earlier = 0, run.read()
+    if earlier is not None:
+        trainer.resume(*earlier)
+        done, start = earlier[1]["iterations"], start - earlier[1]["seconds"]
     precision = matmul_precision(settings.matmul_precision)
-    with precision, ProgressBar("CaDM", len(parts) * epochs, progress) as bar:
-        for index, (kept, held_out) in enumerate(parts):
+    with precision, ProgressBar("CaDM", len(parts) * epochs, progress, done=done * epochs) as bar:
+        for index, (kept, held_out) in enumerate(parts[done:], done + 1):
             trainer.run_iteration(kept, held_out, epochs, bar)
-            bar.complete((index + 1) * epochs)
+            bar.complete(index * epochs)
+            if index < len(parts):
+                run.write(trainer.state(), steps=trainer.steps, iterations=index, seconds=time.perf_counter() - start)
+    run.remove()
     return trainer.model(
         {
             **trajectories.source,
@@ -216,6 +237,23 @@ class _Trainer:
             average = _PERSISTENCE * average + (1 - _PERSISTENCE) * validation
             if before is not None and average > before:
                 break
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that the iterations to come depend on."""
+        tensors = {name: tensor.detach() for name, tensor in self.parameters.items()}
+        for name, tensor in self.parameters.items():
+            tensors |= {f"{name}.{key}": value for key, value in self._optimizer.state[tensor].items()}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return {**arrays, "generator": self._generator.get_state().numpy()}
+
+    def resume(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned when so much was done."""
+        found = {name: torch.tensor(np.array(array), device=self._device) for name, array in arrays.items()}
+        for name, tensor in self.parameters.items():
+            tensor.data.copy_(found[name])
+            self._optimizer.state[tensor] = {key: found[f"{name}.{key}"] for key in _ADAM}
+        self._generator.set_state(torch.tensor(np.array(arrays["generator"])))
+        self.steps = int(progress["steps"])
 
     def model(self, provenance: dict[str, Any]) -> CaDM:
         """Return what was learned."""
