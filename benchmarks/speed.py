@@ -353,7 +353,7 @@ def offline_learning() -> Iterator[Row]:
     """Yield gradient steps of BCQ and CQL, on the log of everyone and on that of one agent."""
     from persim_gym.baselines import bcq, cql
     from persim_gym.baselines.discrete_q import DiscreteSteps
-    from persim_gym.baselines.offline import D3rlpySteps
+    from persim_gym.baselines.offline_training import D3rlpySteps
 
     task, everyones, rng = get_task("CartPole"), made_up_log("CartPole", 50_000), np.random.default_rng(0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError
@@ -24,13 +25,19 @@ class Checkpoint:
     identity: Mapping[str, Any]
     """Everything the run depends on, as JSON can hold it: settings, seed, data."""
 
-    def write(self, arrays: Mapping[str, np.ndarray], **progress: Any) -> None:
+    @classmethod
+    def beside(cls, path: str | Path | None, identity: Mapping[str, Any], stage: str = "") -> Checkpoint:
+        """Return the checkpoint of a run, or of a stage of it, whose result will be kept at a path, if at all."""
+        return cls(None if path is None else Path(path).with_name(f"{Path(path).name}{stage}.part"), identity)
+
+    def write(self, tensors: Mapping[str, torch.Tensor | np.ndarray], **progress: Any) -> None:
         """Keep a state, and how far the run has come."""
         if self.path is not None:
+            arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in tensors.items()}
             storage.write(self.path, _KIND, arrays, {**self.identity, **progress})
 
-    def read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Return what `write` kept last, arrays and progress; None if there is nothing.
+    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return what `write` kept last, tensors on the CPU and progress; None if there is nothing.
 
         Raises:
             FileFormatError: damaged, or kept by another run.
@@ -46,9 +53,34 @@ class Checkpoint:
                 f"{self.path} is a checkpoint of another training run (different {different}); "
                 "delete it, or give another checkpoint name"
             )
-        return arrays, document
+        return {name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document
 
     def remove(self) -> None:
         """Forget the run, which is over."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def under(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries under names that begin with one name and a dot."""
+    return {f"{name}.{key}": value for key, value in entries.items()}
+
+
+def within(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `under` put there."""
+    return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return what an optimizer remembers of its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {key: value for index, memory in state.items() for key, value in under(str(index), memory).items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let an optimizer remember what `optimizer_state` returned."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -217,16 +218,15 @@ class Trainer:
         )  # fmt: skip
         return losses
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Tensor]:
         """Return everything that the rest of the run depends on."""
-        tensors = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
-        return {**tensors, "generator": self.generator.get_state().numpy()}
+        return {**{name: getattr(self, name) for name in _TENSORS}, "generator": self.generator.get_state()}
 
-    def resume(self, arrays: dict[str, np.ndarray], epoch: int) -> None:
+    def resume(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
         """Continue from what `state` returned after ``epoch`` epochs."""
         for name in _TENSORS:
-            getattr(self, name).copy_(torch.tensor(arrays[name]))
-        self.generator.set_state(torch.tensor(arrays["generator"]))
+            getattr(self, name).copy_(tensors[name])
+        self.generator.set_state(tensors["generator"])
         self.epoch = epoch
 
 

@@ -156,11 +156,17 @@ class _Runs:
     """The training runs of one `fit`: validation runs, then the final one, each with its own checkpoint."""
 
     def __init__(
-        self, log: Trajectories, task: Task, seed: int, device: torch.device, checkpoint: Any, progress: bool
+        self,
+        log: Trajectories,
+        task: Task,
+        seed: int,
+        device: torch.device,
+        checkpoint: str | Path | None,
+        progress: bool,
     ) -> None:
         self.device, self._threads = device, torch.get_num_threads()
         self._log, self._task, self._seed, self._progress = log, task, seed, progress
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._checkpoint = checkpoint
         self._written: list[Checkpoint] = []
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
@@ -280,10 +286,7 @@ class _Runs:
             "stage": stage,
             "data_digest": self._log.digest,
         }
-        path = None
-        if self._checkpoint is not None:
-            path = self._checkpoint.with_name(f"{self._checkpoint.name}.rank{config.rank}-{stage}.part")
-        self._written.append(Checkpoint(path, identity))
+        self._written.append(Checkpoint.beside(self._checkpoint, identity, f".rank{config.rank}-{stage}"))
         return self._written[-1]
 
 
@@ -292,6 +295,6 @@ def _resume(trainer: Trainer, checkpoint: Checkpoint) -> float:
     found = checkpoint.read()
     if found is None:
         return float("nan")
-    arrays, progress = found
-    trainer.resume(arrays, int(progress["epoch"]))
+    tensors, progress = found
+    trainer.resume(tensors, int(progress["epoch"]))
     return float(progress["loss"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import persim_gym
-from persim_gym.baselines import bcq, cql, offline
+from persim_gym.baselines import bcq, cql, learned_policy, offline, offline_training
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.tasks import get_task
 
@@ -33,7 +33,7 @@ def config_of(name, **changes):
 
 
 def built(config):
-    with offline.OwnRandomness(1).active():
+    with learned_policy.OwnRandomness(1).active():
         algorithm = config.create()
         algorithm.create_impl((4,), 2)
     return algorithm
@@ -80,7 +80,7 @@ def test_losses_gradients_and_weights_are_d3rlpys(log, name, agents):
     seen = np.asarray(log.select(agents).observations, np.float32)
     part = log.select(agents)
     own, fast = (built(config_of(name, target_update_interval=4)) for _ in range(2))
-    theirs, steps = offline.D3rlpySteps(own, part, TASK), DiscreteSteps(fast, part)
+    theirs, steps = offline_training.D3rlpySteps(own, part, TASK), DiscreteSteps(fast, part)
     rng = np.random.default_rng(0)
     for _ in range(10):
         far = np.flatnonzero(far_from_kinks(own, seen))
@@ -136,9 +136,9 @@ def test_what_it_does_not_follow_is_left_to_d3rlpy(log, name, monkeypatch):
     assert not follows(library.algos.DQNConfig()) and not follows(library.algos.CQLConfig())
 
     used = []
-    for steps in (DiscreteSteps, offline.D3rlpySteps):
+    for steps in (DiscreteSteps, offline_training.D3rlpySteps):
         update = steps.update
         monkeypatch.setattr(steps, "update", lambda self, rows, update=update: used.append(self) or update(self, rows))
     for settings in ({}, {"encoder_factory": narrow}):
         FITS[name](log, task=TASK, agent=3, steps=1, progress=False, batch_size=4, **settings)
-    assert [type(one) for one in used] == [DiscreteSteps, offline.D3rlpySteps]
+    assert [type(one) for one in used] == [DiscreteSteps, offline_training.D3rlpySteps]

@@ -1,5 +1,6 @@
 """BCQ and CQL: d3rlpy's, driven by us on every row of a log."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from gymnasium import spaces
 
 import persim_gym
 from persim_gym import storage
-from persim_gym.baselines import OfflinePolicy, discrete_q, offline
+from persim_gym.baselines import OfflinePolicy, discrete_q, learned_policy, offline, offline_training
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.errors import (
@@ -107,7 +108,7 @@ def test_continuous_actions_fill_the_action_space(continuous, method):
     policy = METHODS[method](log, task=task, agent=1, steps=30, progress=False, **SMALL)
     actions, _ = policy.predict(np.linspace(-3, 3, 40)[:, None])
     assert actions.shape == (40, 1) and actions.dtype == np.float32 and np.abs(actions).max() <= 4
-    batch = offline.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
+    batch = offline_training.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
     assert 0.9 < np.abs(batch.actions).max() <= 1
 
 
@@ -148,6 +149,51 @@ def test_a_saved_policy_acts_as_it_did(request, kind, method, tmp_path):
     assert loaded.provenance["data_digest"] == log.select([1]).digest
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("interrupted_after", [2, 3])
+def test_interrupted_training_resumes_to_the_same_bits(request, kind, method, interrupted_after, tmp_path, monkeypatch):
+    """Interrupted before or after the best score; what the policy draws when asked is the same, too."""
+    task, log = request.getfixturevalue(kind)
+    scores = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.0}
+    monkeypatch.setattr(offline_training, "_BAR_STEPS", 4)
+    monkeypatch.setattr(offline_training, "_CHECKPOINT_SECONDS", -1.0)
+
+    def learn(**more):
+        seen = []
+        done = []
+        settings = {**SMALL, "target_update_interval": 3} if kind == "discrete" else SMALL
+        policy = METHODS[method](
+            log, task=task, steps=16, callback_every=4, progress=False,
+            callback=lambda _, step: done.append(step),
+            select=lambda policy: seen.append(policy.predict(np.ones((4, 1)))[0]) or scores[done[-1]],
+            **{**settings, **more},
+        )  # fmt: skip
+        return policy, done, seen
+
+    whole, _, seen_by_whole = learn()
+    advance, calls = offline_training._Run.advance, itertools.count()
+
+    def interrupting(self, until):
+        if next(calls) == interrupted_after:
+            raise KeyboardInterrupt
+        advance(self, until)
+
+    monkeypatch.setattr(offline_training._Run, "advance", interrupting)
+    path = tmp_path / "one.policy"
+    with pytest.raises(KeyboardInterrupt):
+        learn(checkpoint=path)
+    assert [kept.name for kept in tmp_path.iterdir()] == ["one.policy.part"]
+    with pytest.raises(FileFormatError, match=r"one\.policy\.part .*\(different settings, seed\)"):
+        learn(checkpoint=path, seed=1, batch_size=9)
+    resumed, done, seen = learn(checkpoint=path)
+    assert done == [4, 8, 12, 16][interrupted_after:]  # nothing is done twice
+    np.testing.assert_array_equal(seen, seen_by_whole[interrupted_after:])
+    weights, expected = (offline_training.network_weights(policy.algorithm) for policy in (resumed, whole))
+    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_file_of_a_policy_is_refused(discrete, tmp_path):
     task, log = discrete
     fit_cql(log, task=task, steps=1, progress=False, **SMALL).save(tmp_path / "one.policy")
@@ -175,7 +221,7 @@ def test_no_transition_is_lost(discrete):
     """Batches hold every row, also the last of a truncated episode, each with its own successor and flag."""
     task, log = discrete
     assert log.truncated.any() and log.terminated.any()
-    batch = offline.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
+    batch = offline_training.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
     wanted = {
         (float(s[0]), float(a), float(r), float(n[0]), float(t))
         for s, a, r, n, t in zip(
@@ -199,10 +245,10 @@ def test_batches_agree_with_d3rlpys_own(discrete):
     own = library.dataset.TransitionMiniBatch.from_transitions(
         [dataset.transition_picker(dataset.episodes[0], index) for index in range(len(rows))]
     )
-    ours = offline.D3rlpySteps(None, log, task).batch(rows)
+    ours = offline_training.D3rlpySteps(None, log, task).batch(rows)
     losses = []
     for batch in (own, ours):
-        with offline.OwnRandomness(3).active():
+        with learned_policy.OwnRandomness(3).active():
             algorithm = library.algos.DiscreteCQLConfig(batch_size=len(rows)).create()
             algorithm.create_impl((1,), 2)
             losses.append(algorithm.update(batch))
@@ -279,7 +325,7 @@ def test_an_agents_own_data(discrete, method, monkeypatch):
             used.append(log)
             super().__init__(algorithm, log)
 
-    monkeypatch.setattr(offline, "DiscreteSteps", Remembered)
+    monkeypatch.setattr(offline_training, "DiscreteSteps", Remembered)
     for agent in (None, 1):
         METHODS[method](log, task=task, agent=agent, steps=1, progress=False)
     assert used[0].num_agents == 2 and used[1].agent_labels == ("1",)
@@ -346,7 +392,7 @@ def test_the_settings_are_the_papers():
         for task, actions in ((cheetah, rng.uniform(-1, 1, (9, 6))), (cart, np.zeros(9, int)))
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(offline, "configured", remember)
+        patch.setattr(offline_training, "configured", remember)
         for method in METHODS.values():
             for log in logs.values():
                 with pytest.raises(Stop):

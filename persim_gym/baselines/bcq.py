@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from persim_gym.baselines.offline import OfflinePolicy, d3rlpy, fit_policy
+from persim_gym.baselines.offline import OfflinePolicy, d3rlpy
+from persim_gym.baselines.offline_training import fit_policy
 from persim_gym.data import Trajectories
 from persim_gym.tasks import Task
 
@@ -25,6 +27,7 @@ def fit_bcq(
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
     patience: int | None = None,
+    checkpoint: str | Path | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous BCQ.
@@ -42,18 +45,20 @@ def fit_bcq(
         select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
             that scored best are returned instead of the last.
         patience: training ends before ``steps`` when so many scores in a row stay at or below the best; never if None.
+        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
 
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
         InvalidActionError: continuous actions without bounds.
         MissingExtraError: d3rlpy is not installed.
+        FileFormatError: the checkpoint is of another run.
 
     """
     return fit_policy(
         trajectories, (discrete_config, continuous_config), settings, agent=agent, task=task, device=device,
         steps=steps, seed=seed, progress=progress, callback=callback, callback_every=callback_every, select=select,
-        patience=patience,
+        patience=patience, checkpoint=checkpoint,
     )  # fmt: skip
 
 

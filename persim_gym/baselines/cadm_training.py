@@ -14,7 +14,7 @@ from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
 from persim_gym.baselines.context_network import Scaling, mlp, soft_clamp
-from persim_gym.checkpoint import Checkpoint
+from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
@@ -26,8 +26,6 @@ from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
 _MAX_INITIAL_OBSERVATIONS = 10_000
-_ADAM = ("step", "exp_avg", "exp_avg_sq")
-"""What torch's Adam remembers of each parameter."""
 
 
 def fit_cadm(
@@ -72,8 +70,7 @@ def fit_cadm(
     identity = {
         "task": found.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest
     }  # fmt: skip
-    path = None if checkpoint is None else Path(checkpoint)
-    run = Checkpoint(None if path is None else path.with_name(f"{path.name}.part"), identity)
+    run = Checkpoint.beside(checkpoint, identity)
     trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))
     parts = trainer.parts()
     epochs = trainer.epochs_per_iteration(parts)
@@ -238,21 +235,17 @@ class _Trainer:
             if before is not None and average > before:
                 break
 
-    def state(self) -> dict[str, np.ndarray]:
+    def state(self) -> dict[str, Tensor]:
         """Return everything that the iterations to come depend on."""
-        tensors = {name: tensor.detach() for name, tensor in self.parameters.items()}
-        for name, tensor in self.parameters.items():
-            tensors |= {f"{name}.{key}": value for key, value in self._optimizer.state[tensor].items()}
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-        return {**arrays, "generator": self._generator.get_state().numpy()}
+        kept = under("parameters", self.parameters) | under("adam", optimizer_state(self._optimizer))
+        return {**kept, "generator": self._generator.get_state()}
 
-    def resume(self, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> None:
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` returned when so much was done."""
-        found = {name: torch.tensor(np.array(array), device=self._device) for name, array in arrays.items()}
-        for name, tensor in self.parameters.items():
-            tensor.data.copy_(found[name])
-            self._optimizer.state[tensor] = {key: found[f"{name}.{key}"] for key in _ADAM}
-        self._generator.set_state(torch.tensor(np.array(arrays["generator"])))
+        for name, tensor in within("parameters", tensors).items():
+            self.parameters[name].data.copy_(tensor)
+        restore_optimizer(self._optimizer, within("adam", tensors))
+        self._generator.set_state(tensors["generator"])
         self.steps = int(progress["steps"])
 
     def model(self, provenance: dict[str, Any]) -> CaDM:

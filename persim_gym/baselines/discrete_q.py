@@ -8,7 +8,7 @@ the weights back; `tests/test_discrete_q.py` holds losses and gradients against 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, one_hot
 
+from persim_gym.checkpoint import optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories
 from persim_gym.gradients import backpropagate, encode
 from persim_gym.types import IntArray
@@ -108,6 +109,24 @@ class DiscreteSteps:
             for layer, linear in enumerate(_linears(network)):
                 linear.weight.copy_(self.parameters[f"{_NAME}.{layer}.weight"][index])
                 linear.bias.copy_(self.parameters[f"{_NAME}.{layer}.bias"][index, :, 0])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the steps to come depend on."""
+        kept = under("networks", self.parameters) | under("targets", self._targets)
+        kept |= under("adam", optimizer_state(self._optimizer))
+        values, asked = self._target_values, torch.as_tensor(self._asked)
+        return {**kept, "target_values": values, "asked": asked, "steps": torch.tensor(self._steps)}
+
+    @torch.inference_mode()
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        for kept, name in ((self.parameters, "networks"), (self._targets, "targets")):
+            for key, tensor in within(name, tensors).items():
+                kept[key].copy_(tensor)
+        restore_optimizer(self._optimizer, within("adam", tensors))
+        self._target_values.copy_(tensors["target_values"])
+        self._asked[:] = tensors["asked"].numpy()
+        self._steps = int(tensors["steps"])
 
     def _values_after(self, rows: IntArray, next_observations: Tensor) -> Tensor:
         """Return (B,) what the target networks think of the action that the networks choose after rows (B,)."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from persim_gym import storage
+from persim_gym.checkpoint import under, within
 from persim_gym.devices import single_thread
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError
 from persim_gym.tasks import Task, task_fields, task_of_file
@@ -26,7 +27,8 @@ class OwnRandomness:
     """A stream of torch's global random numbers, for these libraries know no generator; others' stay as they were."""
 
     def __init__(self, seed: int) -> None:
-        self._state = torch.Generator().manual_seed(seed).get_state()
+        self.state = torch.Generator().manual_seed(seed).get_state()
+        """Of torch's generator on the CPU."""
         self._seed = seed
 
     @contextlib.contextmanager
@@ -35,9 +37,9 @@ class OwnRandomness:
         with torch.random.fork_rng():
             if torch.cuda.is_available():
                 torch.cuda.manual_seed_all(self._seed)
-            torch.set_rng_state(self._state)
+            torch.set_rng_state(self.state)
             yield
-            self._state = torch.get_rng_state()
+            self.state = torch.get_rng_state()
 
 
 class LearnedPolicy(ABC):
@@ -79,9 +81,9 @@ class LearnedPolicy(ABC):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: what `predict` needs, but not what training would go on from."""
         arrays = {
-            f"{module}.{name}": tensor.detach().cpu().numpy()
+            name: tensor.cpu().numpy()
             for module, network in self._networks().items()
-            for name, tensor in network.state_dict().items()
+            for name, tensor in under(module, network.state_dict()).items()
         }
         document = {**task_fields(self.task), "settings": self._settings(), "provenance": self.provenance}
         storage.write(path, self.kind, arrays, document)
@@ -110,10 +112,9 @@ class LearnedPolicy(ABC):
         except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         for module, network in policy._networks().items():
-            prefix = f"{module}."
-            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            own = {name: torch.tensor(np.array(array)) for name, array in within(module, arrays).items()}
             try:
-                network.load_state_dict({name: torch.tensor(np.array(array)) for name, array in own.items()})
+                network.load_state_dict(own)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise FileFormatError(f"{path}: its arrays do not fit the policy ({reason})") from error

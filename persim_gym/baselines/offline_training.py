@@ -1,0 +1,270 @@
+"""The training of d3rlpy's offline algorithms, driven by us.
+
+Batches come from the columns of a log, random numbers from a stream of its own, and one thread does it all. Discrete
+algorithms with the usual networks take the same steps faster, by `persim_gym.baselines.discrete_q`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym.baselines.discrete_q import DiscreteSteps, follows
+from persim_gym.baselines.learned_policy import OwnRandomness
+from persim_gym.baselines.logs import finite_action_bounds, policy_log
+from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, settings_of
+from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
+from persim_gym.data import Trajectories
+from persim_gym.devices import single_thread
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.tasks import Task
+from persim_gym.terminal import ProgressBar
+from persim_gym.types import FloatArray, IntArray
+
+_BAR_STEPS = 100
+_CHECKPOINT_SECONDS = 30.0
+
+
+def fit_policy(
+    trajectories: Trajectories,
+    configs: tuple[Callable[[], Any], Callable[[], Any]],
+    settings: dict[str, Any],
+    *,
+    agent: int | str | None,
+    task: str | Task | None,
+    device: str,
+    **training: Any,
+) -> OfflinePolicy:
+    """Learn a policy from a log, or from one agent's own part of it.
+
+    Args:
+        trajectories: the log.
+        configs: d3rlpy's configuration for discrete actions, and that for continuous ones.
+        settings: to change in it.
+        agent: index or label of the agent; everyone's trajectories if None.
+        task: what it is a log of; by default the task named in it.
+        device: "auto", "cpu", "cuda", … .
+        **training: arguments of `train`.
+
+    """
+    log, found = policy_log(trajectories, task, agent)
+    config = configs[0]() if found.discrete else configs[1]()
+    if not found.discrete:
+        finite_action_bounds(found)
+    algorithm = configured(config, settings).create(device=device_name(device))
+    return train(algorithm, log, found, **training)
+
+
+def train(
+    algorithm: Any,
+    log: Trajectories,
+    task: Task,
+    *,
+    steps: int,
+    seed: int,
+    progress: bool,
+    callback: Callable[[OfflinePolicy, int], None] | None = None,
+    callback_every: int = 10_000,
+    select: Callable[[OfflinePolicy], float] | None = None,
+    patience: int | None = None,
+    checkpoint: str | Path | None = None,
+) -> OfflinePolicy:
+    """Run so many gradient steps of a d3rlpy algorithm on a log.
+
+    Every row of the log is a transition of its own, the last of a truncated episode too, which d3rlpy's own data sets
+    lose: it has a next observation and is not terminal.
+
+    Args:
+        algorithm: made by d3rlpy, not built yet.
+        log: to learn from.
+        task: of the log.
+        steps: gradient steps.
+        seed: of the initial weights and the batches.
+        progress: whether to show a bar.
+        callback: called with the policy and the number of steps done, for learning curves.
+        callback_every: steps between its calls, and between those of ``select``.
+        select: a score of the policy, the higher the better; the weights that scored best are those returned.
+        patience: scores in a row that may stay at or below the best before training ends; it never ends early if None.
+        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
+
+    """
+    if steps < 1 or callback_every < 1:
+        raise InvalidArgumentError(f"steps={steps} and callback_every={callback_every} must be at least 1")
+    if patience is not None and (patience < 1 or select is None):
+        raise InvalidArgumentError(f"patience={patience} must be at least 1, and needs the scores of select")
+    start = time.perf_counter()
+    run = _Run(algorithm, log, task, seed)
+    policy = OfflinePolicy(algorithm, task, run.randomness, {**log.source, "seed": seed})
+    identity = {
+        "task": task.name, "settings": settings_of(algorithm.config), "callback_every": callback_every,
+        "seed": seed, "data_digest": log.digest,
+    }  # fmt: skip
+    kept = Checkpoint.beside(checkpoint, identity)
+    earlier = kept.read()
+    if earlier is not None:
+        run.resume(*earlier)
+        start -= earlier[1]["seconds"]
+    saved = time.monotonic()
+    title = type(algorithm).__name__
+    with ProgressBar(title, steps, progress, done=run.done) as bar, single_thread():
+        while run.done < steps and not (patience is not None and run.best.since >= patience):
+            run.advance(min(steps, run.done + _BAR_STEPS, (run.done // callback_every + 1) * callback_every))
+            bar.complete(run.done)
+            if run.done % callback_every == 0 or run.done == steps:
+                if callback is not None:
+                    callback(policy, run.done)
+                if select is not None:
+                    run.best.offer(float(select(policy)))
+            if kept.path is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                kept.write(run.state(), **run.progress(), seconds=time.perf_counter() - start)
+                saved = time.monotonic()
+    run.best.restore()
+    kept.remove()
+    policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(time.perf_counter() - start, 1)}
+    return policy
+
+
+class _Run:
+    """One training run: the learner, its random numbers, and the weights that scored best so far."""
+
+    def __init__(self, algorithm: Any, log: Trajectories, task: Task, seed: int) -> None:
+        weights_seed, noise_seed = (int(one.generate_state(1)[0]) for one in np.random.SeedSequence(seed).spawn(2))
+        with OwnRandomness(weights_seed).active():
+            algorithm.create_impl((task.observation_size,), task.action_size)
+        self.randomness, self.best, self.done = OwnRandomness(noise_seed), _Best(algorithm), 0
+        self._learner = (
+            DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
+        )
+        self._rng, self._batch_size, self._count = (
+            np.random.default_rng(seed), algorithm.config.batch_size, log.num_transitions
+        )  # fmt: skip
+
+    def advance(self, until: int) -> None:
+        """Take the steps up to a number of them."""
+        with self.randomness.active():
+            for _ in range(until - self.done):
+                self._learner.update(self._rng.integers(self._count, size=self._batch_size))
+            self._learner.finish()
+        self.done = until
+
+    def state(self) -> dict[str, Tensor]:
+        """Return, with `progress`, everything that the steps to come depend on."""
+        kept = under("learner", self._learner.state()) | under("best", self.best.weights)
+        return {**kept, "randomness": self.randomness.state}
+
+    def progress(self) -> dict[str, Any]:
+        """Return what of it JSON can hold."""
+        best = {"score": self.best.score if self.best.weights else None, "since": self.best.since}
+        return {"done": self.done, "rng": self._rng.bit_generator.state, "best": best}
+
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state` and `progress` returned."""
+        self._learner.resume(within("learner", tensors))
+        self._learner.finish()
+        self.randomness.state = tensors["randomness"]
+        self._rng.bit_generator.state = progress["rng"]
+        self.done, self.best.since, self.best.weights = (
+            progress["done"],
+            progress["best"]["since"],
+            within("best", tensors),
+        )
+        if self.best.weights:
+            self.best.score = progress["best"]["score"]
+
+
+class _Best:
+    """The weights of a d3rlpy algorithm that scored best so far."""
+
+    def __init__(self, algorithm: Any) -> None:
+        self._algorithm = algorithm
+        self.score = -np.inf
+        self.weights: dict[str, Tensor] = {}
+        """Empty before the first offer."""
+        self.since = 0
+        """Offers since then."""
+
+    def offer(self, score: float) -> None:
+        """Keep the present weights if their score is above all before."""
+        if np.isnan(score):
+            raise InvalidArgumentError("select returned what is not a number; it must return a score")
+        self.since += 1
+        if not self.weights or score > self.score:
+            self.score, self.since = score, 0
+            self.weights = {name: tensor.clone() for name, tensor in network_weights(self._algorithm).items()}
+
+    def restore(self) -> None:
+        """Give the algorithm the weights kept, if any were."""
+        if self.weights:
+            restore_network_weights(self._algorithm, self.weights)
+
+
+def network_weights(algorithm: Any) -> dict[str, Tensor]:
+    """Return the weights of all of d3rlpy's networks."""
+    networks = algorithm.impl.modules.get_torch_modules()
+    return {key: tensor for name, one in networks.items() for key, tensor in under(name, one.state_dict()).items()}
+
+
+def restore_network_weights(algorithm: Any, weights: Mapping[str, Tensor]) -> None:
+    """Give d3rlpy's networks what `network_weights` returned."""
+    for name, network in algorithm.impl.modules.get_torch_modules().items():
+        network.load_state_dict(within(name, weights))
+
+
+class D3rlpySteps:
+    """d3rlpy's own gradient steps, on batches as it wants them: all columns (B, …) float32."""
+
+    def __init__(self, algorithm: Any, log: Trajectories, task: Task) -> None:
+        self._algorithm = algorithm
+        actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
+        if not task.discrete:
+            low, high = finite_action_bounds(task)
+            actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+        self._columns: dict[str, FloatArray] = {
+            "observations": np.asarray(log.observations, np.float32),
+            "actions": actions,
+            "rewards": np.asarray(log.rewards, np.float32)[:, None],
+            "next_observations": np.asarray(log.next_observations, np.float32),
+            "terminals": np.asarray(log.terminated, np.float32)[:, None],
+        }
+        # No algorithm here reads the next action; d3rlpy's batches hold it, zero where an episode ends.
+        following = np.zeros_like(actions)
+        following[:-1] = actions[1:]
+        following[log.episode_ends - 1] = 0.0
+        self._columns["next_actions"] = following
+
+    def batch(self, rows: IntArray) -> Any:
+        """Return d3rlpy's batch of some rows of the log."""
+        columns = {name: column[rows] for name, column in self._columns.items()}
+        intervals = np.ones((len(rows), 1), np.float32)
+        return d3rlpy().dataset.TransitionMiniBatch(**columns, intervals=intervals, transitions=[])
+
+    def update(self, rows: IntArray) -> None:
+        """Take one step on a batch of some rows."""
+        self._algorithm.update(self.batch(rows))
+
+    def finish(self) -> None:
+        """Do nothing: the networks are those that were trained."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the steps to come depend on."""
+        kept = under("networks", network_weights(self._algorithm))
+        for name, optimizer in self._optimizers().items():
+            kept |= under(f"optimizers.{name}", optimizer_state(optimizer))
+        return {**kept, "steps": torch.tensor(self._algorithm.grad_step)}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        restore_network_weights(self._algorithm, within("networks", tensors))
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(optimizer, within(f"optimizers.{name}", tensors))
+        self._algorithm.set_grad_step(int(tensors["steps"]))
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        modules = vars(self._algorithm.impl.modules)
+        return {name: module.optim for name, module in modules.items() if hasattr(module, "optim")}
