@@ -103,7 +103,7 @@ def train(
     policy = OfflinePolicy(algorithm, task, run.randomness, {**log.source, "seed": seed})
     identity = {
         "task": task.name, "settings": settings_of(algorithm.config), "callback_every": callback_every,
-        "seed": seed, "data_digest": log.digest,
+        "select": select is not None, "seed": seed, "data_digest": log.digest,
     }  # fmt: skip
     kept = Checkpoint.beside(checkpoint, identity)
     earlier = kept.read()
@@ -141,9 +141,8 @@ class _Run:
         self._learner = (
             DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
         )
-        self._rng, self._batch_size, self._count = (
-            np.random.default_rng(seed), algorithm.config.batch_size, log.num_transitions
-        )  # fmt: skip
+        self._rng, self._batch_size = np.random.default_rng(seed), algorithm.config.batch_size
+        self._count = log.num_transitions
 
     def advance(self, until: int) -> None:
         """Take the steps up to a number of them."""
@@ -169,11 +168,8 @@ class _Run:
         self._learner.finish()
         self.randomness.state = tensors["randomness"]
         self._rng.bit_generator.state = progress["rng"]
-        self.done, self.best.since, self.best.weights = (
-            progress["done"],
-            progress["best"]["since"],
-            within("best", tensors),
-        )
+        self.done, self.best.since = progress["done"], progress["best"]["since"]
+        self.best.weights = within("best", tensors)
         if self.best.weights:
             self.best.score = progress["best"]["score"]
 
