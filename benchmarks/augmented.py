@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import baseline_methods
-import measure
 import protocol
+from cells import Cell, Measured, Score, by_agent, with_training
+from models import logged, trained
 
 from persim_gym import Ensemble, Trajectories, generate
 from persim_gym.types import Policy
-
-if TYPE_CHECKING:
-    from measure import Cell, Measured, Score
 
 SYNTHETIC_EPISODES = 5
 
@@ -27,15 +25,15 @@ SYNTHETIC_EPISODES = 5
 def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
     """Return the scores of a cell of one of these methods, measured now or in an earlier run; training included."""
     ensemble = simulators(cell, device=device, cache=cache)
-    log = measure.logged(cell.env, cell.data, cell.scale)
-    measured = baseline_methods.by_agent(cell, folder, lambda agent: _score(cell, ensemble, log, agent, device))
-    return measure.with_wall(measured, ensemble)
+    log = logged(cell.env, cell.data, cell.scale)
+    measured = by_agent(cell, folder, lambda agent: _score(cell, ensemble, log, agent, device))
+    return with_training(measured, ensemble)
 
 
 def simulators(cell: Cell, *, device: str, cache: Path) -> Ensemble:
     """Return the ensemble that a method's synthetic trajectories come from, trained now or earlier."""
     config = protocol.config_name(cell.env, protocol.SIMULATOR_OF[cell.method])
-    return measure.trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
+    return trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import measure
 import numpy as np
 import protocol
 import torch
+from cells import Cell, Measured, Score, by_agent, once, with_training
+from models import logged, models_folder
+from scores import episodes_of, objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, Trajectories, get_task
 from persim_gym.baselines.bcq import fit_bcq
@@ -25,11 +26,7 @@ from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.config import get_config
-from persim_gym.evaluation import run_episodes
 from persim_gym.types import Policy
-
-if TYPE_CHECKING:
-    from measure import Cell, Measured, Score
 
 POLICIES = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
 METHODS = (*protocol.CADM, *POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
@@ -42,10 +39,10 @@ def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
         return _measure_policy(cell, folder, device)
     model = _dynamics(cell, device, cache)
     if "rmse" in cell.table.metrics:
-        measured = measure.once(folder / cell.name, lambda: measure.score_predictions(cell, model, device))
+        measured = once(folder / cell.name, lambda: score_predictions(cell, model, device))
     else:
         measured = by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
-    return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
+    return with_training(measured, model)
 
 
 def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
@@ -54,10 +51,10 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     kind = JointModel if method == protocol.JOINT else CaDM
     letters = "".join(filter(str.isalnum, method))
     name = f"{letters}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
-    path = measure.models_folder(cache, cell.env) / name
+    path = models_folder(cache, cell.env) / name
     if path.exists():
         return kind.load(path)
-    log = measure.logged(cell.env, cell.data, cell.scale)
+    log = logged(cell.env, cell.data, cell.scale)
     settings: dict[str, Any] = {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty()}
     if kind is JointModel:
         paper = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
@@ -71,20 +68,20 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
 def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
     """Score the same MPC as PerSim's; CaDM's context follows each episode."""
     rng = np.random.default_rng([cell.seed, agent, 1])
-    settings: dict[str, Any] = {"objective": measure.objective_of(cell), "seed": rng, **cell.scale.planner}
+    settings: dict[str, Any] = {"objective": objective_of(cell), "seed": rng, **cell.scale.planner}
     if isinstance(model, CaDM):
         # Its networks are the largest, and are asked the most: twenty particles of every candidate.
         policy: Policy = CaDMAgent(model, device=device, dtype=torch.bfloat16, **settings)
     else:
         policy = MPCAgent(model.simulator(agent, device=device), **settings)
-    return _score(cell, policy, agent, measure.episodes_of(cell))
+    return _score(cell, policy, agent, episodes_of(cell))
 
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     """Train one policy for all agents (-P) or one for each (-A), and score it."""
     method = protocol.MOREL_SAMPLED.get(cell.method, cell.method)
     fit = learner(method)
-    log = measure.logged(cell.env, cell.data, cell.scale)
+    log = logged(cell.env, cell.data, cell.scale)
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(method, {})}
     if fit is not fit_morel:
         settings["device"] = device
@@ -100,7 +97,7 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         policy = fit(log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
-    return measure.once(folder / cell.name, everyones)
+    return once(folder / cell.name, everyones)
 
 
 class _Sampling:
@@ -129,17 +126,4 @@ def learner(method: str) -> Callable[..., Policy]:
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:
-    task = get_task(cell.env)
-    system = task.system(np.tile(task.test_agents[agent], (episodes, 1)))
-    returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
-    return measure.Score(str(agent), "return", float(returns.mean()))
-
-
-def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
-    """Return the scores of all test agents; each agent is kept by itself."""
-    parts = [
-        measure.once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
-        for agent in range(len(get_task(cell.env).test_agents))
-    ]
-    scores = tuple(score for part in parts for score in part.scores)
-    return measure.Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))
+    return score_episodes(cell, policy, agent, get_task(cell.env).test_agents[agent], episodes)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from measure import CACHE, commit
+from cells import CACHE, commit
 from newcomers import first_transitions, persim_plus, population, write_rows
 from results import RESULTS
 

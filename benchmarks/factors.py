@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import protocol
-from measure import CACHE, commit, trained
+from cells import CACHE, commit
+from models import trained
 from results import RESULTS
 
 from persim_gym import Ensemble, storage

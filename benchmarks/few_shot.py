@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from measure import CACHE, commit, logged
+from cells import CACHE, commit
+from models import logged
 from newcomers import first_transitions, persim_plus, write_rows
 from results import RESULTS
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import protocol
-from measure import trained
+from models import trained
 from results import RESULTS, suffix
 
 from persim_gym.logging_policies import test_policy

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import protocol
-from measure import trained
+from models import trained
 
 from persim_gym import Ensemble, Trajectories, collect, get_task, storage
 

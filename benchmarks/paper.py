@@ -16,7 +16,8 @@ from pathlib import Path
 
 import protocol
 import results
-from measure import CACHE, Cell, measure
+from cells import CACHE, Cell
+from measure import measure
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from seeds import Seeds

@@ -11,7 +11,8 @@ from pathlib import Path
 import baseline_methods
 import protocol
 import torch
-from measure import Cell, Measured, canonical, measure
+from cells import Cell, Measured, canonical
+from measure import measure
 
 from persim_gym.errors import PerSimError
 

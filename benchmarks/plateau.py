@@ -16,9 +16,10 @@ from pathlib import Path
 
 import augmented
 import baseline_methods
-import measure
 import numpy as np
 import protocol
+from cells import CACHE, Cell
+from models import logged
 from results import RESULTS
 
 from persim_gym import Trajectories, get_task, storage
@@ -30,10 +31,10 @@ METHODS = (protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A, *prot
 FILE = "plateau.csv"
 
 
-def curve(cell: measure.Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[tuple[str, ...]]:
+def curve(cell: Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[tuple[str, ...]]:
     """Return a row after every so many gradient steps."""
     task, scale, seed = get_task(cell.env), cell.scale, cell.seed
-    everyones = measure.logged(cell.env, cell.data, scale)
+    everyones = logged(cell.env, cell.data, scale)
     rows = []
 
     def watch(policy: Policy, done: int) -> None:
@@ -50,7 +51,7 @@ def curve(cell: measure.Cell, agent: int, *, steps: int, every: int, cache: Path
     return rows
 
 
-def _learned_from(cell: measure.Cell, everyones: Trajectories, agent: int, cache: Path) -> Trajectories:
+def _learned_from(cell: Cell, everyones: Trajectories, agent: int, cache: Path) -> Trajectories:
     """Return the part of a log that a method learns from, with synthetic trajectories if it is to have any."""
     if cell.method in protocol.SIMULATOR_OF:
         ensemble = augmented.simulators(cell, device="cpu", cache=cache)
@@ -86,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", default="full")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=measure.CACHE)
+    parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
     for method in given.method:
-        cell = measure.Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
+        cell = Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
         new = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
         kept = [row for row in read(given.results) if row[:5] != new[0][:5]]
         write([*kept, *new], given.results)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from measure import Cell, Measured
+from cells import Cell, Measured
 from protocol import PAPER_METHOD, Scale, Table
 
 from persim_gym import storage

@@ -1,6 +1,6 @@
 """Every seed's scores, one file a scale: what the tables' means are of, and what a later run need not measure again.
 
-A line is one number of one agent. Tables that share a measurement share its lines (`measure.canonical`).
+A line is one number of one agent. Tables that share a measurement share its lines (`cells.canonical`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import results
-from measure import Cell, Measured, Score, canonical
+from cells import Cell, Measured, Score, canonical
 from protocol import Scale
 
 from persim_gym.errors import FileFormatError

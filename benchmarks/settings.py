@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import commit
+from cells import commit
 from protocol import SCALES
 from results import RESULTS
 

@@ -31,7 +31,7 @@ import speed_mbrl
 import speed_reference
 import startup
 import torch
-from measure import commit
+from cells import commit
 from torch.utils.mkldnn import to_mkldnn
 
 import persim_gym

@@ -13,7 +13,9 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(autouse=True)
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    return {name: importlib.import_module(name) for name in ("augmented", "measure", "paper", "protocol", "results")}
+    return {
+        name: importlib.import_module(name) for name in ("augmented", "cells", "models", "paper", "protocol", "results")
+    }
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def test_the_six_trajectories(benchmark, table, env, method):
     """The agent's own and five synthetic ones from its simulator, planned as the method says, and marked as such."""
     from support import random_ensemble
 
-    cell = benchmark["measure"].Cell(table, env, "random", method, 0, benchmark["protocol"].get_scale("quick"))
-    log = benchmark["measure"].logged(env, "random", cell.scale)
+    cell = benchmark["cells"].Cell(table, env, "random", method, 0, benchmark["protocol"].get_scale("quick"))
+    log = benchmark["models"].logged(env, "random", cell.scale)
     ensemble = random_ensemble(env, num_agents=8, step_size=1e-3)
     simulated = dataclasses.replace(
         ensemble, agent_labels=log.agent_labels, covariates=log.covariates, initial_observations=log.observations[:5]
@@ -66,8 +68,8 @@ def test_policies_are_selected_in_the_simulator(benchmark, table, monkeypatch):
 
     augmented, seen = benchmark["augmented"], []
     method = "PerSim+ + VI-BCQ-5, selected"
-    cell = benchmark["measure"].Cell(table, "CartPole", "random", method, 0, benchmark["protocol"].get_scale("quick"))
-    log = benchmark["measure"].logged("CartPole", "random", cell.scale)
+    cell = benchmark["cells"].Cell(table, "CartPole", "random", method, 0, benchmark["protocol"].get_scale("quick"))
+    log = benchmark["models"].logged("CartPole", "random", cell.scale)
     ensemble = dataclasses.replace(
         random_ensemble("CartPole", num_agents=8, step_size=1e-3), agent_labels=log.agent_labels,
         covariates=log.covariates, initial_observations=log.observations[:5],

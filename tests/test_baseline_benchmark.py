@@ -67,13 +67,14 @@ def test_caddm_is_trained_once_for_both_its_tables(run, tmp_path):
 
 
 def test_the_plain_objective_is_the_reward_alone(benchmark):
-    protocol, measure = benchmark["protocol"], importlib.import_module("measure")
+    protocol = benchmark["protocol"]
+    records, scores = (importlib.import_module(name) for name in ("cells", "scores"))
     for number, env in ((9, "MountainCar"), (10, "CartPole")):
         cells = [
-            measure.Cell(protocol.get_table(number), env, "random", method, 0, protocol.get_scale("quick"))
+            records.Cell(protocol.get_table(number), env, "random", method, 0, protocol.get_scale("quick"))
             for method in ("Vanilla CaDM", "Vanilla CaDM, plain objective", "PerSim, plain objective")
         ]
-        with_all, plain, persim = (measure.objective_of(cell) for cell in cells)
+        with_all, plain, persim = (scores.objective_of(cell) for cell in cells)
         assert with_all.progress is not None or with_all.terminated is not None
         assert (plain.progress, plain.terminated) == (persim.progress, persim.terminated) == (None, None)
         assert plain.reward is with_all.reward

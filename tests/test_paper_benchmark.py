@@ -19,7 +19,10 @@ def search_path(monkeypatch):
 
 @pytest.fixture
 def benchmark(search_path):
-    return {name: importlib.import_module(name) for name in ("measure", "paper", "protocol", "readme", "results")}
+    return {
+        name: importlib.import_module(name)
+        for name in ("cells", "measure", "models", "paper", "protocol", "readme", "results")
+    }
 
 
 @pytest.fixture
@@ -49,20 +52,20 @@ def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, fo
 
 
 def test_every_method_is_kept_under_a_name_of_its_own(benchmark):
-    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    cells, protocol = benchmark["cells"], benchmark["protocol"]
     for table in protocol.TABLES.values():
         methods = [*table.learned, *table.true]
         scale = protocol.get_scale("quick")
-        names = {measure.Cell(table, "CartPole", "random", method, 0, scale).name for method in methods}
+        names = {cells.Cell(table, "CartPole", "random", method, 0, scale).name for method in methods}
         assert len(names) == len(methods)
 
 
 def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchmark, folders, tmp_path, monkeypatch):
-    measure = benchmark["measure"]
+    cells = benchmark["cells"]
 
     def pretend(cell, **_):
         calls.append(cell)
-        return measure.Measured((measure.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
+        return cells.Measured((cells.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
 
     calls = []
     monkeypatch.setattr(benchmark["paper"], "measure", pretend)
@@ -79,11 +82,11 @@ def test_the_mean_is_over_seeds_and_a_finished_cell_is_not_measured_again(benchm
 
 
 def test_a_row_is_of_all_seeds_that_are_written_down(benchmark, folders, tmp_path, monkeypatch, capsys):
-    measure = benchmark["measure"]
+    cells = benchmark["cells"]
 
     def pretend(cell, **_):
         calls.append(cell.seed)
-        return measure.Measured((measure.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
+        return cells.Measured((cells.Score("0", "rmse", 1.0 + cell.seed),), "abc", 10.0)
 
     calls = []
     monkeypatch.setattr(benchmark["paper"], "measure", pretend)
@@ -104,13 +107,13 @@ def test_a_row_is_of_all_seeds_that_are_written_down(benchmark, folders, tmp_pat
 
 
 def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchmark, folders, tmp_path, monkeypatch):
-    measure = benchmark["measure"]
+    cells = benchmark["cells"]
 
     def pretend(cell, **_):
         calls.append((cell.table.number, cell.seed))
         if cell.seed == 2:
             raise KeyboardInterrupt
-        return measure.Measured((measure.Score("0", "return", -1 / 3),), "abc", 10.0)
+        return cells.Measured((cells.Score("0", "return", -1 / 3),), "abc", 10.0)
 
     calls = []
     monkeypatch.setattr(benchmark["paper"], "measure", pretend)
@@ -303,7 +306,7 @@ def test_regression_from_factors_recovers_a_known_function(benchmark):
 @pytest.mark.parametrize("number", [12, 13])
 def test_agents_never_seen_are_measured_in_their_own_systems(benchmark, folders, tmp_path, monkeypatch, number):
     """Five agents by covariates, PerSim and PerSim+, with all covariates and with a tenth of them."""
-    unseen, measure = importlib.import_module("unseen"), benchmark["measure"]
+    unseen = importlib.import_module("unseen")
     seen = []
 
     def spy(ensemble, known, **settings):
@@ -314,7 +317,7 @@ def test_agents_never_seen_are_measured_in_their_own_systems(benchmark, folders,
         return made
 
     unseen_agents = unseen.of_unseen_agents
-    monkeypatch.setattr(measure.unseen, "of_unseen_agents", spy)
+    monkeypatch.setattr(unseen, "of_unseen_agents", spy)
     arguments = ("--table", str(number), "--data", "random", "--seeds", "1")
     methods = ("PerSim (p=1.0)", "PerSim (p=0.1)", "PerSim+ (p=0.25)")
     assert run(benchmark, folders, *arguments, "--method", *methods) == 0
@@ -343,7 +346,7 @@ def test_few_agents_train_ensembles_of_their_own(benchmark, folders, tmp_path, c
 
 def test_as_many_agents_as_there_are_is_no_other_measurement(benchmark, tmp_path, monkeypatch):
     """Where a scale has 100 agents anyway, N = 100 is the row of the returns' table."""
-    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    measure, cells, protocol = (benchmark[name] for name in ("measure", "cells", "protocol"))
     seen = []
 
     def trained(env, data, scale, seed, **settings):
@@ -352,13 +355,13 @@ def test_as_many_agents_as_there_are_is_no_other_measurement(benchmark, tmp_path
 
     def returns(cell, *_):
         seen.append((cell.table.number, cell.method))
-        return measure.Measured((), "", 0.0)
+        return cells.Measured((), "", 0.0)
 
     monkeypatch.setattr(measure, "trained", trained)
-    monkeypatch.setattr(measure, "_returns", returns)
+    monkeypatch.setattr(measure, "by_agent", returns)
     small, table = protocol.get_scale("small"), protocol.get_table(16)
     for method in ("PerSim (N=100)", "PerSim (N=50)"):
-        measure.measure(measure.Cell(table, "HalfCheetah", "random", method, 0, small), cache=tmp_path)
+        measure.measure(cells.Cell(table, "HalfCheetah", "random", method, 0, small), cache=tmp_path)
     assert seen == ["small", (11, "PerSim"), "small-N50", (16, "PerSim (N=50)")]
 
 
@@ -426,7 +429,7 @@ def test_processes_measure_what_one_measures(benchmark, folders, tmp_path):
 
 
 def test_what_a_process_cannot_measure_is_reported_and_the_rest_is_measured(benchmark, folders, tmp_path, capsys):
-    damaged = benchmark["measure"].models_folder(tmp_path / "cache", "CartPole") / "CartPole-random-quick-seed0.persim"
+    damaged = benchmark["models"].models_folder(tmp_path / "cache", "CartPole") / "CartPole-random-quick-seed0.persim"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no ensemble")
     arguments = ["--table", "7", "--data", "random", "--seeds", "1", "--method", "PerSim", "PerSim+", "--jobs", "2"]
@@ -436,11 +439,11 @@ def test_what_a_process_cannot_measure_is_reported_and_the_rest_is_measured(benc
 
 
 def test_cells_of_one_model_are_measured_in_one_process(benchmark):
-    measure, protocol = benchmark["measure"], benchmark["protocol"]
+    cells, protocol = benchmark["cells"], benchmark["protocol"]
     model_of = importlib.import_module("parallel")._model_of
 
     def cell(table, method, data="random", scale="full", env="MountainCar", seed=0):
-        return measure.Cell(protocol.get_table(table), env, data, method, seed, protocol.get_scale(scale))
+        return cells.Cell(protocol.get_table(table), env, data, method, seed, protocol.get_scale(scale))
 
     persim = model_of(cell(6, "PerSim"))
     for table, method in (

@@ -1,0 +1,110 @@
+"""Cells of the paper's tables, and where what was measured of them is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import protocol
+import unseen
+from protocol import Scale, Table
+
+from persim_gym import get_task, storage
+from persim_gym.types import LearnedDynamics
+
+CACHE = Path(__file__).parent / ".cache"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set of one environment, for one seed: a score of each agent."""
+
+    table: Table
+    env: str
+    data: str
+    method: str
+    seed: int
+    scale: Scale
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        data = "true" if self.data == protocol.NO_DATA else self.data
+        method = self.method.replace("+", "plus").replace(" ", "")
+        return f"table{self.table.number}-{self.env}-{data}-{method}-{self.scale.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of one agent."""
+
+    agent: str
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of a cell and where they come from."""
+
+    scores: tuple[Score, ...]
+    commit: str
+    wall_s: float
+    """Seconds it takes to come by them from nothing: collection, training, evaluation."""
+
+
+def canonical(cell: Cell) -> Cell:
+    """Return the cell under whose table a measurement is kept, where several tables have it."""
+    if cell.table.number == 3 and cell.method not in protocol.SIMULATOR_OF:  # a row of the returns' table as well
+        cell = replace(cell, table=protocol.returns_table(cell.env))
+    if unseen.agent_count(cell.method) == cell.scale.num_agents:  # all there are: also a row of the returns' table
+        cell = replace(cell, table=protocol.returns_table(cell.env), method=unseen.base_method(cell.method))
+    return cell
+
+
+def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
+    """Return what is kept in a file of that name, or compute and keep it."""
+    path = path.with_name(f"{path.name}.json")
+    if path.exists():
+        document = json.loads(path.read_text())
+        scores = tuple(Score(**score) for score in document["scores"])
+        return Measured(scores, document["commit"], document["wall_s"])
+    start = time.perf_counter()
+    scores = tuple(compute())
+    measured = Measured(scores, commit(), round(time.perf_counter() - start, 1))
+    storage.write_text(path, json.dumps(asdict(measured), indent=1))
+    text = ", ".join(f"agent {score.agent} {score.metric} {score.value:.5g}" for score in scores)
+    print(f"{path.stem}: {text} ({measured.wall_s:.0f} s)", file=sys.stderr, flush=True)
+    return measured
+
+
+def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
+    """Return the scores of all test agents; each agent is kept by itself, for one may take hours."""
+    parts = [
+        once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
+        for agent in range(len(get_task(cell.env).test_agents))
+    ]
+    scores = tuple(score for part in parts for score in part.scores)
+    return Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))
+
+
+def with_training(measured: Measured, model: LearnedDynamics) -> Measured:
+    """Count the training of the model in."""
+    return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
+
+
+def commit() -> str:
+    """Return the version of the code, marked if it is not as committed."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def cache_folder(cache: Path, env: str) -> Path:
+    """Return the folder of an environment, one for each version of its protocol."""
+    return cache / f"protocol{protocol.PROTOCOL[env]}"

@@ -1,0 +1,50 @@
+"""Scores of a learned method for the test agents: errors of its predictions, returns of what it does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import protocol
+from cells import Cell, Score
+
+from persim_gym import get_task, prediction_error
+from persim_gym.evaluation import run_episodes
+from persim_gym.logging_policies import test_policy
+from persim_gym.tasks import PlanningObjective
+from persim_gym.types import FloatArray, LearnedDynamics, Policy
+
+
+def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> list[Score]:
+    """Score the free-running predictions for all test agents."""
+    rows = prediction_error(
+        ensemble,
+        policy=test_policy(cell.env, seed=cell.seed),
+        episodes=cell.scale.prediction_episodes,
+        seed=cell.seed,
+        aggregate="median" if cell.method == protocol.PERSIM_MEDIAN else "mean",
+        device=device,
+    )
+    return [Score(row.agent, metric, getattr(row, metric)) for row in rows for metric in cell.table.metrics]
+
+
+def score_episodes(cell: Cell, policy: Policy, agent: int, covariates: FloatArray, episodes: int) -> Score:
+    """Score a policy by its mean return in the true system with an agent's covariates (K,), episodes in lockstep."""
+    task = get_task(cell.env)
+    system = task.system(np.tile(covariates, (episodes, 1)))
+    returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
+    return Score(str(agent), "return", float(returns.mean()))
+
+
+def episodes_of(cell: Cell) -> int:
+    """Return how many episodes of an agent a planner's return is the mean of."""
+    wanted = cell.scale.method_episodes.get(cell.method, cell.scale.return_episodes)
+    return min(wanted, cell.table.max_episodes or wanted)
+
+
+def objective_of(cell: Cell) -> PlanningObjective:
+    """Return what a method's planner maximizes: the task's objective, or its reward alone."""
+    objective = get_task(cell.env).planning_objective
+    if cell.method not in protocol.PLAIN:
+        return objective
+    return replace(objective, progress=None, terminated=None)
