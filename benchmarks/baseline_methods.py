@@ -126,4 +126,5 @@ def learner(method: str) -> Callable[..., Policy]:
 
 
 def _score(cell: Cell, policy: Policy, agent: int, episodes: int) -> Score:
-    return score_episodes(cell, policy, agent, get_task(cell.env).test_agents[agent], episodes)
+    task = get_task(cell.env)
+    return score_episodes(cell, agent, task.system(np.tile(task.test_agents[agent], (episodes, 1))), policy)

@@ -59,17 +59,14 @@ def _score_log(cell: Cell) -> list[Score]:
 
 
 def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str) -> Score:
-    """Score an agent's episodes; without an ensemble, they are planned in the true system."""
-    task, episodes = get_task(cell.env), episodes_of(cell)
-    if ensemble is None:
-        covariates = task.test_agents[agent]
-        model = task.system(np.tile(covariates, (episodes, 1)))
-    else:
-        covariates = ensemble.agent_covariates(agent)
-        model = ensemble.simulator(agent, device=device)
+    """Score an agent's episodes in its true system, which is also the model that is planned in if there is no other."""
+    task = get_task(cell.env)
+    covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
+    system = task.system(np.tile(covariates, (episodes_of(cell), 1)))
+    model = system if ensemble is None else ensemble.simulator(agent, device=device)
     if unseen.base_method(cell.method) in protocol.VALUE_ITERATION:
         policy: Policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env])
     else:
         planning_rng = np.random.default_rng([cell.seed, agent, 1])
         policy = MPCAgent(model, task=task, objective=objective_of(cell), seed=planning_rng, **cell.scale.planner)
-    return score_episodes(cell, policy, agent, covariates, episodes)
+    return score_episodes(cell, agent, system, policy)

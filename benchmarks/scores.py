@@ -11,8 +11,8 @@ from cells import Cell, Score
 from persim_gym import get_task, prediction_error
 from persim_gym.evaluation import run_episodes
 from persim_gym.logging_policies import test_policy
-from persim_gym.tasks import PlanningObjective
-from persim_gym.types import FloatArray, LearnedDynamics, Policy
+from persim_gym.tasks import PlanningObjective, System
+from persim_gym.types import LearnedDynamics, Policy
 
 
 def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> list[Score]:
@@ -28,10 +28,9 @@ def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> lis
     return [Score(row.agent, metric, getattr(row, metric)) for row in rows for metric in cell.table.metrics]
 
 
-def score_episodes(cell: Cell, policy: Policy, agent: int, covariates: FloatArray, episodes: int) -> Score:
-    """Score a policy by its mean return in the true system with an agent's covariates (K,), episodes in lockstep."""
+def score_episodes(cell: Cell, agent: int, system: System, policy: Policy) -> Score:
+    """Score a policy by its mean return in an agent's true system, an episode in each copy, in lockstep."""
     task = get_task(cell.env)
-    system = task.system(np.tile(covariates, (episodes, 1)))
     returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
     return Score(str(agent), "return", float(returns.mean()))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import persim_gym
 from persim_gym.errors import FileFormatError, UnknownNameError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -130,6 +131,15 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10\n")
     with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
         importlib.import_module("seeds").Seeds(benchmark["protocol"].get_scale("quick"), tmp_path / "results")._read()
+
+
+def test_planning_in_the_true_system_is_measured_as_the_package_does(benchmark, folders, tmp_path, cart_pole):
+    """The same planner in the very system that it acts in, as `persim_gym.true_mpc_returns` has it."""
+    assert run(benchmark, folders, "--table", "10", "--data", "-", "--method", "True env + MPC", "--seeds", "1") == 0
+    rows = rows_of(benchmark, tmp_path, 10)
+    planner = benchmark["protocol"].get_scale("quick").planner
+    expected = persim_gym.true_mpc_returns(cart_pole, episodes=1, seed=0, **planner)
+    assert [(row.agent, row.mean) for row in rows] == [(found.agent, found.mean) for found in expected]
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(benchmark, folders, tmp_path, monkeypatch):
