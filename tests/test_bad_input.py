@@ -240,7 +240,7 @@ def test_damaged_and_foreign_models(model, registry, message, spoil):
 
 def test_models_of_another_task(model):
     """Asked for by task; and of a task that this session does not know."""
-    message = "ensemble of task CartPole, not of MountainCar"
+    message = r"model\.persim is of task CartPole, not of MountainCar"
     refuses(errors.FileFormatError, ValueError, message, lambda: persim_gym.load(model, task="MountainCar"))
     assert persim_gym.load(model, task="CartPole").task.name == "CartPole"
     change_header(model, task="Insulin")
