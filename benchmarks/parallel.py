@@ -36,7 +36,7 @@ def measure_in_processes(
 def _model_of(cell: Cell) -> tuple[str, ...]:
     """Return a name of the model that a cell trains or finds in the cache; of the cell itself if no other has it."""
     cell = canonical(cell)
-    alone = cell.method == protocol.LOG or cell.data == protocol.NO_DATA or cell.method in protocol.POLICIES
+    alone = cell.method == protocol.LOG or cell.data == protocol.NO_DATA or cell.method in baseline_methods.POLICIES
     if alone:
         return (cell.name,)
     method = protocol.PLAIN.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)

@@ -189,7 +189,9 @@ def test_interrupted_training_resumes_to_the_same_bits(request, kind, method, in
     resumed, done, seen = learn(checkpoint=path)
     assert done == [4, 8, 12, 16][interrupted_after:]  # nothing is done twice
     np.testing.assert_array_equal(seen, seen_by_whole[interrupted_after:])
-    weights, expected = (offline_training.network_weights(policy.algorithm) for policy in (resumed, whole))
+    weights, expected = (
+        learned_policy.weights_of(offline.networks_of(policy.algorithm)) for policy in (resumed, whole)
+    )
     assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in weights)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from persim_gym import storage
 from persim_gym.checkpoint import under, within
@@ -40,6 +40,17 @@ class OwnRandomness:
             torch.set_rng_state(self.state)
             yield
             self.state = torch.get_rng_state()
+
+
+def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the weights of networks, each under its network's name."""
+    return {key: tensor for name, one in networks.items() for key, tensor in under(name, one.state_dict()).items()}
+
+
+def restore_weights(networks: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
+    """Give networks what `weights_of` returned, or raise torch's `RuntimeError` if it does not fit them."""
+    for name, network in networks.items():
+        network.load_state_dict(within(name, weights))
 
 
 class LearnedPolicy(ABC):
@@ -80,11 +91,7 @@ class LearnedPolicy(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: what `predict` needs, but not what training would go on from."""
-        arrays = {
-            name: tensor.cpu().numpy()
-            for module, network in self._networks().items()
-            for name, tensor in under(module, network.state_dict()).items()
-        }
+        arrays = {name: tensor.cpu().numpy() for name, tensor in weights_of(self._networks()).items()}
         document = {**task_fields(self.task), "settings": self._settings(), "provenance": self.provenance}
         storage.write(path, self.kind, arrays, document)
 
@@ -111,13 +118,11 @@ class LearnedPolicy(ABC):
             policy = cls._untrained(found, document["settings"], document["provenance"], device, OwnRandomness(seed))
         except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-        for module, network in policy._networks().items():
-            own = {name: torch.tensor(np.array(array)) for name, array in within(module, arrays).items()}
-            try:
-                network.load_state_dict(own)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                raise FileFormatError(f"{path}: its arrays do not fit the policy ({reason})") from error
+        try:
+            restore_weights(policy._networks(), {name: torch.tensor(np.array(array)) for name, array in arrays.items()})
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise FileFormatError(f"{path}: its arrays do not fit the policy ({reason})") from error
         return policy
 
     @abstractmethod

@@ -57,6 +57,11 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {"config": type(config).__name__, "values": json.loads(config.serialize())}
 
 
+def networks_of(algorithm: Any) -> Mapping[str, nn.Module]:
+    """Return all networks of a d3rlpy algorithm."""
+    return algorithm.impl.modules.get_torch_modules()
+
+
 class OfflinePolicy(LearnedPolicy):
     """A policy learned by d3rlpy.
 
@@ -78,7 +83,7 @@ class OfflinePolicy(LearnedPolicy):
         return (low + 0.5 * (np.clip(actions, -1, 1) + 1) * (high - low)).astype(np.float32)
 
     def _networks(self) -> Mapping[str, nn.Module]:
-        return self.algorithm.impl.modules.get_torch_modules()
+        return networks_of(self.algorithm)
 
     def _settings(self) -> dict[str, Any]:
         return settings_of(self.algorithm.config)

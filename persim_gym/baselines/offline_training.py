@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
-from persim_gym.baselines.learned_policy import OwnRandomness
+from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, weights_of
 from persim_gym.baselines.logs import finite_action_bounds, policy_log
-from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, settings_of
+from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, networks_of, settings_of
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
@@ -192,24 +192,12 @@ class _Best:
         self.since += 1
         if not self.weights or score > self.score:
             self.score, self.since = score, 0
-            self.weights = {name: tensor.clone() for name, tensor in network_weights(self._algorithm).items()}
+            self.weights = {name: tensor.clone() for name, tensor in weights_of(networks_of(self._algorithm)).items()}
 
     def restore(self) -> None:
         """Give the algorithm the weights kept, if any were."""
         if self.weights:
-            restore_network_weights(self._algorithm, self.weights)
-
-
-def network_weights(algorithm: Any) -> dict[str, Tensor]:
-    """Return the weights of all of d3rlpy's networks."""
-    networks = algorithm.impl.modules.get_torch_modules()
-    return {key: tensor for name, one in networks.items() for key, tensor in under(name, one.state_dict()).items()}
-
-
-def restore_network_weights(algorithm: Any, weights: Mapping[str, Tensor]) -> None:
-    """Give d3rlpy's networks what `network_weights` returned."""
-    for name, network in algorithm.impl.modules.get_torch_modules().items():
-        network.load_state_dict(within(name, weights))
+            restore_weights(networks_of(self._algorithm), self.weights)
 
 
 class D3rlpySteps:
@@ -249,14 +237,14 @@ class D3rlpySteps:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps to come depend on."""
-        kept = under("networks", network_weights(self._algorithm))
+        kept = under("networks", weights_of(networks_of(self._algorithm)))
         for name, optimizer in self._optimizers().items():
             kept |= under(f"optimizers.{name}", optimizer_state(optimizer))
         return {**kept, "steps": torch.tensor(self._algorithm.grad_step)}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
-        restore_network_weights(self._algorithm, within("networks", tensors))
+        restore_weights(networks_of(self._algorithm), within("networks", tensors))
         for name, optimizer in self._optimizers().items():
             restore_optimizer(optimizer, within(f"optimizers.{name}", tensors))
         self._algorithm.set_grad_step(int(tensors["steps"]))
