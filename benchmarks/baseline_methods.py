@@ -19,13 +19,14 @@ from scores import episodes_of, objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, Trajectories, get_task
 from persim_gym.baselines.bcq import fit_bcq
-from persim_gym.baselines.cadm import CaDM, CaDMAgent
+from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
-from persim_gym.config import get_config
+from persim_gym.config import PerSimConfig, get_config
+from persim_gym.errors import FileFormatError
 from persim_gym.types import Policy
 
 POLICIES = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
@@ -52,15 +53,22 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     letters = "".join(filter(str.isalnum, method))
     name = f"{letters}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
     path = models_folder(cache, cell.env) / name
+    config: PerSimConfig | CaDMConfig
+    if kind is JointModel:
+        config = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
+    else:
+        config = get_cadm_config(method, cell.env).with_changes(**cell.scale.budgets.get(method, {}))
     if path.exists():
-        return kind.load(path)
+        model: ContextModel = kind.load(path)
+        if model.config != config:
+            raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
+        return model
     log = logged(cell.env, cell.data, cell.scale)
     settings: dict[str, Any] = {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty()}
-    if kind is JointModel:
-        paper = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
-        model: ContextModel = fit_joint(log, config=paper, **settings)
+    if isinstance(config, PerSimConfig):
+        model = fit_joint(log, config=config, **settings)
     else:
-        model = fit_cadm(log, config=method, checkpoint=path, **settings, **cell.scale.budgets.get(method, {}))
+        model = fit_cadm(log, config=config, checkpoint=path, **settings)
     model.save(path)
     return model
 

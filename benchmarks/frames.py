@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=protocol.LOGGING_POLICIES, default=["random"])
     parser.add_argument("--method", choices=[protocol.PERSIM, protocol.PERSIM_PLUS], default=protocol.PERSIM)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
+    parser.add_argument("--scale", default="full", choices=protocol.SCALES)
     given = parser.parse_args()
     scale = protocol.get_scale(given.scale)
     for env in given.env:

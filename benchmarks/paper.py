@@ -136,7 +136,10 @@ def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
     ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
     if len(measured & set(table.learned)) > 1 and ours:
         tallies.append(results.leaders(table, rows, ours))
-    facts = [fact for fact in (*tallies, _gradient_steps(table, scale, measured), results.intervals(rows)) if fact]
+    more = (
+        results.not_measured(table, scale, rows), _gradient_steps(table, scale, measured), results.intervals(rows)
+    )  # fmt: skip
+    facts = [fact for fact in (*tallies, *more) if fact]
     return "\n\n".join([text, results.comparison(table, rows), *facts])
 
 

@@ -27,7 +27,10 @@ from persim_gym.evaluation import run_episodes
 from persim_gym.types import Policy
 
 COLUMNS = ("env", "data", "method", "agent", "seed", "steps", "mean", "std", "scale")
-METHODS = (protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A, *protocol.SIMULATOR_OF)
+METHODS = (
+    *(protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A),
+    *(method for method in protocol.SIMULATOR_OF if method not in protocol.SELECTED),  # those choose their own end
+)
 FILE = "plateau.csv"
 
 
@@ -78,14 +81,14 @@ def write(rows: Sequence[tuple[str, ...]], folder: Path = RESULTS) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--env", required=True, choices=protocol.PROTOCOL)
+    parser.add_argument("--data", required=True, choices=protocol.LOGGING_POLICIES)
     parser.add_argument("--method", nargs="+", choices=METHODS, required=True)
     parser.add_argument("--agent", type=int, default=0)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, required=True, help="gradient steps between two points")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", default="full")
+    parser.add_argument("--scale", default="full", choices=protocol.SCALES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for method in given.method:
         cell = Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
         new = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
-        kept = [row for row in read(given.results) if row[:5] != new[0][:5]]
+        kept = [row for row in read(given.results) if (*row[:5], row[-1]) != (*new[0][:5], new[0][-1])]
         write([*kept, *new], given.results)
 
 

@@ -84,6 +84,13 @@ PAPER_METHOD = {
 """Which of the paper's rows a method of ours stands beside."""
 PERSIMS = (PERSIM, PERSIM_PLUS, PERSIM_VI, PERSIM_PLUS_VI)
 """The factorized model, with the paper's settings and ours, with the paper's planner and value iteration."""
+
+
+def is_persim(method: str) -> bool:
+    """Return whether a method of any table plans or predicts with the factorized model."""
+    return method.startswith(PERSIM)
+
+
 _VARIANTS = (*with_fraction(PERSIMS), *with_agent_count(PERSIMS))
 PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
 
@@ -201,7 +208,8 @@ SCALES = {
         # Each of its plans is twenty times as dear as Vanilla CaDM's.
         method_episodes={PE_TS_CADM: 5},
         # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
-        # is learned from it stays the same long before these steps are over (results/plateau.csv).
+        # is learned from MountainCar's test agent 0 and its pure data stays the same long before these steps are over
+        # (results/plateau.csv).
         budgets={
             **dict.fromkeys(
                 CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}

@@ -7,6 +7,7 @@ What stands outside the two marker lines is left as it is.
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def update(text: str, content: str) -> str:
 
 def main() -> None:
     """Write the file."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     storage.write_text(README, update(README.read_text(), tables()))
 
 
@@ -57,14 +59,18 @@ def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:
     hours = sum({(row.env, row.data, row.method): row.wall_s for row in rows}.values()) / 3600
     command = f"python benchmarks/paper.py --table {table.number} --scale {scale.name}"
     note = f"`{command}`; version {versions}; {hours:.1f} hours of computing."
-    return f"## {report(table, scale, folder)}\n\n{note}{_departures(scale)}"
+    return f"## {report(table, scale, folder)}\n\n{note}{_departures(table, scale)}"
 
 
-def _departures(scale: protocol.Scale) -> str:
-    """Return in what a scale is not the paper's, as a sentence to append."""
+def _departures(table: protocol.Table, scale: protocol.Scale) -> str:
+    """Return in what a table at a scale is not the paper's, as a sentence to append."""
     if not scale.changes and not scale.planner:
         return ""
-    settings = {"agents": scale.num_agents, "episodes": scale.return_episodes, **scale.changes, **scale.planner}
+    settings: dict[str, object] = {} if "N=" in " ".join(table.learned) else {"agents": scale.num_agents}
+    if table.metrics == ("return",):
+        settings |= {"episodes": scale.return_episodes, "episodes of policies": scale.policy_episodes}
+        settings |= scale.planner
+    settings |= scale.changes
     return f" Not the paper's scale: {', '.join(f'{name} = {value}' for name, value in settings.items())}."
 
 
@@ -120,9 +126,9 @@ def _plateau(folder: Path) -> list[str]:
     rows = plateau.read(folder)
     if not rows:
         return []
-    lines = [[*row[:4], f"{int(row[5]):,}", f"{float(row[6]):.1f} ± {float(row[7]):.1f}"] for row in rows]
-    table = results.markdown([["env", "data", "method", "agent", "gradient steps", "return"], *lines])
-    return [f"## Learning curves\n\nOne seed; ± is over 100 episodes.\n\n{table}"]
+    lines = [[*row[:5], f"{int(row[5]):,}", f"{float(row[6]):.1f} ± {float(row[7]):.1f}"] for row in rows]
+    table = results.markdown([["env", "data", "method", "agent", "seed", "gradient steps", "return"], *lines])
+    return [f"## Learning curves\n\n± is over 100 episodes.\n\n{table}"]
 
 
 def _factors(folder: Path) -> list[str]:

@@ -72,7 +72,7 @@ def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
         raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
     if any((row.table, row.scale) != (table.number, scale.name) for row in rows):
         raise FileFormatError(f"{path} holds rows of another table or scale; move it away and measure again")
-    return rows
+    return sorted(rows, key=_order)
 
 
 def write(table: Table, scale: Scale, rows: Iterable[Row], folder: Path = RESULTS) -> None:
@@ -162,7 +162,7 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
 
 
 def comparison(table: Table, rows: Sequence[Row]) -> str:
-    """Return a Markdown table of our rows beside the paper's, with the best of ours in bold."""
+    """Return a Markdown table of our rows beside the paper's, all of them, with the best of ours in bold."""
     figures, best = paper(table), best_of(rows)
     agents = list(dict.fromkeys(row.agent for row in rows))
     lines = [["env", "data", "score", "method", *(f"agent {a}" if a.isdigit() else a for a in agents)]]
@@ -174,7 +174,8 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
             label = f"{method} ({next(iter(of_agent.values())).seeds} seeds)"
             ours = [_our_figure(of_agent[a], best) if a in of_agent else "" for a in agents]
             lines.append([env, data, metric, label, *ours])
-        for method in dict.fromkeys(PAPER_METHOD[row.method] for row in group):
+        published_here = [key[2] for key in figures if (*key[:2], key[4]) == (env, data, metric)]
+        for method in dict.fromkeys([*(PAPER_METHOD[row.method] for row in group), *published_here]):
             theirs = [figures.get((env, data, method, agent, metric)) for agent in agents]
             if any(theirs):
                 published = ["" if figure is None else _format(*figure, metric) for figure in theirs]
@@ -193,22 +194,45 @@ def best_of(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
 
 
 def leaders(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """Return in how many cells one of some methods is the best of ours, or within its deviation of the best."""
-    metric = table.metrics[0]
-    best = {key: value for key, value in best_of(rows).items() if key[3] == metric}
-    by_key: dict[tuple[str, str, str, str], list[Row]] = {}
+    """Return in how many cells one of some methods is the best of ours, or within the best's deviation of it.
+
+    Only cells in which a method other than PerSim is measured count; "" if there are none.
+    """
+    by_key: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        by_key.setdefault((row.env, row.data, row.agent, row.metric), []).append(row)
+        if row.data != protocol.NO_DATA and row.metric == table.metrics[0]:
+            by_key.setdefault((row.env, row.data, row.agent), []).append(row)
+    contested = [group for group in by_key.values() if any(not protocol.is_persim(row.method) for row in group)]
     first = near = 0
-    for key, value in best.items():
-        winner = next(row for row in by_key[key] if row.mean == value)
-        contenders = [row for row in by_key[key] if row.method in methods]
-        first += any(row.mean == value for row in contenders)
-        near += any(
-            abs(row.mean - value) <= max(np.nan_to_num(row.std), np.nan_to_num(winner.std)) for row in contenders
-        )
-    names = " or ".join(methods)
-    return f"{names}: best of ours in {first} of {len(best)} cells, best or within one deviation of it in {near}."
+    for group in contested:
+        sign = 1 if table.metrics[0] == "rmse" else -1
+        winner = min(group, key=lambda row: sign * row.mean)
+        distances = [abs(row.mean - winner.mean) for row in group if row.method in methods]
+        first += min(distances, default=np.inf) == 0
+        near += min(distances, default=np.inf) <= np.nan_to_num(winner.std)
+    if not contested:
+        return ""
+    return (
+        f"{' or '.join(methods)}: best of ours in {first} of the {len(contested)} cells that other methods are "
+        f"measured in, best or within the best's deviation of it in {near}."
+    )
+
+
+def not_measured(table: Table, scale: Scale, rows: Sequence[Row]) -> str:
+    """Return which rows of a table are missing at a scale, as a sentence; "" if none is."""
+    measured = {(row.env, row.data, row.method) for row in rows}
+    envs, parts = [env for env in table.envs if env in scale.envs], []
+    for method in (*table.learned, *table.true):
+        lacking = []
+        for env in envs:
+            wanted = [data for data in protocol.DATA if method in table.methods(data)]
+            missing = [data for data in wanted if (env, data, method) not in measured]
+            if missing:
+                names = [env] if len(envs) > 1 else []
+                lacking.append(" ".join([*names, *([] if missing == wanted else [", ".join(missing)])]))
+        if lacking:
+            parts.append(f"{method} ({'; '.join(lacking)})" if any(lacking) else method)
+    return f"Not measured yet: {'; '.join(parts)}." if parts else ""
 
 
 def intervals(rows: Sequence[Row]) -> str:

@@ -166,6 +166,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--agents", type=int, default=500)
     given = parser.parse_args()
+    for env in given.tasks:
+        unknown = [variant for variant in given.variant or () if variant not in variants(env)]
+        if unknown:
+            parser.error(f"no variant {unknown[0]!r} of {env}; there are {', '.join(variants(env))}")
     torch.set_num_threads(1)
     for env in given.tasks:
         for seed in range(given.seeds):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import platform
 import statistics
@@ -35,7 +36,7 @@ from cells import commit
 from torch.utils.mkldnn import to_mkldnn
 
 import persim_gym
-from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load, personalize
+from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load, personalize, storage
 from persim_gym.baselines.cadm import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.config import CONFIGS, PerSimConfig
@@ -472,16 +473,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     chosen = parser.parse_args().only.split(",")
+    unknown = [part for part in chosen if part not in PARTS]
+    if unknown:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     torch.set_num_threads(1)
     if not speed_mbrl.available():
         print("mbrl cannot be imported: its rows are left out (benchmarks/speed_mbrl.py says how to install it)")
     found = [row for part in chosen for row in PARTS[part]()]
     kept = [row for row in _read() if row.part not in {row.part for row in found}]
     found = sorted([*kept, *found], key=lambda row: _ORDER.index(row.part))
-    with open(RESULTS / "speed.csv", "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
+    storage.write_text(RESULTS / "speed.csv", text.getvalue())
     path = RESULTS / "speed.meta.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     document = {
@@ -492,7 +497,7 @@ def main() -> None:
         | {"python": platform.python_version()},
         "mbrl": speed_mbrl.available(),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    storage.write_text(path, json.dumps(document, indent=1) + "\n")
     import speed_plots
 
     speed_plots.draw(found, RESULTS)

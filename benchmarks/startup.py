@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from persim_gym import storage
 
 RESULT = Path(__file__).parent / "results" / "startup.csv"
 _TIMED = "import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
@@ -49,10 +52,11 @@ def main() -> None:
         peer = names[index - index % 2]
         ratio = statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
         rows.append((name, f"{statistics.median(times[name]):.4f}", peer, f"{ratio:.2f}", runs))
-    with open(RESULT, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("what", "median_s", "against", "median_ratio", "runs"))
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("what", "median_s", "against", "median_ratio", "runs"))
+    writer.writerows(rows)
+    storage.write_text(RESULT, text.getvalue())
     for row in rows:
         print(*row, sep="  ")
 

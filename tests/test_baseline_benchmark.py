@@ -99,13 +99,23 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
     rows = [
         row(benchmark, "PerSim", -50.0), row(benchmark, "CQL-A", -49.5), row(benchmark, "BCQ-P", -90.0),
         row(benchmark, "PerSim", -40.0, agent="1"), row(benchmark, "CQL-A", -80.0, agent="1"),
-        row(benchmark, "PerSim", -99.0, agent="2"), row(benchmark, "CQL-A", -80.0, agent="2"),
+        row(benchmark, "PerSim", -99.0, agent="2", std=30.0), row(benchmark, "CQL-A", -80.0, agent="2"),
+        row(benchmark, "PerSim", -99.0, agent="3"), row(benchmark, "PerSim+", -80.0, agent="3"),
     ]  # fmt: skip
     text = results.comparison(table, rows)
-    assert text.count("**") == 2 * 3 and "**-49.5 ± 1.0**" in text and "**-40.0 ± 1.0**" in text
-    assert results.leaders(table, rows, ["PerSim"]).startswith(
-        "PerSim: best of ours in 1 of 3 cells, best or within one deviation of it in 2."
+    assert text.count("**") == 2 * 4 and "**-49.5 ± 1.0**" in text and "**-40.0 ± 1.0**" in text
+    assert results.leaders(table, rows, ["PerSim"]) == (
+        "PerSim: best of ours in 1 of the 3 cells that other methods are measured in, "
+        "best or within the best's deviation of it in 2."
     )
+    assert results.leaders(table, rows[-2:], ["PerSim"]) == ""
+    lacking = results.not_measured(table, protocol.get_scale("full"), rows)
+    assert "PerSim (pure-eps-20, pure-eps-40, random);" in lacking and "BCQ-P (pure-eps-20" in lacking
+    assert "; BCQ-A;" in lacking and lacking.endswith("; True env + VI.")
+    everything = results.not_measured(protocol.get_table(3), protocol.get_scale("full"), [])
+    assert everything.startswith("Not measured yet: BCQ-P (MountainCar; CartPole; HalfCheetah); ")
+    published = results.comparison(table, rows)
+    assert "*paper: PE-TS CaDM*" in published, "the paper's rows stand there whether ours are measured or not"
     assert "2.48 deviations for 3 seeds" in results.intervals(rows)
     errors = [row(benchmark, method, mean, metric="rmse") for method, mean in (("PerSim", 0.1), ("Vanilla CaDM", 0.2))]
     assert list(results.best_of(errors).values()) == [0.1]

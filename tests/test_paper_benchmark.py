@@ -223,8 +223,12 @@ def test_a_scale_that_is_not_meant_for_an_environment_is_refused(benchmark, fold
 
 def test_a_smaller_scale_says_beside_its_table_what_it_changes(benchmark):
     readme, protocol = benchmark["readme"], benchmark["protocol"]
-    assert readme._departures(protocol.get_scale("full")) == ""
-    assert "agents = 100, episodes = 1, " in readme._departures(protocol.get_scale("small"))
+    returns, errors, few = (protocol.get_table(number) for number in (11, 8, 16))
+    assert readme._departures(returns, protocol.get_scale("full")) == ""
+    small = protocol.get_scale("small")
+    assert "agents = 100, episodes = 1, episodes of policies = 10, planner = cem" in readme._departures(returns, small)
+    assert "agents = 100, state_hidden" in readme._departures(errors, small)
+    assert "agents" not in readme._departures(few, small)
 
 
 def test_a_scale_that_does_not_exist(benchmark):
