@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from persim_gym import storage
-from persim_gym.errors import FileFormatError
+from persim_gym.errors import FileFormatError, InvalidArgumentError
 
 _KIND = "checkpoint"
 
@@ -27,8 +27,19 @@ class Checkpoint:
 
     @classmethod
     def beside(cls, path: str | Path | None, identity: Mapping[str, Any], stage: str = "") -> Checkpoint:
-        """Return the checkpoint of a run, or of a stage of it, whose result will be kept at a path, if at all."""
-        return cls(None if path is None else Path(path).with_name(f"{Path(path).name}{stage}.part"), identity)
+        """Return the checkpoint of a run, or of a stage of it, whose result will be kept at a path, if at all.
+
+        Raises:
+            InvalidArgumentError: the path names no file.
+            FileWriteError: nothing can be written there.
+
+        """
+        if path is None:
+            return cls(None, identity)
+        if not Path(path).name:
+            raise InvalidArgumentError(f"checkpoint={str(path)!r} must be a file name")
+        storage.check_target(path)
+        return cls(Path(path).with_name(f"{Path(path).name}{stage}.part"), identity)
 
     def write(self, tensors: Mapping[str, torch.Tensor | np.ndarray], **progress: Any) -> None:
         """Keep a state, and how far the run has come."""

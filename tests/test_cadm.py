@@ -1,5 +1,6 @@
 """CaDM and PE-TS CaDM: contexts, losses, and that all that takes PerSim's simulators takes theirs."""
 
+import dataclasses
 import itertools
 
 import gymnasium
@@ -8,20 +9,23 @@ import pytest
 import torch
 
 import persim_gym
+from persim_gym import storage
 from persim_gym.baselines import cadm_training
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
 from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
 from persim_gym.baselines.context_network import ContextNetwork, Features
-from persim_gym.baselines.history import History
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
     FileFormatError,
+    InvalidActionError,
     InvalidArgumentError,
     InvalidDataError,
     InvalidStateError,
+    MissingStatisticsError,
     UnknownNameError,
 )
 from persim_gym.tasks import get_task
+from persim_gym.terminal import ProgressBar
 from persim_gym.types import LearnedDynamics
 
 TINY = {"hidden": (16, 16), "encoder_hidden": (16, 8), "iterations": 2, "max_epochs": 2, "futures_per_context": 3}
@@ -53,19 +57,24 @@ def trainer_of(log, method="PE-TS CaDM", **changes):
     return trainer, config
 
 
-def test_histories_are_the_last_transitions_oldest_first(cart_pole_log):
-    """Gathered from the log or followed step by step, they are the same; before the first transition they are zero."""
-    trainer, _ = trainer_of(cart_pole_log)
-    start, end = cart_pole_log.episode_starts[3], cart_pole_log.episode_ends[3]
-    history = History.empty(get_task("CartPole"), 10, 1, None)
+@pytest.mark.parametrize("log", ["cart_pole_log", "cheetah_log"])
+def test_histories_are_the_last_transitions_oldest_first(log, request):
+    """Gathered from the log or followed step by step, they are the same; before the first transition they are zero.
+
+    Continuous actions are standardized in both; a model keeps each agent's history up to the end of its log.
+    """
+    log = request.getfixturevalue(log)
+    trainer, _ = trainer_of(log)
+    model = trainer.model({})
+    start, end = log.episode_starts[2], log.episode_ends[2]
+    history = model.new_histories(1)
     for row in range(start, end):
         gathered = trainer._histories(torch.tensor([[row]]))[0, :, 0].numpy()
         np.testing.assert_allclose(gathered, history.values[0], atol=1e-6)
         history = history.after(
-            cart_pole_log.observations[row : row + 1],
-            cart_pole_log.actions[row : row + 1],
-            cart_pole_log.next_observations[row : row + 1],
+            log.observations[row : row + 1], log.actions[row : row + 1], log.next_observations[row : row + 1]
         )
+    np.testing.assert_allclose(model.histories[2], history.values[0], atol=1e-6)
     first = trainer._histories(torch.tensor([[start]]))
     assert not first.any() and end - start > 11
     assert not history.restarted(np.array([True])).values.any()
@@ -82,7 +91,7 @@ def test_the_losses_are_those_of_the_paper(cart_pole_log, method):
 
     parameters = {name: tensor.detach().double() for name, tensor in trainer.parameters.items()}
     ends = np.repeat(cart_pole_log.episode_ends, cart_pole_log.episode_lengths)
-    columns = trainer._data.columns.double()
+    columns = expected_columns(cart_pole_log)
 
     def network(name, member, inputs, activation):
         depth = sum(key.startswith(name) and key.endswith("weight") for key in parameters)
@@ -248,7 +257,7 @@ def test_everything_takes_the_simulator(model, cart_pole_log):
     agent = CaDMAgent(model, horizon=4, num_candidates=8)
     covariates = {label: (10.0, 0.5) for label in ("0", "1")}
     (row, _) = persim_gym.policy_returns(model, agent, agents=["0", "1"], episodes=2, covariates=covariates)
-    assert row.mean > 0
+    assert row.mean == row.length >= 5  # a pole takes some steps to fall, and each pays 1
 
 
 def test_the_context_comes_from_the_beginning_of_the_episode(cart_pole_log):
@@ -264,15 +273,17 @@ def test_the_context_comes_from_the_beginning_of_the_episode(cart_pole_log):
     assert np.abs(step - swapped).max() > 1e-7
 
     agent, state = CaDMAgent(model, horizon=2, num_candidates=4), None
+    shown = np.empty_like(states[:, 0])
     for index in range(10):
-        chosen, state = agent.predict(states[:, index], state)
-        state = (state[0], state[1], state[2], actions[:, min(index, 8)], state[4])
+        shown[:] = states[:, index]  # a buffer that the caller uses again
+        chosen, state = agent.predict(shown, state)
+        state = dataclasses.replace(state, actions=actions[:, min(index, 8)])
     history = model.new_histories(1)
     for index in range(9):
         history = history.after(states[:, index], actions[:, index], states[:, index + 1])
-    np.testing.assert_array_equal(state[1].values, history.values)
+    np.testing.assert_array_equal(state.history.values, history.values)
     _, restarted = agent.predict(states[:, 0], state, np.array([True]))
-    assert not restarted[1].values.any()
+    assert not restarted.history.values.any()
 
 
 def test_continuous_actions_and_the_features_of_half_cheetah(cheetah_log):
@@ -372,6 +383,107 @@ def test_training_learns_the_walk():
     assert np.square(true - predicted)[:, 0].mean() < 0.05 * unchanged
 
 
+def expected_columns(log):
+    """Return standardized states, next states, actions, changes and changes back (T, ·), from the log itself."""
+    states, following = (np.asarray(column, np.float64) for column in (log.observations, log.next_observations))
+    centre, scale = states.mean(0), states.std(0)
+    parts = [(states - centre) / scale, (following - centre) / scale, np.eye(2)[log.actions]]
+    for change in (following - states, states - following):
+        parts.append((change - change.mean(0)) / change.std(0))
+    return torch.tensor(np.concatenate(parts, axis=1))
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_planners_start_all_candidates_from_one_state(cart_pole_log, cheetah_log, config):
+    """With either propagation, for discrete and continuous actions, one environment or several."""
+    for log in (cart_pole_log, cheetah_log):
+        model = fit_cadm(log, config=config, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
+        few = {"num_candidates": 6} if log.discrete else {"num_candidates": 6, "num_elites": 2, "num_rounds": 2}
+        for propagation, count in itertools.product(("per_member", "mean_state"), (1, 3)):
+            planner = persim_gym.MPCAgent(model.simulator(0), horizon=3, propagation=propagation, **few)
+            actions, _ = planner.predict(log.observations[:count])
+            assert len(actions) == count and np.isfinite(actions).all()
+
+
+def test_drawn_states_are_those_of_one_stream_however_many_threads_there_are(cart_pole_log):
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            agent = persim_gym.MPCAgent(model.simulator(0, seed=5), horizon=5, num_candidates=64, seed=1)
+            found.append(agent.plan(cart_pole_log.observations[:6]).returns)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[1], found[2])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_particle_is_drawn_with_the_deviation_that_its_network_predicts(cart_pole_log):
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    states, actions = np.repeat(cart_pole_log.observations[:1], 4000, axis=0), np.ones(4000, int)
+    simulator, dynamics = model.simulator(0), model.dynamics(torch.device("cpu"))
+    found = simulator.step_members(states, actions).std(axis=1)[::4]
+    features = (torch.tensor(states[:1].T) - dynamics.inputs.mean) / dynamics.inputs.scale
+    fed = torch.cat([features, torch.tensor([[0.0], [1.0]])]).expand(5, -1, -1)
+    fed = torch.cat([fed, model.agent_contexts(np.array([0]), torch.device("cpu"))], dim=1)
+    for index in range(3):
+        fed = dynamics.parameters[f"forward.{index}.weight"] @ fed + dynamics.parameters[f"forward.{index}.bias"]
+        fed = torch.nn.functional.silu(fed) if index < 2 else fed
+    low, high = dynamics.log_variance_bounds
+    log_variance = high - torch.log1p(torch.exp(high - fed[:, 4:]))
+    log_variance = low + torch.log1p(torch.exp(log_variance - low))
+    expected = (0.5 * log_variance).exp() * dynamics.targets.scale
+    np.testing.assert_allclose(found, expected[:, :, 0].numpy(), rtol=0.06)
+
+
+def test_a_batch_without_a_transition_before_the_end_teaches_nothing(cart_pole_log):
+    """The last batch of an epoch may be that small; its loss is that of the bounds alone, and no weight is lost."""
+    trainer, config = trainer_of(cart_pole_log)
+    last = torch.tensor(cart_pole_log.episode_ends[:1] - 1).expand(config.num_members, 1)
+    loss = losses(trainer.parameters, config, trainer._batch(last, torch.tensor([3, 7])))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in trainer.parameters.values() if tensor.grad is not None)
+    assert not trainer.parameters["forward.0.weight"].grad.any()
+
+
+def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_pole_log, monkeypatch):
+    trainer, _ = trainer_of(cart_pole_log)
+    kept, held_out = np.arange(40, 400), np.arange(40)
+    monkeypatch.setattr(trainer, "_run_epoch", lambda rows, step: epochs.append(rows) or 1.0)
+    bar = ProgressBar("", 1, False)
+    for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4)):
+        epochs, left = [], iter(scores)
+        monkeypatch.setattr(trainer, "_validation_loss", lambda rows, left=left: next(left))
+        trainer.run_iteration(kept, held_out, len(scores), bar)
+        assert len(epochs) == expected
+    assert {tuple(rows.shape) for rows in epochs} == {(5, 360)}
+    drawn = [set(rows.tolist()) for rows in epochs[0]]
+    assert all(set(range(40, 400)) > rows for rows in drawn) and len(set(map(frozenset, drawn))) == 5  # bootstrap
+
+
+def test_a_tenth_of_each_part_is_held_out_and_the_decay_reaches_the_optimizer(cart_pole_log):
+    trainer, _ = trainer_of(cart_pole_log)
+    for kept, held_out in trainer.parts():
+        assert len(held_out) == pytest.approx(0.1 * (len(kept) + len(held_out)), abs=2)
+    decays = {group["weight_decay"] for group in trainer._optimizer.param_groups}
+    assert decays == {0.0, 2.5e-5, 5e-5, 7.5e-5}
+
+
+def test_generating_with_an_agent_whose_memory_is_cut_down(cart_pole_log):
+    """Episodes that are over take their histories with them."""
+    model = fit_cadm(cart_pole_log, device="cpu", progress=False, **TINY)
+    agent = CaDMAgent(model, horizon=2, num_candidates=4)
+    _, state = agent.predict(cart_pole_log.observations[:3])
+    _, state = agent.predict(cart_pole_log.observations[1:4], state)
+    left = state[np.array([0, 2])]
+    np.testing.assert_array_equal(left.history.values, state.history.values[[0, 2]])
+    actions, after = agent.predict(cart_pole_log.observations[[2, 4]], left)
+    assert actions.shape == (2,) and len(after.observations) == 2
+
+
 def test_which_weights_are_penalized():
     assert weight_decay("encoder.0.weight") == 2.5e-5 and weight_decay("encoder.3.weight") == 7.5e-5
     assert weight_decay("forward.4.weight") == 1e-4 and weight_decay("backward.1.weight") == 5e-5
@@ -408,6 +520,64 @@ def test_bad_input(cart_pole_log, cheetah_log, tmp_path):
         model.simulator(0).conditioned_on(np.zeros((3, 4)), np.zeros((3,), int))
     with pytest.raises(InvalidStateError, match=r"3 observations need actions of shape \(1, 2\), got \(1, 3\)"):
         model.simulator(0).conditioned_on(np.zeros((1, 3, 4)), np.zeros((1, 3), int))
+    with pytest.raises(InvalidActionError, match="whole numbers from 0 to 1"):
+        model.simulator(0).conditioned_on(np.zeros((1, 3, 4)), np.array([[0, -1]]))
+    with pytest.raises(InvalidStateError, match="finite"):
+        model.simulator(0).conditioned_on(np.full((1, 3, 4), np.nan), np.zeros((1, 2), int))
     (tmp_path / "broken").write_bytes(b"12345678901234567890")
     with pytest.raises(FileFormatError):
         CaDM.load(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("validation_fraction=1", {"validation_fraction": 1}),
+        ("learning_rate=-1", {"learning_rate": -1}),
+        ("absolute=-1 must be a whole number", {"absolute": (-1,)}),
+        ("coordinate 1 is in absolute and in angles", {"absolute": (0, 1), "angles": (1,)}),
+        ("angles has coordinate 4; those of task CartPole are 0 … 3", {"angles": (4,)}),
+        ("hidden=8 must be a tuple of widths", {"hidden": 8}),
+        ("seed=-1 must be a whole number", {"seed": -1}),
+    ],
+)
+def test_settings_out_of_range(cart_pole_log, message, changes):
+    with pytest.raises(InvalidArgumentError, match=message):
+        fit_cadm(cart_pole_log, progress=False, **changes)
+
+
+def test_what_an_agent_refuses(model, cart_pole_log, half_cheetah):
+    observations = cart_pole_log.observations
+    with pytest.raises(InvalidArgumentError, match="cannot plan in .*: give a CaDM"):
+        CaDMAgent(half_cheetah)
+    with pytest.raises(InvalidArgumentError, match="horizn=3 is no setting"):
+        CaDMAgent(model, horizn=3)
+    agent = CaDMAgent(model, horizon=2, num_candidates=4)
+    with pytest.raises(InvalidStateError, match=r"\(E, 4\), got \(1, 3\)"):
+        agent.predict(np.zeros((1, 3)))
+    _, state = agent.predict(observations[:2])
+    for wrong in (state, np.zeros((3, 2))):
+        with pytest.raises(InvalidArgumentError, match="state is not what predict returned for 3 environments"):
+            agent.predict(observations[:3], wrong)
+
+
+def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
+    with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+        model.simulator(0).step(cart_pole_log.observations[:1], [0], uncertainty=True)
+    with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+        persim_gym.nearest_agents(model, 0)
+
+
+@pytest.mark.parametrize("name", ["parameters.input_mean", "parameters.target_scale", "histories", "covariates"])
+def test_damaged_files(model, tmp_path, name):
+    """An array that is missing, or of another shape; covariates need not be there."""
+    model.save(tmp_path / "model.cadm")
+    arrays, document = storage.read(tmp_path / "model.cadm", "cadm")
+    arrays = {key: np.array(array) for key, array in arrays.items()}
+    spoiled = [{**arrays, name: arrays[name][1:]}]
+    if name != "covariates":
+        spoiled.append({key: array for key, array in arrays.items() if key != name})
+    for index, contents in enumerate(spoiled):
+        storage.write(tmp_path / f"{index}.cadm", "cadm", contents, document)
+        with pytest.raises(FileFormatError, match=f"{name.removeprefix('parameters.')!r} is missing or has the wrong"):
+            CaDM.load(tmp_path / f"{index}.cadm")

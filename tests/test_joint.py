@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from support import walk_task
 
 import persim_gym
 from persim_gym.baselines.cadm import CaDM
-from persim_gym.baselines.joint import JointModel, fit_joint
+from persim_gym.baselines.joint import JointModel, _loss, fit_joint
+from persim_gym.config import get_config
 from persim_gym.envs import PersonalizedEnv
 from persim_gym.errors import FileFormatError, InvalidDataError, UnknownNameError
 
@@ -100,3 +102,57 @@ def test_a_file_of_an_own_task_says_what_it_needs(walk, tmp_path):
     assert JointModel.load(tmp_path / "walk.joint", task=model.task).task is model.task
     with pytest.raises(FileFormatError, match="is of task Walk, not of CartPole"):
         JointModel.load(tmp_path / "walk.joint", task="CartPole")
+
+
+def test_the_decay_of_the_weights_is_decoupled(cart_pole_log):
+    """With CartPole's own settings, as PerSim's training has it: as part of the gradient it would stop all learning."""
+    model = fit_joint(
+        cart_pole_log, config=get_config(None, "CartPole").with_changes(epochs=40, num_members=1), device="cpu",
+        progress=False,
+    )  # fmt: skip
+    following = np.concatenate(
+        [
+            model.simulator(agent).step(cart_pole_log.observations[rows], cart_pole_log.actions[rows]).next_observations
+            for agent, rows in ((agent, cart_pole_log.agents == agent) for agent in range(20))
+        ]
+    )
+    changes = cart_pole_log.next_observations - cart_pole_log.observations
+    error = np.square(following - cart_pole_log.next_observations).mean(0) / changes.var(0)
+    assert (error < 0.6).all()
+
+
+def test_states_are_kept_within_bounds_where_the_settings_say_so(cart_pole_log):
+    config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=1)
+    states, actions = np.tile([4.7, 900.0, 0.4, 900.0], (3, 1)), np.zeros(3, int)
+    free, kept = (
+        fit_joint(cart_pole_log, config=config.with_changes(clip_states=clip), device="cpu", progress=False)
+        .simulator(0).step(states, actions).next_observations
+        for clip in (False, True)
+    )  # fmt: skip
+    space = persim_gym.get_task("CartPole").observation_space
+    assert (np.abs(free) > space.high).any()
+    np.testing.assert_allclose(kept, np.clip(free, space.low, space.high), rtol=1e-6)
+
+
+def test_the_robust_loss_is_twice_hubers():
+    error = torch.tensor(np.random.default_rng(0).normal(size=(2, 3, 40)))
+    expected = 2 * torch.nn.functional.huber_loss(error, torch.zeros_like(error), delta=0.3, reduction="none")
+    torch.testing.assert_close(_loss(error, 0.3), expected.mean(dim=(1, 2)).sum())
+    torch.testing.assert_close(_loss(error, None), error.square().mean(dim=(1, 2)).sum())
+
+
+def test_the_learning_rate_is_halved(cart_pole_log, monkeypatch):
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, *arguments):
+            rates.append(float(self.param_groups[0]["lr"]))
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    config = persim_gym.PerSimConfig(
+        rank=2, state_hidden=(4,), num_members=1, epochs=5, halve_learning_rate_every=2, learning_rate=0.008,
+        batch_size=64, max_steps_per_epoch=3,
+    )  # fmt: skip
+    fit_joint(cart_pole_log, config=config, device="cpu", progress=False)
+    np.testing.assert_allclose(rates, np.repeat([0.008, 0.008, 0.004, 0.004, 0.002], 3), rtol=1e-6)

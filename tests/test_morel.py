@@ -11,9 +11,9 @@ import torch
 
 import persim_gym
 from persim_gym import storage
-from persim_gym.baselines import OfflinePolicy
+from persim_gym.baselines import OfflinePolicy, morel
 from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel, largest_discrepancy
-from persim_gym.baselines.pessimistic import PessimisticVectorEnv, discrepancy, fit_plain_dynamics
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv, _BestWeights, discrepancy, fit_plain_dynamics
 from persim_gym.errors import (
     EpisodeOverError,
     FileFormatError,
@@ -22,6 +22,7 @@ from persim_gym.errors import (
     InvalidDataError,
     InvalidStateError,
     MissingExtraError,
+    TrainingDivergedError,
     UnknownNameError,
 )
 from persim_gym.tasks import get_task
@@ -51,7 +52,18 @@ def test_the_discrepancy_is_the_largest_distance_of_two_members():
 
 
 def test_training_keeps_each_members_best_epoch():
-    """The dynamics learn a linear system; with few transitions they are trained without validation."""
+    """Whatever the weights become later."""
+    epochs = [{"net.0.weight": torch.full((2, 3, 4), float(epoch))} for epoch in range(4)]
+    errors = [[3.0, 1.0], [4.0, torch.nan], [2.0, 1.5], [2.5, torch.inf]]
+    best = _BestWeights(epochs[0])
+    assert not best.finite
+    for weights, error in zip(epochs, errors, strict=True):
+        best.offer(weights, torch.tensor(error))
+    assert best.finite and best.parameters["net.0.weight"][:, 0, 0].tolist() == [2.0, 0.0]
+
+
+def test_the_dynamics_learn_a_linear_system():
+    """With few transitions they are trained without validation."""
     from support import walk_task
 
     task = walk_task(limit=40)
@@ -65,6 +77,11 @@ def test_training_keeps_each_members_best_epoch():
     assert np.isfinite(few.predict(log.observations, log.actions)[0]).all()
     steps = fit_plain_dynamics(log, task, hidden=(8,), epochs=1000, max_gradient_steps=2)
     assert np.isfinite(steps.predict(log.observations, log.actions)[1]).all()
+    for fraction in (0.1, 0.0):
+        with pytest.raises(TrainingDivergedError, match="lower learning_rate=1e"):
+            fit_plain_dynamics(
+                log, task, hidden=(8,), epochs=1, learning_rate=1e30, validation_fraction=fraction, batch_size=9999
+            )
 
 
 def test_at_threshold_zero_every_pair_halts(make):
@@ -119,6 +136,39 @@ def test_half_of_the_episodes_begin_where_logged_ones_do(make, cart_pole_log):
     share = np.mean([tuple(row) in first for row in starts])
     assert all(tuple(row) in logged for row in starts)
     assert 0.5 < share < 0.6  # first states are also among all states
+
+
+def test_what_is_no_number_halts_and_what_is_far_stays_in_the_space(dynamics, cart_pole_log):
+    """The first state of a member that is not a number, and one that would leave the observation space."""
+    low, high = (getattr(get_task("CartPole").observation_space, bound) for bound in ("low", "high"))
+    for value in (np.nan, 1e6):
+        spoiled = {name: tensor.clone() for name, tensor in dynamics.parameters.items()}
+        spoiled["net.2.bias"][:] = value
+        env = PessimisticVectorEnv(replace(dynamics, parameters=spoiled), cart_pole_log, threshold=np.inf, penalty=50.0)
+        before, _ = env.reset(seed=0)
+        _, rewards, terminated, _, info = env.step(np.zeros(64, int))
+        assert terminated.all() and info["halted"].all() == np.isnan(value)
+        assert (rewards == (-50.0 if np.isnan(value) else 1.0)).all()
+        assert ((info["final_obs"] >= low) & (info["final_obs"] <= high)).all()
+        if np.isnan(value):
+            np.testing.assert_array_equal(info["final_obs"], before)
+        else:
+            np.testing.assert_array_equal(info["final_obs"][:, 0], high[0])
+
+
+def test_the_settings_of_policy_and_dynamics(policy, cart_pole_log, monkeypatch):
+    """Those that PerSim's appendix and the code it cites name, in mini-batches of equal size."""
+    ppo = policy.ppo
+    found = {name: getattr(ppo, name) for name in ("gamma", "gae_lambda", "ent_coef", "vf_coef", "n_epochs")}
+    assert found == {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.01, "vf_coef": 0.5, "n_epochs": 4}
+    assert (ppo.learning_rate, ppo.max_grad_norm) == (2.7e-4, 0.5)
+    assert ppo.clip_range(1.0) == ppo.clip_range_vf(1.0) == 0.2
+    assert ppo.n_steps * ppo.n_envs == 1024 == 4 * ppo.batch_size
+    paper = MOReLConfig()
+    assert (paper.hidden, paper.num_members, paper.penalty, paper.threshold_scale) == ((128, 128), 4, 50.0, 1.0)
+    assert (morel.CONFIGS["HalfCheetah"].hidden, morel.CONFIGS["HalfCheetah"].penalty) == ((1024, 1024), 200.0)
+    three = fit_morel(cart_pole_log, agent=0, progress=False, **{**QUICK, "num_envs": 3})
+    assert three.ppo.n_steps * 3 == 4 * three.ppo.batch_size
 
 
 def test_it_is_a_vector_environment(make):
@@ -237,7 +287,7 @@ def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(policy, cart
 
 
 def test_bad_input(make, policy, cart_pole_log, monkeypatch):
-    with pytest.raises(InvalidArgumentError, match="num_envs=0 must be at least 1"):
+    with pytest.raises(InvalidArgumentError, match="num_envs=0 must be a whole number of at least 1"):
         make(1.0, num_envs=0)
     with pytest.raises(InvalidArgumentError, match="threshold=nan must be at least 0"):
         make(float("nan"))
@@ -257,19 +307,18 @@ def test_bad_input(make, policy, cart_pole_log, monkeypatch):
         MOReLConfig(policy_steps=0)
     with pytest.raises(InvalidArgumentError, match="threshold_scale=-1 must be at least 0"):
         MOReLConfig(threshold_scale=-1)
+    with pytest.raises(InvalidArgumentError, match="penalty=nan must be a finite number"):
+        MOReLConfig(penalty=float("nan"))
+    with pytest.raises(InvalidArgumentError, match="config='HalfCheetah' must be a MOReLConfig"):
+        fit_morel(cart_pole_log, config="HalfCheetah")
+    with pytest.raises(InvalidArgumentError, match="seed=-1 must be a whole number"):
+        fit_morel(cart_pole_log, seed=-1)
     short = persim_gym.Trajectories.from_arrays(
         agents=[0] * 9 + [1] * 3, observations=np.zeros((12, 4)), actions=np.zeros(12, int),
         next_observations=np.zeros((12, 4)), task="CartPole",
     )  # fmt: skip
     with pytest.raises(InvalidDataError, match="agent '1' has 3 transitions; a policy needs at least 5"):
         fit_morel(short, agent=1)
-    cheetah = get_task("HalfCheetah")
-    boundless = replace(cheetah, action_space=gymnasium.spaces.Box(-np.inf, np.inf, (6,), np.float32))
-    log = persim_gym.Trajectories.from_arrays(
-        agents=[0] * 9, observations=np.zeros((9, 18)), actions=np.zeros((9, 6)), next_observations=np.zeros((9, 18))
-    )
-    with pytest.raises(InvalidActionError, match="this method needs finite bounds"):
-        fit_morel(log, task=boundless)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "stable_baselines3", None)
         with pytest.raises(MissingExtraError, match=r'pip install "persim-gym\[sb3\]"'):

@@ -1,5 +1,6 @@
 """BCQ and CQL: d3rlpy's, driven by us on every row of a log."""
 
+import dataclasses
 import itertools
 import sys
 
@@ -15,11 +16,11 @@ from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.errors import (
     FileFormatError,
-    InvalidActionError,
     InvalidArgumentError,
     InvalidDataError,
     InvalidStateError,
     MissingExtraError,
+    TrainingDivergedError,
     UnknownNameError,
 )
 from persim_gym.tasks import PlanningObjective, Task, get_task
@@ -305,8 +306,11 @@ def test_training_ends_when_the_score_stays_where_it_is(discrete, method):
         log, steps=1000, select=select, patience=2, callback=lambda policy, step: steps.append(step), **settings
     )
     assert asked == [0.0, 1.0, 0.5, 2.0, 2.0, -1.0] and steps == [5, 10, 15, 20, 25, 30]
-    for wrong in ({"patience": 0, "select": select}, {"patience": 3}):
-        with pytest.raises(InvalidArgumentError, match="at least 1, and needs the scores of select"):
+    for wrong, message in (
+        ({"patience": 0, "select": select}, "patience=0 must be a whole number of at least 1"),
+        ({"patience": 3}, "patience=3 needs the scores of select"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
             METHODS[method](log, steps=10, **settings, **wrong)
 
 
@@ -342,7 +346,7 @@ def test_bad_input(discrete, continuous, method, monkeypatch):
         fit(log, task=task, agent=7, progress=False)
     with pytest.raises(InvalidArgumentError, match="the log names no task"):
         fit(log, progress=False)
-    with pytest.raises(InvalidArgumentError, match="steps=0 and callback_every=10000 must be at least 1"):
+    with pytest.raises(InvalidArgumentError, match="steps=0 must be a whole number of at least 1"):
         fit(log, task=task, steps=0, progress=False)
     with pytest.raises(UnknownNameError, match="no setting 'batchsize' of d3rlpy's Discrete"):
         fit(log, task=task, batchsize=3, progress=False)
@@ -357,15 +361,19 @@ def test_bad_input(discrete, continuous, method, monkeypatch):
         fit(short, task=task, agent="short", progress=False)
     unflagged = persim_gym.Trajectories.from_arrays(
         agents=log.agents, observations=log.observations, actions=log.actions,
-        next_observations=log.next_observations, episode_starts=log.episode_starts,
+        next_observations=log.next_observations, episode_starts=log.episode_starts, rewards=log.rewards,
     )  # fmt: skip
     with pytest.raises(InvalidDataError, match="reaches a terminal state of task Corridor .* terminated=..."):
         fit(unflagged, task=task, progress=False)
+    flagged = log.terminated & (log.agents == 0)
+    partly = dataclasses.replace(log, terminated=flagged, truncated=log.truncated | (log.terminated & ~flagged))
+    with pytest.raises(InvalidDataError, match="reaches a terminal state of task Corridor .* terminated=..."):
+        fit(partly, task=task, agent=1, progress=False)
+    unpaid = dataclasses.replace(log, rewards=np.zeros_like(log.rewards))
+    with pytest.raises(InvalidDataError, match="all rewards of the log are zero, but those of task Corridor are not"):
+        fit(unpaid, task=task, progress=False)
     with pytest.raises(InvalidDataError, match="the log's actions are discrete"):
         fit(log, task=continuous[0], progress=False)
-    boundless = corridor(spaces.Box(-np.inf, np.inf, (1,), np.float32))
-    with pytest.raises(InvalidActionError, match="this method needs finite bounds"):
-        fit(continuous[1], task=boundless, progress=False)
     offline.d3rlpy.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "d3rlpy", None)
@@ -374,7 +382,7 @@ def test_bad_input(discrete, continuous, method, monkeypatch):
 
 
 def test_the_settings_are_the_papers():
-    """Those of SPEC 7.2, where they differ from d3rlpy's own."""
+    """The settings named in the paper and its code, where they differ from d3rlpy's own."""
     seen = {}
 
     class Stop(Exception):
@@ -389,7 +397,7 @@ def test_the_settings_are_the_papers():
     logs = {
         task: persim_gym.Trajectories.from_arrays(
             agents=np.zeros(9, int), observations=np.zeros((9, task.observation_size)), actions=actions,
-            next_observations=np.zeros((9, task.observation_size)), task=task.name,
+            next_observations=np.zeros((9, task.observation_size)), task=task.name, rewards=np.ones(9),
         )
         for task, actions in ((cheetah, rng.uniform(-1, 1, (9, 6))), (cart, np.zeros(9, int)))
     }  # fmt: skip
@@ -405,10 +413,102 @@ def test_the_settings_are_the_papers():
             "learning_rate": 3e-4,
             "action_flexibility": 0.3,
             "share_encoder": False,
+            "beta": 0.01,
+            "target_update_interval": 200,
         },
-        "DiscreteCQLConfig": {"batch_size": 512, "n_critics": 3, "alpha": 1.0, "learning_rate": 1e-4, "gamma": 0.99},
-        "BCQConfig": {"batch_size": 100, "lam": 0.75, "n_action_samples": 10, "action_flexibility": 0.05, "tau": 0.005},
-        "CQLConfig": {"actor_learning_rate": 3e-5, "alpha_threshold": 5.0, "conservative_weight": 5.0, "n_critics": 2},
+        "DiscreteCQLConfig": {
+            "batch_size": 512,
+            "n_critics": 3,
+            "alpha": 1.0,
+            "learning_rate": 1e-4,
+            "gamma": 0.99,
+            "target_update_interval": 8000,
+        },
+        "BCQConfig": {
+            "batch_size": 100,
+            "lam": 0.75,
+            "n_action_samples": 10,
+            "action_flexibility": 0.05,
+            "beta": 0.5,
+            "tau": 0.005,
+            "update_actor_interval": 1,
+            "actor_learning_rate": 1e-3,
+            "critic_learning_rate": 1e-3,
+            "imitator_learning_rate": 1e-3,
+        },
+        "CQLConfig": {
+            "actor_learning_rate": 3e-5,
+            "critic_learning_rate": 3e-4,
+            "alpha_threshold": 5.0,
+            "conservative_weight": 5.0,
+            "n_critics": 2,
+        },
     }
+    widths = {"actor": [400, 300], "critic": [400, 300], "imitator": [750, 750]}
+    for name, hidden in widths.items():
+        assert getattr(seen["BCQConfig"], f"{name}_encoder_factory").hidden_units == hidden
     for name, settings in expected.items():
         assert {key: getattr(seen[name], key) for key in settings} == settings
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_training_that_diverges_says_so(request, method, kind):
+    """No policy of weights that are no numbers comes back."""
+    task, log = request.getfixturevalue(kind)
+    rate = "learning_rate" if kind == "discrete" else "critic_learning_rate"
+    with pytest.raises(TrainingDivergedError, match="no longer finite after 100 gradient steps; lower the learning"):
+        METHODS[method](log, task=task, steps=300, progress=False, **{**SMALL, rate: 1e30})
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "target_update_interval"])
+def test_counts_that_are_none(discrete, setting):
+    task, log = discrete
+    with pytest.raises(InvalidArgumentError, match=f"{setting}=0 must be a whole number of at least 1"):
+        fit_bcq(log, task=task, progress=False, **{setting: 0})
+
+
+def test_fewer_steps_than_the_checkpoint_has(discrete, tmp_path, monkeypatch):
+    """A policy of more steps than were asked for is not handed out, and the checkpoint stays."""
+    task, log = discrete
+    monkeypatch.setattr(offline_training, "_CHECKPOINT_SECONDS", 0.0)
+
+    def stop(policy, step):
+        if step == 200:
+            raise KeyboardInterrupt
+
+    settings = {"task": task, "progress": False, "checkpoint": tmp_path / "one", "callback_every": 100, **SMALL}
+    with pytest.raises(KeyboardInterrupt):
+        fit_bcq(log, steps=300, callback=stop, **settings)
+    with pytest.raises(InvalidArgumentError, match="steps=50 is fewer than the 100 that the checkpoint .*one.part has"):
+        fit_bcq(log, steps=50, **settings)
+    assert (tmp_path / "one.part").exists()
+
+
+def test_a_device_that_is_not_there_is_no_damaged_file(discrete, tmp_path):
+    task, log = discrete
+    fit_bcq(log, task=task, steps=1, progress=False, **SMALL).save(tmp_path / "one.policy")
+    with pytest.raises(InvalidArgumentError, match="device='abacus'"):
+        OfflinePolicy.load(tmp_path / "one.policy", task=task, device="abacus")
+
+
+def test_a_callback_that_predicts_changes_nothing(continuous):
+    """Continuous BCQ draws candidates for its actions, from numbers that training does not use."""
+    task, log = continuous
+    settings = {"task": task, "steps": 20, "callback_every": 5, "progress": False, **SMALL}
+    silent = fit_bcq(log, **settings)
+    asked = fit_bcq(log, callback=lambda policy, step: policy.predict(log.observations[:9]), **settings)
+    one, other = (learned_policy.weights_of(offline.networks_of(policy.algorithm)) for policy in (silent, asked))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_stream_of_a_gpu_goes_on(monkeypatch):
+    """CUDA's generators are seeded anew each time, from numbers of the stream, so that they never repeat."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    streams = [learned_policy.OwnRandomness(3, device) for device in ("cuda", "cuda", "cpu")]
+    for stream in streams:
+        for _ in range(3):
+            with stream.active():
+                pass
+    assert len(seeds) == 6 and seeds[:3] == seeds[3:] and len(set(seeds)) == 3

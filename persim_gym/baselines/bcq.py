@@ -49,8 +49,9 @@ def fit_bcq(
         **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
 
     Raises:
-        InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
-        InvalidActionError: continuous actions without bounds.
+        InvalidDataError: too little data, no terminal flags, no rewards, or a log that does not fit the task.
+        InvalidArgumentError: a setting out of its range, or fewer steps than the checkpoint has.
+        TrainingDivergedError: the weights are no longer finite.
         MissingExtraError: d3rlpy is not installed.
         FileFormatError: the checkpoint is of another run.
 
@@ -78,7 +79,11 @@ def discrete_config() -> Any:
 
 
 def continuous_config() -> Any:
-    """Return the settings of the authors' code for continuous actions."""
+    """Return the settings of the authors' code for continuous actions.
+
+    d3rlpy acts, too, with the best of ``n_action_samples`` candidates, where the authors' code takes 100; and its
+    imitator's actions are not squashed.
+    """
     encoders = d3rlpy().models.encoders.VectorEncoderFactory
     return d3rlpy().algos.BCQConfig(
         actor_learning_rate=1e-3,

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.arguments import finite_number, layer_widths, whole_number
 from persim_gym.baselines.context import ContextModel, ContextSimulator, check_history
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.history import History
 from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
-from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, UnknownNameError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import FloatArray, IntArray
@@ -76,14 +77,23 @@ class CaDMConfig:
     """Coordinates that enter by sine and cosine."""
 
     def __post_init__(self) -> None:
-        for name in ("encoder_hidden", "hidden", "absolute", "angles"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("encoder_hidden", "hidden"):
+            object.__setattr__(self, name, layer_widths(name, getattr(self, name)))
         for name in (
             "num_members", "num_particles", "history_length", "future_steps", "futures_per_context", "context_size",
             "batch_size", "iterations", "max_epochs", "max_gradient_steps",
         ):  # fmt: skip
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("absolute", "angles"):
+            object.__setattr__(self, name, tuple(whole_number(name, one, least=0) for one in getattr(self, name)))
+        both = set(self.absolute) & set(self.angles)
+        if both:
+            raise InvalidArgumentError(f"coordinate {min(both)} is in absolute and in angles; it can be in one of them")
+        finite_number("learning_rate", self.learning_rate, 0, above=True)
+        finite_number("backward_weight", self.backward_weight, 0)
+        finite_number("variance_weight", self.variance_weight, 0)
+        if not 0 <= self.validation_fraction < 1:
+            raise InvalidArgumentError(f"validation_fraction={self.validation_fraction} must be at least 0 and below 1")
         if self.num_particles % self.num_members:
             raise InvalidArgumentError(
                 f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}"
@@ -121,6 +131,16 @@ def get_cadm_config(config: str | CaDMConfig, task_name: str) -> CaDMConfig:
     if config not in CONFIGS:
         raise UnknownNameError(f"unknown config {config!r}; named ones are {', '.join(CONFIGS)}")
     return CONFIGS[config].with_changes(**_TASK_FEATURES.get(task_name, {}))
+
+
+def check_coordinates(config: CaDMConfig, task: Task) -> None:
+    """Raise `InvalidArgumentError` if a configuration speaks of coordinates that a task does not have."""
+    for name in ("absolute", "angles"):
+        beyond = [one for one in getattr(config, name) if one >= task.observation_size]
+        if beyond:
+            raise InvalidArgumentError(
+                f"{name} has coordinate {beyond[0]}; those of task {task.name} are 0 … {task.observation_size - 1}"
+            )
 
 
 def parameter_shapes(config: CaDMConfig, task: Task) -> dict[str, tuple[int, int, int]]:
@@ -225,7 +245,14 @@ class CaDM(ContextModel):
 
     @classmethod
     def shapes(cls, config: CaDMConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
-        return dict(parameter_shapes(config, task))
+        inputs, size, actions = config.features.size(task.observation_size), task.observation_size, task.action_size
+        columns = {"input": inputs, "target": size} | ({} if task.discrete else {"action": actions})
+        scalings = {f"{name}_{part}": (rows, 1) for name, rows in columns.items() for part in ("mean", "scale")}
+        return {**parameter_shapes(config, task), **scalings}
+
+    @classmethod
+    def own_shapes(cls, config: CaDMConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        return {"histories": (num_agents, config.history_length * (task.observation_size + task.action_size))}
 
     def own_arrays(self) -> dict[str, np.ndarray]:
         return {"histories": self.histories}
@@ -260,8 +287,8 @@ class CaDMSimulator(ContextSimulator):
 class CaDMAgent:
     """MPC in a CaDM whose context follows the running episode, and is fixed within a plan.
 
-    What `predict` needs of the past travels in ``state``, as `persim_gym.MPCAgent`'s plans do: the plans, the
-    histories, the last observations and the last actions.
+    What `predict` needs of the past travels in ``state``, as `persim_gym.MPCAgent`'s plans do. The planners are those
+    of PerSim (paper, appendix D), in the place of the one of CaDM's authors.
     """
 
     takes_running = MPCAgent.takes_running
@@ -287,12 +314,15 @@ class CaDMAgent:
             **planner: more settings of `persim_gym.MPCAgent`.
 
         """
+        if not isinstance(model, CaDM):
+            raise InvalidArgumentError(f"cannot plan in {model!r}: give a CaDM; MPCAgent plans in other simulators")
         self.model = model
         self._device, self._dtype = resolve_device(device), dtype
         self._rng = np.random.default_rng(seed)
         self._sampling_seed = int(self._rng.integers(2**31))
         # Every particle follows its own trajectory, for continuous actions too (TS∞).
         self._planner = {"propagation": "per_member", "objective": objective, **planner}
+        self._planner_in(model.new_histories(1), 0)  # which says at once if a setting is wrong
 
     def predict(
         self,
@@ -311,21 +341,58 @@ class CaDMAgent:
             deterministic: not used; plans are drawn from the agent's own generator.
             running: (E,) whether an episode still goes on, as `persim_gym.MPCAgent` takes it.
 
+        Raises:
+            InvalidStateError: observations of another shape.
+            InvalidArgumentError: ``state`` is not what the previous call for the same environments returned.
+
         """
         single = np.ndim(observation) == 1
-        observations = np.atleast_2d(np.asarray(observation, np.float32))
-        plans = None
-        if state is None:
-            history = self.model.new_histories(len(observations))
-            step = 0
-        else:
-            plans, history, before, actions, step = state
-            history = history.after(before, actions, observations)
+        observations = np.array(observation, np.float32, ndmin=2)  # a copy: the caller may use its own again
+        if observations.shape[1:] != (self.model.task.observation_size,):
+            raise InvalidStateError(
+                f"observations must have shape (E, {self.model.task.observation_size}), got {observations.shape}"
+            )
+        plans, history, step = None, self.model.new_histories(len(observations)), 0
+        if state is not None:
+            if not isinstance(state, _Memory) or len(state.observations) != len(observations):
+                raise InvalidArgumentError(
+                    f"state is not what predict returned for {len(observations)} environments: pass that, or None"
+                )
+            plans, step = state.plans, state.step
+            history = state.history.after(state.observations, state.actions, observations)
             if episode_start is not None:
-                history = history.restarted(np.asarray(episode_start, bool).reshape(-1))
+                begun = np.asarray(episode_start, bool).reshape(-1)
+                history = history.restarted(np.broadcast_to(begun, len(observations)))
+        planner = self._planner_in(history, step)
+        actions, plans = planner.predict(observations, plans, episode_start, running=running)
+        return (actions[0] if single else actions), _Memory(plans, history, observations, actions, step + 1)
+
+    def _planner_in(self, history: History, step: int) -> MPCAgent:
+        """Return the planner in the simulator of environments with these histories."""
         simulator = self.model.simulator_of(
             history.values, device=self._device, seed=self._sampling_seed + step, dtype=self._dtype
         )
-        planner = MPCAgent(simulator, seed=self._rng, **self._planner)
-        actions, plans = planner.predict(observations, plans, episode_start, running=running)
-        return (actions[0] if single else actions), (plans, history, observations, actions, step + 1)
+        return MPCAgent(simulator, seed=self._rng, **self._planner)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What `CaDMAgent` needs of the past of E environments."""
+
+    plans: np.ndarray
+    history: History
+    observations: FloatArray
+    """(E, D)."""
+    actions: np.ndarray
+    """(E,) or (E, A)."""
+    step: int
+    """Calls of `CaDMAgent.predict` so far."""
+
+    def __getitem__(self, environments: Any) -> _Memory:
+        """Return that of some environments, as an array would."""
+        history = replace(
+            self.history, values=self.history.values[environments], counts=self.history.counts[environments]
+        )
+        parts = (part[environments] for part in (self.plans, self.observations, self.actions))
+        plans, observations, actions = parts
+        return _Memory(plans, history, observations, actions, self.step)

@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.cadm import CaDM, CaDMConfig, encode, get_cadm_config, parameter_shapes, weight_decay
+from persim_gym.arguments import whole_number
+from persim_gym.baselines.cadm import (
+    CaDM,
+    CaDMConfig,
+    check_coordinates,
+    encode,
+    get_cadm_config,
+    parameter_shapes,
+    weight_decay,
+)
 from persim_gym.baselines.context_network import Scaling, mlp, soft_clamp
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories, check_log
@@ -43,13 +52,14 @@ def fit_cadm(
 
     The log is replayed as the paper's adaptation does: each of 20 iterations adds the trajectories of the next
     twentieth of the agents, in random order, standardizes anew and goes on training. What the paper leaves open: every
-    iteration gets the same number of epochs, at most 200, and so many that all of them together make no more gradient
-    steps than the configuration allows; an iteration ends early when a slow average of its validation loss grows.
+    iteration gets the same number of epochs, at most 200 and at least one, and so many that all of them together make
+    no more gradient steps than the configuration allows; an iteration ends early when a slow average of its validation
+    loss grows.
 
     Args:
         trajectories: the log.
         task: what it is a log of; by default the task named in it.
-        config: "Vanilla CaDM", "PE-TS CaDM", or settings.
+        config: "Vanilla CaDM" or "PE-TS CaDM", with the task's own features, or settings as they are.
         seed: of the initial weights, the order of agents and the batches.
         device: "auto", "cpu", "cuda", … .
         checkpoint: a file name; unfinished training is kept beside it after every iteration, and the same call
@@ -59,6 +69,7 @@ def fit_cadm(
 
     Raises:
         InvalidDataError: the log does not fit the task.
+        InvalidArgumentError: a setting out of its range.
         TrainingDivergedError: the loss is no longer finite.
         FileFormatError: the checkpoint is of another run.
 
@@ -67,11 +78,14 @@ def fit_cadm(
     check_log(trajectories, found)
     settings = get_cadm_config(config, found.name).with_changes(**changes)
     start = time.perf_counter()
+    check_coordinates(settings, found)
+    where, seed = resolve_device(device), whole_number("seed", seed, least=0)
     identity = {
-        "task": found.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest
+        "task": found.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest,
+        "device": where.type,
     }  # fmt: skip
     run = Checkpoint.beside(checkpoint, identity)
-    trainer = _Trainer(trajectories, found, settings, seed, resolve_device(device))
+    trainer = _Trainer(trajectories, found, settings, seed, where)
     parts = trainer.parts()
     epochs = trainer.epochs_per_iteration(parts)
     done, earlier = 0, run.read()
@@ -112,7 +126,8 @@ def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: _Batch) -> 
         parameters, "backward", torch.cat([batch.next_inputs, batch.actions, contexts], dim=1),
         torch.nn.functional.silu,
     )  # fmt: skip
-    total = batch.weight.sum(dim=(1, 2)) * batch.targets.shape[1]
+    # A small batch may have no transition before the end of its episodes.
+    total = batch.weight.sum(dim=(1, 2)).clamp(min=1) * batch.targets.shape[1]
     if config.probabilistic:
         mean, log_variance = outputs.chunk(2, dim=1)
         low, high = parameters["min_log_variance"], parameters["max_log_variance"]

@@ -10,19 +10,25 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from persim_gym import storage
+from persim_gym.aggregation import check_aggregate
 from persim_gym.baselines.context_network import ContextColumns, ContextDynamics, ContextNetwork
-from persim_gym.data import find_agent
+from persim_gym.data import find_agent, find_agents
 from persim_gym.devices import resolve_device
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError, UnknownNameError
+from persim_gym.errors import (
+    FileFormatError,
+    InvalidArgumentError,
+    InvalidStateError,
+    MissingStatisticsError,
+    UnknownNameError,
+)
 from persim_gym.gradients import num_layers
-from persim_gym.model import AGGREGATES
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
@@ -91,28 +97,39 @@ class ContextModel:
         try:
             config = cls.config_type().with_changes(**document["config"])
             labels, provenance = tuple(document["agent_labels"]), document["provenance"]
-            initial, own = np.array(arrays["initial_observations"]), cls.own_fields(arrays)
         except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         found = task_of_file(path, document, task)
-        for array, shape in cls.shapes(config, found, len(labels)).items():
-            if array not in parameters or parameters[array].shape != shape:
-                raise FileFormatError(f"{path}: array {array!r} is missing or has the wrong shape, expected {shape}")
+        own = cls.own_shapes(config, found, len(labels))
+        if "covariates" in arrays:
+            own["covariates"] = (len(labels), len(found.covariates))
+        for present, shapes in ((parameters, cls.shapes(config, found, len(labels))), (arrays, own)):
+            for name, shape in shapes.items():
+                if name not in present or present[name].shape != shape:
+                    raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
+        initial = arrays.get("initial_observations", np.empty(0))
+        if initial.ndim != 2 or initial.shape[1] != found.observation_size:
+            raise FileFormatError(f"{path}: array 'initial_observations' is missing or has the wrong shape")
         return cls(
             task=found,
             parameters=parameters,
             agent_labels=labels,
-            initial_observations=initial,
+            initial_observations=np.array(initial),
             covariates=arrays.get("covariates"),
             provenance=provenance,
             config=config,
-            **own,
+            **cls.own_fields(arrays),
         )
 
     @classmethod
     @abstractmethod
     def shapes(cls, config: Any, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter."""
+
+    @classmethod
+    @abstractmethod
+    def own_shapes(cls, config: Any, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array of `own_arrays`."""
 
     @abstractmethod
     def own_arrays(self) -> dict[str, np.ndarray]:
@@ -150,6 +167,12 @@ class ContextModel:
         """Return the index of an agent given by index (int) or label (str)."""
         return find_agent(agent, self.agent_labels)
 
+    def known_posterior(self) -> NoReturn:
+        """Say that there is none: only PerSim's ensembles know an agent by a factor."""
+        raise MissingStatisticsError(
+            f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
+        )
+
     def agent_covariates(self, agent: int | str) -> FloatArray:
         """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
         if self.covariates is None:
@@ -175,13 +198,7 @@ class ContextModel:
             seed: of the sampled next states, if the model samples them.
 
         """
-        if agents is None and agent is not None:
-            chosen: Sequence[int | str] = [agent]
-        elif agents is not None and agent is None:
-            chosen = agents
-        else:
-            raise InvalidArgumentError("give either agent or agents")
-        indices = np.array([self.agent_index(one) for one in chosen], np.int64)
+        indices = find_agents(agent, agents, self.agent_labels)
         found = resolve_device(str(device))
         contexts = self.agent_contexts(indices, found)
         return self.simulator_type(self, indices, contexts, aggregate=aggregate, device=found, seed=seed)
@@ -205,8 +222,7 @@ class ContextSimulator(Simulator):
 
         Its products are computed in ``dtype``.
         """
-        if aggregate not in AGGREGATES:
-            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
+        check_aggregate(aggregate)
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.model, self.task, self.agents, self.aggregate, self.device = model, model.task, agents, aggregate, device
@@ -261,6 +277,9 @@ class ContextSimulator(Simulator):
         count = num_layers(self._dynamics.parameters, "forward")
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
+    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
+        self.model.known_posterior()
+
     def column_network(self, agent: int) -> ContextColumns | None:
         on_cpu = self.device.type == "cpu"
         return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
@@ -278,9 +297,14 @@ def check_history(observations: Any, actions: Any, task: Task) -> tuple[FloatArr
     """Return the beginnings of B episodes, observations (B, T + 1, D) and actions (B, T) or (B, T, A), checked."""
     states, moves = np.asarray(observations, np.float32), np.asarray(actions)
     tail = () if task.discrete else (task.action_size,)
-    if states.ndim != 3 or states.shape[2] != task.observation_size:
+    if states.ndim != 3 or states.shape[2] != task.observation_size or 0 in states.shape:
         raise InvalidStateError(f"observations must have shape (B, T + 1, {task.observation_size}), got {states.shape}")
+    if not np.isfinite(states).all():
+        raise InvalidStateError("observations must be finite")
     expected = (len(states), states.shape[1] - 1, *tail)
     if moves.shape != expected:
         raise InvalidStateError(f"{states.shape[1]} observations need actions of shape {expected}, got {moves.shape}")
+    steps = expected[0] * expected[1]
+    if steps:
+        task.check_actions(moves.reshape(steps, *tail), steps)
     return states, moves

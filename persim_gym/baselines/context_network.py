@@ -113,6 +113,8 @@ class ContextDynamics:
     particles_per_member: int = 1
     log_variance_bounds: tuple[Tensor, Tensor] | None = None
     """Lower and upper, (1, D, 1), of a network that also predicts a variance; None for a deterministic one."""
+    state_bounds: tuple[Tensor, Tensor] | None = None
+    """Lower and upper, (D, 1), that next states are kept within; None for no bounds."""
 
     @property
     def num_particles(self) -> int:
@@ -190,7 +192,11 @@ class ContextNetwork:
         return actions.expand(len(range(*members.indices(self.num_members))), -1, -1)
 
     def next_states(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
-        """Return next states (m, D, B) of some particles; actions (B,) indices, or (m, A, B) from `action_factors`."""
+        """Return next states (m, D, B) of some particles from states (m, D, B), or from one for all (m, D, 1).
+
+        Actions are (B,) indices, or (m, A, B) from `action_factors`.
+        """
+        states = states.expand(-1, -1, actions.shape[-1])
         if self.num_actions:
             actions = self._one_hot(actions).expand(len(states), -1, -1)
         inputs = [self._dynamics.features.of(states), actions]
@@ -263,7 +269,8 @@ class ContextNetwork:
             noise = torch.randn(outputs.shape, generator=self._generator, device=outputs.device)
             outputs = outputs + deviation * noise
         targets = outputs * dynamics.targets.scale + dynamics.targets.mean
-        return dynamics.features.base(states) + targets
+        following = dynamics.features.base(states) + targets
+        return following if dynamics.state_bounds is None else following.clamp(*dynamics.state_bounds)
 
 
 class ContextColumns(ColumnNetwork):

@@ -50,8 +50,9 @@ def fit_cql(
         **settings: to change in d3rlpy's ``DiscreteCQLConfig`` or ``CQLConfig``.
 
     Raises:
-        InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
-        InvalidActionError: continuous actions without bounds.
+        InvalidDataError: too little data, no terminal flags, no rewards, or a log that does not fit the task.
+        InvalidArgumentError: a setting out of its range, or fewer steps than the checkpoint has.
+        TrainingDivergedError: the weights are no longer finite.
         MissingExtraError: d3rlpy is not installed.
         FileFormatError: the checkpoint is of another run.
 

@@ -1,7 +1,8 @@
 """PerSim without its factorization: one network is fed [state, action, agent embedding] (an ablation).
 
 Everything else is PerSim's: as many members, embeddings as long as its factors, hidden layers as wide as its state
-encoder's, the same batches, epochs and learning rate.
+encoder's, the same batches, epochs, learning rate, decay of the weights and loss. Settings of what it has not, a linear
+path, candidates for its members, factors to refit, mean nothing here.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
-from persim_gym.devices import resolve_device, threads_for
+from persim_gym.devices import matmul_precision, resolve_device, threads_for
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.graphs import RecordedStep
 from persim_gym.model import Normalizer
@@ -57,7 +59,13 @@ class JointModel(ContextModel):
             actions=plain,
             action_size=size,
             activation=torch.relu_,
+            state_bounds=self._bounds(device) if self.config.clip_states else None,
         )
+
+    def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        space = self.task.observation_space
+        low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
+        return low[:, None], high[:, None]
 
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         return torch.tensor(self.parameters["agent.weight"][:, agents], device=device).transpose(1, 2)
@@ -66,6 +74,10 @@ class JointModel(ContextModel):
     def shapes(cls, config: PerSimConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
         layers = layer_shapes("forward", config.num_members, _sizes(config, task))
         return {**layers, "agent.weight": (config.num_members, num_agents, config.rank)}
+
+    @classmethod
+    def own_shapes(cls, config: PerSimConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
+        return {f"normalizer.{field.name}": (task.observation_size,) for field in fields(Normalizer)}
 
     def own_arrays(self) -> dict[str, np.ndarray]:
         return {f"normalizer.{field.name}": getattr(self.normalizer, field.name) for field in fields(Normalizer)}
@@ -90,7 +102,7 @@ def fit_joint(
     Args:
         trajectories: the log.
         task: what it is a log of; by default the task named in it.
-        config: PerSim's settings, of which the joint network takes what it has.
+        config: PerSim's settings or their name, by default the task's own; the joint network takes what it has.
         seed: of the initial weights and the batches.
         device: "auto", "cpu", "cuda", … .
         progress: whether to show a bar.
@@ -109,7 +121,8 @@ def fit_joint(
     normalizer = (
         Normalizer.of(trajectories.observations, trajectories.next_observations) if settings.normalize else identity
     )
-    with threads_for(settings.state_hidden):
+    seed = whole_number("seed", seed, least=0)
+    with threads_for(settings.state_hidden), matmul_precision(settings.matmul_precision):
         parameters, loss = _train(trajectories, found, settings, normalizer, seed, where, progress)
     provenance: dict[str, Any] = {
         **trajectories.source,
@@ -141,7 +154,7 @@ def _train(
     generator = torch.Generator(device).manual_seed(seed)
     parameters = _initial_parameters(log, task, config, generator, device)
     rate, on_gpu = torch.tensor(config.learning_rate, device=device), device.type == "cuda"
-    optimizer = torch.optim.Adam(
+    optimizer = torch.optim.AdamW(
         parameters.values(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
     )
     inputs, targets = _columns(log, task, normalizer, device)
@@ -166,7 +179,7 @@ def _train(
             rate.fill_(config.learning_rate * 0.5 ** (epoch // every if every else 0))
             total.zero_()
             order = torch.argsort(torch.rand(members, count, generator=generator, device=device), dim=1)
-            for rows in order.split(config.batch_size, dim=1):
+            for rows in order.split(config.batch_size_for(count), dim=1):
                 step(rows)
             mean = float(total) / members
             if not np.isfinite(mean):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from persim_gym import storage
 from persim_gym.checkpoint import under, within
-from persim_gym.devices import single_thread
+from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 class OwnRandomness:
     """A stream of torch's global random numbers, for these libraries know no generator; others' stay as they were."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: str | torch.device = "cpu") -> None:
         self.state = torch.Generator().manual_seed(seed).get_state()
         """Of torch's generator on the CPU."""
-        self._seed = seed
+        self._on_gpu = torch.device(device).type == "cuda"
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Let torch's global numbers be this stream's."""
         with torch.random.fork_rng():
-            if torch.cuda.is_available():
-                torch.cuda.manual_seed_all(self._seed)
             torch.set_rng_state(self.state)
+            if self._on_gpu:  # its numbers begin anew each time, from one of this stream
+                torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
             yield
             self.state = torch.get_rng_state()
 
@@ -63,7 +63,8 @@ class LearnedPolicy(ABC):
         self.task = task
         self.provenance = dict(provenance)
         """What it was learned from, and how long that took."""
-        self._randomness = randomness
+        self.randomness = randomness
+        """What `predict` draws from."""
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -85,7 +86,7 @@ class LearnedPolicy(ABC):
             raise InvalidStateError(
                 f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
             )
-        with single_thread(), self._randomness.active():
+        with single_thread(), self.randomness.active():
             actions = self._act(observations, deterministic)
         return (actions[0] if np.ndim(observation) == 1 else actions), None
 
@@ -107,15 +108,17 @@ class LearnedPolicy(ABC):
             seed: of the policy's random numbers.
 
         Raises:
+            InvalidArgumentError: there is no such device.
             FileFormatError: damaged, of a newer format, of another task, or of another kind of policy.
             UnknownNameError: its task is not registered.
             MissingExtraError: the library that learned it is not installed.
 
         """
+        where = resolve_device(device)
         arrays, document = storage.read(path, cls.kind)
-        found = task_of_file(path, document, task)
+        found, randomness = task_of_file(path, document, task), OwnRandomness(seed, where)
         try:
-            policy = cls._untrained(found, document["settings"], document["provenance"], device, OwnRandomness(seed))
+            policy = cls._untrained(found, document["settings"], document["provenance"], where, randomness)
         except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         try:
@@ -140,6 +143,6 @@ class LearnedPolicy(ABC):
     @classmethod
     @abstractmethod
     def _untrained(
-        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: torch.device, randomness: OwnRandomness
     ) -> Self:
         """Return a policy of these settings, whose networks have any weights."""

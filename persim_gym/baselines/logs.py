@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.data import Trajectories, check_log
-from persim_gym.errors import InvalidActionError, InvalidDataError
+from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.training import task_of
-from persim_gym.types import FloatArray
 
 MIN_TRANSITIONS = 5
 """Fewer are refused: there is nothing to learn from them."""
@@ -31,8 +30,8 @@ def policy_log(
     """
     found = task_of(trajectories, task)
     check_log(trajectories, found)
-    check_terminal_flags(trajectories, found)
     log = trajectories if agent is None else trajectories.select([agent])
+    check_terminal_flags(log, found)
     if log.num_transitions < MIN_TRANSITIONS:
         whose = "the log" if agent is None else f"agent {log.agent_labels[0]!r}"
         raise InvalidDataError(
@@ -45,9 +44,10 @@ def policy_log(
 def check_terminal_flags(log: Trajectories, task: Task) -> None:
     """Raise `InvalidDataError` if the log reaches terminal states, yet no row of it is flagged as terminated.
 
-    A value learned from such a log goes on counting rewards after the end of the episode.
+    A value learned from such a log goes on counting rewards after the end of the episode. Where termination is left to
+    be learned from the log, its flags are all there is.
     """
-    if np.asarray(log.terminated).any():
+    if np.asarray(log.terminated).any() or "terminated" in task.learned:
         return
     reached = np.flatnonzero(task.terminated(np.asarray(log.next_observations, np.float64)))
     if len(reached):
@@ -57,12 +57,16 @@ def check_terminal_flags(log: Trajectories, task: Task) -> None:
         )
 
 
-def finite_action_bounds(task: Task) -> tuple[FloatArray, FloatArray]:
-    """Return the bounds (A,) of continuous actions, or raise `InvalidActionError` if there are none."""
-    low, high = task.action_bounds
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise InvalidActionError(
-            f"the actions of task {task.name} reach from {low.tolist()} to {high.tolist()}; this method needs finite "
-            "bounds: give the task an action space that has them"
+def check_rewards(log: Trajectories, task: Task) -> None:
+    """Raise `InvalidDataError` if all rewards of a log are zero, as they are when none were given, yet the task's not.
+
+    Where the reward is left to be learned from the log, its rewards are all there is.
+    """
+    if np.asarray(log.rewards).any() or "reward" in task.learned:
+        return
+    columns = (np.asarray(column, np.float64) for column in (log.observations, log.actions, log.next_observations))
+    if np.any(task.reward(*columns)):
+        raise InvalidDataError(
+            f"all rewards of the log are zero, but those of task {task.name} are not; give rewards=... when making the "
+            "trajectories"
         )
-    return low, high

@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from persim_gym.arguments import finite_number, layer_widths, whole_number
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
-from persim_gym.baselines.logs import finite_action_bounds, policy_log
+from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
 from persim_gym.data import Trajectories
-from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
@@ -40,7 +41,8 @@ class MOReLConfig:
     learning_rate: float = 1e-3
     """Of Adam, for the dynamics."""
     threshold_scale: float = 1.0
-    """c: pairs whose discrepancy is above c times the largest of the log's are unknown."""
+    """c: pairs whose discrepancy is above c times the largest of the log's are unknown. The paper does not give c; at 1
+    no logged pair halts."""
     penalty: float = 50.0
     """κ, the cost of halting."""
     max_episode_steps: int = 500
@@ -51,14 +53,17 @@ class MOReLConfig:
     """Episodes side by side; PPO learns after every 1024 steps of all together."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "hidden", layer_widths("hidden", self.hidden))
         for name in ("num_members", "epochs", "batch_size", "policy_steps", "num_envs", "max_episode_steps"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         if self.num_members < 2:
             raise InvalidArgumentError(f"num_members={self.num_members} must be at least 2: one cannot disagree")
         if not self.threshold_scale >= 0:
             raise InvalidArgumentError(f"threshold_scale={self.threshold_scale} must be at least 0")
+        finite_number("penalty", self.penalty, 0)
+        finite_number("learning_rate", self.learning_rate, 0, above=True)
+        if self.max_gradient_steps is not None:
+            whole_number("max_gradient_steps", self.max_gradient_steps)
 
     def with_changes(self, **changes: Any) -> MOReLConfig:
         """Return a copy with some settings changed."""
@@ -106,10 +111,10 @@ class MOReLPolicy(LearnedPolicy):
 
     @classmethod
     def _untrained(
-        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: torch.device, randomness: OwnRandomness
     ) -> MOReLPolicy:
         with randomness.active():
-            network = new_network(task).to(resolve_device(device))
+            network = new_network(task).to(device)
         return cls(network, task, randomness, provenance)
 
 
@@ -136,13 +141,20 @@ def fit_morel(
 
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
-        InvalidActionError: continuous actions without bounds.
+        InvalidArgumentError: a setting out of its range, or a task whose reward or termination is to be learned.
+        TrainingDivergedError: the dynamics do not learn.
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
+    if config is not None and not isinstance(config, MOReLConfig):
+        raise InvalidArgumentError(f"config={config!r} must be a MOReLConfig, or None for the task's own settings")
+    seed = whole_number("seed", seed, least=0)
     log, found = policy_log(trajectories, task, agent)
-    if not found.discrete:
-        finite_action_bounds(found)
+    if found.learned:
+        raise InvalidArgumentError(
+            f"task {found.name} leaves {', '.join(found.learned)} to be learned, and MOReL learns none: give the task "
+            "these functions"
+        )
     check_installed()
     settings = (config or CONFIGS.get(found.name, MOReLConfig())).with_changes(**changes)
     start = time.perf_counter()

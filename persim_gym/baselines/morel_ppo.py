@@ -50,13 +50,13 @@ def learn_ppo(
     check_installed()
     from stable_baselines3 import PPO
 
-    rollout = max(1, 1024 // env.num_envs)
+    rollout = max(4, 1024 // env.num_envs // 4 * 4)  # a multiple of the number of mini-batches
     with single_thread(), _global_randomness_kept():
         ppo = PPO(
             "MlpPolicy",
             to_sb3_vec_env(env),
             n_steps=rollout,
-            batch_size=max(2, rollout * env.num_envs // 4),
+            batch_size=rollout * env.num_envs // 4,
             n_epochs=4,
             learning_rate=2.7e-4,
             clip_range=0.2,

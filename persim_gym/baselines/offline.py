@@ -12,16 +12,18 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from persim_gym.arguments import whole_number
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
-from persim_gym.devices import resolve_device
 from persim_gym.errors import MissingExtraError, UnknownNameError
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
 _CONFIGS = ("DiscreteBCQConfig", "BCQConfig", "DiscreteCQLConfig", "CQLConfig")
 """What a file may name."""
+_COUNTS = ("batch_size", "n_critics", "target_update_interval", "n_action_samples", "update_actor_interval")
 
 
 @cache
@@ -48,7 +50,7 @@ def configured(config: Any, settings: dict[str, Any]) -> Any:
     if unknown:
         raise UnknownNameError(f"no setting {unknown[0]!r} of d3rlpy's {type(config).__name__}")
     for name, value in settings.items():
-        setattr(config, name, value)
+        setattr(config, name, whole_number(name, value) if name in _COUNTS else value)
     return config
 
 
@@ -90,7 +92,7 @@ class OfflinePolicy(LearnedPolicy):
 
     @classmethod
     def _untrained(
-        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: str, randomness: OwnRandomness
+        cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: torch.device, randomness: OwnRandomness
     ) -> OfflinePolicy:
         if settings["config"] not in _CONFIGS:
             raise ValueError(f"config {settings['config']!r} is none of {', '.join(_CONFIGS)}")
@@ -101,7 +103,6 @@ class OfflinePolicy(LearnedPolicy):
         return cls(algorithm, task, randomness, provenance)
 
 
-def device_name(device: str) -> str:
+def device_name(device: torch.device) -> str:
     """Return d3rlpy's name of a torch device."""
-    found = resolve_device(device)
-    return f"{found.type}:{found.index or 0}"
+    return f"{device.type}:{device.index or 0}"

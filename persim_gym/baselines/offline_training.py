@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.arguments import whole_number
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, weights_of
-from persim_gym.baselines.logs import finite_action_bounds, policy_log
+from persim_gym.baselines.logs import check_rewards, policy_log
 from persim_gym.baselines.offline import OfflinePolicy, configured, d3rlpy, device_name, networks_of, settings_of
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories
-from persim_gym.devices import single_thread
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.devices import resolve_device, single_thread
+from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray
@@ -54,11 +55,11 @@ def fit_policy(
 
     """
     log, found = policy_log(trajectories, task, agent)
+    check_rewards(log, found)
     config = configs[0]() if found.discrete else configs[1]()
-    if not found.discrete:
-        finite_action_bounds(found)
-    algorithm = configured(config, settings).create(device=device_name(device))
-    return train(algorithm, log, found, **training)
+    where = resolve_device(device)
+    algorithm = configured(config, settings).create(device=device_name(where))
+    return train(algorithm, log, found, device=where, **training)
 
 
 def train(
@@ -69,6 +70,7 @@ def train(
     steps: int,
     seed: int,
     progress: bool,
+    device: torch.device | None = None,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
@@ -87,29 +89,47 @@ def train(
         steps: gradient steps.
         seed: of the initial weights and the batches.
         progress: whether to show a bar.
+        device: that the algorithm was made for; the CPU if None.
         callback: called with the policy and the number of steps done, for learning curves.
         callback_every: steps between its calls, and between those of ``select``.
         select: a score of the policy, the higher the better; the weights that scored best are those returned.
         patience: scores in a row that may stay at or below the best before training ends; it never ends early if None.
         checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
 
+    Raises:
+        InvalidArgumentError: a number out of its range, or fewer steps than the checkpoint has.
+        TrainingDivergedError: the weights are no longer finite.
+        FileFormatError: the checkpoint is of another run.
+
     """
-    if steps < 1 or callback_every < 1:
-        raise InvalidArgumentError(f"steps={steps} and callback_every={callback_every} must be at least 1")
-    if patience is not None and (patience < 1 or select is None):
-        raise InvalidArgumentError(f"patience={patience} must be at least 1, and needs the scores of select")
+    seed, where = whole_number("seed", seed, least=0), device or torch.device("cpu")
+    steps, callback_every = whole_number("steps", steps), whole_number("callback_every", callback_every)
+    if patience is not None:
+        whole_number("patience", patience)
+        if select is None:
+            raise InvalidArgumentError(f"patience={patience} needs the scores of select")
     start = time.perf_counter()
-    run = _Run(algorithm, log, task, seed)
-    policy = OfflinePolicy(algorithm, task, run.randomness, {**log.source, "seed": seed})
+    weights_seed, noise_seed, policy_seed = (
+        int(one.generate_state(1)[0]) for one in np.random.SeedSequence(seed).spawn(3)
+    )
+    with OwnRandomness(weights_seed, where).active():
+        algorithm.create_impl((task.observation_size,), task.action_size)
+    policy = OfflinePolicy(algorithm, task, OwnRandomness(policy_seed, where), {**log.source, "seed": seed})
+    run = _Run(policy, log, OwnRandomness(noise_seed, where), np.random.default_rng(seed))
     identity = {
         "task": task.name, "settings": settings_of(algorithm.config), "callback_every": callback_every,
-        "select": select is not None, "seed": seed, "data_digest": log.digest,
+        "select": select is not None, "seed": seed, "data_digest": log.digest, "device": where.type,
     }  # fmt: skip
     kept = Checkpoint.beside(checkpoint, identity)
     earlier = kept.read()
     if earlier is not None:
         run.resume(*earlier)
         start -= earlier[1]["seconds"]
+        if run.done > steps:
+            raise InvalidArgumentError(
+                f"steps={steps} is fewer than the {run.done} that the checkpoint {kept.path} has: give at least as "
+                "many, or delete it"
+            )
     saved = time.monotonic()
     title = type(algorithm).__name__
     with ProgressBar(title, steps, progress, done=run.done) as bar, single_thread():
@@ -133,29 +153,42 @@ def train(
 class _Run:
     """One training run: the learner, its random numbers, and the weights that scored best so far."""
 
-    def __init__(self, algorithm: Any, log: Trajectories, task: Task, seed: int) -> None:
-        weights_seed, noise_seed = (int(one.generate_state(1)[0]) for one in np.random.SeedSequence(seed).spawn(2))
-        with OwnRandomness(weights_seed).active():
-            algorithm.create_impl((task.observation_size,), task.action_size)
-        self.randomness, self.best, self.done = OwnRandomness(noise_seed), _Best(algorithm), 0
+    def __init__(
+        self, policy: OfflinePolicy, log: Trajectories, randomness: OwnRandomness, rng: np.random.Generator
+    ) -> None:
+        algorithm = self._algorithm = policy.algorithm
+        self.best, self.done = _Best(algorithm), 0
+        self._randomness = {"training": randomness, "policy": policy.randomness}
         self._learner = (
-            DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, task)
+            DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, policy.task)
         )
-        self._rng, self._batch_size = np.random.default_rng(seed), algorithm.config.batch_size
+        self._rng, self._batch_size = rng, algorithm.config.batch_size
         self._count = log.num_transitions
 
     def advance(self, until: int) -> None:
         """Take the steps up to a number of them."""
-        with self.randomness.active():
-            for _ in range(until - self.done):
-                self._learner.update(self._rng.integers(self._count, size=self._batch_size))
-            self._learner.finish()
+        try:
+            with self._randomness["training"].active():
+                for _ in range(until - self.done):
+                    self._learner.update(self._rng.integers(self._count, size=self._batch_size))
+                self._learner.finish()
+        except ValueError:  # from torch's distributions, for one, which take finite numbers only
+            self._check_finite(until)
+            raise
+        self._check_finite(until)
         self.done = until
+
+    def _check_finite(self, steps: int) -> None:
+        """Raise `TrainingDivergedError` if a weight is no finite number any more."""
+        if not all(tensor.isfinite().all() for tensor in weights_of(networks_of(self._algorithm)).values()):
+            raise TrainingDivergedError(
+                f"the weights are no longer finite after {steps} gradient steps; lower the learning rate"
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the steps to come depend on."""
         kept = under("learner", self._learner.state()) | under("best", self.best.weights)
-        return {**kept, "randomness": self.randomness.state}
+        return kept | under("randomness", {name: stream.state for name, stream in self._randomness.items()})
 
     def progress(self) -> dict[str, Any]:
         """Return what of it JSON can hold."""
@@ -166,7 +199,8 @@ class _Run:
         """Continue from what `state` and `progress` returned."""
         self._learner.resume(within("learner", tensors))
         self._learner.finish()
-        self.randomness.state = tensors["randomness"]
+        for name, state in within("randomness", tensors).items():
+            self._randomness[name].state = state
         self._rng.bit_generator.state = progress["rng"]
         self.done, self.best.since = progress["done"], progress["best"]["since"]
         self.best.weights = within("best", tensors)
@@ -207,7 +241,7 @@ class D3rlpySteps:
         self._algorithm = algorithm
         actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
         if not task.discrete:
-            low, high = finite_action_bounds(task)
+            low, high = task.action_bounds
             actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
         self._columns: dict[str, FloatArray] = {
             "observations": np.asarray(log.observations, np.float32),

@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from persim_gym.arguments import whole_number
 from persim_gym.baselines.context_network import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
@@ -108,8 +109,12 @@ def fit_plain_dynamics(
         outputs = mlp(parameters, "net", inputs[rows].transpose(1, 2), torch.relu)
         return (outputs - targets[rows].transpose(1, 2)).square().mean(dim=(1, 2))
 
-    best = torch.full((num_members,), torch.inf)
-    kept_parameters = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+    @torch.no_grad()
+    def errors_on(rows: Tensor) -> Tensor:
+        parts = [member_losses(part.expand(num_members, -1)) * len(part) for part in rows.split(4096)]
+        return torch.stack(parts).sum(0) / len(rows)
+
+    best = _BestWeights(parameters)
     with ProgressBar("dynamics", epochs, progress) as bar, single_thread():
         for _ in range(epochs):
             shuffled = torch.stack([kept[torch.randperm(len(kept), generator=generator)] for _ in range(num_members)])
@@ -120,17 +125,34 @@ def fit_plain_dynamics(
                 optimizer.step()
             if not torch.isfinite(loss):
                 raise TrainingDivergedError(f"the loss is {float(loss)}; lower learning_rate={learning_rate}")
-            with torch.no_grad():
-                scores = torch.full((num_members,), -torch.inf)
-                if held:
-                    parts = [member_losses(part.expand(num_members, -1)) * len(part) for part in held_out.split(4096)]
-                    scores = torch.stack(parts).sum(0) / held
-                better = (scores < best) if held else torch.ones(num_members, dtype=torch.bool)
-                best = torch.where(better, scores, best)
-                for name, tensor in parameters.items():
-                    kept_parameters[name][better] = tensor[better]
+            if held:
+                best.offer(parameters, errors_on(held_out))
             bar.advance(f"loss {float(loss.detach()) / num_members:.3e}")
-    return PlainDynamics(task, kept_parameters, *scalings)
+        if not held:
+            best.offer(parameters, errors_on(kept))
+    if not best.finite:
+        raise TrainingDivergedError(f"the networks' outputs are not finite; lower learning_rate={learning_rate}")
+    return PlainDynamics(task, best.parameters, *scalings)
+
+
+class _BestWeights:
+    """The weights with which each of M members has erred least."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = {name: tensor.detach().clone() for name, tensor in parameters.items()}
+        self._errors = torch.full((len(next(iter(parameters.values()))),), torch.inf)
+
+    def offer(self, parameters: Mapping[str, Tensor], errors: Tensor) -> None:
+        """Keep the weights of the members whose errors (M,) are the lowest so far."""
+        better = errors < self._errors
+        self._errors = torch.where(better, errors, self._errors)
+        for name, tensor in parameters.items():
+            self.parameters[name][better] = tensor[better]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every member has had an error that is a finite number."""
+        return bool(self._errors.isfinite().all())
 
 
 def _initial_parameters(members: int, sizes: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
@@ -178,8 +200,7 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
             max_episode_steps: time limit; the task's if that is less.
 
         """
-        if num_envs < 1:
-            raise InvalidArgumentError(f"num_envs={num_envs} must be at least 1")
+        num_envs = whole_number("num_envs", num_envs)
         if not threshold >= 0:
             raise InvalidArgumentError(f"threshold={threshold} must be at least 0")
         task = dynamics.task
