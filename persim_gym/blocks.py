@@ -63,7 +63,7 @@ class ColumnNetwork(ABC):
 
 
 class BlockNetwork(ColumnNetwork):
-    """The members with one hidden layer. Not to be used by two threads at once: the buffers are its own."""
+    """The members with one hidden layer."""
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[FloatArray, FloatArray] | None) -> None:
         """Lay the weights out.
@@ -82,8 +82,6 @@ class BlockNetwork(ColumnNetwork):
         self._head = np.ascontiguousarray(np.concatenate(folded.head, axis=2))
         self._num_actions, self.num_members = folded.num_actions, members
         self._bounds = None if bounds is None else tuple(bound.astype(np.float32)[:, None] for bound in bounds)
-        self._buffer = np.empty((width + 1) * BLOCK, np.float32)
-        self._tensor = torch.from_numpy(self._buffer)
 
     @staticmethod
     def fits(folded: FoldedNetwork) -> bool:
@@ -93,11 +91,13 @@ class BlockNetwork(ColumnNetwork):
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
         """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
         outputs = np.empty((len(self._head[0]), states.shape[1]), np.float32)
+        buffer = np.empty(self._hidden.shape[1] * BLOCK, np.float32)  # of this call: several threads may be here
+        tensor = torch.from_numpy(buffer)
         for member, left, right in _pieces(stops, first):
             size = self._hidden.shape[1] * (right - left)
-            hidden = self._buffer[:size].reshape(-1, right - left)
+            hidden = buffer[:size].reshape(-1, right - left)
             np.dot(self._hidden[member], states[:, left:right], out=hidden)
-            self._tensor[:size].relu_()
+            tensor[:size].relu_()
             outputs[:, left:right] = np.dot(self._head[member], hidden)
         by_action = outputs.reshape(self._num_actions, self.size, -1)
         change = by_action[0]

@@ -16,6 +16,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors import factor_moments
@@ -76,8 +77,9 @@ def forecast(
         InvalidArgumentError: levels that are not known, or fewer than one draw.
 
     """
-    if draws < 1:
-        raise InvalidArgumentError(f"draws={draws} must be at least 1")
+    draws = whole_number("draws", draws)
+    if not isinstance(levels, Sequence) or len(levels) == 0:
+        raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
     alone = isinstance(agents, (int, str, np.integer))
     chosen = [ensemble.agent_index(agent) for agent in ([agents] * len(observations) if alone else agents)]

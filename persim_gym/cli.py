@@ -44,6 +44,7 @@ def collect(
     """Record one trajectory of each of many heterogeneous agents in their true systems."""
     from persim_gym import collect as collect_log
 
+    storage.check_target(out)
     log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
     log.save(out)
     _console.print(f"{log}\nwritten to {out}", highlight=False)
@@ -60,13 +61,16 @@ def train(
     validation: Annotated[float, typer.Option(help="Part of the transitions held out to measure the error.")] = 0.2,
     refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
     install: Annotated[bool, typer.Option("--install", help="Also install it: its ids exist from now on.")] = False,
+    name: Annotated[str | None, typer.Option(help="Of the ids it is installed with; the task's by default.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Learn one simulator for all agents of a log. An interrupted training goes on when called again."""
     from persim_gym import Trajectories, fit, register_ensemble
+    from persim_gym.registration import SHIPPED_MODELS, find_model
 
+    storage.check_target(out)
     ensemble = fit(
         Trajectories.load(data),
         task=task,
@@ -83,8 +87,11 @@ def train(
     ensemble.save(out)
     _console.print(f"{ensemble}\nwritten to {out}", highlight=False)
     if install:
-        ids = register_ensemble(ensemble, install=True)
-        _console.print(f"installed: {ids[1]} … {ids[-1]}", highlight=False)
+        ids = register_ensemble(ensemble, name=name, install=True)
+        path = find_model(name or ensemble.task.name)
+        _console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}", highlight=False)
+        if (SHIPPED_MODELS / path.name).exists():
+            _console.print("it takes the place of the shipped model of this name until then", highlight=False)
 
 
 @app.command()
@@ -107,8 +114,10 @@ def evaluate(
     """Measure prediction error and the returns of planners in the agents' true systems."""
     from persim_gym import evaluation
 
+    if json_path is not None:
+        storage.check_target(json_path)
     ensemble = _ensemble(model)
-    chosen = _agents(agents)
+    chosen = _agents(agents, ensemble.agent_labels)
     errors = evaluation.prediction_error(
         ensemble,
         policy=_policy(policy, ensemble.task, seed),
@@ -160,8 +169,9 @@ def generate(
     from persim_gym import generate as generate_log
     from persim_gym.generation import POLICIES
 
+    storage.check_target(out)
     ensemble = _ensemble(model)
-    chosen = _agents(agents)
+    chosen = _agents(agents, ensemble.agent_labels)
     log = generate_log(
         ensemble,
         list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
@@ -220,6 +230,7 @@ def demo(
     """Go the whole road in a few minutes: collect, train, evaluate, draw."""
     from persim_gym.demo import run_demo
 
+    storage.check_target(out / "demo.json")
     run_demo(
         out,
         num_agents=agents,
@@ -236,7 +247,7 @@ def main() -> None:
     """Run the command line; an error of the user's is one line on the error stream and exit status 1."""
     try:
         app()
-    except (PerSimError, FileNotFoundError) as error:
+    except (PerSimError, OSError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -272,18 +283,29 @@ def _policy(policy: str, task: Any, seed: int) -> Any:
 
     if policy == "random":
         return policy
-    return test_policy(task) if policy == "test" else MLPPolicy.load(policy, seed=seed)
+    if policy == "test":
+        return test_policy(task)
+    if not Path(policy).exists():
+        raise InvalidArgumentError(
+            f"--policy {policy!r} is no policy, and there is no file of this name; `persim-gym {sys.argv[1]} --help` "
+            "lists the policies"
+        )
+    return MLPPolicy.load(policy, seed=seed)
 
 
-def _agents(text: str | None) -> list[int | str] | None:
-    """Parse "0-4,7" as indices and anything else, "anna,ben", as labels; None stays None."""
-    if text is None:
-        return None
+def _agents(text: str | None, labels: Sequence[str]) -> list[int | str] | None:
+    """Parse labels, "anna,ben", and where there are none of this name, indices, "0-4,7"; None stays None."""
+    if text is None or text in labels:
+        return None if text is None else [text]
     chosen: list[int | str] = []
     for part in (part.strip() for part in text.split(",")):
         first, dash, last = part.partition("-")
-        if first.isdigit() and (last.isdigit() or not dash):
+        if part in labels:
+            chosen.append(part)
+        elif first.isdigit() and (last.isdigit() or not dash):
             chosen.extend(range(int(first), int(last or first) + 1))
+            if int(last or first) < int(first):
+                raise InvalidArgumentError(f"--agents {text!r}: {part!r} goes down; write {last}-{first}")
         elif part:
             chosen.append(part)
         else:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidArgumentError
 from persim_gym.logging_policies import logging_policy
 from persim_gym.policies import as_policy
 from persim_gym.tasks import Task, get_task
@@ -39,11 +39,11 @@ def collect(
 
     """
     task = get_task(task)
+    seed = whole_number("seed", seed, least=0)
     agent_seed, start_seed, action_seed = np.random.SeedSequence(seed).spawn(3)
     if covariates is None:
-        if num_agents < 1:
-            raise InvalidArgumentError(f"num_agents={num_agents} must be at least 1")
-        covariates = task.sample_covariates(np.random.default_rng(agent_seed), num_agents)
+        count = whole_number("num_agents", num_agents)
+        covariates = task.sample_covariates(np.random.default_rng(agent_seed), count)
     covariates = task.check_covariates(covariates)
     exploration_seed = int(action_seed.generate_state(1)[0])
     if isinstance(policy, str):

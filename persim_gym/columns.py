@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persim_gym.errors import InvalidDataError
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
+if TYPE_CHECKING:
+    from gymnasium import spaces
+
 _CHUNK = 1_000_000
 
 
 def numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
     """Return numbers as float32 with so many axes, finite."""
+    if np.ma.is_masked(values):
+        raise InvalidDataError(f"{name} has masked entries: fill them in, or leave their rows out")
     try:
         array = np.asarray(values)
-        array = array.astype(np.float32) if array.dtype != np.float32 else array
+        if array.dtype.kind in "cMm":
+            raise InvalidDataError(f"{name} must be real numbers, got {array.dtype}")
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
+            array = array.astype(np.float32) if array.dtype != np.float32 else array
     except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidDataError):
+            raise
         raise InvalidDataError(f"{name} must be numbers; {error}") from error
     if array.ndim != axes:
         raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
@@ -44,6 +54,12 @@ def flags(name: str, values: Any, count: int) -> BoolArray:
     array = np.asarray(values)
     if array.shape != (count,):
         raise InvalidDataError(f"{name} has shape {array.shape}, expected ({count},)")
+    if array.dtype != bool:
+        wrong = [row for row, value in enumerate(array.tolist()) if value not in (0, 1)]
+        if wrong:
+            raise InvalidDataError(
+                f"{name} holds {array.tolist()[wrong[0]]!r} in row {wrong[0]}; it must be True or False, or 1 or 0"
+            )
     return array.astype(bool)
 
 
@@ -122,7 +138,7 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     if np.any(last == starts):
         raise InvalidDataError(
             f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
-            "give next_observations"
+            "give next_observations, or leave the row out"
         )
     kept = np.ones(count, bool)
     kept[last] = False
@@ -141,10 +157,32 @@ def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: An
             raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
         if actions.min() < 0 or actions.max() >= action_size:
             row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
-            raise InvalidDataError(f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}")
+            raise InvalidDataError(
+                f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}: number the actions from 0 on, "
+                "or give the task more of them"
+            )
         return
     if actions.ndim != 2 or actions.shape[1] != action_size:
         raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {action_size})")
     outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
     if len(outside):
-        raise InvalidDataError(f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space")
+        raise InvalidDataError(
+            f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space, from "
+            f"{np.asarray(low).tolist()} to {np.asarray(high).tolist()}: correct it, or widen the space"
+        )
+
+
+def check_within(name: str, states: FloatArray, space: spaces.Box, coordinates: Sequence[str]) -> None:
+    """Raise `InvalidDataError` if a column of observations (T, D) leaves its space by more than rounding."""
+    room = 1e-6 * np.maximum(1.0, np.abs(np.where(np.isfinite([space.low, space.high]), [space.low, space.high], 0.0)))
+    low, high = space.low - room[0], space.high + room[1]
+    for start in range(0, len(states), _CHUNK):
+        part = states[start : start + _CHUNK]
+        outside = np.argwhere((part < low) | (part > high))
+        if len(outside):
+            row, column = (int(place) for place in outside[0])
+            raise InvalidDataError(
+                f"{name} holds {coordinates[column]} = {part[row, column]:.6g} in row {start + row}, outside its range "
+                f"from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: correct "
+                "the value, or widen the space"
+            )

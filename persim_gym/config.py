@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from persim_gym.arguments import finite_number, layer_widths, whole_number
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 RANKS = (3, 5, 10, 15, 20, 30)
@@ -63,27 +64,25 @@ class PerSimConfig:
     (`persim_gym.refit`)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state_hidden", tuple(self.state_hidden))
-        object.__setattr__(self, "action_hidden", tuple(self.action_hidden))
+        for name in ("state_hidden", "action_hidden"):
+            object.__setattr__(self, name, layer_widths(name, getattr(self, name)))
         for name in ("rank", "num_members", "epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
-        if not self.state_hidden or min((*self.state_hidden, *self.action_hidden)) < 1:
-            raise InvalidArgumentError("state_hidden needs at least one layer, and every layer at least one unit")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        for name in ("num_candidates", "max_steps_per_epoch", "halve_learning_rate_every", "refit_rounds"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
+        finite_number("learning_rate", self.learning_rate, 0, above=True)
+        finite_number("weight_decay", self.weight_decay, 0)
+        if not self.state_hidden:
+            raise InvalidArgumentError("state_hidden=() needs at least one layer")
         if self.num_candidates and self.num_candidates < self.num_members:
             raise InvalidArgumentError(
                 f"num_candidates={self.num_candidates} must be 0 or at least num_members={self.num_members}"
             )
-        if self.huber_threshold is not None and not self.huber_threshold > 0:
-            raise InvalidArgumentError(f"huber_threshold={self.huber_threshold} must be above 0, or None")
-        for name in ("max_steps_per_epoch", "refit_rounds"):
-            if getattr(self, name) < 0:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.huber_threshold is not None:
+            finite_number("huber_threshold", self.huber_threshold, 0, above=True)
         if self.refit_rounds and not self.refit_factors:
             raise InvalidArgumentError(f"refit_rounds={self.refit_rounds} needs refit_factors=True")
         check_precision(self.matmul_precision)
-        if not self.learning_rate > 0:
-            raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be above 0")
 
     def batch_size_for(self, num_transitions: int) -> int:
         """Return the size of the batches when so many transitions are learned from."""
@@ -166,6 +165,11 @@ def get_config(config: str | PerSimConfig | None, task_name: str) -> PerSimConfi
     """Return a configuration by name; None means ours for the task, else the paper's, else "default"."""
     if isinstance(config, PerSimConfig):
         return config
+    if config is not None and not isinstance(config, str):
+        raise InvalidArgumentError(
+            f"config={config!r} must be a name or a PerSimConfig; get_config(None, {task_name!r}).with_changes(rank=3) "
+            "changes a setting of the task's own"
+        )
     names = (f"{task_name}+", task_name, "default") if config is None else (config,)
     for name in names:
         if name in CONFIGS:

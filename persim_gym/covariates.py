@@ -127,6 +127,11 @@ def covariate_array(task: Task, covariates: Sequence[Mapping[str, float]]) -> Fl
 
     """
     for values in covariates:
+        if not isinstance(values, Mapping):
+            raise InvalidArgumentError(
+                f"covariates {values!r} must be given by name, such as "
+                f"{dict(zip(task.covariate_names, task.default_covariates.tolist(), strict=True))}"
+            )
         missing = [name for name in task.covariate_names if name not in values]
         if missing and set(values) <= set(task.covariate_names):
             raise InvalidArgumentError(

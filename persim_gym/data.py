@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +19,14 @@ from persim_gym.columns import (
     check_actions,
     check_finite,
     check_starts,
+    check_within,
     cut_ends,
     first_rows,
     flags,
     numbers,
     with_successors,
 )
-from persim_gym.errors import InvalidDataError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -111,8 +112,9 @@ class Trajectories:
         """
         observations = numbers("observations", observations, 2)
         count = len(observations)
-        if count == 0:
-            raise InvalidDataError("the log has no transition")
+        if 0 in observations.shape:
+            what = "transition" if count == 0 else "observation coordinate"
+            raise InvalidDataError(f"the log has no {what}: observations have shape {observations.shape}")
         indices, labels = agent_indices(agents, agent_labels, count)
         covariates = None if covariates is None else as_float64("covariates", covariates)
         ended = flags("terminated", terminated, count)
@@ -363,7 +365,7 @@ class Trajectories:
 
 
 def check_log(log: Trajectories, task: Task) -> None:
-    """Raise `InvalidDataError` if a log's observations or actions are not the task's."""
+    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces."""
     if log.observations.shape[1] != task.observation_size:
         raise InvalidDataError(
             f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
@@ -376,6 +378,8 @@ def check_log(log: Trajectories, task: Task) -> None:
         )
     low, high = (None, None) if task.discrete else task.action_bounds
     check_actions(log.actions, task.action_size, task.discrete, low, high)
+    for name in ("observations", "next_observations"):
+        check_within(name, getattr(log, name), task.observation_space, task.observation_names)
 
 
 def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:
@@ -421,6 +425,23 @@ def find_agent(agent: int | str, labels: Sequence[str]) -> int:
             f"no agent {agent!r}: agents are indices 0 … {len(labels) - 1} (int) or labels (str) such as {labels[0]!r}"
         )
     return int(agent)
+
+
+def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, labels: Sequence[str]) -> IntArray:
+    """Return the index (1,) of one agent, or those (B,) of several: whichever of the two is given.
+
+    Raises:
+        InvalidArgumentError: both are given, or neither, or ``agents`` is no sequence.
+        UnknownNameError: no such agent.
+
+    """
+    if agent is not None and agents is None:
+        return np.array([find_agent(agent, labels)], np.int64)
+    if agents is None or agent is not None:
+        raise InvalidArgumentError("give either agent or agents")
+    if isinstance(agents, str) or not isinstance(agents, Iterable):
+        raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels; one is given as agent=")
+    return np.array([find_agent(one, labels) for one in agents], np.int64)
 
 
 def _check_same_kind(first: Trajectories, log: Trajectories) -> None:

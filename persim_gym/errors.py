@@ -40,7 +40,11 @@ class MissingFileError(PerSimError, FileNotFoundError):
     """A file that is not there."""
 
 
-class ModelHomeError(PerSimError, OSError):
+class FileWriteError(PerSimError, OSError):
+    """A file cannot be written where it is wanted."""
+
+
+class ModelHomeError(FileWriteError):
     """The model home cannot be written."""
 
 

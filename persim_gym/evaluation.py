@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
@@ -86,7 +87,7 @@ def prediction_error(
 
     """
     task = ensemble.task
-    _check_episodes(episodes)
+    episodes = whole_number("episodes", episodes)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar("prediction error", len(chosen), progress) as bar:
@@ -137,7 +138,7 @@ def mean_predictor_errors(
         seed: of initial states and random actions.
 
     """
-    _check_episodes(episodes)
+    episodes = whole_number("episodes", episodes)
     actor, errors = as_policy(policy, task, seed), []
     for agent, known in enumerate(task.test_agents if covariates is None else covariates):
         rng = np.random.default_rng([seed, agent])
@@ -268,7 +269,7 @@ def run_episodes(
         told: dict[str, Any] = {"running": running} if plans else {}
         begun = np.full(count, step == 0)
         actions, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
-        actions = np.asarray(actions)
+        actions = task.check_actions(actions, count)
         next_observations = system.step(actions)
         returns += running * task.reward(observations, actions, next_observations)
         lengths += running
@@ -282,8 +283,12 @@ def run_episodes(
 
 
 def to_records(rows: Sequence[PredictionError | AverageReturn]) -> list[dict[str, Any]]:
-    """Return rows as dictionaries that JSON can hold."""
-    return [asdict(row) for row in rows]
+    """Return rows as dictionaries that JSON can hold: what is not a finite number becomes None."""
+    records = [asdict(row) for row in rows]
+    return [
+        {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in record.items()}
+        for record in records
+    ]
 
 
 def _returns(
@@ -297,7 +302,7 @@ def _returns(
     progress: bool,
 ) -> list[AverageReturn]:
     task = ensemble.task
-    _check_episodes(episodes)
+    episodes = whole_number("episodes", episodes)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar(name, len(chosen) * task.max_episode_steps, progress) as bar:
@@ -321,11 +326,6 @@ def _returns(
             )
             bar.complete((count + 1) * task.max_episode_steps, f"agent {label}: return {returns.mean():.1f}")
     return rows
-
-
-def _check_episodes(episodes: int) -> None:
-    if episodes < 1:
-        raise InvalidArgumentError(f"episodes={episodes} must be at least 1")
 
 
 def _agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
@@ -381,7 +381,7 @@ def _run_test_episodes(
     state = None
     for step in range(steps):
         action, state = policy.predict(states[-1].astype(np.float32), state, np.full(episodes, step == 0), True)
-        actions.append(np.asarray(action))
+        actions.append(task.check_actions(action, episodes))
         going = valid[-1] & ~task.terminated(states[-1]) if step else valid[-1]
         states.append(system.step(actions[-1]))
         valid.append(going)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from persim_gym.arguments import whole_number
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
@@ -171,8 +172,7 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
         MissingStatisticsError: the ensemble has no posterior.
 
     """
-    if count < 1:
-        raise InvalidArgumentError(f"count={count} must be at least 1")
+    count = whole_number("count", count)
     posterior, index = ensemble.known_posterior(), ensemble.agent_index(agent)
     means, _ = posterior.solve(np.arange(ensemble.num_agents))
     weight = posterior.information.sum(1) / max(int(posterior.num_transitions.sum()), 1)
@@ -195,8 +195,7 @@ def factor_moments(
 ) -> Moments:
     """Return what the agents' transitions say of their factors, in one pass over the data.
 
-    A transition that ends on a bound of the observation space is left out where the configuration keeps states within
-    it: the bound has cut the change short.
+    A transition that a bound of the observation space cuts short is left out (`usable_rows`).
 
     Args:
         ensemble: its state and action encoders are used, not its agents' factors.
@@ -262,12 +261,19 @@ def _features(
 
 
 def usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -> IntArray:
-    """Return the rows, all if None, that do not end on a bound which the configuration keeps states within."""
+    """Return the rows, all if None, in which no bound that the configuration keeps states within cuts a change short.
+
+    That is where a coordinate comes from between its bounds and ends on one. One that begins on a bound lives there,
+    as a flag or a count does, or is pressed against it.
+    """
     chosen = np.arange(log.num_transitions) if rows is None else np.asarray(rows, np.int64)
     if not ensemble.config.clip_states:
         return chosen
-    space, after = ensemble.task.observation_space, log.next_observations[chosen]
-    return chosen[((after > space.low) & (after < space.high)).all(axis=1)]
+    space = ensemble.task.observation_space
+    before, after = ((states > space.low) & (states < space.high) for states in (
+        log.observations[chosen], log.next_observations[chosen]
+    ))  # fmt: skip
+    return chosen[~(before & ~after).any(axis=1)]
 
 
 def _posterior(
@@ -285,10 +291,15 @@ def _newcomers(
     ensemble: Ensemble, log: Trajectories | None, agents: Sequence[str] | None, covariates: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Return the labels of the newcomers, checked."""
-    if agents is None:
-        labels = tuple(dict.fromkeys([*(() if log is None else log.agent_labels), *covariates]))
-    else:
-        labels = tuple(agents)
+    if isinstance(agents, str):
+        raise InvalidArgumentError(f"agents={agents!r} must be a list of labels, [{agents!r}]")
+    known = dict.fromkeys([*(() if log is None else log.agent_labels), *covariates])
+    labels = tuple(known if agents is None else agents)
+    forgotten = [label for label in covariates if label not in labels]
+    if forgotten:
+        raise InvalidArgumentError(
+            f"covariates are given of {forgotten[0]!r}, who is not among agents={list(labels)}: name it there, too"
+        )
     taken = set(ensemble.agent_labels) & set(labels)
     if taken:
         label = next(label for label in labels if label in taken)

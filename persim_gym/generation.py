@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.collection import in_episode_order
 from persim_gym.data import Trajectories
 from persim_gym.devices import numpy_in_one_thread
@@ -73,6 +74,7 @@ def generate(
     """
     indices = _checked_agents(ensemble, agents, episodes_per_agent)
     limit = ensemble.task.limit_of(max_episode_steps)
+    seed = whole_number("seed", seed, least=0)
     start_seed, action_seed = np.random.SeedSequence(seed).spawn(2)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
@@ -82,14 +84,16 @@ def generate(
     labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
     _check_all_there(np.unique(episodes) // episodes_per_agent, labels, max_disagreement)
     begins = np.append(0, np.flatnonzero(np.diff(episodes)) + 1)
-    task = ensemble.task
+    task, covariates = ensemble.task, None if ensemble.covariates is None else ensemble.covariates[indices]
+    if covariates is not None and not np.isfinite(covariates).all():
+        covariates = None  # a log has those of all its agents or none, and some newcomers' are not known
     return Trajectories.from_arrays(
         **columns,
         agents=episodes // episodes_per_agent,
         agent_labels=labels,
         episode_starts=begins,
-        covariates=None if ensemble.covariates is None else ensemble.covariates[indices],
-        covariate_names=task.covariate_names if ensemble.covariates is not None else (),
+        covariates=covariates,
+        covariate_names=() if covariates is None else task.covariate_names,
         task=task.name,
         provenance={
             "synthetic": True,
@@ -224,8 +228,7 @@ def _checked_agents(ensemble: Ensemble, agents: Sequence[int | str], episodes: i
     indices = [ensemble.agent_index(agent) for agent in agents]
     if not indices or len(set(indices)) < len(indices):
         raise InvalidArgumentError(f"agents={list(agents)} must name at least one agent, and none twice")
-    if episodes < 1:
-        raise InvalidArgumentError(f"episodes_per_agent={episodes} must be at least 1")
+    whole_number("episodes_per_agent", episodes)
     return np.array(indices, np.int64)
 
 

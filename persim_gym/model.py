@@ -12,7 +12,7 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
-from persim_gym.data import find_agent, synthetic_note
+from persim_gym.data import find_agent, find_agents, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
@@ -21,7 +21,6 @@ from persim_gym.types import FloatArray, NumberedLabels
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
-AGGREGATES = ("mean", "median")
 """How the members' predictions become one."""
 SKIP = "state.skip"
 """Name of the linear path's weights (M, outputs, D) beside the state encoder's layers."""
@@ -238,17 +237,18 @@ class Ensemble:
         """
         from persim_gym.simulator import Simulator
 
-        if agents is None and agent is not None:
-            chosen: Sequence[int | str] = [agent]
-        elif agents is not None and agent is None:
-            chosen = agents
-        else:
-            raise InvalidArgumentError("give either agent or agents")
-        indices = np.array([self.agent_index(one) for one in chosen], np.int64)
-        return Simulator(self, indices, aggregate=aggregate, device=device)
+        return Simulator(self, find_agents(agent, agents, self.agent_labels), aggregate=aggregate, device=device)
 
     def with_members(self, members: Sequence[int]) -> Ensemble:
-        """Return the ensemble of some of the members only."""
+        """Return the ensemble of some of the members only, without the intervals that were calibrated for all.
+
+        Args:
+            members: indices, in the order wanted.
+
+        Raises:
+            InvalidArgumentError: there is no such member, or none is given.
+
+        """
         chosen = list(members)
         if not chosen or min(chosen) < 0 or max(chosen) >= self.num_members:
             raise InvalidArgumentError(f"members={chosen} must be some of 0 … {self.num_members - 1}")
@@ -261,6 +261,7 @@ class Ensemble:
                 for name, outcome in self.outcomes.items()
             },
             posterior=None if self.posterior is None else self.posterior.with_members(chosen),
+            calibration=self.calibration if sorted(chosen) == list(range(self.num_members)) else None,
         )
 
     def with_agents(self, agents: Sequence[int | str]) -> Ensemble:

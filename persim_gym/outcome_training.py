@@ -100,11 +100,7 @@ class OutcomeLearner:
 
         """
         log, task = self.log, self.task
-        if "reward" in task.learned and not np.any(log.rewards):
-            raise InvalidDataError(
-                f"all rewards of the log are zero, so there is none to learn: give the log's rewards, or "
-                f"Task(reward=...) of task {task.name}"
-            )
+        check_rewards_known(log, task)
         return [name for name in task.learned if name == "reward" or log.terminated[rows].any()]
 
 
@@ -195,3 +191,12 @@ class _Problem:
                 mean = (outputs.sigmoid() if self.logistic else outputs).mean(0)
                 losses.append(loss_of(mean, wanted[0], reduction="none")[0])
         return torch.cat(losses).numpy()
+
+
+def check_rewards_known(log: Trajectories, task: Task) -> None:
+    """Raise `InvalidDataError` if a reward is to be learned, but all rewards of the log are zero."""
+    if "reward" in task.learned and not np.any(log.rewards):
+        raise InvalidDataError(
+            "all rewards of the log are zero, so there is none to learn: give the log's rewards, or "
+            f"Task(reward=...) of task {task.name}"
+        )

@@ -17,7 +17,7 @@ import numpy as np
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble, Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
-from persim_gym.types import FloatArray, LearnedDynamics
+from persim_gym.types import LearnedDynamics
 
 THRESHOLD = 0.5
 """Probability above which a state is terminal."""
@@ -29,7 +29,7 @@ def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
     A task that brings its own functions comes back as it is.
     """
     task = ensemble.task
-    if not task.learned or not isinstance(ensemble, Ensemble):  # other dynamics learn no outcomes
+    if not task.learned:
         return task
     if not isinstance(ensemble, Ensemble):
         raise InvalidArgumentError(
@@ -101,7 +101,7 @@ class _Bound:
         from persim_gym.gradients import predict
 
         numpy = not isinstance(parts[0], torch.Tensor)
-        columns = [torch.as_tensor(np.asarray(part, np.float32)) if numpy else part.float() for part in parts]
+        columns = [torch.tensor(np.asarray(part, np.float32)) if numpy else part.float() for part in parts]
         leading, device = columns[0].shape[:-1], columns[0].device
         parameters, (mean, scale, output_mean, output_scale) = self._tensors(device)
         states = (torch.cat(columns, dim=-1).reshape(-1, len(mean)) - mean) / scale
@@ -146,10 +146,3 @@ def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> Pl
         objective,
         **{name: one for name, one in functions.items() if isinstance(getattr(objective, name), ToLearn)},
     )
-
-
-def termination_probability(ensemble: Ensemble, agent: int | str, next_observations: FloatArray) -> FloatArray:
-    """Return the learned probability (B,) that an agent's episode ends in the states (B, D)."""
-    rule = bound_task(ensemble, [ensemble.agent_index(agent)]).terminated
-    states = np.atleast_2d(next_observations)
-    return rule.probability(states) if isinstance(rule, LearnedTermination) else np.asarray(rule(states), np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.errors import InvalidArgumentError, MissingExtraError, UnknownNameError
 from persim_gym.model import Ensemble
 from persim_gym.policies import as_policy
@@ -87,8 +88,9 @@ def plot_frames(
     """
     pyplot = _pyplot()
     task = ensemble.task
-    if not horizons or min(horizons) < 1:
-        raise InvalidArgumentError(f"horizons={list(horizons)} must be numbers of steps of at least 1")
+    if not horizons:
+        raise InvalidArgumentError("horizons=() must be one number of steps or more")
+    horizons = [whole_number("horizons", steps) for steps in horizons]
     if task.make_renderer is None:
         raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories")
     figure, axes = pyplot.subplots(

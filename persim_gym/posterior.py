@@ -185,33 +185,28 @@ def _estimate_member(moments: Moments, factors: FloatArray, member: int) -> tupl
     means = np.asarray(factors[member], np.float64)
     total = max(int(moments.counts.sum()), 1)
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
-    floor = _LEAST_SPREAD**2 * size
-    least_noise = _LEAST_SPREAD**2 * np.maximum(squares.sum(0) / total, _TINY)
+    mean_squares = squares.sum(0) / total
+    # A coordinate that never changes is most likely with no noise and no factors: it has no say in either.
+    changes = mean_squares > 0
+    least_noise = _LEAST_SPREAD**2 * np.where(changes, np.maximum(mean_squares, _TINY), 1.0)
+
+    def maximize(means: FloatArray, covariances: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the prior and the noise that are most likely given the agents' posteriors."""
+        mean = means.mean(0)
+        second = covariances + np.einsum("ni,nj->nij", means, means)
+        centred = means - mean
+        covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means)
+        residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
+        noise = np.maximum(residual.sum(0) / total, least_noise)
+        return mean, covariance + _LEAST_SPREAD**2 * size, noise
+
     # The factors may all be alike to begin with, from where expectation maximization would not come away.
-    second = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
-    mean, covariance, noise = _maximize(means, second, grams, products, squares, total, floor, least_noise)
+    alike = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
+    mean, covariance, noise = maximize(means, alike)
     for _ in range(_ITERATIONS):
-        information = np.einsum("ndij,d->nij", grams, 1 / noise)
-        weighted = np.einsum("ndi,d->ni", products, 1 / noise)
-        means, second = solve(mean, covariance, information, weighted)
-        mean, covariance, noise = _maximize(means, second, grams, products, squares, total, floor, least_noise)
+        precision = changes / noise
+        information = np.einsum("ndij,d->nij", grams, precision)
+        weighted = np.einsum("ndi,d->ni", products, precision)
+        means, covariances = solve(mean, covariance, information, weighted)
+        mean, covariance, noise = maximize(means, covariances)
     return mean, covariance, noise
-
-
-def _maximize(
-    means: FloatArray,
-    covariances: FloatArray,
-    grams: FloatArray,
-    products: FloatArray,
-    squares: FloatArray,
-    total: int,
-    floor: FloatArray,
-    least_noise: FloatArray,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the prior and the noise that are most likely given the agents' posteriors."""
-    mean = means.mean(0)
-    second = covariances + np.einsum("ni,nj->nij", means, means)
-    centred = means - mean
-    covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means) + floor
-    residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
-    return mean, covariance, np.maximum(residual.sum(0) / total, least_noise)

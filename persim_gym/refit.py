@@ -68,7 +68,7 @@ def refit_state_head(
 ) -> Ensemble:
     """Return the ensemble with the last layer of v, and its linear path, refitted by least squares on a log.
 
-    The ridge is towards the weights there are. A posterior, which is of other features, goes.
+    The ridge is towards the weights there are. A posterior and a calibration, which are of other features, go.
 
     Args:
         ensemble: trained.
@@ -84,7 +84,7 @@ def refit_state_head(
             change = _solve(ensemble.with_members([member]), trajectories, used, resolve_device(device))
             for name, part in _unpacked(ensemble, change).items():
                 parameters[name][member] += part
-    return replace(ensemble, parameters=parameters, posterior=None)
+    return replace(ensemble, parameters=parameters, posterior=None, calibration=None)
 
 
 def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
@@ -95,10 +95,34 @@ def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
 
 
 def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> np.ndarray:
-    """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D."""
-    gram, slopes = _normal_equations(member, log, rows, device)
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
-    return torch.linalg.solve(gram, slopes).T.cpu().numpy()
+    """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D.
+
+    With the features ψ of all rows as columns of Ψ it is (Ψ Ψᵀ + λI)⁻¹ Ψ·errors = Ψ (Ψᵀ Ψ + λI)⁻¹ errors; the smaller
+    matrix of the two is solved for.
+    """
+    columns = sum(array[0].size for array in _head(member).values()) // member.task.observation_size
+    if len(rows) < columns:
+        features, errors = _features(member, log, rows, device)
+        gram = features.T @ features
+        gram.diagonal().add_(_RIDGE * gram.diagonal().sum() / columns)
+        change = features @ torch.cholesky_solve(errors, torch.linalg.cholesky(gram))
+    else:
+        gram, slopes = _normal_equations(member, log, rows, device)
+        gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+        change = torch.cholesky_solve(slopes, torch.linalg.cholesky(gram))
+    return change.T.cpu().numpy()
+
+
+def _features(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ψ (r·K, n) and the errors (n, D) of some rows, float64."""
+    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in member.parameters.items()}
+    features, errors = [], []
+    for part, states, actions, changes in standardized_batches(member, log, rows, device, _BATCH):
+        agents = torch.tensor(np.asarray(log.agents[part], np.int64), device=device)
+        inputs, weights, predicted = (output[0] for output in head_inputs(parameters, states, agents, actions))
+        features.append((weights[:, None] * inputs).flatten(0, 1).double())
+        errors.append((changes - predicted).T)
+    return torch.cat(features, dim=1), torch.cat(errors)
 
 
 def _normal_equations(

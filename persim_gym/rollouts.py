@@ -87,7 +87,8 @@ def simulated_returns(
             with quiet, torch.inference_mode():
                 columns[part] = score(simulator, own, bound, starts[rows[part]], moves[part])
 
-        threads = threads_worth(simulator.hidden_layers) if on_cpu else 1
+        # Next states are drawn from one stream of random numbers, in order.
+        threads = threads_worth(simulator.hidden_layers) if on_cpu and not simulator.stochastic else 1
         in_threads(fill, _pieces(alike[environments], actions.shape[1], threads, most=most), threads)
         return scores
 

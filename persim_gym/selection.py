@@ -10,37 +10,50 @@ import numpy as np
 
 from persim_gym.data import Trajectories
 from persim_gym.model import Ensemble
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, IntArray
 
 _MAX_SEGMENTS = 512
 _HORIZON = 50
 
 
-def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, seed: int = 0) -> FloatArray:
+def free_running_errors(
+    ensemble: Ensemble, trajectories: Trajectories, *, rows: IntArray | None = None, seed: int = 0
+) -> FloatArray:
     """Return each member's error (M,) along segments of a log of its agents, of up to 50 steps, given the actions.
 
     It is the mean over up to 512 segments of the root mean squared error over steps and coordinates, each coordinate in
     units of its standard deviation over the log. A member that diverges to infinity has error infinity.
+
+    Args:
+        ensemble: of the members.
+        trajectories: the log.
+        rows: of the transitions whose next states are scored; by default all. Segments run through the others, too.
+        seed: of where the segments are.
+
     """
     starts, lengths = _segments(trajectories, np.random.default_rng(seed))
     horizon = int(lengths.max())
     offsets = np.minimum(np.arange(horizon), lengths[:, None] - 1)  # what follows a segment's end is not scored
-    rows = starts[:, None] + offsets
+    steps = starts[:, None] + offsets
     simulator = ensemble.simulator(agents=[trajectories.agent_labels[agent] for agent in trajectories.agents[starts]])
-    predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[rows])
+    predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[steps])
     scale = np.asarray(trajectories.observations, np.float64).std(axis=0)
-    true = np.asarray(trajectories.next_observations, np.float64)[rows]
-    inside = np.arange(horizon) < lengths[:, None]
-    predicted = np.where(inside[:, :, None], predicted, true)  # zero times infinity is not zero
+    true = np.asarray(trajectories.next_observations, np.float64)[steps]
+    scored = np.arange(horizon) < lengths[:, None]
+    if rows is not None:
+        scored &= np.isin(steps, rows)
+    predicted = np.where(scored[:, :, None], predicted, true)  # zero times infinity is not zero
     with np.errstate(over="ignore", invalid="ignore"):
         squared = ((predicted - true) / np.where(scale > 0, scale, 1.0)) ** 2
-        segment = np.sqrt(squared.mean(axis=3).sum(axis=2) / lengths)
+        segment = np.sqrt(squared.mean(axis=3).sum(axis=2) / np.maximum(scored.sum(axis=1), 1))
     return np.nan_to_num(segment.mean(axis=1), nan=np.inf)
 
 
-def best_members(ensemble: Ensemble, trajectories: Trajectories, count: int) -> Ensemble:
-    """Return the ensemble of the ``count`` members with the lowest free-running error."""
-    order = np.argsort(free_running_errors(ensemble, trajectories), kind="stable")
+def best_members(
+    ensemble: Ensemble, trajectories: Trajectories, count: int, *, rows: IntArray | None = None
+) -> Ensemble:
+    """Return the ensemble of the ``count`` members with the lowest free-running error (over some rows)."""
+    order = np.argsort(free_running_errors(ensemble, trajectories, rows=rows), kind="stable")
     return ensemble.with_members(sorted(int(member) for member in order[:count]))
 
 

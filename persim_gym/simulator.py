@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from persim_gym import jit
+from persim_gym.aggregation import aggregated, check_aggregate
 from persim_gym.blocks import BlockNetwork, ColumnNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.compiled_layers import CompiledLayers
@@ -19,7 +20,7 @@ from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidS
 from persim_gym.folding import FoldedNetwork, Layers, fold
 from persim_gym.gradients import agent_features, predict
 from persim_gym.layers import TorchLayers
-from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.model import Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.types import FloatArray, IntArray, Prediction
 
@@ -97,8 +98,7 @@ class Simulator:
             own_factors: whether every row may have factors other than its agent's (`set_factors`).
 
         """
-        if aggregate not in AGGREGATES:
-            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
+        check_aggregate(aggregate)
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.ensemble = ensemble
@@ -152,10 +152,10 @@ class Simulator:
             raise InvalidArgumentError(
                 "this simulator's rows have their agents' factors; make it with own_factors=True"
             )
-        table = self._shared[0]["agent.weight"]
-        table[:, torch.as_tensor(rows, device=self.device)] = torch.as_tensor(
-            factors, dtype=table.dtype, device=self.device
-        )
+        parameters = self._shared[0]
+        table, complete = parameters["agent.weight"], torch.tensor(factors, dtype=torch.float32, device=self.device)
+        # A factor is the agent's row of the table and the bias that all agents share.
+        table[:, torch.as_tensor(rows, device=self.device)] = complete - parameters["agent.bias"][:, None]
 
     def network(self, agent: int) -> AgentNetwork:
         """Return the folded network of an agent's index, with the agent's factors; folded once."""
@@ -186,6 +186,8 @@ class Simulator:
             uncertainty: whether to tell the standard deviation of the next observations, too.
 
         Raises:
+            InvalidStateError: observations of another shape.
+            InvalidActionError: actions of another shape, or that the task does not have.
             MissingStatisticsError: the uncertainty is asked for, and the ensemble does not know it.
 
         """
@@ -231,7 +233,7 @@ class Simulator:
 
     def combine(self, members: FloatArray) -> FloatArray:
         """Aggregate over the first axis: members (M, …) -> (…)."""
-        return members.mean(axis=0) if self.aggregate == "mean" else np.median(members, axis=0)
+        return aggregated(members, self.aggregate)
 
     @cached_property
     def _bounds(self) -> tuple[Tensor, Tensor] | None:
@@ -289,9 +291,10 @@ class Simulator:
         """The parameters, with the table of agents cut down to those bound, and the normalizer as columns (D, 1)."""
         arrays = dict(self.ensemble.parameters)
         arrays["agent.weight"] = arrays["agent.weight"][:, self.agents]
-        parameters = {
-            name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()
-        }
+        with torch.inference_mode(False):  # `set_factors` writes to the table
+            parameters = {
+                name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()
+            }
         normalizer = self.ensemble.normalizer
         mean, scale, change_mean, change_scale = (
             torch.tensor(column, dtype=torch.float32, device=self.device)[:, None]
@@ -325,8 +328,11 @@ class Simulator:
         return variance * self.ensemble.normalizer.change_scale**2
 
     def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[FloatArray, np.ndarray]:
-        states = np.ascontiguousarray(observations, np.float32)
         size = self.task.observation_size
+        try:
+            states = np.ascontiguousarray(observations, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InvalidStateError(f"observations must be numbers of shape (B, {size}): {error}") from error
         if states.ndim != 2 or states.shape[1] != size or len(states) == 0:
             raise InvalidStateError(f"observations must have shape (B, {size}) with B at least 1, got {states.shape}")
         if self._by_row and len(states) != len(self.agents):
@@ -341,7 +347,7 @@ class Simulator:
         if self.task.discrete:
             if actions.ndim != 1 + horizon or leading[0] != batch or actions.dtype.kind not in "iu":
                 raise InvalidActionError(
-                    f"actions must be integers of shape {axes}) with B={batch}, got {actions.shape}"
+                    f"actions must be integers of shape {axes}) with B={batch}, got {actions.dtype} of {actions.shape}"
                 )
             if actions.size and (actions.min() < 0 or actions.max() >= self.task.action_size):
                 raise InvalidActionError(
@@ -352,6 +358,8 @@ class Simulator:
             raise InvalidActionError(
                 f"actions must have shape {axes}, {self.task.action_size}) with B={batch}, got {actions.shape}"
             )
+        if actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
+            raise InvalidActionError(f"actions of task {self.task.name} must be finite numbers, got {actions!r}")
         return actions.astype(np.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import FileFormatError, MissingFileError
+from persim_gym.errors import FileFormatError, FileWriteError, MissingFileError
 
 FORMAT_VERSION = 2
 """2: ensembles may hold the posterior of their agents' factors."""
@@ -56,11 +56,27 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_target(path: str | Path) -> None:
+    """Raise `FileWriteError` if no file can be written to a path; worth asking before long work."""
+    path = Path(path)
+    if path.is_dir() or not path.name:
+        raise FileWriteError(f"{path} is a folder: give the name of a file to write")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise FileWriteError(f"{path} cannot be written: {parent} is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise FileWriteError(f"{path} cannot be written: the folder {parent} is read-only; choose another")
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    check_target(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise FileWriteError(f"{path} cannot be written ({error}); choose another folder") from error
     os.close(handle)
     temporary = Path(name)
     try:

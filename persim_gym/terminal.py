@@ -49,12 +49,18 @@ class ProgressBar:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    """Return a table to print, narrow enough for a terminal of 80 columns; nothing is cut off."""
+    """Return a table to print, narrow enough for a terminal of 80 columns; nothing is cut off.
+
+    What is in the first column, a name perhaps to be copied, stays in one line.
+    """
     from rich import box
     from rich.table import Column, Table
 
     made = Table(
-        *(Column(name, overflow="fold") for name in columns), title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        *(Column(name, overflow="fold", no_wrap=index == 0) for index, name in enumerate(columns)),
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for row in rows:
         made.add_row(*row)

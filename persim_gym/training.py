@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from persim_gym.arguments import whole_number
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
@@ -19,10 +20,11 @@ from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
 from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
-from persim_gym.outcome_training import OutcomeLearner, outcome_errors
+from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task
+from persim_gym.tasks.rules import check_rules
 from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
@@ -70,25 +72,31 @@ def fit(
 
     Raises:
         InvalidDataError: the log does not fit the task.
+        InvalidArgumentError: a setting out of its range, or nothing to select the rank by.
         TrainingDivergedError: the loss is no longer finite.
         OutOfMemoryError: the message names the settings to lower.
 
     """
     task = task_of(trajectories, task)
     check_log(trajectories, task)
+    check_rewards_known(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
+    seed = whole_number("seed", seed, least=0)
     if not 0 <= validation_fraction < 1:
         raise InvalidArgumentError(f"validation_fraction={validation_fraction} must be at least 0 and below 1")
-    if rank == "auto" and validation_fraction == 0:
-        raise InvalidArgumentError("rank='auto' selects by validation error: give a validation_fraction above 0")
     if rank is not None and rank != "auto":
         chosen = chosen.with_changes(rank=rank)
     candidates = [chosen.with_changes(rank=r) for r in RANKS] if rank == "auto" else [chosen]
 
     start = time.perf_counter()
     kept, held_out = _split(trajectories.num_transitions, validation_fraction, seed)
+    if rank == "auto" and len(held_out) == 0:
+        raise InvalidArgumentError(
+            f"validation_fraction={validation_fraction} of {trajectories.num_transitions} transitions is none: "
+            "rank='auto' selects by validation error, so give a larger fraction, or a rank"
+        )
     runs = _Runs(trajectories, task, seed, resolve_device(device), checkpoint, progress)
     provenance: dict[str, Any] = {}
     ensemble = None
@@ -139,11 +147,18 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
 
 
 def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
-    """Return the task given, else the one that the log names."""
+    """Return the task given, else the one that the log names; one of a user's own is tried out first."""
+    if not isinstance(trajectories, Trajectories):
+        raise InvalidArgumentError(
+            f"{type(trajectories).__name__} is no log: give Trajectories (persim_gym.collect, from_dataframe, "
+            "Trajectories.from_arrays, Trajectories.load)"
+        )
     named = trajectories.task if task is None else task
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
-    return get_task(named)
+    found = get_task(named)
+    check_rules(found)
+    return found
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -175,7 +190,7 @@ class _Runs:
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
         trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
-        checkpoint = self._checkpoint_of(config, stage)
+        checkpoint = self._checkpoint_of(config, rows, stage)
         loss = _resume(trainer, checkpoint)
         device_rows = torch.as_tensor(rows, device=self.device)
         title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
@@ -203,7 +218,7 @@ class _Runs:
             device=str(self.device),
         )
         if config.num_members > kept.num_members:
-            candidates = best_members(candidates, self._log, kept.num_members)
+            candidates = best_members(candidates, self._log, kept.num_members, rows=rows)
         found = replace(candidates, config=kept)
         if kept.refit_rounds:
             found = refit_in_turns(
@@ -278,13 +293,15 @@ class _Runs:
             discrete=self._task.discrete,
         )
 
-    def _checkpoint_of(self, config: PerSimConfig, stage: str) -> Checkpoint:
+    def _checkpoint_of(self, config: PerSimConfig, rows: IntArray, stage: str) -> Checkpoint:
         identity = {
             "task": self._task.name,
             "config": config.to_json(),
             "seed": self._seed,
             "stage": stage,
             "data_digest": self._log.digest,
+            "num_rows": len(rows),  # with the seed it says which are held out
+            "device": self.device.type,  # whose random generator is in the state
         }
         self._written.append(Checkpoint.beside(self._checkpoint, identity, f".rank{config.rank}-{stage}"))
         return self._written[-1]

@@ -8,6 +8,7 @@ from functools import partial
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
@@ -147,6 +148,11 @@ def test_logs_that_do_not_fit_together(message, changes):
         (r"action -1 in row 0 is outside 0 … 2", {"actions": [-1, 1, 2, 0, 1, 2]}, "MountainCar"),
         (r"2 observation coordinates, task CartPole has 4", {}, "CartPole"),
         (r"actions are continuous, task MountainCar's discrete", {"actions": np.zeros((6, 1))}, "MountainCar"),
+        (
+            r"observations holds position = 20 in row 4, outside its range from -1\.2 to 0\.6",
+            {"observations": np.full((6, 2), [[0.0, 0.01]]) + np.eye(6, 2, k=-4) * 20},
+            "MountainCar",
+        ),
     ],
 )
 def test_logs_that_do_not_fit_the_task(message, log, task):
@@ -329,6 +335,15 @@ def test_what_a_simulator_refuses():
         refuses(kind, ValueError, message, call)
 
 
+def plan_cheetah(**settings):
+    return MPCAgent(random_ensemble("HalfCheetah").simulator(0), horizon=2, **settings).predict(np.zeros((1, 18)))
+
+
+def unbounded_actions():
+    task = random_ensemble("HalfCheetah").task
+    return dataclasses.replace(task, action_space=spaces.Box(-np.inf, np.inf, (6,), np.float32))
+
+
 def with_arguments(call, *arguments, **settings):
     return lambda: call(*arguments, **settings)
 
@@ -354,6 +369,32 @@ def with_arguments(call, *arguments, **settings):
         ("the log names no task", lambda: fit_tiny(small_log(task=None))),
         ("planner='grid' must be one of", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), planner="grid")),
         ("does not plan discrete", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), planner="cem")),
+        ("fraction=0.1 of 6 transitions is none", lambda: fit_tiny(small_log(), validation_fraction=0.1, rank="auto")),
+        ("rank=2.5 must be a whole number", lambda: fit_tiny(small_log(), rank=2.5)),
+        ("seed=-1 must be a whole number", lambda: fit_tiny(small_log(), seed=-1)),
+        ("seed=None must be a whole number", lambda: fit_tiny(small_log(), seed=None)),
+        ("config={'rank': 3} must be a name", lambda: fit(small_log(), config={"rank": 3}, progress=False)),
+        ("state_hidden=256 must be a tuple", lambda: PerSimConfig(state_hidden=256)),
+        (r"state_hidden\[1\]=0 must be a whole", lambda: PerSimConfig(state_hidden=(8, 0))),
+        ("halve_learning_rate_every=-1", lambda: PerSimConfig(halve_learning_rate_every=-1)),
+        ("weight_decay=nan must be a finite number of at least 0", lambda: PerSimConfig(weight_decay=np.nan)),
+        ("learning_rate=inf must be a finite number above 0", lambda: PerSimConfig(learning_rate=np.inf)),
+        ("checkpoint='' must be a file name", lambda: fit_tiny(small_log(), checkpoint="")),
+        ("agents=3 must be a list", lambda: random_ensemble("CartPole").simulator(agents=3)),
+        ("agents='agent 1' must be a list", lambda: random_ensemble("CartPole").simulator(agents="agent 1")),
+        (
+            "num_candidate=5 is no setting of planner 'random_shooting'; it has num_candidates",
+            lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidate=5),
+        ),
+        ("num_candidates=7.5", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=7.5)),
+        ("num_elites=9 must be at most num_candidates=4", lambda: plan_cheetah(num_elites=9, num_candidates=4)),
+        ("execute='mean' must be one of elite_mean, best", lambda: plan_cheetah(execute="mean")),
+        ("smoothing=5 must be", lambda: plan_cheetah(smoothing=5)),
+        (
+            "must be given by name, such as {'force'",
+            lambda: PersonalizedEnv(random_ensemble("CartPole"), covariates=[3]),
+        ),
+        ("must have finite bounds", lambda: unbounded_actions()),
         ("horizon=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), horizon=0)),
         ("num_candidates=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=0)),
         ("cannot plan in 3", lambda: MPCAgent(3)),

@@ -1,5 +1,7 @@
 """The CPU's networks for columns of states, in blocks and compiled, against the paper's sum, row by row in float64."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
@@ -114,3 +116,14 @@ def test_returns_are_those_of_torchs_rollouts(make, name, candidates, monkeypatc
     plain = simulated_returns(simulator, starts)(np.array([0]), actions)
     np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
     assert len(np.unique(plain.round(3))) > 2
+
+
+def test_several_threads_share_a_network(make):
+    """Each call has a buffer of its own: side by side they find what they find one after the other."""
+    ensemble, rng = random_ensemble("CartPole", SMALL.with_changes(state_hidden=(512,))), np.random.default_rng(0)
+    network = make(fold(ensemble, 0), None)
+    states, actions = rng.normal(size=(40, 900, 4)), rng.integers(2, size=900)
+    alone = [network.step(one, actions) for one in states]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: network.step(one, actions), states))
+    np.testing.assert_array_equal(together, alone)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from persim_gym import cli
+from persim_gym import cli, errors
 
 
 def run(*arguments, cwd, home):
@@ -113,10 +113,19 @@ def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):
         ("anna, patient-17,3", ["anna", "patient-17", 3]),
         ("3-b", ["3-b"]),
         ("17-", ["17-"]),
+        ("101", ["101"]),
+        ("2021-07,1", ["2021-07", 1]),
+        ("a, b", ["a, b"]),
     ],
 )
-def test_agents_are_indices_or_labels(text, wanted):
-    assert cli._agents(text) == wanted
+def test_agents_are_labels_or_indices(text, wanted):
+    """What is somebody's label is that, even if it looks like a number, a range or a list."""
+    assert cli._agents(text, ["anna", "101", "2021-07", "a, b"]) == wanted
+
+
+def test_ranges_go_up():
+    with pytest.raises(errors.InvalidArgumentError, match="--agents '0,4-1': '4-1' goes down; write 1-4"):
+        cli._agents("0,4-1", ["0"])
 
 
 def test_unknown_option_exits_2(workshop):

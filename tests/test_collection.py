@@ -1,5 +1,7 @@
 """Collected logs: whose they are, that every row is a true transition, and that they can be made again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,14 @@ def test_covariates_may_be_given():
     log = persim_gym.collect("CartPole", covariates=chosen, seed=0)
     np.testing.assert_array_equal(log.covariates, chosen)
     assert log.covariate_names == ("force", "length")
+
+
+def test_a_task_without_covariates():
+    """All its agents are alike."""
+    task = get_task("CartPole")
+    plain = dataclasses.replace(
+        task, name="Plain", covariates=(), test_agents=(), policy_training_agents=(),
+        make_system=lambda covariates: task.make_system(np.tile(task.default_covariates, (len(covariates), 1))),
+    )  # fmt: skip
+    log = persim_gym.collect(plain, num_agents=3, seed=0)
+    assert log.num_agents == 3 and log.covariate_names == ()

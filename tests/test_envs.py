@@ -383,3 +383,36 @@ def test_pictures_show_the_simulated_state():
         frames.append((np.array(env.render()), length))
         env.close()
     np.testing.assert_array_equal(frames[0][0], frames[1][0])
+
+
+def test_every_environment_has_random_numbers_of_its_own():
+    """Sampling an action in one does not move on another's."""
+    ensemble = random_ensemble("CartPole")
+    one, other = PersonalizedEnv(ensemble), PersonalizedEnv(ensemble)
+    vectors = PersonalizedVectorEnv(ensemble, 2), PersonalizedVectorEnv(ensemble, 2)
+    spaces = [one.action_space, other.action_space, *(vector.single_action_space for vector in vectors)]
+    assert len({id(space) for space in [*spaces, ensemble.task.action_space]}) == 5
+    for space in spaces:
+        space.seed(3)
+    alone = [spaces[0].sample() for _ in range(20)]
+    spaces[0].seed(3)
+    assert [(spaces[0].sample(), spaces[1].sample())[0] for _ in range(20)] == alone
+
+
+def test_a_posterior_vector_environment_simulates_its_agents(cart_pole):
+    """Factors drawn from a posterior without spread are the agents' own, whatever the members share."""
+    sure = dataclasses.replace(
+        cart_pole.posterior, information=cart_pole.posterior.information + 1e12 * np.eye(cart_pole.config.rank)
+    )
+    factors = cart_pole.agent_factors().astype(np.float64)
+    sure = dataclasses.replace(sure, weighted=np.einsum("mnij,mnj->mni", sure.information, factors))
+    ensemble = dataclasses.replace(cart_pole, posterior=sure)
+    agents, start = [0, 7, 4], [0.0, 0.0, 0.02, 0.0]
+    vector = PersonalizedVectorEnv(ensemble, 3, agent=agents, ensemble="posterior")
+    vector.reset(seed=0, options={"state": start})
+    found = vector.step(np.array([1, 1, 0]))[0]
+    members = cart_pole.simulator(agents=agents).step_members(np.tile(start, (3, 1)), [1, 1, 0])
+    distance = np.abs(members - found).max(axis=2).min(axis=0)
+    assert (distance < 1e-4).all(), "each row is one of its agent's members"
+    vector.reset(seed=1, options={"state": start})
+    assert np.isfinite(vector.step(np.array([1, 1, 0]))[0]).all()

@@ -20,7 +20,7 @@ from persim_gym import (
     true_mpc_returns,
     value_iteration_returns,
 )
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidActionError, InvalidArgumentError
 from persim_gym.evaluation import mean_predictor_errors
 from persim_gym.plotting import plot_frames
 from persim_gym.registration import find_model
@@ -271,3 +271,12 @@ def test_the_error_of_predicting_the_mean():
         scored = np.stack(states)[10:]
         expected = np.sqrt(scored.var(axis=0).mean(axis=1)).mean()
         assert found[agent] == pytest.approx(expected) and expected > 1e-3
+
+
+@pytest.mark.parametrize("policy", [lambda o: np.full(len(o), 7), lambda o: np.full(len(o), 0.9), lambda o: 1])
+def test_actions_that_the_task_does_not_have(policy):
+    """They are refused, not handed to the true system."""
+    ensemble = perfect_walk_ensemble(walk_task())
+    for measure in (policy_returns, lambda e, p, **k: prediction_error(e, policy=p, **k)):
+        with pytest.raises(InvalidActionError, match="whole numbers from 0 to 2"):
+            measure(ensemble, policy, episodes=2, agents=[0])

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import SMALL, random_actions, random_ensemble, reference_changes, simulated_log
+from gymnasium import spaces
+from support import SMALL, random_actions, random_ensemble, reference_changes, roomy, simulated_log
 from test_storage import rewrite_header
 
 import persim_gym
 from persim_gym import errors, factors, nearest_agents, personalize, refit_factors, update
-from persim_gym.factors import factor_moments
 from persim_gym.posterior import FactorPosterior, Moments, Prior
-from persim_gym.tasks import get_task
+from persim_gym.tasks import Task
 
 NORMALIZED = SMALL.with_changes(normalize=True)
 
@@ -49,7 +49,7 @@ def with_factors(ensemble, factors):
 @pytest.fixture(scope="module", params=["MountainCar", "HalfCheetah"])
 def refitted(request):
     """An ensemble, discrete or continuous, its posterior, and the log behind it."""
-    ensemble = random_ensemble(request.param, NORMALIZED, num_agents=4)
+    ensemble = random_ensemble(roomy(request.param), NORMALIZED, num_agents=4)
     log = simulated_log(ensemble, [5, 1, 9, 3])
     return refit_factors(ensemble, log), log
 
@@ -92,7 +92,7 @@ def test_prior_and_noise_of_a_known_population_are_found():
 
 
 def test_refitting_finds_the_factors_that_made_the_data():
-    truth = random_ensemble("MountainCar", NORMALIZED, num_agents=30)
+    truth = random_ensemble(roomy("MountainCar"), NORMALIZED, num_agents=30)
     log = simulated_log(truth, [20] * 30)
     blurred = with_factors(truth, truth.agent_factors().mean(axis=(0, 1)))
     refitted = refit_factors(blurred, log)
@@ -136,7 +136,7 @@ def slice_rows(log, rows):
 
 def test_a_newcomer_is_predicted_like_the_agent_it_is():
     """Transitions of a known agent under another name give its factor again, nearer with more of them."""
-    ensemble = random_ensemble("MountainCar", NORMALIZED, num_agents=12)
+    ensemble = random_ensemble(roomy("MountainCar"), NORMALIZED, num_agents=12)
     ensemble = refit_factors(ensemble, simulated_log(ensemble, [30] * 12))
     distances = []
     for count in (1, 4, 40):
@@ -151,22 +151,6 @@ def test_a_newcomer_is_predicted_like_the_agent_it_is():
 def renamed(log, *labels):
     """Return the log with other names for its agents."""
     return replace(log, agent_labels=labels)
-
-
-def test_what_hits_a_bound_is_left_out():
-    """With states kept within the space, a change that the bound cut short says nothing of the factor."""
-    task = get_task("MountainCar")
-    log = persim_gym.collect(
-        "MountainCar", num_agents=3, seed=0, covariates=[[0.003]] * 3, policy=lambda x: 0 * x[:, 0].astype(int)
-    )
-    log.next_observations[5] = task.observation_space.low
-    ensemble = random_ensemble("MountainCar", SMALL, num_agents=3)
-    everything = factor_moments(ensemble, log).counts.sum()
-    clipping = replace(ensemble, config=SMALL.with_changes(clip_states=True))
-    inside = (
-        (log.next_observations > task.observation_space.low) & (log.next_observations < task.observation_space.high)
-    ).all(1)
-    assert factor_moments(clipping, log).counts.sum() == inside.sum() < everything == log.num_transitions
 
 
 def test_a_newcomer_without_a_transition_is_the_mean_agent(refitted):
@@ -219,6 +203,7 @@ def test_a_file_without_statistics_is_read_and_says_what_makes_them(tmp_path):
     old = persim_gym.load(path)
     assert old.posterior is None
     log = simulated_log(old, [2, 2, 2])
+    log = replace(log, observations=0.1 * log.observations, next_observations=0.1 * log.next_observations)
     for call in (
         lambda: personalize(old, renamed(log, "x", "y", "z")),
         lambda: update(old, log),
@@ -303,3 +288,71 @@ def test_many_agents_are_done_a_block_at_a_time(refitted, monkeypatch):
     sampled = refit_factors(ensemble, log)  # prior of the first and the last agent
     assert sampled.posterior.num_transitions.tolist() == [5, 1, 9, 3]
     assert np.isfinite(sampled.agent_factors()).all()
+
+
+def flagged_task():
+    """A number that moves, and a flag that is 0 or 1."""
+    return Task(
+        name="Flagged",
+        observation_space=spaces.Box(np.array([-50.0, 0.0], np.float32), np.array([50.0, 1.0], np.float32)),
+        action_space=spaces.Discrete(2),
+        max_episode_steps=40,
+        reward=lambda observations, actions, next_observations: 0.0 * next_observations[..., 0],
+        terminated=lambda next_observations: next_observations[..., 0] > 49,
+    )
+
+
+def flagged_log(gains=(0.5, 1.0, 1.5, 2.0), *, constant=False, seed=0, labels=None):
+    """An action moves the number by the agent's gain; the flag follows a coin, or never changes."""
+    rng, count = np.random.default_rng(seed), 60
+    agents, steps = np.repeat(np.arange(len(gains)), count), rng.integers(2, size=count * len(gains))
+    flag = np.zeros((len(agents) + 1, 1)) if constant else rng.integers(2, size=(len(agents) + 1, 1)).astype(float)
+    number = rng.normal(size=(len(agents), 1))
+    moved = number + np.array(gains)[agents][:, None] * (2 * steps[:, None] - 1)
+    return persim_gym.Trajectories.from_arrays(
+        agents=agents, observations=np.hstack([number, flag[:-1]]), actions=steps,
+        next_observations=np.hstack([moved, flag[1:]]), agent_labels=labels or [str(gain) for gain in gains],
+        episode_starts=np.arange(len(agents)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_coordinate_that_lives_on_its_bounds_or_never_changes_hides_nothing(constant):
+    """Newcomers are told apart by the other one, and the trained agents' factors stay theirs."""
+    config = persim_gym.PerSimConfig(
+        rank=3, state_hidden=(16,), num_members=2, epochs=150, batch_size=32, learning_rate=5e-3,
+        halve_learning_rate_every=50, clip_states=True, refit_factors=True,
+    )  # fmt: skip
+    known = persim_gym.fit(
+        flagged_log(constant=constant), task=flagged_task(), config=config, validation_fraction=0, progress=False
+    )
+    assert known.posterior.num_transitions.tolist() == [60] * 4
+    grown = personalize(known, flagged_log((0.8, 1.7), constant=constant, seed=1, labels=["weak", "strong"]))
+    for agent, gain in (("0.5", 0.5), ("2.0", 2.0), ("weak", 0.8), ("strong", 1.7)):
+        moved = grown.simulator(agent).step([[0.0, 0.0]], [1]).next_observations[0, 0]
+        assert moved == pytest.approx(gain, abs=0.2), agent
+    assert nearest_agents(grown, "strong", 2)[0][0] in ("1.5", "2.0")
+
+
+def test_a_log_in_which_nothing_changes():
+    """It is learned, and its agents have a posterior."""
+    log = flagged_log(constant=True)
+    still = replace(log, next_observations=log.observations)
+    known = persim_gym.fit(still, task=flagged_task(), config=SMALL.with_changes(epochs=2), progress=False)
+    assert np.isfinite(known.posterior.solve(range(4))[1]).all()
+
+
+def test_what_a_bound_cuts_short_is_left_out():
+    """A coordinate that comes from within and ends on its bound; not one that begins there."""
+    ensemble = random_ensemble("MountainCar", SMALL.with_changes(clip_states=True), num_agents=1)
+    low, high = ensemble.task.observation_space.low, ensemble.task.observation_space.high
+    before = np.array([[0.0, 0.0], [low[0], 0.0], [0.0, high[1]], [0.2, 0.0], [0.5, low[1]]], np.float32)
+    after = np.array([[low[0], 0.0], [low[0], 0.01], [0.1, high[1]], [0.2, 0.01], [high[0], 0.0]], np.float32)
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.zeros(5, int), observations=before, actions=np.zeros(5, int), next_observations=after,
+        episode_starts=np.arange(5),
+    )  # fmt: skip
+    assert factors.usable_rows(ensemble, log, None).tolist() == [1, 2, 3]
+    assert factors.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
+    free = replace(ensemble, config=SMALL)
+    assert factors.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]

@@ -236,3 +236,13 @@ def test_value_iteration_solves_each_agent_once_in_its_own_simulator(monkeypatch
     assert together.provenance["policy"] == "value_iteration" and together.provenance["planner"] == {"points": 61}
     with pytest.raises(errors.InvalidArgumentError, match="discrete actions"):
         generate(random_ensemble("HalfCheetah"), [0], 1, "value_iteration", progress=False)
+
+
+def test_newcomers_without_covariates(cart_pole):
+    """Those of the others are known; a log that has not all has none."""
+    stranger = persim_gym.collect("CartPole", num_agents=1, seed=9)
+    stranger = replace(stranger, covariates=None, covariate_names=(), agent_labels=("stranger",))
+    grown = persim_gym.personalize(cart_pole, stranger)
+    assert quiet(grown, ["0"], 1, "random").covariate_names == ("force", "length")
+    mixed = quiet(grown, ["0", "stranger"], 1, "random")
+    assert mixed.covariates is None and mixed.agent_labels == ("0", "stranger")

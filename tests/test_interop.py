@@ -392,7 +392,7 @@ def test_times_with_gaps(table):
         ("'dose' holds -1.0 in row 0", lambda t: t.assign(dose=-1), {}),
         ("covariate 'score' of agent 'patient-17' is 0.0 at first and 1.0 in row 1", lambda t: t,
          {"covariates": ["score"]}),
-        ("'age' must hold true or false", lambda t: t, {"terminated": "age"}),
+        ("'age' holds 61 in row 0; it must hold true or false", lambda t: t, {"terminated": "age"}),
         ("the table has no row", lambda t: t.iloc[:0], {}),
         ("2 observation coord.*CartPole has 4", lambda t: t, {"task": "CartPole"}),
         ("action 2 in row 2 is outside 0 … 1", lambda t: t, {"task": "two doses"}),

@@ -151,3 +151,10 @@ def test_an_ensemble_of_some_agents_predicts_as_the_whole_does(cart_pole_log, ca
     rows = np.flatnonzero(np.isin(cart_pole_log.agents, [4, 1]))
     some = cart_pole.with_agents(part.agent_labels)
     np.testing.assert_allclose(one_step_errors(some, part), one_step_errors(cart_pole, cart_pole_log, rows), rtol=1e-5)
+
+
+def test_members_that_are_left_out_take_the_calibration_with_them():
+    """It was measured with all of them; in another order they are all still there."""
+    known = dataclasses.replace(random_ensemble("CartPole"), calibration=np.ones((4, 3, 4)))
+    assert known.with_members([0, 2]).calibration is None
+    assert known.with_members([2, 0, 1]).calibration is not None

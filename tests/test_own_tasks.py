@@ -11,6 +11,8 @@ from gymnasium import spaces
 
 import persim_gym
 from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes, tasks
+from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.tasks import find_task
 
@@ -75,10 +77,20 @@ def test_reward_and_termination_are_learned(ensemble):
         assert np.abs(task.reward(*columns) - fresh.rewards[rows]).mean() < 0.15 * fresh.rewards[rows].std()
         wrong = task.terminated(columns[2]) != fresh.terminated[rows]
         assert wrong.mean() < 0.02
-        probability = outcomes.termination_probability(ensemble, agent, [[0.0, 0.0], [3.8, 0.5]])
+        probability = task.terminated.probability(np.array([[0.0, 0.0], [3.8, 0.5]]))
         assert probability[0] < 0.05 and probability[1] > 0.9
     assert ensemble.provenance["reward_rmse"] < 0.3
     assert ensemble.provenance["terminations_missed"] < 0.35 and ensemble.provenance["terminations_false"] < 0.02
+
+
+def test_other_dynamics_learn_no_reward():
+    """They say so where an environment would need it; predictions they make."""
+    model = fit_cadm(own_log(), task=own_task(), progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)
+    assert model.simulator(0).step(np.zeros((1, 2)), [0]).next_observations.shape == (1, 2)
+    with pytest.raises(errors.InvalidArgumentError, match="leaves reward, terminated to be learned; CaDM learns none"):
+        PersonalizedEnv(model)
+    with pytest.raises(errors.InvalidArgumentError, match="leaves reward, terminated to be learned, and MOReL"):
+        fit_morel(own_log(), task=own_task(), progress=False)
 
 
 def test_what_all_agents_share_is_learned_from_all(ensemble):

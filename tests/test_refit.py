@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import DEEP_SKIPPING, SKIPPING, SMALL, random_ensemble, simulated_log
+import torch
+from support import DEEP_SKIPPING, SKIPPING, SMALL, random_ensemble, roomy, simulated_log
 
 import persim_gym
 from persim_gym import errors, refit
@@ -58,7 +59,7 @@ def shaken(ensemble, size):
 
 @pytest.mark.parametrize(("task", "config"), CASES)
 def test_ridge_regression_of_every_member(task, config, monkeypatch):
-    """In batches that cut through an agent's transitions, and several groups of them at a time."""
+    """In batches that cut through an agent's transitions, several groups of them at a time; with few rows, too."""
     monkeypatch.setattr(refit, "_BATCH", 11)
     monkeypatch.setattr(refit, "_GROUPS_AT_ONCE", 2)
     ensemble = random_ensemble(task, config, num_agents=4)
@@ -74,6 +75,14 @@ def test_ridge_regression_of_every_member(task, config, monkeypatch):
         change = np.abs(expected - before).max()
         np.testing.assert_allclose(last_layer(found, member), expected, atol=1e-3 * change)
         assert change > 0.1 * np.abs(before).mean()
+    few = np.array([3, 71, 72, 100, 190])
+    by_rows = refit._solve(ensemble.with_members([0]), log, few, torch.device("cpu"))
+    features, targets, before = design(ensemble, log, 0)
+    assert len(few) < features.shape[1]
+    gram = features[few].T @ features[few]
+    gram += refit._RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    expected = np.linalg.solve(gram, features[few].T @ (targets - features @ before.T)[few]).T
+    np.testing.assert_allclose(by_rows, expected, atol=1e-3 * np.abs(expected).max())
     for name in set(found.parameters) - {f"state.{len(config.state_hidden)}.{kind}" for kind in ("weight", "bias")}:
         if name != "state.skip":
             np.testing.assert_array_equal(found.parameters[name], ensemble.parameters[name])
@@ -82,7 +91,7 @@ def test_ridge_regression_of_every_member(task, config, monkeypatch):
 def test_turns_find_what_made_the_data():
     """From a last layer and factors that are both wrong, to an error near the noise."""
     config = SKIPPING.with_changes(num_members=1)
-    truth = random_ensemble("MountainCar", config, num_agents=20)
+    truth = random_ensemble(roomy("MountainCar"), config, num_agents=20)
     log = simulated_log(truth, [60] * 20, noise=1e-4)
     wrong = shaken(truth, 0.3)
     factors = wrong.parameters["agent.weight"]
@@ -113,7 +122,7 @@ def test_fit_refits_in_turns(cart_pole_log):
 
 
 def test_bad_settings():
-    with pytest.raises(errors.InvalidArgumentError, match="refit_rounds=-1 must be 0 or more"):
+    with pytest.raises(errors.InvalidArgumentError, match="refit_rounds=-1 must be a whole number of at least 0"):
         persim_gym.PerSimConfig(refit_rounds=-1)
     with pytest.raises(errors.InvalidArgumentError, match="refit_rounds=3 needs refit_factors=True"):
         persim_gym.PerSimConfig(refit_rounds=3)

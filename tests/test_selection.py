@@ -82,3 +82,15 @@ def test_fit_keeps_the_best_of_the_candidates(cart_pole_log):
     assert kept.num_members == 2
     for name, array in everyone.parameters.items():
         np.testing.assert_array_equal(kept.parameters[name], array[best])
+
+
+def test_only_the_rows_asked_for_are_scored(cart_pole, cart_pole_log):
+    """What is wrong in the others makes no difference, and where they begin and end does not either."""
+    held_out = np.arange(1, cart_pole_log.num_transitions, 3)
+    kept = np.setdiff1d(np.arange(cart_pole_log.num_transitions), held_out)
+    before = free_running_errors(cart_pole, cart_pole_log, rows=kept)
+    states = cart_pole_log.next_observations.copy()
+    states[held_out] += 1.0
+    spoiled = dataclasses.replace(cart_pole_log, next_observations=states)
+    np.testing.assert_array_equal(free_running_errors(cart_pole, spoiled, rows=kept), before)
+    assert (free_running_errors(cart_pole, spoiled) > 2 * before).all()

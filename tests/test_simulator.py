@@ -11,7 +11,7 @@ from persim_gym import jit
 from persim_gym.compiled import CompiledStepper, mean_stepper
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
-from persim_gym.simulator import AgentNetwork
+from persim_gym.simulator import AgentNetwork, Simulator
 
 CASES = {
     "discrete": ("CartPole", SMALL),
@@ -162,6 +162,41 @@ def test_the_median_survives_a_diverging_member(case):
     found = spoiled.simulator(0, aggregate="median").step(states, actions).next_observations
     np.testing.assert_allclose(found, np.median(members, axis=0), atol=1e-4)
     assert np.abs(spoiled.simulator(0).step(states, actions).next_observations).max() > 100 * np.abs(found).max()
+
+
+def test_the_median_survives_a_member_that_is_no_number_any_more(case):
+    """Alone it is left out; where no member has a number, neither has the median."""
+    ensemble, states, actions = case
+    parameters = {name: np.array(array) for name, array in ensemble.parameters.items()}
+    parameters["agent.bias"][1] = np.nan
+    found = replaced(ensemble, parameters).simulator(0, aggregate="median").step(states, actions).next_observations
+    others = np.delete(states + reference_changes(ensemble, 0, states, actions), 1, axis=0)
+    np.testing.assert_allclose(found, np.median(others, axis=0), atol=1e-5)
+    parameters["agent.bias"][:] = np.nan
+    none = replaced(ensemble, parameters).simulator(0, aggregate="median").step(states, actions)
+    assert np.isnan(none.next_observations).all()
+
+
+def replaced(ensemble, parameters):
+    return dataclasses.replace(ensemble, parameters=parameters)
+
+
+def test_factors_that_are_set_are_whole_factors(case):
+    """Setting an agent's own changes nothing, another agent's makes the row that agent's, after steps too."""
+    ensemble, states, actions = case
+    assert np.abs(ensemble.parameters["agent.bias"]).min() > 0
+    simulator = Simulator(ensemble, np.zeros(7, int), own_factors=True)
+    first = ensemble.simulator(0).step_members(states, actions)
+    np.testing.assert_allclose(simulator.step_members(states, actions), first, atol=1e-5)
+    simulator.set_factors(np.arange(3), ensemble.agent_factors([0, 0, 0]))
+    np.testing.assert_allclose(simulator.step_members(states, actions), first, atol=1e-5)
+    simulator.set_factors(np.array([1, 6]), ensemble.agent_factors([3, 2]))
+    found = simulator.step_members(states, actions)
+    for row, agent in ((1, 3), (6, 2)):
+        expected = states[[row]] + reference_changes(ensemble, agent, states[[row]], actions[[row]])
+        np.testing.assert_allclose(found[:, [row]], expected, atol=1e-5)
+        first[:, row] = found[:, row]
+    np.testing.assert_allclose(found, first, atol=1e-5)
 
 
 def test_binding_does_not_change_the_ensemble(case):

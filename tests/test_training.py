@@ -213,6 +213,14 @@ def test_a_checkpoint_of_another_run_is_refused(log, tmp_path, monkeypatch):
         fit(log, config=TINY, seed=2, checkpoint=tmp_path / "run", progress=False)
 
 
+def test_a_checkpoint_of_other_rows_is_refused(log, tmp_path, monkeypatch):
+    """The rows held out must stay held out."""
+    monkeypatch.setattr(training._Runs, "forget_checkpoints", lambda _: None)
+    fit(log, config=TINY, checkpoint=tmp_path / "run", validation_fraction=0.2, progress=False)
+    with pytest.raises(errors.FileFormatError, match=r"different num_rows"):
+        fit(log, config=TINY, checkpoint=tmp_path / "run", validation_fraction=0.5, progress=False)
+
+
 def test_a_mapped_log_trains_like_one_in_memory(log, tmp_path):
     """Columns that are read-only maps of a file."""
     log.save(tmp_path / "log")
@@ -258,7 +266,9 @@ def test_batches_grow_with_the_log_where_an_epochs_steps_are_limited():
     config = SMALL.with_changes(batch_size=64, max_steps_per_epoch=200)
     assert [config.batch_size_for(rows) for rows in (100, 12_800, 12_801, 90_000)] == [64, 64, 65, 450]
     assert SMALL.batch_size_for(90_000) == SMALL.batch_size
-    with pytest.raises(errors.InvalidArgumentError, match="max_steps_per_epoch=-1 must be 0 or more"):
+    with pytest.raises(
+        errors.InvalidArgumentError, match="max_steps_per_epoch=-1 must be a whole number of at least 0"
+    ):
         SMALL.with_changes(max_steps_per_epoch=-1)
 
 

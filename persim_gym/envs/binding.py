@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, MissingFileError
 from persim_gym.factors import personalize
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
@@ -90,6 +90,8 @@ def load(model: str | Path | LearnedDynamics) -> LearnedDynamics:
     if not isinstance(model, (str, Path)):
         return model
     path = Path(model)
+    if not path.exists():
+        raise MissingFileError(f"there is no file {path}: give an ensemble, or the file that Ensemble.save wrote")
     return _load_once(str(path), path.stat().st_mtime_ns)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.aggregation import aggregated, check_aggregate
 from persim_gym.compiled import mean_stepper
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.folding import MeanStepper, SingleStepper, fold
-from persim_gym.model import AGGREGATES, Ensemble
+from persim_gym.model import Ensemble
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import FloatArray, LearnedDynamics
@@ -63,8 +64,7 @@ class PersonalizedEnv(TaskEnv):
 
         """
         check_mode(ensemble)
-        if aggregate not in AGGREGATES:
-            raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
+        check_aggregate(aggregate)
         self.ensemble: LearnedDynamics
         self.ensemble, agents = bind(load(model), agent, covariates)
         if len(agents) != 1:
@@ -146,7 +146,7 @@ class PersonalizedEnv(TaskEnv):
             if self._member is not None:
                 change = changes[self._member]
             else:
-                change = changes.mean(axis=0) if self.aggregate == "mean" else np.median(changes, axis=0)
+                change = aggregated(changes, self.aggregate)
             proposed = observation + change
         return proposed, disagreement
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from persim_gym.arguments import whole_number
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
@@ -91,8 +93,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             UnknownNameError: no such agent.
 
         """
-        if num_envs < 1:
-            raise InvalidArgumentError(f"num_envs={num_envs} must be at least 1")
+        num_envs = whole_number("num_envs", num_envs)
         if render_mode is not None:
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
         self.autoreset_mode = _autoreset_name(autoreset_mode)
@@ -105,8 +106,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
         self.max_episode_steps = self.task.limit_of(max_episode_steps)
-        self.single_observation_space = self.task.observation_space
-        self.single_action_space = self.task.action_space
+        self.single_observation_space = copy.deepcopy(self.task.observation_space)
+        self.single_action_space = copy.deepcopy(self.task.action_space)
         self._observations: FloatArray | None = None
         try:
             self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -174,7 +175,6 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if resetting.any():  # next-step autoreset
             self._begin(after, resetting)
             rewards[resetting], terminated[resetting], truncated[resetting] = 0.0, False, False
-        truncated &= ~terminated
         self._observations = after
         self._ended = terminated | truncated
         info: dict[str, Any] = {"disagreement": prediction.disagreement, "_disagreement": ~resetting}

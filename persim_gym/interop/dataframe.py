@@ -19,6 +19,8 @@ GAPS = ("error", "split")
 """What to do where a step is missing: refuse the table, or begin a new episode."""
 _ATTRIBUTE = "persim_gym"
 _SYNTHETIC = "synthetic"
+_RECORDED = {"false", "no", "0", "0.0", "", "none", "nan", "<na>"}
+"""What a table may say of a row that is not synthetic, in lower case."""
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
 
@@ -80,7 +82,7 @@ def from_dataframe(
     pandas = _import_pandas()
     if gaps not in GAPS:
         raise InvalidArgumentError(f"gaps={gaps!r} must be one of {', '.join(GAPS)}")
-    frame, origin = _read(pandas, table, agent)
+    frame, origin = _read(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
     known = frame.attrs.get(_ATTRIBUTE)
     if observations is None:
         if known is None:
@@ -181,8 +183,11 @@ def _import_pandas() -> Any:
     return pandas
 
 
-def _read(pandas: Any, table: Any, agent: str) -> tuple[Any, dict[str, Any]]:
-    """Return the frame with rows numbered from 0, and where it comes from."""
+def _read(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[Any, dict[str, Any]]:
+    """Return the frame with rows numbered from 0, and where it comes from.
+
+    In a CSV file an empty cell is a missing agent, unless one is ``nameless``.
+    """
     origin: dict[str, Any] = {}
     if isinstance(table, (str, Path)):
         path = Path(table)
@@ -195,7 +200,7 @@ def _read(pandas: Any, table: Any, agent: str) -> tuple[Any, dict[str, Any]]:
             version = tuple(map(int, pandas.__version__.split(".")[:2]))
             exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
             header = pandas.read_csv(path, nrows=0).columns
-            missing = {name: _MISSING for name in header if name != agent}
+            missing = {name: _MISSING for name in header} | {agent: () if nameless else ("",)}
             table = pandas.read_csv(path, dtype={agent: str}, keep_default_na=False, na_values=missing, **exact)
         elif path.suffix == ".parquet":
             try:
@@ -236,15 +241,17 @@ def _provenance(frame: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Add the mark of a synthetic log that the table carries."""
     if _SYNTHETIC not in frame.columns:
         return given
-    marks = {str(value) for value in frame[_SYNTHETIC].tolist()}
-    if marks <= {"False", ""}:
+    marks = {str(value).lower() for value in frame[_SYNTHETIC].tolist()}
+    if marks <= _RECORDED:
         return given
-    return {**given, "synthetic": True if marks == {"True"} else "in part"}
+    return {**given, "synthetic": True if marks == {"true"} else "in part"}
 
 
 def _column(frame: Any, name: str) -> Any:
     if name not in frame.columns:
         raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
+    if list(frame.columns).count(name) > 1:
+        raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
     column = frame[name]
     missing = np.flatnonzero(column.isna().to_numpy())
     if len(missing):
@@ -263,12 +270,21 @@ def _numbers(frame: Any, names: Sequence[str]) -> np.ndarray:
     for name in names:
         column = _column(frame, name)
         if column.dtype.kind not in "fiub":
-            raise InvalidDataError(
-                f"column {name!r} holds {column.iloc[0]!r}, which is no number; use numbers, one column for each "
-                "category"
-            )
+            raise InvalidDataError(_no_number(name, column))
         columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
     return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0), np.float32)
+
+
+def _no_number(name: str, column: Any) -> str:
+    """Say which value of a column is no number, or that all are, but kept as something else."""
+    numbers = _import_pandas().to_numeric(column.astype(str), errors="coerce")
+    wrong = np.flatnonzero(numbers.isna().to_numpy())
+    if len(wrong) == 0:
+        return f"column {name!r} holds numbers as {column.dtype}; make it table[{name!r}].astype(float)"
+    return (
+        f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number; states need one "
+        f"column of numbers for each category, actions their numbers, table[{name!r}].astype('category').cat.codes"
+    )
 
 
 def _whole_numbers(frame: Any, name: str) -> np.ndarray:
@@ -285,8 +301,11 @@ def _whole_numbers(frame: Any, name: str) -> np.ndarray:
 
 def _flags(frame: Any, name: str) -> np.ndarray:
     column = _numbers(frame, [name])[:, 0]
-    if not np.isin(column, (0, 1)).all():
-        raise InvalidDataError(f"column {name!r} must hold true or false, or 1 or 0")
+    wrong = np.flatnonzero(~np.isin(column, (0, 1)))
+    if len(wrong):
+        raise InvalidDataError(
+            f"column {name!r} holds {column[wrong[0]]:g} in row {wrong[0]}; it must hold true or false, or 1 or 0"
+        )
     return column.astype(bool)
 
 
@@ -315,7 +334,7 @@ class _Rows:
         self.agents = np.array([position[label] for label in named], np.int64)
         self._episodes = np.zeros(len(frame), np.int64)
         if episode is not None:
-            self._episodes = np.unique(_column(frame, episode).to_numpy(), return_inverse=True)[1]
+            self._episodes = _import_pandas().factorize(_column(frame, episode))[0]
         self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
 
     def episode_starts(self, terminated: str | None, truncated: str | None) -> np.ndarray:
@@ -341,14 +360,18 @@ class _Rows:
     def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
         """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
         column = _column(self._frame, time)
-        if column.dtype.kind not in "iufM":
+        if column.dtype.kind not in "iufMm":
             raise InvalidDataError(
                 f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)"
             )
-        if column.dtype.kind == "M" and isinstance(time_step, (int, float)):
+        if column.dtype.kind in "Mm" and isinstance(time_step, (int, float)):
             raise InvalidArgumentError(
                 f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like"
             )
+        if not time_step > type(time_step)(0):
+            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0")
+        if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
+            column = column.astype(np.float64)
         inner = np.ones(len(column), bool)
         inner[starts] = False
         difference = column.diff()
@@ -360,7 +383,8 @@ class _Rows:
             ) from error
         steps = np.where(inner, steps, 1.0)
         for wrong, message in (
-            (steps <= 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
+            (steps == 0, "two rows have the same time; drop one of them or take their mean"),
+            (steps < 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
             (steps < 1 - 1e-6, f"the step is less than time_step={time_step!r}"),
         ):
             rows = np.flatnonzero(wrong)

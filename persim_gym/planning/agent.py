@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.devices import memory_for
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
@@ -25,6 +28,7 @@ _CONTINUOUS = {
     "mppi": path_integral_control,
 }
 PLANNERS = (*_DISCRETE, *_CONTINUOUS)
+_GIVEN = ("horizon", "max_return", "running")
 _DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30, "icem": 30, "mppi": 30}
 
 
@@ -172,13 +176,22 @@ def _bind_planner(
         raise InvalidArgumentError(
             f"planner={name!r} does not plan {kind} actions, which task {task.name} has; use {', '.join(fitting)}"
         )
-    steps = _DEFAULT_HORIZON[name] if horizon is None else horizon
-    if steps < 1:
-        raise InvalidArgumentError(f"horizon={horizon} must be at least 1")
-    for setting in ("num_candidates", "num_elites", "num_rounds"):
-        if settings.get(setting, 1) < 1:
-            raise InvalidArgumentError(f"{setting}={settings[setting]} must be at least 1")
+    steps = whole_number("horizon", _DEFAULT_HORIZON[name] if horizon is None else horizon)
+    known = _settings_of(fitting[name])
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise InvalidArgumentError(
+            f"{unknown[0]}={settings[unknown[0]]!r} is no setting of planner {name!r}; it has {', '.join(known)}"
+        )
+    for setting in {"num_candidates", "num_elites", "num_rounds"} & settings.keys():
+        whole_number(setting, settings[setting])
     if task.discrete:
         return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
     low, high = task.action_bounds
     return steps, partial(fitting[name], low=low, high=high, horizon=steps, **settings)
+
+
+def _settings_of(planner: Callable[..., Plan]) -> list[str]:
+    """Return the names of a planner's settings: what has a default, and is not given by `MPCAgent` itself."""
+    parameters = inspect.signature(planner).parameters.values()
+    return [one.name for one in parameters if one.default is not inspect.Parameter.empty and one.name not in _GIVEN]

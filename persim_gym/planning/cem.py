@@ -1,12 +1,15 @@
-"""The cross-entropy method as the paper's code runs it (SPEC 3.3)."""
+"""The cross-entropy method as the paper's code runs it."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.planning.search import Plan, gaussian_moments, score, shifted
 from persim_gym.rollouts import ReturnFn
 from persim_gym.types import BoolArray, FloatArray
+
+EXECUTE = ("elite_mean", "best")
 
 
 def cross_entropy_method(
@@ -19,7 +22,7 @@ def cross_entropy_method(
     warm: BoolArray,
     horizon: int = 30,
     num_candidates: int = 200,
-    num_elites: int = 50,
+    num_elites: int | None = None,
     num_rounds: int = 6,
     smoothing: float = 0.1,
     initial_deviation: tuple[float, float] = (0.3, 0.6),
@@ -36,17 +39,29 @@ def cross_entropy_method(
         warm: (E,) whether ``previous`` means anything.
         horizon: H.
         num_candidates: C a round.
-        num_elites: how many of the best a round keeps.
+        num_elites: how many of the best a round keeps; by default a quarter of the candidates, the paper's 50 of 200.
         num_rounds: rounds; the first takes the elites' moments as they are, the later ones smooth.
         smoothing: weight of the old moments.
         initial_deviation: range from which one initial standard deviation is drawn for each environment.
         execute: "elite_mean", the mean of the last elites (the paper's code), or "best", the best sequence of the last
             round (the paper's text).
 
+    Raises:
+        InvalidArgumentError: ``execute`` is neither, there are more elites than candidates, or ``smoothing`` is not
+            from 0 to below 1.
+
     """
+    if execute not in EXECUTE:
+        raise InvalidArgumentError(f"execute={execute!r} must be one of {', '.join(EXECUTE)}")
+    if num_elites is None:
+        num_elites = max(1, num_candidates // 4)
+    if num_elites > num_candidates:
+        raise InvalidArgumentError(f"num_elites={num_elites} must be at most num_candidates={num_candidates}")
+    if not 0 <= smoothing < 1:
+        raise InvalidArgumentError(f"smoothing={smoothing} must be at least 0 and below 1")
     count = len(previous)
     middle = np.broadcast_to(0.5 * (low + high), (count, low.shape[0]))
-    start = shifted(previous, middle)
+    start = shifted(np.clip(previous, low, high), middle)
     mean = np.where(warm[:, None, None], start, middle[:, None])
     span = 0.5 * (high - low)
     deviation = np.broadcast_to(rng.uniform(*initial_deviation, (count, 1, 1)) * span, mean.shape)

@@ -1,4 +1,4 @@
-"""Random shooting: score uniformly drawn action sequences, follow the best (paper, appendix D; SPEC 3.2)."""
+"""Random shooting: score uniformly drawn action sequences, follow the best (paper, appendix D)."""
 
 from __future__ import annotations
 

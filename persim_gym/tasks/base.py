@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from gymnasium import spaces
 
+from persim_gym.arguments import whole_number
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -137,7 +138,7 @@ class Task:
     """(low (D,), high (D,)) of the states that value iteration covers; those of the observation space if not given."""
     covariates: tuple[Covariate, ...] = ()
     test_agents: tuple[tuple[float, ...], ...] = ()
-    """Covariates of the agents every collected log begins with (SPEC: agents 0–4)."""
+    """Covariates of the agents every collected log begins with, agents 0, 1, …"""
     policy_training_agents: tuple[tuple[float, ...], ...] = ()
     make_system: Callable[[FloatArray], System] | None = None
     """Covariates (B, K) -> the true system of B copies."""
@@ -169,13 +170,11 @@ class Task:
         """Return the time limit of an episode: the task's if None.
 
         Raises:
-            InvalidArgumentError: it is less than 1.
+            InvalidArgumentError: it is not a whole number of at least 1.
 
         """
         limit = self.max_episode_steps if max_episode_steps is None else max_episode_steps
-        if isinstance(limit, bool) or not limit >= 1:
-            raise InvalidArgumentError(f"max_episode_steps={limit} must be at least 1")
-        return limit
+        return whole_number("max_episode_steps", limit)
 
     @property
     def observation_size(self) -> int:
@@ -221,7 +220,8 @@ class Task:
         low = np.array([covariate.low for covariate in self.covariates])
         high = np.array([covariate.high for covariate in self.covariates])
         drawn = rng.uniform(low, high, size=(num_agents, len(self.covariates)))
-        fixed = np.array(self.test_agents, dtype=np.float64).reshape(-1, len(self.covariates))[:num_agents]
+        fixed = np.array(self.test_agents, dtype=np.float64).reshape(len(self.test_agents), len(self.covariates))
+        fixed = fixed[:num_agents]
         drawn[: len(fixed)] = fixed
         return drawn
 
@@ -355,6 +355,10 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
         raise InvalidArgumentError(
             f"action_space={action_space} must be a gymnasium.spaces.Discrete that starts at 0, "
             "or a gymnasium.spaces.Box with one axis"
+        )
+    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
+        raise InvalidArgumentError(
+            f"action_space={action_space} must have finite bounds: planners and random actions draw from it"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -44,8 +45,9 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         self.max_episode_steps = task.limit_of(time_limit)
         self.covariates = covariates
         self.metadata = {**type(self).metadata, "render_fps": task.render_fps}
-        self.observation_space = task.observation_space
-        self.action_space = task.action_space
+        # Copies: a space has a random state, which environments of one task must not share.
+        self.observation_space = copy.deepcopy(task.observation_space)
+        self.action_space = copy.deepcopy(task.action_space)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise InvalidArgumentError(f"render_mode={render_mode!r} must be None, 'human' or 'rgb_array'")
         if render_mode is not None and task.make_renderer is None:

@@ -152,6 +152,10 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_NUM_WORKERS)
 
 
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _new_data(model: Any) -> Any:
     return _mujoco().MjData(model)
 

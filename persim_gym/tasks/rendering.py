@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from persim_gym.errors import MissingExtraError
+from persim_gym.errors import MissingExtraError, PerSimError
 from persim_gym.types import FloatArray
 
 
@@ -41,6 +41,12 @@ class GymnasiumRenderer:
             return self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise MissingExtraError("the renderer's library", self._extra) from error
+        except Exception as error:
+            if type(error).__name__ != "FatalError":  # MuJoCo's, which need not be installed
+                raise
+            raise PerSimError(
+                f"MuJoCo cannot draw here ({error}); without a screen set MUJOCO_GL=egl before Python starts"
+            ) from error
 
     def close(self) -> None:
         self._env.close()
