@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
+    from persim_gym.log_errors import log_error
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent, ValueIterationAgent
     from persim_gym.plotting import plot_agents
@@ -54,6 +55,7 @@ __all__ = [
     "forecast",
     "get_task",
     "load",
+    "log_error",
     "mpc_returns",
     "nearest_agents",
     "personalize",
@@ -83,6 +85,7 @@ _HOMES = {
     "fit": "training",
     "fit_covariate_map": "covariates",
     "forecast": "calibration",
+    "log_error": "log_errors",
     "generate": "generation",
     "get_task": "tasks",
     "mpc_returns": "evaluation",

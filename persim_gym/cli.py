@@ -98,6 +98,10 @@ def train(
 def evaluate(
     model: Model,
     agents: Agents = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")
+    ] = None,
+    horizon: Annotated[int, typer.Option(help="Steps that a prediction runs freely along the log.", min=1)] = 50,
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
     mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
@@ -111,13 +115,23 @@ def evaluate(
     device: Device = "cpu",
     quiet: Quiet = False,
 ) -> None:
-    """Measure prediction error and the returns of planners in the agents' true systems."""
-    from persim_gym import evaluation
+    """Measure prediction error and the returns of planners in the agents' true systems, or errors along a log."""
+    from persim_gym import Trajectories, evaluation, log_error
 
     if json_path is not None:
         storage.check_target(json_path)
     ensemble = _ensemble(model)
     chosen = _agents(agents, ensemble.agent_labels)
+    if log is not None:
+        along = Trajectories.load(log)
+        rows = log_error(
+            ensemble, along if chosen is None else along.select(chosen), horizon=horizon, aggregate=aggregate,
+            device=device,
+        )  # fmt: skip
+        _print_rows(f"errors along {log}, up to {horizon} steps", rows)
+        if json_path is not None:
+            _write_records(json_path, ensemble, {"log": str(log), "log_error": evaluation.to_records(rows)})
+        return
     errors = evaluation.prediction_error(
         ensemble,
         policy=_policy(policy, ensemble.task, seed),
@@ -140,15 +154,10 @@ def evaluate(
             _print_rows(f"true system, {rows[0].policy}", rows)
             returns[name] = evaluation.to_records(rows)
     if json_path is not None:
-        records = {
-            "command": " ".join(["persim-gym", *sys.argv[1:]]),
-            "provenance": dict(ensemble.provenance),
-            "test_policy": policy,
-            "seed": seed,
-            "prediction_error": evaluation.to_records(errors),
-            **returns,
-        }
-        storage.write_text(json_path, json.dumps(records, indent=2) + "\n")
+        measured = {
+            "test_policy": policy, "seed": seed, "prediction_error": evaluation.to_records(errors), **returns
+        }  # fmt: skip
+        _write_records(json_path, ensemble, measured)
 
 
 @app.command()
@@ -252,6 +261,14 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
+    """Write what was measured, and of what, as JSON."""
+    records = {
+        "command": " ".join(["persim-gym", *sys.argv[1:]]), "provenance": dict(ensemble.provenance), **measured
+    }  # fmt: skip
+    storage.write_text(path, json.dumps(records, indent=2) + "\n")
 
 
 def _print_rows(title: str, rows: Sequence[Any]) -> None:

@@ -282,13 +282,15 @@ def run_episodes(
     return returns, lengths
 
 
-def to_records(rows: Sequence[PredictionError | AverageReturn]) -> list[dict[str, Any]]:
-    """Return rows as dictionaries that JSON can hold: what is not a finite number becomes None."""
-    records = [asdict(row) for row in rows]
-    return [
-        {name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in record.items()}
-        for record in records
-    ]
+def to_records(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return rows, of dataclasses, as dictionaries that JSON can hold: what is not a finite number becomes None."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [known(one) for one in value]
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    return [{name: known(value) for name, value in asdict(row).items()} for row in rows]
 
 
 def _returns(

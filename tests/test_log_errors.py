@@ -1,0 +1,100 @@
+"""Errors along a log, against a plain loop, and what they say of a table's simulator."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import perfect_walk_ensemble, random_actions, random_ensemble, reference_changes, walk_task
+
+import persim_gym
+from persim_gym import errors, log_error
+from persim_gym.baselines.cadm_training import fit_cadm
+
+
+def random_log(ensemble, lengths, agents):
+    """Episodes of random states: no model follows them."""
+    rng = np.random.default_rng(3)
+    count = sum(lengths)
+    return persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(agents, lengths),
+        observations=0.1 * rng.normal(size=(count, ensemble.task.observation_size)),
+        actions=random_actions(ensemble.task, rng, count),
+        next_observations=0.1 * rng.normal(size=(count, ensemble.task.observation_size)),
+        episode_starts=np.append(0, np.cumsum(lengths)[:-1]),
+    )
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "median"])
+def test_against_a_plain_loop(aggregate):
+    """Segments of four steps and what is left of each episode, each member on its own trajectory."""
+    ensemble = random_ensemble("CartPole")
+    log = random_log(ensemble, [9, 3, 4], ["agent 2", "agent 0", "agent 2"])
+    wrong, still = {label: [] for label in log.agent_labels}, {label: [] for label in log.agent_labels}
+    for start, end, agent in zip(log.episode_starts, log.episode_ends, log.episode_agents, strict=True):
+        label = log.agent_labels[agent]
+        for row in range(start, end):
+            if (row - start) % 4 == 0:
+                first = np.asarray(log.observations[row], np.float64)
+                states = np.tile(first, (3, 1))
+            moves = [
+                reference_changes(ensemble, int(label[-1]), [state], [log.actions[row]])[member, 0]
+                for member, state in enumerate(states)
+            ]
+            states = states + np.array(moves)
+            wrong[label].append(getattr(np, aggregate)(states, axis=0) - log.next_observations[row])
+            still[label].append(first - log.next_observations[row])
+    found = log_error(ensemble, log, horizon=4, aggregate=aggregate)
+    assert [(row.agent, row.segments, row.steps) for row in found] == [("agent 2", 4, 13), ("agent 0", 1, 3)]
+    for row in found:
+        rmse, unchanged = (np.sqrt(np.mean(np.square(one[row.agent]), axis=0)) for one in (wrong, still))
+        np.testing.assert_allclose(row.rmse, rmse, rtol=1e-4)
+        np.testing.assert_allclose(row.unchanged, unchanged, rtol=1e-6)
+        assert row.ratio == pytest.approx(np.sqrt(np.mean((rmse / unchanged) ** 2)), rel=1e-4)
+
+
+def test_a_perfect_simulator_and_that_of_another_agent():
+    """The second coordinate never changes and does not count."""
+    walk = perfect_walk_ensemble(walk_task())
+    log = persim_gym.collect(walk_task(), num_agents=3, seed=0)
+    assert [row.ratio for row in log_error(walk, log)] == pytest.approx([0, 0, 0], abs=1e-6)
+    swapped = replace(log, agent_labels=("2", "1", "0"))
+    ratios = [row.ratio for row in log_error(walk, swapped)]
+    assert ratios[0] == pytest.approx(3, rel=0.01) and ratios[1] == pytest.approx(0, abs=1e-6) and ratios[2] < 1
+    resting = replace(log, next_observations=log.observations)
+    assert log_error(walk, resting.select(["0"]), horizon=1)[0].ratio == 0
+
+
+def test_other_dynamics_and_members_that_diverge(cart_pole_log):
+    model = fit_cadm(cart_pole_log, device="cpu", progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)
+    assert all(np.isfinite(row.ratio) for row in log_error(model, cart_pole_log.select(["3", "1"])))
+    wild = random_ensemble("CartPole", step_size=1e30)
+    assert not np.isfinite(log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio)
+
+
+def test_what_is_refused():
+    walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
+    with pytest.raises(errors.UnknownNameError, match=r"agent 'x' is not in the ensemble \(1 such agents\)"):
+        log_error(walk, replace(log, agent_labels=("0", "x", "1")))
+    with pytest.raises(errors.InvalidArgumentError, match="horizon=0 must be a whole number"):
+        log_error(walk, log, horizon=0)
+    with pytest.raises(errors.InvalidDataError, match="observation coordinates"):
+        log_error(random_ensemble("CartPole"), log)
+
+
+def test_on_the_command_line(cart_pole, cart_pole_log, tmp_path, run_python):
+    """A model without a true system is measured along a log; the records are JSON."""
+    cart_pole.save(tmp_path / "one.persim")
+    cart_pole_log.select(["4", "7"]).save(tmp_path / "log.st")
+    code = """
+import sys
+from persim_gym.cli import main
+sys.argv = ["persim-gym", "evaluate", "one.persim", "--log", "log.st", "--horizon", "5", "--json", "out.json"]
+main()
+"""
+    printed = run_python(code, cwd=tmp_path)
+    assert "errors along log.st, up to 5 steps" in printed and "unchanged" in printed
+    records = json.loads((tmp_path / "out.json").read_text())
+    expected = log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=5)
+    assert [row["agent"] for row in records["log_error"]] == ["4", "7"]
+    assert records["log_error"][1]["ratio"] == pytest.approx(expected[1].ratio, rel=1e-6)
