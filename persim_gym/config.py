@@ -91,7 +91,13 @@ class PerSimConfig:
         return max(self.batch_size, -(-num_transitions // self.max_steps_per_epoch))
 
     def with_changes(self, **changes: Any) -> PerSimConfig:
-        """Return a copy with some settings changed."""
+        """Return a copy with some settings changed.
+
+        Raises:
+            UnknownNameError: there is no such setting.
+            InvalidArgumentError: its value is out of its range.
+
+        """
         known = {field.name for field in fields(self)}
         unknown = sorted(set(changes) - known)
         if unknown:
@@ -162,7 +168,13 @@ CONFIGS: dict[str, PerSimConfig] = {
 
 
 def get_config(config: str | PerSimConfig | None, task_name: str) -> PerSimConfig:
-    """Return a configuration by name; None means ours for the task, else the paper's, else "default"."""
+    """Return a configuration by name; None means ours for the task, else the paper's, else "default".
+
+    Raises:
+        UnknownNameError: there is no configuration of that name.
+        InvalidArgumentError: neither a name nor a configuration.
+
+    """
     if isinstance(config, PerSimConfig):
         return config
     if config is not None and not isinstance(config, str):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
+from persim_gym.data import find_agents
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
@@ -333,7 +334,7 @@ def _returns(
 def _agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
     if agents is None:
         agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
-    return [ensemble.agent_index(agent) for agent in agents]
+    return find_agents(None, agents, ensemble.agent_labels).tolist()
 
 
 def _covariates_of(

@@ -278,7 +278,10 @@ def _spread(states: FloatArray, count: int) -> FloatArray:
 def _bound(ensemble: Ensemble, given: float | Sequence[float] | None) -> FloatArray | None:
     if given is None:
         return None
-    bound = np.asarray(given, np.float64)
+    try:
+        bound = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        bound = np.zeros(0)
     if bound.shape not in ((), (ensemble.task.observation_size,)) or not (bound > 0).all():
         raise InvalidArgumentError(
             f"max_disagreement={given!r} must be above 0: one number, or {ensemble.task.observation_size} of them"

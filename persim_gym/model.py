@@ -209,7 +209,13 @@ class Ensemble:
         return self.posterior
 
     def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
+        """Return (K,) hidden covariates of an agent of a collected log.
+
+        Raises:
+            UnknownNameError: there is no such agent.
+            InvalidArgumentError: its covariates are not known.
+
+        """
         index = self.agent_index(agent)
         if self.covariates is None or not np.isfinite(self.covariates[index]).all():
             raise InvalidArgumentError(
@@ -233,6 +239,10 @@ class Ensemble:
             agents: B indices or labels, instead of ``agent``.
             aggregate: "mean" or "median" over the members; the median survives a member that diverges.
             device: any torch device.
+
+        Raises:
+            UnknownNameError: there is no such agent.
+            InvalidArgumentError: both or neither of ``agent`` and ``agents``, an unknown aggregate or device.
 
         """
         from persim_gym.simulator import Simulator
@@ -265,7 +275,13 @@ class Ensemble:
         )
 
     def with_agents(self, agents: Sequence[int | str]) -> Ensemble:
-        """Return the ensemble of some of the agents only, in the order given."""
+        """Return the ensemble of some of the agents only, in the order given.
+
+        Raises:
+            UnknownNameError: there is no such agent.
+            InvalidArgumentError: no agent is given, or one twice.
+
+        """
         chosen = [self.agent_index(agent) for agent in agents]
         if not chosen or len(set(chosen)) < len(chosen):
             raise InvalidArgumentError(f"agents={list(agents)} must be one agent or more, each named once")

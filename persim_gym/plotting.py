@@ -158,7 +158,9 @@ def plot_agents(
         figure.colorbar(dots, ax=axis, label=name)
         for agent in label:
             index = ensemble.agent_index(agent)
-            axis.annotate(ensemble.agent_labels[index], points[index], fontsize=8)
+            axis.annotate(
+                ensemble.agent_labels[index], points[index], xytext=(4, 3), textcoords="offset points", fontsize=8
+            )
         axis.set(xlabel=f"{method} 1", ylabel=f"{method} 2")
     figure.suptitle(f"{ensemble.task.name}: the factors of {ensemble.num_agents} agents", fontsize=10)
     return _save(figure, path)

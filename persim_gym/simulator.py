@@ -97,6 +97,9 @@ class Simulator:
             device: any torch device.
             own_factors: whether every row may have factors other than its agent's (`set_factors`).
 
+        Raises:
+            InvalidArgumentError: no agent, or an unknown aggregate or device.
+
         """
         check_aggregate(aggregate)
         if len(agents) == 0:
@@ -147,7 +150,12 @@ class Simulator:
         return len(self.agents) > 1 or self._own_factors
 
     def set_factors(self, rows: IntArray, factors: FloatArray) -> None:
-        """Let some rows (n,) of the batch have factors (M, n, r) instead of their agents', from now on."""
+        """Let some rows (n,) of the batch have factors (M, n, r) instead of their agents', from now on.
+
+        Raises:
+            InvalidArgumentError: the simulator was made without ``own_factors``.
+
+        """
         if not self._own_factors:
             raise InvalidArgumentError(
                 "this simulator's rows have their agents' factors; make it with own_factors=True"

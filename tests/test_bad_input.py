@@ -339,6 +339,14 @@ def plan_cheetah(**settings):
     return MPCAgent(random_ensemble("HalfCheetah").simulator(0), horizon=2, **settings).predict(np.zeros((1, 18)))
 
 
+def value_iteration(**settings):
+    return persim_gym.ValueIterationAgent(random_ensemble("CartPole").simulator(0), **settings)
+
+
+def generate_cart_pole(**settings):
+    return persim_gym.generate(random_ensemble("CartPole"), [0], policy="random", progress=False, **settings)
+
+
 def unbounded_actions():
     task = random_ensemble("HalfCheetah").task
     return dataclasses.replace(task, action_space=spaces.Box(-np.inf, np.inf, (6,), np.float32))
@@ -395,6 +403,15 @@ def with_arguments(call, *arguments, **settings):
             lambda: PersonalizedEnv(random_ensemble("CartPole"), covariates=[3]),
         ),
         ("must have finite bounds", lambda: unbounded_actions()),
+        (r"points=\(5, 6, 7\) must be one whole number, or 4", lambda: value_iteration(points=(5, 6, 7))),
+        ("points=2.5 must be one whole number", lambda: value_iteration(points=2.5)),
+        ("bounds='wide' must be", lambda: value_iteration(bounds="wide")),
+        ("max_disagreement='a' must be above 0", lambda: generate_cart_pole(max_disagreement="a")),
+        ("seed=-1 must be a whole number", lambda: generate_cart_pole(seed=-1)),
+        ("episodes_per_agent=1.5 must be", lambda: generate_cart_pole(episodes_per_agent=1.5)),
+        ("agents=4 must be a list", lambda: mpc_returns(perfect_walk_ensemble(walk_task()), agents=4)),
+        ("max_episode_steps='9' must be", lambda: PersonalizedEnv(random_ensemble("CartPole"), time_limit="9")),
+        ("num_envs=2.5 must be", lambda: PersonalizedVectorEnv(random_ensemble("CartPole"), 2.5)),
         ("horizon=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), horizon=0)),
         ("num_candidates=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=0)),
         ("cannot plan in 3", lambda: MPCAgent(3)),

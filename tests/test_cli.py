@@ -33,6 +33,12 @@ def workshop(tmp_path_factory):
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "PerSim-CartPole-agent11-v0" in trained.stdout
+    assert "takes the place of the shipped model" in trained.stdout
+    named = run(
+        "train", "log.safetensors", "--out", "small.persim", "--epochs", 1, "--install", "--name", "Mine", "--quiet",
+        cwd=folder, home=folder / "other home",
+    )  # fmt: skip
+    assert "PerSim-Mine-agent11-v0; to undo it, delete" in named.stdout and "shipped" not in named.stdout
     return folder
 
 
@@ -95,6 +101,10 @@ def test_models_lists_the_installed_one(workshop):
         (["evaluate", "small.persim", "--agents", "three", "--policy", "random"], "labels are '0', '1', '2', '3', '4'"),
         (["evaluate", "small.persim", "--agents", "0,,3"], "--agents '0,,3' must look like"),
         (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),
+        (["evaluate", "small.persim", "--policy", "foo"], "--policy 'foo' is no policy, and there is no file"),
+        (["evaluate", "small.persim", "--log", "log.safetensors", "--json", "home"], "home is a folder: give the name"),
+        (["train", "log.safetensors", "--out", "home"], "home is a folder: give the name of a file"),
+        (["collect", "CartPole", "--out", "log.safetensors/x"], "log.safetensors is not a folder"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from persim_gym import Trajectories
+from persim_gym import Trajectories, errors
 
 COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
@@ -129,3 +129,24 @@ def test_repr_says_what_it_is(log):
     text = repr(log)
     for part in ("Mine", "2 agents", "3 episodes", "6 transitions", "2 observations", "length 2.0", "return 7.0"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        (r"terminated holds 'False' in row 0; it must be True or False", {"terminated": ["False"] * 4}),
+        (r"terminated holds nan in row 1", {"terminated": [0, np.nan, 0, 1]}),
+        (r"truncated holds 5 in row 3", {"truncated": [0, 0, 0, 5]}),
+        (r"observations has masked entries", {"observations": np.ma.masked_values(np.eye(4, 2), 1.0)}),
+        (r"rewards must be real numbers, got complex128", {"rewards": np.ones(4) * 1j}),
+        (r"rewards must be real numbers, got datetime64", {"rewards": np.zeros(4, "datetime64[s]")}),
+        (r"observations holds \[inf, 0.0\] in row 0", {"observations": np.eye(4, 2) * 1e40}),
+        (r"no observation coordinate: observations have shape \(4, 0\)", {"observations": np.zeros((4, 0))}),
+    ],
+)
+def test_columns_that_would_mean_something_else(message, changes):
+    """Nothing becomes True, real or finite by being converted."""
+    columns = {"agents": [0, 0, 1, 1], "observations": np.zeros((4, 2)), "actions": [0, 1, 0, 1]}
+    columns["next_observations"] = np.zeros_like(changes.get("observations", columns["observations"]))
+    with pytest.raises(errors.InvalidDataError, match=message):
+        Trajectories.from_arrays(**{**columns, **changes})

@@ -387,7 +387,15 @@ def test_times_with_gaps(table):
         ("goes from 1 to 0 in row 1: rows are out of order.*sort_values", lambda t: t.iloc[[1, 0, 2, 3, 4]], {}),
         ("row 3 goes on with agent 'patient-17'.*sort_values", lambda t: t.iloc[[0, 3, 4, 1, 2]], {"time": None}),
         ("'heart rate' has no value in row 2", lambda t: t.replace({"heart rate": {81.0: None}}), {}),
-        ("'heart rate' holds 'high'.*no number", lambda t: t.assign(**{"heart rate": "high"}), {}),
+        ("'heart rate' holds 'high' in row 0.*no number", lambda t: t.assign(**{"heart rate": "high"}), {}),
+        ("'heart rate' holds 'high' in row 1.*no number",
+         lambda t: t.assign(**{"heart rate": ["80", "high", "70", "71", "72"]}), {}),
+        ("'heart rate' holds numbers as object; make it.*astype",
+         lambda t: t.assign(**{"heart rate": t["heart rate"].astype(object)}), {}),
+        ("goes from 0 to 0 in row 1: two rows have the same time", lambda t: t.assign(hour=[0, 0, 1, 0, 1]), {}),
+        ("rows are out of order", lambda t: t.assign(hour=np.array([1, 0, 1, 0, 1], np.uint8)), {}),
+        ("several columns 'age'", lambda t: t.rename(columns={"hour": "age"}), {"time": None, "covariates": ["age"]}),
+        ("has no observation coordinate", lambda t: t, {"observations": []}),
         ("'dose' holds 0.5 in row 0.*action=\\['dose'\\]", lambda t: t.assign(dose=0.5), {}),
         ("'dose' holds -1.0 in row 0", lambda t: t.assign(dose=-1), {}),
         ("covariate 'score' of agent 'patient-17' is 0.0 at first and 1.0 in row 1", lambda t: t,
@@ -416,6 +424,9 @@ def test_tables_that_are_none(tmp_path, table):
     refuses("DataFrame or a file, got list", lambda: interop.from_dataframe([1]))
     refuses("observations=", lambda: interop.from_dataframe(table))
     refuses(r"\['dose'\]", lambda: interop.from_dataframe(table, **{**HOURLY, "observations": "dose"}))
+    for step in (0, -1, float("nan")):
+        refuses("time_step=.* must be above 0", lambda step=step: interop.from_dataframe(
+            table, **{**HOURLY, "time_step": step}))  # fmt: skip
     refuses("gaps='fill'", lambda: interop.from_dataframe(table, gaps="fill", **HOURLY))
     refuses("named 'reward'", lambda: interop.to_dataframe(
         interop.from_dataframe(table, **HOURLY), observation_names=["reward", "x"]))  # fmt: skip
@@ -471,3 +482,26 @@ def test_every_bridge_is_found():
         assert module.__name__.startswith("persim_gym.interop.")
         assert name in dir(interop)
     assert not hasattr(interop, "to_nowhere")
+
+
+def test_an_agent_left_out_of_a_csv_file(tmp_path, table):
+    """It is missing, not an agent without a name, unless one is expected."""
+    table.assign(patient=["patient-17", None, *table["patient"][2:]]).to_csv(tmp_path / "log.csv", index=False)
+    with pytest.raises(errors.InvalidDataError, match="'patient' has no value in row 1"):
+        interop.from_dataframe(tmp_path / "log.csv", **HOURLY)
+
+
+def test_a_column_of_ones_own_named_synthetic(table):
+    """Recorded rows may say so in several ways; anything else marks the log."""
+    for marks, expected in (
+        ([0] * 5, None), (["no"] * 5, None), ([None] * 5, None), ([False] * 5, None),
+        ([True] * 5, True), ([1] * 5, "in part"), ([True, False, True, True, True], "in part"),
+    ):  # fmt: skip
+        log = interop.from_dataframe(table.assign(synthetic=marks), **HOURLY)
+        assert log.provenance.get("synthetic") == expected
+
+
+def test_episodes_named_by_anything(table):
+    """Numbers and texts in one column."""
+    mixed = table.assign(stay=["a", "a", "a", 1, 1])
+    assert interop.from_dataframe(mixed, episode="stay", **HOURLY).num_episodes == 2

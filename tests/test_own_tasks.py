@@ -348,3 +348,50 @@ def test_tasks_that_are_none(message, changes):
     """The message has the value and what is supported."""
     with pytest.raises(errors.InvalidArgumentError, match=message):
         own_task(**changes)
+
+
+def misshapen(**functions):
+    rules = {
+        "reward": lambda observations, actions, next_observations: -abs(next_observations[..., 0]),
+        "terminated": lambda next_observations: next_observations[..., 0] > 3,
+    }
+    return Task(
+        name="Misshapen", observation_space=spaces.Box(-9, 9, (2,)), action_space=spaces.Discrete(2),
+        max_episode_steps=9, **{**rules, **functions},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "functions"),
+    [
+        (r"of shape \(\)", {"reward": lambda o, a, n: -abs(n.mean())}),
+        (r"of shape \(3, 2\)", {"reward": lambda o, a, n: -abs(n[0])}),
+        ("it fails .*IndexError", {"reward": lambda o, a, n: n[:, 0, 0][:, None] + 0 * n[..., 0]}),
+        ("it fails .*truth value", {"reward": lambda o, a, n: 1.0 if n[..., 0] > 0 else 0.0}),
+        ("others than for each alone", {"reward": lambda o, a, n: n[..., 0] - n[..., 0].mean()}),
+        ("a truth value; .* returns float64", {"terminated": lambda n: n[..., 0]}),
+        (r"of shape \(\)", {"terminated": lambda n: False}),
+        ("reward=3 of task Misshapen must be a function", {"reward": 3}),
+    ],
+)
+def test_rules_that_look_at_other_states_than_their_own(message, functions):
+    """Found before training: each would have planned for something else."""
+    task = misshapen(**functions)
+    log = Trajectories.from_arrays(
+        agents=np.repeat([0, 1], 10), observations=np.zeros((20, 2)), actions=np.zeros(20, int),
+        next_observations=np.zeros((20, 2)),
+    )  # fmt: skip
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        persim_gym.fit(log, task=task, progress=False)
+
+
+def test_a_reward_that_cannot_be_learned_is_said_before_training(monkeypatch):
+    monkeypatch.setattr("persim_gym.training.Trainer", lambda *arguments: pytest.fail("trained"))
+    log = dataclasses.replace(own_log(), rewards=np.zeros(own_log().num_transitions, np.float32))
+    with pytest.raises(errors.InvalidDataError, match="all rewards of the log are zero"):
+        persim_gym.fit(log, task=own_task(), progress=False)
+
+
+def test_what_is_no_log():
+    with pytest.raises(errors.InvalidArgumentError, match="dict is no log: give Trajectories"):
+        persim_gym.fit({}, task=own_task(), progress=False)

@@ -120,3 +120,23 @@ def test_entries_that_lie_are_refused(path):
     path.write_bytes(whole.replace(b'"shape":[2,3]', b'"shape":[9,3]'))
     with pytest.raises(errors.FileFormatError, match="matrix"):
         storage.read(path, "thing")
+
+
+def test_where_no_file_can_be_written(tmp_path):
+    """Said before the work is done: a folder, a file for a folder; a folder that is missing will be made."""
+    (tmp_path / "file").write_text("")
+    storage.check_target(tmp_path / "new" / "one.st")
+    for target, message in (
+        (tmp_path, "is a folder: give the name of a file"),
+        (tmp_path / "file" / "one.st", "file is not a folder"),
+    ):
+        for call in (storage.check_target, lambda path: storage.write_text(path, "text")):
+            with pytest.raises(errors.FileWriteError, match=message):
+                call(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
+    with pytest.raises(errors.FileWriteError, match="is read-only; choose another"):
+        storage.check_target(tmp_path / "one.st")

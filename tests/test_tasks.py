@@ -8,6 +8,7 @@ from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from support import random_actions, walk_task
 
 from persim_gym import errors, get_task, register_task, task_names, tasks
+from persim_gym.tasks.rendering import GymnasiumRenderer
 
 TASKS = ("MountainCar", "CartPole", "HalfCheetah")
 
@@ -200,3 +201,19 @@ def test_a_task_of_ones_own(monkeypatch):
     assert task_names() == (*TASKS, "Walk")
     with pytest.raises(errors.InvalidArgumentError, match="Walk"):
         register_task(walk_task())
+
+
+def test_drawing_where_mujoco_cannot():
+    """Its own error says nothing of what to do."""
+
+    class FatalError(Exception):
+        pass
+
+    def fail():
+        raise FatalError("an OpenGL platform library has not been loaded")
+
+    renderer = GymnasiumRenderer("CartPole-v1", "rgb_array", lambda env, observation: None, "render")
+    renderer._env.render = fail
+    with pytest.raises(errors.PerSimError, match="MUJOCO_GL=egl before Python starts"):
+        renderer.draw(np.zeros(4))
+    renderer.close()

@@ -62,6 +62,11 @@ class PersonalizedEnv(TaskEnv):
             time_limit: steps after which an episode is truncated; the task's if not given. ``gym.make`` wraps a limit
                 of its own around this one, so that a longer one must be given as ``max_episode_steps`` too.
 
+        Raises:
+            UnknownNameError: no such agent or covariate.
+            InvalidArgumentError: an argument out of its range, or covariates that are incomplete.
+            MissingStatisticsError: "posterior" or ``uncertainty``, of a model that knows no posterior.
+
         """
         check_mode(ensemble)
         check_aggregate(aggregate)

@@ -69,6 +69,10 @@ class MPCAgent:
             seed: of the candidates.
             **settings: more of the planner's own: num_candidates, num_elites, …
 
+        Raises:
+            InvalidArgumentError: nothing that can be planned in, a planner that does not plan the task's actions, or a
+                setting that it does not have.
+
         """
         inner = getattr(model, "unwrapped", model)
         self._model: Simulator | System = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
@@ -122,7 +126,14 @@ class MPCAgent:
         return (actions[0] if single else actions), plan.warm_start
 
     def plan(self, observations: np.ndarray, state: Any = None, episode_start: Any = None, running: Any = None) -> Plan:
-        """Return the whole plan for E observations (E, D); arguments as in `predict`."""
+        """Return the whole plan for E observations (E, D); arguments as in `predict`.
+
+        Raises:
+            InvalidStateError: observations of another shape, or not one for each agent or copy of the model.
+            InvalidArgumentError: ``state`` is not what `predict` returned for the same environments.
+            NonFiniteReturnError: all candidates of an environment diverge.
+
+        """
         count = len(observations)
         if observations.shape[1:] != (self.task.observation_size,):
             raise InvalidStateError(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
@@ -210,10 +211,18 @@ def make_grid(
     points: int | Sequence[int] | None = None,
     bounds: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Grid:
-    """Return a grid over a task's states; arguments as of `ValueIterationAgent`."""
+    """Return a grid over a task's states; arguments as of `ValueIterationAgent`.
+
+    Raises:
+        InvalidArgumentError: bounds or numbers of points that make no grid, or unknown bounds.
+
+    """
     size = task.observation_size
     own = task.grid_bounds or (task.observation_space.low, task.observation_space.high)
-    low, high = (np.asarray(bound, np.float64) for bound in (own if bounds is None else bounds))
+    try:
+        low, high = (np.asarray(bound, np.float64) for bound in (own if bounds is None else bounds))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"bounds={bounds!r} must be (low, high) of {size} numbers each") from error
     if low.shape != (size,) or high.shape != (size,) or not np.all(low < high):
         raise InvalidArgumentError(f"bounds must be (low, high) of {size} numbers each, low below high; got {bounds}")
     bounded = np.isfinite(low) & np.isfinite(high)
@@ -225,7 +234,10 @@ def make_grid(
         )
     if points is None:
         points = int(round(_DEFAULT_POINTS ** (1 / size))) | 1  # odd, so that the middle is a point
-    shape = tuple(np.broadcast_to(np.asarray(points, int), (size,)).tolist())
+    given = [points] * size if isinstance(points, (int, np.integer)) else points
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != size:
+        raise InvalidArgumentError(f"points={points!r} must be one whole number, or {size}, one a coordinate")
+    shape = tuple(whole_number("points", count) for count in given)
     if min(shape) < 2 or np.prod(shape, dtype=float) > MAX_POINTS:
         raise InvalidArgumentError(f"points={points} must be at least 2 a coordinate and {MAX_POINTS:,} in all")
     return Grid(low, high, shape)

@@ -37,7 +37,12 @@ def task_names() -> tuple[str, ...]:
 
 
 def get_task(task: str | Task) -> Task:
-    """Return the task of that name; a `Task` is returned as it is."""
+    """Return the task of that name; a `Task` is returned as it is.
+
+    Raises:
+        UnknownNameError: no task of that name is known.
+
+    """
     if isinstance(task, Task):
         return task
     if task not in _TASKS:
@@ -49,7 +54,12 @@ def get_task(task: str | Task) -> Task:
 
 
 def register_task(task: Task) -> None:
-    """Make a task known under its name, so that ensembles trained for it can be loaded and made into environments."""
+    """Make a task known under its name, so that ensembles trained for it can be loaded and made into environments.
+
+    Raises:
+        InvalidArgumentError: another task has this name.
+
+    """
     known = _TASKS.get(task.name)
     if known is not None and known is not task:
         raise InvalidArgumentError(f"a task named {task.name!r} exists already; give yours another name")
