@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,8 @@ from persim_gym.columns import (
     numbers,
     with_successors,
 )
-from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
+from persim_gym.errors import InvalidDataError
+from persim_gym.labels import find_agent
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -406,42 +407,6 @@ def synthetic_note(provenance: Mapping[str, Any]) -> str:
     """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
     mark = provenance.get("synthetic", False)
     return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"
-
-
-def find_agent(agent: int | str, labels: Sequence[str]) -> int:
-    """Return the index of an agent given by index (int) or by label (str).
-
-    Raises:
-        UnknownNameError: no such agent.
-
-    """
-    if isinstance(agent, str):
-        if agent in labels:
-            return labels.index(agent)
-        few = ", ".join(repr(label) for label in labels[:5])
-        raise UnknownNameError(f"no agent is labelled {agent!r}; labels are {few}{', …' if len(labels) > 5 else ''}")
-    if isinstance(agent, bool) or not isinstance(agent, (int, np.integer)) or not 0 <= agent < len(labels):
-        raise UnknownNameError(
-            f"no agent {agent!r}: agents are indices 0 … {len(labels) - 1} (int) or labels (str) such as {labels[0]!r}"
-        )
-    return int(agent)
-
-
-def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, labels: Sequence[str]) -> IntArray:
-    """Return the index (1,) of one agent, or those (B,) of several: whichever of the two is given.
-
-    Raises:
-        InvalidArgumentError: both are given, or neither, or ``agents`` is no sequence.
-        UnknownNameError: no such agent.
-
-    """
-    if agent is not None and agents is None:
-        return np.array([find_agent(agent, labels)], np.int64)
-    if agents is None or agent is not None:
-        raise InvalidArgumentError("give either agent or agents")
-    if isinstance(agents, str) or not isinstance(agents, Iterable):
-        raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels; one is given as agent=")
-    return np.array([find_agent(one, labels) for one in agents], np.int64)
 
 
 def _check_same_kind(first: Trajectories, log: Trajectories) -> None:

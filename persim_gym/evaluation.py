@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.data import find_agents
 from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.labels import find_agents
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
 from persim_gym.tasks import System, Task

@@ -12,8 +12,9 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
-from persim_gym.data import find_agent, find_agents, synthetic_note
+from persim_gym.data import synthetic_note
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
+from persim_gym.labels import find_agent, find_agents
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, NumberedLabels

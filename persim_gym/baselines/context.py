@@ -19,7 +19,6 @@ from torch import Tensor
 from persim_gym import storage
 from persim_gym.aggregation import check_aggregate
 from persim_gym.baselines.context_network import ContextColumns, ContextDynamics, ContextNetwork
-from persim_gym.data import find_agent, find_agents
 from persim_gym.devices import resolve_device
 from persim_gym.errors import (
     FileFormatError,
@@ -29,6 +28,7 @@ from persim_gym.errors import (
     UnknownNameError,
 )
 from persim_gym.gradients import num_layers
+from persim_gym.labels import find_agent, find_agents
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
