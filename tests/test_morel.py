@@ -228,6 +228,14 @@ def test_a_saved_policy_acts_as_it_did(request, kind, tmp_path):
     assert loaded.provenance == policy.provenance and loaded.ppo is None and loaded.env is None
 
 
+def test_both_stages_show_how_far_they_are(cart_pole_log, capsys):
+    """The dynamics' epochs and the policy's steps, on the error stream."""
+    pytest.importorskip("stable_baselines3")
+    fit_morel(cart_pole_log, agent=0, progress=True, **QUICK)
+    shown = capsys.readouterr()
+    assert "dynamics" in shown.err and "3/3" in shown.err and "policy" in shown.err and shown.out == ""
+
+
 def test_drawn_actions_are_drawn_as_the_policy_says(policy):
     state = np.array([0.0, 0.0, 0.02, 0.0], np.float32)
     with torch.no_grad():

@@ -185,6 +185,7 @@ def fit_morel(
         scale=dynamics.states.scale[:, 0],
         steps=settings.policy_steps,
         seed=seed,
+        progress=progress,
     )
     provenance = {
         **log.source,

@@ -16,6 +16,7 @@ from persim_gym.devices import single_thread
 from persim_gym.errors import MissingExtraError
 from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
+from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
 
 
@@ -35,6 +36,7 @@ def learn_ppo(
     scale: Tensor,
     steps: int,
     seed: int,
+    progress: bool = False,
 ) -> Any:
     """Return Stable-Baselines3's PPO, trained with the settings of the MOReL code that the paper cites.
 
@@ -45,13 +47,19 @@ def learn_ppo(
         scale: (D,) to divide them by then.
         steps: of all environments together.
         seed: of weights, actions and episodes.
+        progress: whether to show a bar.
 
     """
     check_installed()
     from stable_baselines3 import PPO
 
     rollout = max(4, 1024 // env.num_envs // 4 * 4)  # a multiple of the number of mini-batches
-    with single_thread(), _global_randomness_kept():
+    with single_thread(), _global_randomness_kept(), ProgressBar("policy", steps, progress) as bar:
+
+        def show(inner: dict[str, Any], _: Any) -> bool:
+            bar.complete(inner["self"].num_timesteps)
+            return True
+
         ppo = PPO(
             "MlpPolicy",
             to_sb3_vec_env(env),
@@ -74,7 +82,7 @@ def learn_ppo(
         network.features_extractor.mean.copy_(mean)
         network.features_extractor.scale.copy_(scale)
         _keep_within_bounds(network, task)
-        return ppo.learn(steps)
+        return ppo.learn(steps, callback=show)
 
 
 def new_network(task: Task) -> Any:
