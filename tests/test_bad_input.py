@@ -318,6 +318,10 @@ def test_continuous_actions_that_are_none(half_cheetah):
     env.reset(seed=0)
     for action in (np.zeros(5), np.full(6, np.nan), 0.0, "run"):
         refuses(errors.InvalidActionError, ValueError, "6 finite numbers", partial(env.step, action))
+    vector = PersonalizedVectorEnv(half_cheetah, 2)
+    vector.reset(seed=0)
+    for wrong in (np.full((2, 6), np.nan), np.array([["run"] * 6] * 2)):
+        refuses(errors.InvalidActionError, ValueError, "must be finite numbers", partial(vector.step, wrong))
 
 
 def test_what_a_simulator_refuses():
