@@ -26,7 +26,7 @@ class PersonalizedEnv(TaskEnv):
     """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
 
     Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
-    system's. A task without start states of its own starts in the first states of the log. What the members say together
+    system's. A task without start states of its own starts in the first states of the log. What members say together
     is kept within the observation space (`Simulator.step` keeps each of them there where the settings say so, which
     differs next to a bound); if the model diverges to something that is not finite, the episode is truncated there and
     ``info["diverged"]`` says so.
