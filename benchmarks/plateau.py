@@ -28,7 +28,10 @@ from persim_gym.types import Policy
 
 COLUMNS = ("env", "data", "method", "agent", "seed", "steps", "mean", "std", "scale")
 METHODS = (
-    *(protocol.BCQ_P, protocol.BCQ_A, protocol.CQL_P, protocol.CQL_A),
+    protocol.BCQ_P,
+    protocol.BCQ_A,
+    protocol.CQL_P,
+    protocol.CQL_A,
     *(method for method in protocol.SIMULATOR_OF if method not in protocol.SELECTED),  # those choose their own end
 )
 FILE = "plateau.csv"

@@ -78,7 +78,7 @@ def forecast(
 
     """
     draws = whole_number("draws", draws)
-    if not isinstance(levels, Sequence) or len(levels) == 0:
+    if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
     alone = isinstance(agents, (int, str, np.integer))

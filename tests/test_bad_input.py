@@ -408,7 +408,7 @@ def with_arguments(call, *arguments, **settings):
         ),
         ("must have finite bounds", lambda: unbounded_actions()),
         (r"points=\(5, 6, 7\) must be one whole number, or 4", lambda: value_iteration(points=(5, 6, 7))),
-        ("points=2.5 must be one whole number", lambda: value_iteration(points=2.5)),
+        ("points=2.5 must be a whole number", lambda: value_iteration(points=2.5)),
         ("bounds='wide' must be", lambda: value_iteration(bounds="wide")),
         ("max_disagreement='a' must be above 0", lambda: generate_cart_pole(max_disagreement="a")),
         ("seed=-1 must be a whole number", lambda: generate_cart_pole(seed=-1)),

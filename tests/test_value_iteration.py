@@ -132,3 +132,10 @@ def test_what_cannot_be_planned_says_why():
     agent = ValueIterationAgent(simulator, points=3, bounds=([-1] * 4, [1] * 4), max_sweeps=2)
     with pytest.raises(InvalidStateError, match=r"shape \(E, 4\)"):
         agent.predict(np.zeros((3, 2)))
+
+
+def test_points_as_a_list_or_an_array():
+    """One number for all coordinates, or one each, as Python's numbers or NumPy's."""
+    task = get_task("MountainCar")
+    for points in (5, np.int64(5), [5, 5], np.array([5, 5])):
+        assert make_grid(task, points=points, bounds=([-1, -1], [1, 1])).shape == (5, 5)

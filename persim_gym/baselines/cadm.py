@@ -393,6 +393,5 @@ class _Memory:
         history = replace(
             self.history, values=self.history.values[environments], counts=self.history.counts[environments]
         )
-        parts = (part[environments] for part in (self.plans, self.observations, self.actions))
-        plans, observations, actions = parts
+        plans, observations, actions = (part[environments] for part in (self.plans, self.observations, self.actions))
         return _Memory(plans, history, observations, actions, self.step)

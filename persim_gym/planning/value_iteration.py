@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -234,9 +234,9 @@ def make_grid(
         )
     if points is None:
         points = int(round(_DEFAULT_POINTS ** (1 / size))) | 1  # odd, so that the middle is a point
-    given = [points] * size if isinstance(points, (int, np.integer)) else points
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != size:
+    if np.shape(points) not in ((), (size,)):
         raise InvalidArgumentError(f"points={points!r} must be one whole number, or {size}, one a coordinate")
+    given = [points] * size if np.ndim(points) == 0 else list(cast(Sequence[int], points))
     shape = tuple(whole_number("points", count) for count in given)
     if min(shape) < 2 or np.prod(shape, dtype=float) > MAX_POINTS:
         raise InvalidArgumentError(f"points={points} must be at least 2 a coordinate and {MAX_POINTS:,} in all")
