@@ -64,11 +64,16 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
             raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
         return model
     log = logged(cell.env, cell.data, cell.scale)
-    settings: dict[str, Any] = {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty()}
+    settings: dict[str, Any] = {
+        "seed": cell.seed,
+        "device": device,
+        "checkpoint": path,
+        "progress": sys.stderr.isatty(),
+    }
     if isinstance(config, PerSimConfig):
         model = fit_joint(log, config=config, **settings)
     else:
-        model = fit_cadm(log, config=config, checkpoint=path, **settings)
+        model = fit_cadm(log, config=config, **settings)
     model.save(path)
     return model
 

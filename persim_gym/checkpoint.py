@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 
 _KIND = "checkpoint"
+_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoint:
     """Where the state of one training run is kept; nowhere, if no path is given."""
 
     path: Path | None
     identity: Mapping[str, Any]
     """Everything the run depends on, as JSON can hold it: settings, seed, data."""
+    _written: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     @classmethod
     def beside(cls, path: str | Path | None, identity: Mapping[str, Any], stage: str = "") -> Checkpoint:
@@ -41,11 +44,17 @@ class Checkpoint:
         storage.check_target(path)
         return cls(Path(path).with_name(f"{Path(path).name}{stage}.part"), identity)
 
+    @property
+    def due(self) -> bool:
+        """Whether there is a file to write to, and half a minute has passed since the last time."""
+        return self.path is not None and time.monotonic() - self._written > _SECONDS
+
     def write(self, tensors: Mapping[str, torch.Tensor | np.ndarray], **progress: Any) -> None:
         """Keep a state, and how far the run has come."""
         if self.path is not None:
             arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in tensors.items()}
             storage.write(self.path, _KIND, arrays, {**self.identity, **progress})
+            self._written = time.monotonic()
 
     def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return what `write` kept last, tensors on the CPU and progress; None if there is nothing.

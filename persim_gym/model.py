@@ -22,7 +22,8 @@ from persim_gym.types import FloatArray, NumberedLabels
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
 
-"""How the members' predictions become one."""
+MAX_INITIAL_OBSERVATIONS = 10_000
+"""How many first observations of a log a model keeps, for its episodes to begin in."""
 SKIP = "state.skip"
 """Name of the linear path's weights (M, outputs, D) beside the state encoder's layers."""
 _KIND = "ensemble"

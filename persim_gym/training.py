@@ -19,7 +19,7 @@ from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
-from persim_gym.model import Ensemble, Normalizer, Outcome, parameter_shapes
+from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble, Normalizer, Outcome, parameter_shapes
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
@@ -29,8 +29,6 @@ from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
 
-_CHECKPOINT_SECONDS = 30.0
-_MAX_INITIAL_OBSERVATIONS = 10_000
 _EVALUATION_BATCH = 8192
 _TO_CHOOSE_OUTCOMES = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
@@ -194,7 +192,6 @@ class _Runs:
         loss = _resume(trainer, checkpoint)
         device_rows = torch.as_tensor(rows, device=self.device)
         title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
-        saved = time.monotonic()
         with ProgressBar(title, config.epochs, self._progress, done=trainer.epoch) as bar:
             bar.complete(trainer.epoch, trainer.preparation)
             while trainer.epoch < config.epochs:
@@ -205,10 +202,8 @@ class _Runs:
                         f"(learning_rate={config.learning_rate}) or set normalize=True"
                     )
                 bar.advance(f"loss {loss:.3e}")
-                due = time.monotonic() - saved > _CHECKPOINT_SECONDS or trainer.epoch == config.epochs
-                if due and checkpoint.path is not None:
+                if checkpoint.due or trainer.epoch == config.epochs:
                     checkpoint.write(trainer.state(), epoch=trainer.epoch, loss=loss)
-                    saved = time.monotonic()
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         candidates = refit_factors(
             self._ensemble(config, parameters),
@@ -270,7 +265,7 @@ class _Runs:
             parameters=parameters,
             normalizer=self._normalizer(config),
             agent_labels=log.agent_labels,
-            initial_observations=log.initial_observations[:_MAX_INITIAL_OBSERVATIONS],
+            initial_observations=log.initial_observations[:MAX_INITIAL_OBSERVATIONS],
             covariates=None if log.covariates is None else np.asarray(log.covariates),
         )
 

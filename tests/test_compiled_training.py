@@ -7,7 +7,7 @@ from gymnasium import spaces
 from support import walk_dynamics, walk_task
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, fit, jit, training
+from persim_gym import PerSimConfig, Trajectories, fit, jit
 from persim_gym.model import parameter_shapes
 from persim_gym.tasks import get_task
 from persim_gym.trainer import Columns, Trainer
@@ -111,7 +111,7 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
             raise KeyboardInterrupt
         return run_epoch(*arguments, **settings)
 
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
     monkeypatch.setattr(compiled_training, "run_epoch", interrupting)
     with pytest.raises(KeyboardInterrupt):
         trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")

@@ -81,7 +81,7 @@ def test_interrupted_training_goes_on(cart_pole_log, tmp_path, monkeypatch):
     config = get_config("CartPole", "CartPole").with_changes(epochs=6)
     settings = {"config": config, "device": "cuda", "validation_fraction": 0, "seed": 0, "progress": False}
     straight = persim_gym.fit(cart_pole_log, **settings)
-    monkeypatch.setattr("persim_gym.training._CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
     write, calls = persim_gym.storage.write, []
 
     def interrupted(*arguments):

@@ -8,6 +8,7 @@ import torch
 from support import walk_task
 
 import persim_gym
+from persim_gym.baselines import joint
 from persim_gym.baselines.cadm import CaDM
 from persim_gym.baselines.joint import JointModel, _loss, fit_joint
 from persim_gym.config import get_config
@@ -156,3 +157,29 @@ def test_the_learning_rate_is_halved(cart_pole_log, monkeypatch):
     )  # fmt: skip
     fit_joint(cart_pole_log, config=config, device="cpu", progress=False)
     np.testing.assert_allclose(rates, np.repeat([0.008, 0.008, 0.004, 0.004, 0.002], 3), rtol=1e-6)
+
+
+def test_interrupted_training_goes_on(cart_pole_log, tmp_path, monkeypatch):
+    """To the bits of a run that was not interrupted; a checkpoint of another run is refused."""
+    config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=6, halve_learning_rate_every=2)
+    settings = {"config": config, "device": "cpu", "progress": False}
+    whole = fit_joint(cart_pole_log, **settings)
+    run_epoch = joint._Trainer.run_epoch
+
+    def interrupting(trainer):
+        if trainer.epoch == 4:
+            raise KeyboardInterrupt
+        return run_epoch(trainer)
+
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(joint._Trainer, "run_epoch", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", **settings)
+    with pytest.raises(FileFormatError, match="different seed"):
+        fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", seed=1, **settings)
+    resumed = fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", **settings)
+    for name, array in whole.parameters.items():
+        np.testing.assert_array_equal(resumed.parameters[name], array)
+    assert resumed.provenance["training_loss"] == whole.provenance["training_loss"]
+    assert list(tmp_path.iterdir()) == []

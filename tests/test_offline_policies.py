@@ -158,7 +158,7 @@ def test_interrupted_training_resumes_to_the_same_bits(request, kind, method, in
     task, log = request.getfixturevalue(kind)
     scores = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.0}
     monkeypatch.setattr(offline_training, "_BAR_STEPS", 4)
-    monkeypatch.setattr(offline_training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
 
     def learn(**more):
         seen = []
@@ -471,7 +471,7 @@ def test_counts_that_are_none(discrete, setting):
 def test_fewer_steps_than_the_checkpoint_has(discrete, tmp_path, monkeypatch):
     """A policy of more steps than were asked for is not handed out, and the checkpoint stays."""
     task, log = discrete
-    monkeypatch.setattr(offline_training, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
 
     def stop(policy, step):
         if step == 200:

@@ -192,7 +192,7 @@ def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return loss_and_gradients(*arguments, **settings)
 
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
     monkeypatch.setattr(trainer, "loss_and_gradients", interrupting)
     checkpoint = tmp_path / "cartpole.persim"
     with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,17 @@ from torch import Tensor
 from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
+from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device, threads_for
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.graphs import RecordedStep
-from persim_gym.model import Normalizer
+from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Normalizer
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training import task_of
 from persim_gym.types import IntArray
-
-_MAX_INITIAL_OBSERVATIONS = 10_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +95,7 @@ def fit_joint(
     config: str | PerSimConfig | None = None,
     seed: int = 0,
     device: str = "auto",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> JointModel:
     """Train the joint network on all transitions of a log.
@@ -105,11 +106,13 @@ def fit_joint(
         config: PerSim's settings or their name, by default the task's own; the joint network takes what it has.
         seed: of the initial weights and the batches.
         device: "auto", "cpu", "cuda", … .
+        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         progress: whether to show a bar.
 
     Raises:
         InvalidDataError: the log does not fit the task.
         TrainingDivergedError: the loss is no longer finite.
+        FileFormatError: the checkpoint is of another run.
 
     """
     found = task_of(trajectories, task)
@@ -117,13 +120,34 @@ def fit_joint(
     settings = get_config(config, found.name)
     where = resolve_device(device)
     start = time.perf_counter()
-    identity = Normalizer.identity(found.observation_size)
     normalizer = (
-        Normalizer.of(trajectories.observations, trajectories.next_observations) if settings.normalize else identity
+        Normalizer.of(trajectories.observations, trajectories.next_observations)
+        if settings.normalize
+        else Normalizer.identity(found.observation_size)
     )
     seed = whole_number("seed", seed, least=0)
-    with threads_for(settings.state_hidden), matmul_precision(settings.matmul_precision):
-        parameters, loss = _train(trajectories, found, settings, normalizer, seed, where, progress)
+    identity = {
+        "task": found.name, "config": settings.to_json(), "seed": seed, "data_digest": trajectories.digest,
+        "device": where.type,
+    }  # fmt: skip
+    run = Checkpoint.beside(checkpoint, identity)
+    trainer, loss = _Trainer(trajectories, found, settings, normalizer, seed, where), float("nan")
+    earlier = run.read()
+    if earlier is not None:
+        trainer.resume(earlier[0], earlier[1]["epoch"])
+        loss, start = earlier[1]["loss"], start - earlier[1]["seconds"]
+    precision, threads = matmul_precision(settings.matmul_precision), threads_for(settings.state_hidden)
+    with precision, threads, ProgressBar("joint network", settings.epochs, progress, done=trainer.epoch) as bar:
+        bar.complete(trainer.epoch)
+        while trainer.epoch < settings.epochs:
+            loss = trainer.run_epoch()
+            if not np.isfinite(loss):
+                raise TrainingDivergedError(f"the loss is {loss} after epoch {trainer.epoch}; lower the learning rate")
+            bar.advance(f"loss {loss:.3e}")
+            if run.due:
+                seconds = time.perf_counter() - start
+                run.write(trainer.state(), epoch=trainer.epoch, loss=loss, seconds=seconds)
+    run.remove()
     provenance: dict[str, Any] = {
         **trajectories.source,
         "seed": seed,
@@ -132,9 +156,9 @@ def fit_joint(
     }
     return JointModel(
         task=found,
-        parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in parameters.items()},
+        parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()},
         agent_labels=trajectories.agent_labels,
-        initial_observations=trajectories.initial_observations[:_MAX_INITIAL_OBSERVATIONS],
+        initial_observations=trajectories.initial_observations[:MAX_INITIAL_OBSERVATIONS],
         covariates=None if trajectories.covariates is None else np.asarray(trajectories.covariates),
         provenance=provenance,
         config=settings,
@@ -142,50 +166,70 @@ def fit_joint(
     )
 
 
-def _train(
-    log: Trajectories,
-    task: Task,
-    config: PerSimConfig,
-    normalizer: Normalizer,
-    seed: int,
-    device: torch.device,
-    progress: bool,
-) -> tuple[dict[str, Tensor], float]:
-    generator = torch.Generator(device).manual_seed(seed)
-    parameters = _initial_parameters(log, task, config, generator, device)
-    rate, on_gpu = torch.tensor(config.learning_rate, device=device), device.type == "cuda"
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
-    )
-    inputs, targets = _columns(log, task, normalizer, device)
-    agents = torch.tensor(np.asarray(log.agents, np.int64), device=device)
-    members, count, every = config.num_members, len(inputs), config.halve_learning_rate_every
-    member, mean = torch.arange(members, device=device)[:, None], float("nan")
-    total = torch.zeros((), device=device)
+class _Trainer:
+    """The parameters, the optimizer and the random generator of one training run."""
 
-    def descend(rows: Tensor) -> None:
-        embedded = parameters["agent.weight"][member, agents[rows]]
-        fed = torch.cat([inputs[rows], embedded], dim=2).transpose(1, 2)
-        error = mlp(parameters, "forward", fed, torch.relu) - targets[rows].transpose(1, 2)
-        loss = _loss(error, config.huber_threshold)
-        optimizer.zero_grad()
+    def __init__(
+        self,
+        log: Trajectories,
+        task: Task,
+        config: PerSimConfig,
+        normalizer: Normalizer,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._config, self._device = config, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self.parameters = _initial_parameters(log, task, config, self._generator, device)
+        self._optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=torch.tensor(config.learning_rate, device=device),  # a tensor, so that recorded steps see it fall
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self._inputs, self._targets = _columns(log, task, normalizer, device)
+        self._agents = torch.tensor(np.asarray(log.agents, np.int64), device=device)
+        self._members = torch.arange(config.num_members, device=device)[:, None]
+        self._total = torch.zeros((), device=device)
+        self._step = RecordedStep(self._descend)
+        self.epoch = 0
+
+    def run_epoch(self) -> float:
+        """Visit every transition once with every member; return the members' mean loss."""
+        config, count, every = self._config, len(self._inputs), self._config.halve_learning_rate_every
+        rate = self._optimizer.param_groups[0]["lr"]
+        rate.fill_(config.learning_rate * 0.5 ** (self.epoch // every if every else 0))
+        self._total.zero_()
+        drawn = torch.rand(config.num_members, count, generator=self._generator, device=self._device)
+        for rows in torch.argsort(drawn, dim=1).split(config.batch_size_for(count), dim=1):
+            self._step(rows)
+        self.epoch += 1
+        return float(self._total) / config.num_members
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that the epochs to come depend on."""
+        kept = under("parameters", self.parameters) | under("adam", optimizer_state(self._optimizer))
+        return {**kept, "generator": self._generator.get_state()}
+
+    def resume(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
+        """Continue from what `state` returned after so many epochs."""
+        for name, tensor in within("parameters", tensors).items():
+            self.parameters[name].data.copy_(tensor)
+        restore_optimizer(self._optimizer, within("adam", tensors))
+        self._generator.set_state(tensors["generator"])
+        self.epoch = epoch
+
+    def _descend(self, rows: Tensor) -> None:
+        """Take a step with a batch of every member (M, B), and add the loss of its transitions up."""
+        embedded = self.parameters["agent.weight"][self._members, self._agents[rows]]
+        fed = torch.cat([self._inputs[rows], embedded], dim=2).transpose(1, 2)
+        error = mlp(self.parameters, "forward", fed, torch.relu) - self._targets[rows].transpose(1, 2)
+        loss = _loss(error, self._config.huber_threshold)
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        total.add_(loss.detach(), alpha=rows.shape[1] / count)
-
-    step = RecordedStep(descend)
-    with ProgressBar("joint network", config.epochs, progress) as bar:
-        for epoch in range(config.epochs):
-            rate.fill_(config.learning_rate * 0.5 ** (epoch // every if every else 0))
-            total.zero_()
-            order = torch.argsort(torch.rand(members, count, generator=generator, device=device), dim=1)
-            for rows in order.split(config.batch_size_for(count), dim=1):
-                step(rows)
-            mean = float(total) / members
-            if not np.isfinite(mean):
-                raise TrainingDivergedError(f"the loss is {mean} after epoch {epoch + 1}; lower the learning rate")
-            bar.advance(f"loss {mean:.3e}")
-    return parameters, mean
+        self._optimizer.step()
+        self._total.add_(loss.detach(), alpha=rows.shape[1] / len(self._inputs))
 
 
 def _loss(error: Tensor, huber_threshold: float | None) -> Tensor:

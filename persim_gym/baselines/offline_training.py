@@ -29,7 +29,6 @@ from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray
 
 _BAR_STEPS = 100
-_CHECKPOINT_SECONDS = 30.0
 
 
 def fit_policy(
@@ -130,7 +129,6 @@ def train(
                 f"steps={steps} is fewer than the {run.done} that the checkpoint {kept.path} has: give at least as "
                 "many, or delete it"
             )
-    saved = time.monotonic()
     title = type(algorithm).__name__
     with ProgressBar(title, steps, progress, done=run.done) as bar, single_thread():
         while run.done < steps and not (patience is not None and run.best.since >= patience):
@@ -141,9 +139,8 @@ def train(
                     callback(policy, run.done)
                 if select is not None:
                     run.best.offer(float(select(policy)))
-            if kept.path is not None and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            if kept.due:
                 kept.write(run.state(), **run.progress(), seconds=time.perf_counter() - start)
-                saved = time.monotonic()
     run.best.restore()
     kept.remove()
     policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(time.perf_counter() - start, 1)}
