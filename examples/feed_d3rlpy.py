@@ -9,7 +9,6 @@ import d3rlpy
 
 import persim_gym
 from persim_gym.interop import to_d3rlpy
-from persim_gym.registration import find_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--agent", type=int, default=0)
@@ -18,10 +17,9 @@ parser.add_argument("--candidates", type=int, default=1_000, help="action sequen
 parser.add_argument("--episodes", type=int, default=20)
 arguments = parser.parse_args()
 
-# The shipped simulators, and the log they were learned from.
-ensemble = persim_gym.load(find_model("CartPole"))
-recorded = persim_gym.collect("CartPole", policy="random", num_agents=arguments.agent + 1, seed=0)
-recorded = recorded.select([arguments.agent])
+# The shipped simulators, and this agent's trajectory in the log they were trained on.
+ensemble = persim_gym.load("CartPole")
+recorded = persim_gym.collect("CartPole", policy="random", num_agents=500, seed=0).select([arguments.agent])
 
 # What the agent would do if it followed plans made in its simulator.
 synthetic = persim_gym.generate(ensemble, [arguments.agent], 5, num_candidates=arguments.candidates, seed=0)
@@ -38,7 +36,7 @@ for name, log in (("recorded", recorded), ("with synthetic", both)):
         show_progress=False,
         logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
     )
-    # The judge is the agent's true system, which neither log nor learner has seen more of.
+    # Both are judged in the agent's true system.
     (row,) = persim_gym.policy_returns(ensemble, cql, agents=[arguments.agent], episodes=arguments.episodes)
     print(f"CQL, {name} ({log.num_transitions} transitions): mean return {row.mean:.1f} in the true system")
 synthetic.save("synthetic.safetensors")

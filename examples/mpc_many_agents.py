@@ -8,7 +8,6 @@ import argparse
 import numpy as np
 
 import persim_gym
-from persim_gym.registration import find_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--agents", type=int, nargs="+", default=[0, 1, 2, 3])
@@ -17,7 +16,7 @@ parser.add_argument("--candidates", type=int, default=1_000)
 parser.add_argument("--out", default="mpc.csv")
 arguments = parser.parse_args()
 
-ensemble = persim_gym.load(find_model("CartPole"))
+ensemble = persim_gym.load("CartPole")
 task = ensemble.task
 covariates = np.array([ensemble.agent_covariates(agent) for agent in arguments.agents])
 

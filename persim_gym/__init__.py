@@ -104,10 +104,23 @@ _HOMES = {
 
 
 def load(path: Any, *, task: Any = None) -> Ensemble:
-    """Read an ensemble's file; see `persim_gym.model.Ensemble.load`."""
+    """Load an ensemble.
+
+    Args:
+        path: a file that `Ensemble.save` or `persim-gym train` wrote, or the name of a model that ships with the
+            package, is installed or was registered, such as "CartPole".
+        task: the task it must be of; needed where the task has functions and is neither registered nor made with a
+            reference.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FileFormatError: damaged, of a newer format, of another task, or not an ensemble.
+        UnknownNameError: no model of that name, or its task is not registered.
+
+    """
     from persim_gym.model import Ensemble
 
-    return Ensemble.load(path, task=task)
+    return Ensemble.load(registration.model_file(path), task=task)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from persim_gym import storage
 from persim_gym.errors import InvalidArgumentError, PerSimError
@@ -21,13 +22,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console()
+_console = Console(markup=False, highlight=False)
 
-Agents = Annotated[
-    str | None, typer.Option(help='Indices or labels: "0-4", "0,7", "anna,ben"; the test agents by default.')
-]
+_WHICH_AGENTS = 'Indices or labels: "0-4", "0,7", "anna,ben".'
 Aggregate = Annotated[str, typer.Option(help="mean or median over the members.")]
-Model = Annotated[Path, typer.Argument(help="Ensemble file, or the name of an installed model.")]
+Model = Annotated[
+    Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
+]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -47,7 +48,7 @@ def collect(
     storage.check_target(out)
     log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
     log.save(out)
-    _console.print(f"{log}\nwritten to {out}", highlight=False)
+    _console.print(f"{log}\nwritten to {out}")
 
 
 @app.command()
@@ -58,10 +59,15 @@ def train(
     config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
     rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
-    validation: Annotated[float, typer.Option(help="Part of the transitions held out to measure the error.")] = 0.2,
+    validation: Annotated[
+        float,
+        typer.Option(
+            help="Part of the transitions held out to measure the error; 0 for none, which trains once, not twice."
+        ),
+    ] = 0.2,
     refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
     install: Annotated[bool, typer.Option("--install", help="Also install it: its ids exist from now on.")] = False,
-    name: Annotated[str | None, typer.Option(help="Of the ids it is installed with; the task's by default.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name for its ids; the task's by default.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -85,19 +91,22 @@ def train(
         progress=not quiet,
     )
     ensemble.save(out)
-    _console.print(f"{ensemble}\nwritten to {out}", highlight=False)
+    _console.print(f"{ensemble}\nwritten to {out}")
     if install:
         ids = register_ensemble(ensemble, name=name, install=True)
         path = find_model(name or ensemble.task.name)
-        _console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}", highlight=False)
+        _console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}")
         if (SHIPPED_MODELS / path.name).exists():
-            _console.print("it takes the place of the shipped model of this name until then", highlight=False)
+            _console.print("it takes the place of the shipped model of this name until then")
 
 
 @app.command()
 def evaluate(
     model: Model,
-    agents: Agents = None,
+    agents: Annotated[
+        str | None,
+        typer.Option(help=f"{_WHICH_AGENTS} Default: the task's test agents; without any, or with --log, all."),
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")
     ] = None,
@@ -116,11 +125,11 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure prediction error and the returns of planners in the agents' true systems, or errors along a log."""
-    from persim_gym import Trajectories, evaluation, log_error
+    from persim_gym import Trajectories, evaluation, load, log_error
 
     if json_path is not None:
         storage.check_target(json_path)
-    ensemble = _ensemble(model)
+    ensemble = load(model)
     chosen = _agents(agents, ensemble.agent_labels)
     if log is not None:
         along = Trajectories.load(log)
@@ -132,6 +141,11 @@ def evaluate(
         if json_path is not None:
             _write_records(json_path, ensemble, {"log": str(log), "log_error": evaluation.to_records(rows)})
         return
+    if ensemble.task.make_system is None:
+        raise InvalidArgumentError(
+            f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
+            "training has not seen"
+        )
     errors = evaluation.prediction_error(
         ensemble,
         policy=_policy(policy, ensemble.task, seed),
@@ -164,7 +178,7 @@ def evaluate(
 def generate(
     model: Model,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    agents: Agents = None,
+    agents: Annotated[str | None, typer.Option(help=f"{_WHICH_AGENTS} Default: the first five.")] = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
     policy: Annotated[str, typer.Option(help="plan, mpc, value_iteration, random, test, or a policy file.")] = "plan",
     starts: Annotated[str, typer.Option(help="First states: log, spread (of the log, far apart) or task.")] = "log",
@@ -176,10 +190,11 @@ def generate(
 ) -> None:
     """Write synthetic trajectories of some agents, made in their simulators."""
     from persim_gym import generate as generate_log
+    from persim_gym import load
     from persim_gym.generation import POLICIES
 
     storage.check_target(out)
-    ensemble = _ensemble(model)
+    ensemble = load(model)
     chosen = _agents(agents, ensemble.agent_labels)
     log = generate_log(
         ensemble,
@@ -194,7 +209,7 @@ def generate(
         progress=not quiet,
     )
     log.save(out)
-    _console.print(f"{log}\nwritten to {out}", highlight=False)
+    _console.print(f"{log}\nwritten to {out}")
 
 
 @app.command()
@@ -206,22 +221,22 @@ def models() -> None:
     for path, header in installed_models():
         config, provenance = header["config"], header["provenance"]
         error = provenance.get("validation_rmse")
+        task, name = header["task"], path.stem
         rows.append(
             (
-                path.stem,
-                header["task"],
+                name if name == task else f"{name} ({task})",
                 str(header["num_agents"]),
                 str(config["num_members"]),
                 str(config["rank"]),
                 str(provenance.get("data", {}).get("policy", "?")),
                 str(config["epochs"]),
-                "–" if error is None else f"{error:.3g}",
+                "–" if error is None else f"{error:.2g}",
                 "shipped" if path.parent == SHIPPED_MODELS else "installed",
             )
         )
-    columns = ("name", "task", "agents", "members", "rank", "data", "epochs", "RMSE", "where")
+    columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step RMSE", "where")
     _console.print(table("models", columns, rows))
-    _console.print(f"model home: {model_home()}", highlight=False)
+    _console.print(f"model home: {model_home()}")
 
 
 @app.command()
@@ -257,7 +272,7 @@ def main() -> None:
     try:
         app()
     except (PerSimError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -285,13 +300,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(f"{number:g}" for number in value)
     return str(value)
-
-
-def _ensemble(model: Path) -> Any:
-    from persim_gym import Ensemble
-    from persim_gym.registration import find_model
-
-    return Ensemble.load(model if model.exists() or model.suffix else find_model(str(model)))
 
 
 def _policy(policy: str, task: Any, seed: int) -> Any:

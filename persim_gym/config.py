@@ -41,7 +41,9 @@ class PerSimConfig:
     """Members trained, of which the ``num_members`` with the lowest free-running error are kept
     (`persim_gym.selection`); 0 trains as many as are kept, as the paper does."""
     epochs: int = 300
+    """Passes over the log."""
     batch_size: int = 256
+    """Transitions of a step of the optimizer, for each member."""
     max_steps_per_epoch: int = 0
     """Steps of the optimizer beyond which an epoch of a longer log takes larger batches instead; 0 for no limit."""
     learning_rate: float = 1e-3
@@ -179,8 +181,8 @@ def get_config(config: str | PerSimConfig | None, task_name: str) -> PerSimConfi
         return config
     if config is not None and not isinstance(config, str):
         raise InvalidArgumentError(
-            f"config={config!r} must be a name or a PerSimConfig; get_config(None, {task_name!r}).with_changes(rank=3) "
-            "changes a setting of the task's own"
+            f"config={config!r} must be a name or a PerSimConfig; to change a setting of the task's own: "
+            f"persim_gym.config.get_config(None, {task_name!r}).with_changes(rank=3)"
         )
     names = (f"{task_name}+", task_name, "default") if config is None else (config,)
     for name in names:

@@ -283,7 +283,16 @@ class Trajectories:
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectories:
-        """Open a file written by `save`; columns are memory-mapped, so the log may be larger than memory."""
+        """Open a file written by `save`.
+
+        Columns are memory-mapped, so a log larger than memory can be opened, though not trained on.
+
+        Raises:
+            MissingFileError: there is no such file.
+            FileFormatError: damaged, of a newer format, or not a log.
+            InvalidDataError: what it holds is no log.
+
+        """
         arrays, document = storage.read(path, _KIND)
         missing = [name for name in (*_COLUMNS, "episode_starts") if name not in arrays]
         if missing:

@@ -40,7 +40,9 @@ def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, lab
     if agent is not None and agents is None:
         return np.array([find_agent(agent, labels)], np.int64)
     if agents is None or agent is not None:
-        raise InvalidArgumentError("give either agent or agents")
+        raise InvalidArgumentError(
+            "give agent=, an index or a label, or agents=, a list of them, and only one of the two"
+        )
     if isinstance(agents, str) or not isinstance(agents, Iterable):
         raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels; one is given as agent=")
     return np.array([find_agent(one, labels) for one in agents], np.int64)

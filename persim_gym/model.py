@@ -222,7 +222,8 @@ class Ensemble:
         if self.covariates is None or not np.isfinite(self.covariates[index]).all():
             raise InvalidArgumentError(
                 f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this ensemble, so its true "
-                "system is unknown; give them (covariates=...)"
+                "system is unknown; give them (covariates=...), or measure along a log (persim_gym.log_error, "
+                "persim-gym evaluate --log)"
             )
         return self.covariates[index]
 

@@ -103,8 +103,14 @@ def find_model(name: str) -> Path:
     """
     spec = registry.get(f"PerSim-{name}-v0")
     if spec is None:
-        raise UnknownNameError(f"no model named {name!r}; `persim-gym models` lists those there are")
+        raise UnknownNameError(f"no model, and no file, is named {name!r}; `persim-gym models` lists the models")
     return Path(spec.kwargs["model"])
+
+
+def model_file(model: str | Path) -> Path:
+    """Return a file as it is, or that of the model of this name."""
+    path = Path(model)
+    return path if path.exists() or path.suffix or len(path.parts) > 1 else find_model(str(model))
 
 
 def _model_files() -> Iterator[Path]:

@@ -133,7 +133,7 @@ def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any],
             f"{path} has format {version}; this persim-gym reads up to {FORMAT_VERSION}: upgrade persim-gym"
         )
     if found_kind != kind:
-        raise FileFormatError(f"{path} holds {found_kind}, but {kind} was asked for")
+        raise FileFormatError(f"{path} is a file of kind {found_kind!r}; one of kind {kind!r} is needed here")
     if size < 8 + length + end:
         raise FileFormatError(f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again")
     return document, entries, 8 + length

@@ -50,9 +50,10 @@ def fit(
 ) -> Ensemble:
     """Learn one simulator for all agents of a log.
 
-    First a part of the transitions is held out, drawn at random, to measure the one-step validation error; then
-    (``refit``) the ensemble is trained anew on all of them, as the paper's is. Last the posterior of the agents'
-    factors is inferred; where the configuration says ``refit_factors``, its means take the factors' place.
+    First a random part of the transitions is held out, to measure the one-step validation error. With ``refit``, the
+    ensemble is then trained again on all transitions, as the paper's is, which about doubles the time;
+    ``validation_fraction=0`` trains once. Last the posterior of the agents' factors is inferred; if the configuration
+    says ``refit_factors``, its means replace the trained factors.
 
     Args:
         trajectories: the log.
@@ -67,6 +68,9 @@ def fit(
         device: "auto", "cpu", "cuda", … .
         checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         progress: whether to show a progress bar.
+
+    Returns:
+        The ensemble; its ``provenance`` has its errors, the time it took and versions.
 
     Raises:
         InvalidDataError: the log does not fit the task.

@@ -9,10 +9,11 @@ N       agents
 D       observation coordinates
 A       action coordinates (continuous) or number of actions (discrete)
 C       candidate action sequences of a planner
-E       environments planned for at once
+E       episodes of a log, or environments planned for at once
 H       planning or prediction horizon, in steps
-K       covariates
-L       latent factors (the rank r of the factorization)
+K       covariates; in CaDM, transitions that tell the context
+P       particles of CaDM's planner
+r       latent factors, the rank of the factorization
 T       transitions of a log
 ======  ==================================================================
 """

@@ -225,7 +225,7 @@ def change_header(path, **changes):
         ("not a file of persim-gym", lambda path: path.write_text("observation,action\n0.1,1\n" * 20)),
         ("not a file of persim-gym", lambda path: save_file(load_file(path), path)),
         ("upgrade persim-gym", lambda path: change_header(path, format_version=storage.FORMAT_VERSION + 1)),
-        ("holds trajectories, but ensemble", lambda path: change_header(path, kind="trajectories")),
+        ("of kind 'trajectories'; one of kind 'ensemble'", lambda path: change_header(path, kind="trajectories")),
         ("missing or has the wrong shape", lambda path: change_header(path, task="MountainCar")),
         ("missing or has the wrong shape", lambda path: change_header(path, num_agents=4, agent_labels=None)),
         ("damaged", lambda path: change_header(path, config=...)),
@@ -270,7 +270,12 @@ def test_damaged_logs(tmp_path, column):
     with pytest.raises(errors.PerSimError, match="agent indices"):
         Trajectories.load(path)
     shutil.copy(persim_gym.registration.SHIPPED_MODELS / "CartPole.persim", path)
-    refuses(errors.FileFormatError, ValueError, "holds ensemble, but trajectories", lambda: Trajectories.load(path))
+    refuses(
+        errors.FileFormatError,
+        ValueError,
+        "of kind 'ensemble'; one of kind 'trajectories'",
+        lambda: Trajectories.load(path),
+    )
 
 
 @pytest.mark.parametrize("call", [persim_gym.load, persim_gym.register_ensemble, Trajectories.load])

@@ -94,10 +94,14 @@ def test_models_lists_the_installed_one(workshop):
     [
         (["collect", "Pendulum", "--out", "x"], "unknown task 'Pendulum'"),
         (["train", "missing.safetensors", "--out", "x.persim"], "missing.safetensors"),
-        (["train", "small.persim", "--out", "x.persim"], "holds ensemble, but trajectories was asked for"),
+        (
+            ["train", "small.persim", "--out", "x.persim"],
+            "one of kind 'trajectories' is needed",
+        ),
         (["train", "log.safetensors", "--out", "x.persim", "--rank", "many"], "--rank 'many'"),
-        (["evaluate", "log.safetensors"], "holds trajectories, but ensemble was asked for"),
+        (["evaluate", "log.safetensors"], "is a file of kind 'trajectories'; one of kind 'ensemble' is needed"),
         (["evaluate", "NoSuchModel"], "persim-gym models"),
+        (["train", "[/b]", "--out", "x.persim"], "[/b]"),  # no markup
         (["evaluate", "small.persim", "--agents", "three", "--policy", "random"], "labels are '0', '1', '2', '3', '4'"),
         (["evaluate", "small.persim", "--agents", "0,,3"], "--agents '0,,3' must look like"),
         (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),

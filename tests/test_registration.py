@@ -46,6 +46,7 @@ def test_shipped_agents_have_ids():
         assert len(ids) == 501 and set(ids) <= set(gymnasium.registry)
         assert json.loads(gymnasium.spec(ids[-1]).to_json())["kwargs"] == {"model": str(path), "agent": 499}
     assert registration.find_model("CartPole") == SHIPPED
+    assert persim_gym.load("CartPole").agent_labels == persim_gym.load(SHIPPED).agent_labels
     with pytest.raises(errors.UnknownNameError, match="Nobody"):
         registration.find_model("Nobody")
 

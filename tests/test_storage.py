@@ -110,7 +110,7 @@ def test_a_newer_format_says_upgrade(path):
 
 def test_another_kind_is_refused(path):
     """The message names both kinds."""
-    with pytest.raises(errors.FileFormatError, match=r"holds thing, but ensemble"):
+    with pytest.raises(errors.FileFormatError, match="of kind 'thing'; one of kind 'ensemble'"):
         storage.read(path, "ensemble")
 
 

@@ -26,10 +26,10 @@ class PersonalizedEnv(TaskEnv):
     """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
 
     Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
-    system's. A task without start states of its own starts in the first states of the log. What members say together
-    is kept within the observation space (`Simulator.step` keeps each of them there where the settings say so, which
-    differs next to a bound); if the model diverges to something that is not finite, the episode is truncated there and
-    ``info["diverged"]`` says so.
+    system's. A task without start states of its own starts in the first states of the log. The aggregate of
+    the members is kept within the observation space. (`Simulator.step` clips each member instead, and only if the
+    settings say so; the two differ next to a bound.) If a prediction is not finite, the episode is truncated and
+    ``info["diverged"]`` is True.
 
     ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
     ``reset(options={"state": observation})`` starts from any observed state.

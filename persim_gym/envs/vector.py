@@ -54,6 +54,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     * "disabled": `step` refuses until ``reset(options={"reset_mask": mask})`` has reset it.
 
     Simulated states are kept within the observation space; an environment whose model diverges is truncated.
+    ``info["disagreement"]`` (B, D) is the members' standard deviation, and ``info["_disagreement"]`` (B,) says where it
+    means anything.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": autoreset_metadata("next_step")}

@@ -126,8 +126,11 @@ class Task:
     action_space: spaces.Discrete | spaces.Box
     """Discrete from 0 on, or a Box with one axis (A,)."""
     max_episode_steps: int
+    """Steps after which an episode is truncated."""
     reward: RewardFn = TO_LEARN
+    """(observations (…, D), actions (…) or (…, A), next_observations (…, D)) -> (…), of NumPy arrays and of tensors."""
     terminated: TerminationFn = TO_LEARN
+    """next_observations (…, D) -> (…) booleans, of NumPy arrays and of tensors."""
     observation_names: tuple[str, ...] = ()
     """(D,); "observation 0", … if not given."""
     planning_objective: PlanningObjective = cast(Any, None)
@@ -137,14 +140,17 @@ class Task:
     grid_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """(low (D,), high (D,)) of the states that value iteration covers; those of the observation space if not given."""
     covariates: tuple[Covariate, ...] = ()
+    """What agents differ in, in the order of every array of covariates."""
     test_agents: tuple[tuple[float, ...], ...] = ()
     """Covariates of the agents every collected log begins with, agents 0, 1, …"""
     policy_training_agents: tuple[tuple[float, ...], ...] = ()
+    """Covariates of the agents that the shipped logging policies were trained on."""
     make_system: Callable[[FloatArray], System] | None = None
     """Covariates (B, K) -> the true system of B copies."""
     make_renderer: Callable[[FloatArray, str], Renderer] | None = None
     """(covariates (K,), render mode) -> renderer."""
     render_fps: int = 50
+    """Pictures a second."""
     reference: str | None = None
     """Where a process that does not know the task imports it from: "module:attribute". Kept in the files of ensembles,
     so that they can be loaded there although functions are in no file."""
