@@ -273,7 +273,7 @@ def test_damaged_logs(tmp_path, column):
     refuses(
         errors.FileFormatError,
         ValueError,
-        "of kind 'ensemble'; one of kind 'trajectories'",
+        "one of kind 'trajectories'",
         lambda: Trajectories.load(path),
     )
 

@@ -247,9 +247,7 @@ def test_drawn_actions_are_drawn_as_the_policy_says(policy):
 
 def test_a_file_of_another_policy_is_refused(policy, tmp_path):
     policy.save(tmp_path / "one.policy")
-    with pytest.raises(
-        FileFormatError, match="of kind 'a policy of MOReL'; one of kind 'a policy of BCQ or CQL' is needed"
-    ):
+    with pytest.raises(FileFormatError, match="'a policy of MOReL'; one of kind 'a policy of BCQ or CQL' is needed"):
         OfflinePolicy.load(tmp_path / "one.policy")
     with pytest.raises(FileFormatError, match="is of task CartPole, not of MountainCar"):
         MOReLPolicy.load(tmp_path / "one.policy", task="MountainCar")
