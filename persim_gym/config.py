@@ -116,8 +116,8 @@ class PerSimConfig:
         return cls().with_changes(**document)
 
 
-_MOUNTAIN_CAR = PerSimConfig(rank=3, normalize=False, batch_size=512, halve_learning_rate_every=0)
-_CART_POLE = PerSimConfig(rank=5, normalize=False, batch_size=64, halve_learning_rate_every=0)
+_MOUNTAIN_CAR = PerSimConfig(rank=3, normalize=False, batch_size=512)
+_CART_POLE = PerSimConfig(rank=5, normalize=False, batch_size=64)
 _HALF_CHEETAH = PerSimConfig(rank=15, state_hidden=(512,) * 4, action_hidden=(512, 512), batch_size=1024)
 
 CONFIGS: dict[str, PerSimConfig] = {
