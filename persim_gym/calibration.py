@@ -23,7 +23,7 @@ from persim_gym.factors import factor_moments
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
 from persim_gym.simulator import Simulator
-from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.types import BoolArray, FloatArray, IntArray, NumberedLabels
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the intervals that calibration measures."""
@@ -106,6 +106,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
         InvalidDataError: the log does not fit the ensemble's task, or is too short to calibrate with.
 
     """
+    draws = whole_number("draws", draws)
     posterior = ensemble.known_posterior()
     check_log(trajectories, ensemble.task)
     rng = np.random.default_rng(seed)
@@ -149,7 +150,9 @@ def _predict(
     paths = Simulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
     paths = paths.reshape(-1, draws, rows, *paths.shape[2:]).astype(np.float64)
     steps = np.arange(1, members.shape[2] + 1)[:, None]
-    noise = posterior.prior.noise.mean(0) * ensemble.normalizer.change_scale**2 * steps  # a sum of independent errors
+    noise = (
+        posterior.prior.noise_of_predictions.mean(0) * ensemble.normalizer.change_scale**2 * steps
+    )  # a sum of independent errors
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
         return members.mean(0), np.sqrt(paths.var(axis=(0, 1)) + noise)
 
@@ -157,9 +160,14 @@ def _predict(
 def _with_factors(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
     """Return an ensemble whose agents have the factors (M, n, r)."""
     weight = (factors - ensemble.parameters["agent.bias"][:, None]).astype(np.float32)
-    labels = tuple(str(index) for index in range(factors.shape[1]))
-    parameters = {**ensemble.parameters, "agent.weight": weight}
-    return replace(ensemble, parameters=parameters, agent_labels=labels, covariates=None, posterior=None)
+    return replace(
+        ensemble,
+        parameters={**ensemble.parameters, "agent.weight": weight},
+        agent_labels=NumberedLabels(factors.shape[1]),
+        covariates=None,
+        posterior=None,
+        outcomes={},  # of other agents; predictions of states need none
+    )
 
 
 def _with_agents(ensemble: Ensemble, posterior: FactorPosterior) -> Ensemble:

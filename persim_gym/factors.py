@@ -16,7 +16,7 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
 from persim_gym.gradients import agent_features
-from persim_gym.model import Ensemble
+from persim_gym.model import Ensemble, varies
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.types import FloatArray, IntArray
 
@@ -61,7 +61,9 @@ def refit_factors(
         )
     sample = np.unique(np.linspace(0, ensemble.num_agents - 1, _AGENTS_AT_ONCE).astype(np.int64))
     moments = factor_moments(ensemble, trajectories, rows, agents=sample, device=device)
-    prior = Prior.estimate(moments, ensemble.agent_factors(sample))
+    states = np.asarray(trajectories.observations, np.float64)
+    telling = varies(np.asarray(trajectories.next_observations, np.float64) - states, states)
+    prior = Prior.estimate(moments, ensemble.agent_factors(sample), telling)
     if len(sample) == ensemble.num_agents:
         posterior = FactorPosterior.of(prior, moments)
     else:
@@ -175,7 +177,8 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     count = whole_number("count", count)
     posterior, index = ensemble.known_posterior(), ensemble.agent_index(agent)
     means, _ = posterior.solve(np.arange(ensemble.num_agents))
-    weight = posterior.information.sum(1) / max(int(posterior.num_transitions.sum()), 1)
+    seen = posterior.num_transitions > 0  # what covariates say of an agent is no transition
+    weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions.sum()), 1)
     difference = means - means[:, [index]]
     squared = (
         np.einsum("mni,mij,mnj->mn", difference, weight, difference, optimize=True) / ensemble.task.observation_size

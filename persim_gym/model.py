@@ -17,7 +17,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStat
 from persim_gym.labels import find_agent, find_agents
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
-from persim_gym.types import FloatArray, NumberedLabels
+from persim_gym.types import BoolArray, FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator
@@ -53,13 +53,23 @@ class Normalizer:
         """Return mean and unbiased deviation over all transitions (T, D); a constant coordinate keeps scale 1."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        return cls(states.mean(0), spread(states), changes.mean(0), spread(changes))
+        return cls(states.mean(0), spread(states), changes.mean(0), spread(changes, states))
 
 
-def spread(values: FloatArray) -> FloatArray:
-    """Return the unbiased deviation (D,) of values (T, D), 1 for a constant coordinate."""
-    deviation = values.std(axis=0, ddof=min(1, len(values) - 1))
-    return np.where(deviation > 1e-12, deviation, 1.0)
+def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
+    """Return the unbiased deviation (D,) of values (T, D), 1 for a coordinate that does not vary (see `varies`)."""
+    return np.where(varies(values, values if states is None else states), _deviation(values), 1.0)
+
+
+def varies(values: FloatArray, states: FloatArray) -> BoolArray:
+    """Return which coordinates (D,) of values (T, D) differ by more than the rounding of float32 states (T, D)."""
+    rounding = np.finfo(np.float32).eps * np.abs(states).max(axis=0)
+    return _deviation(values) > np.maximum(rounding, np.finfo(np.float32).tiny)
+
+
+def _deviation(values: FloatArray) -> FloatArray:
+    """Return the unbiased deviation (D,) of values (T, D)."""
+    return values.std(axis=0, ddof=min(1, len(values) - 1))
 
 
 @dataclass(frozen=True)

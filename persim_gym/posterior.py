@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from persim_gym.types import FloatArray, IntArray
+from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _ITERATIONS = 30
 _FIRST_SPREAD = 0.3
@@ -48,13 +48,26 @@ class Prior:
     covariance: FloatArray
     """(M, r, r)."""
     noise: FloatArray
-    """(M, D): variance of a change around the model's."""
+    """(M, D): variance of a change around the model's; infinite for a coordinate that says nothing of the factors."""
 
     @classmethod
-    def estimate(cls, moments: Moments, factors: FloatArray) -> Prior:
-        """Return the most likely prior and noise for the agents' moments, beginning at their factors (M, N, r)."""
-        members = [_estimate_member(moments, factors, member) for member in range(len(factors))]
+    def estimate(cls, moments: Moments, factors: FloatArray, telling: BoolArray) -> Prior:
+        """Return the most likely prior and noise for the agents' moments.
+
+        Args:
+            moments: of a sample of agents.
+            factors: (M, N, r) of these agents, to begin with.
+            telling: (D,) which coordinates have a say: those whose changes differ (`persim_gym.model.varies`). One that
+                always changes alike is fitted best by no factors at all, and would draw them there.
+
+        """
+        members = [_estimate_member(moments, factors, telling, member) for member in range(len(factors))]
         return cls(*(np.stack(parts) for parts in zip(*members, strict=True)))
+
+    @property
+    def noise_of_predictions(self) -> FloatArray:
+        """(M, D): the noise, none for a coordinate that says nothing of the factors."""
+        return np.where(np.isfinite(self.noise), self.noise, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,16 +192,16 @@ def solve(
     return mean + np.einsum("...ij,...j->...i", posterior, surprise), posterior
 
 
-def _estimate_member(moments: Moments, factors: FloatArray, member: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _estimate_member(
+    moments: Moments, factors: FloatArray, telling: BoolArray, member: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return mean (r,), covariance (r, r) and noise (D,) of one member."""
     grams, products, squares = moments.grams[member], moments.products[member], moments.squares[member]
     means = np.asarray(factors[member], np.float64)
     total = max(int(moments.counts.sum()), 1)
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
     mean_squares = squares.sum(0) / total
-    # A coordinate that never changes is most likely with no noise and no factors: it has no say in either.
-    changes = mean_squares > 0
-    least_noise = _LEAST_SPREAD**2 * np.where(changes, np.maximum(mean_squares, _TINY), 1.0)
+    least_noise = _LEAST_SPREAD**2 * np.maximum(mean_squares, _TINY)
 
     def maximize(means: FloatArray, covariances: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the prior and the noise that are most likely given the agents' posteriors."""
@@ -197,16 +210,15 @@ def _estimate_member(moments: Moments, factors: FloatArray, member: int) -> tupl
         centred = means - mean
         covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means)
         residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
-        noise = np.maximum(residual.sum(0) / total, least_noise)
+        noise = np.where(telling, np.maximum(residual.sum(0) / total, least_noise), np.inf)
         return mean, covariance + _LEAST_SPREAD**2 * size, noise
 
     # The factors may all be alike to begin with, from where expectation maximization would not come away.
     alike = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
     mean, covariance, noise = maximize(means, alike)
     for _ in range(_ITERATIONS):
-        precision = changes / noise
-        information = np.einsum("ndij,d->nij", grams, precision)
-        weighted = np.einsum("ndi,d->ni", products, precision)
+        information = np.einsum("ndij,d->nij", grams, 1 / noise)
+        weighted = np.einsum("ndi,d->ni", products, 1 / noise)
         means, covariances = solve(mean, covariance, information, weighted)
         mean, covariance, noise = maximize(means, covariances)
     return mean, covariance, noise

@@ -56,7 +56,7 @@ def refit_in_turns(
             further = {name: head[name] + np.float32(momentum) * (head[name] - before[name]) for name in head}
             ensemble = replace(ensemble, parameters={**ensemble.parameters, **further})
             ensemble = refit_factors(ensemble, trajectories, rows=rows, device=device)
-            noise = ensemble.known_posterior().prior.noise
+            noise = ensemble.known_posterior().prior.noise_of_predictions
             ensemble = refit_state_head(ensemble, trajectories, rows=rows, device=device)
             before, head = head, _head(ensemble)
             bar.advance(f"noise {np.sqrt(noise.mean()):.3e}")

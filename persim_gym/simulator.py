@@ -332,7 +332,7 @@ class Simulator:
             features = agent_features(parameters, stacked, moves).double().cpu().numpy()
         spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
         of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, spread, features, optimize=True)
-        variance = (of_factor + posterior.prior.noise[:, None]).mean(0)
+        variance = (of_factor + posterior.prior.noise_of_predictions[:, None]).mean(0)
         return variance * self.ensemble.normalizer.change_scale**2
 
     def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[FloatArray, np.ndarray]:

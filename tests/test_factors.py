@@ -11,6 +11,7 @@ from test_storage import rewrite_header
 
 import persim_gym
 from persim_gym import errors, factors, nearest_agents, personalize, refit_factors, update
+from persim_gym.model import Normalizer, varies
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import Task
 
@@ -81,7 +82,7 @@ def test_prior_and_noise_of_a_known_population_are_found():
         (changes**2).sum(1)[None],
         np.full(2000, 10),
     )
-    prior = Prior.estimate(moments, np.ones((1, 2000, 2)))
+    prior = Prior.estimate(moments, np.ones((1, 2000, 2)), np.ones(1, bool))
     np.testing.assert_allclose(prior.mean[0], mean, atol=0.06)
     np.testing.assert_allclose(prior.covariance[0], covariance, atol=0.06)
     np.testing.assert_allclose(prior.noise[0], noise, rtol=0.05)
@@ -332,6 +333,43 @@ def test_a_coordinate_that_lives_on_its_bounds_or_never_changes_hides_nothing(co
         moved = grown.simulator(agent).step([[0.0, 0.0]], [1]).next_observations[0, 0]
         assert moved == pytest.approx(gain, abs=0.2), agent
     assert nearest_agents(grown, "strong", 2)[0][0] in ("1.5", "2.0")
+
+
+def test_a_coordinate_that_always_changes_alike_says_nothing_of_factors():
+    """A constant column, and a clock, beside one that the factors move: prior and posterior are as without them."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(1.0, 0.4, (1, 60, 2))
+    features = rng.normal(size=(60, 25, 2))
+    changes = np.einsum("ntr,nr->nt", features, true[0]) + rng.normal(size=(60, 25))
+    grams, products = np.einsum("ntr,nts->nrs", features, features), np.einsum("ntr,nt->nr", features, changes)
+    squares = np.square(changes).sum(1)
+    alone = Moments(grams[None, :, None], products[None, :, None], squares[None, :, None], np.full(60, 25))
+    beside = Moments(
+        np.stack([grams] * 2, 1)[None],
+        np.stack([products, 0 * products], 1)[None],
+        np.stack([squares, 0 * squares], 1)[None],
+        np.full(60, 25),
+    )
+    found = []
+    for moments, telling in ((alone, [True]), (beside, [True, False])):
+        prior = Prior.estimate(moments, np.ones((1, 60, 2)), np.array(telling))
+        found.append(FactorPosterior.of(prior, moments).solve(range(60))[0])
+        assert prior.noise_of_predictions[0, 0] == pytest.approx(1, rel=0.1)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+    assert prior.noise_of_predictions[0, 1] == 0
+    slope = (found[0] * true).sum() / np.square(true).sum()
+    assert slope == pytest.approx(1, abs=0.05)
+
+
+def test_rounding_is_no_variation():
+    """A clock in steps of a tenth, a constant, one that moves: in float32, as logs are kept."""
+    clock = np.arange(200, dtype=np.float64) * 0.1
+    moving = np.random.default_rng(0).normal(size=200)
+    before = np.column_stack([clock, np.full(200, 0.3), moving]).astype(np.float32).astype(np.float64)
+    after = np.column_stack([clock + 0.1, np.full(200, 0.3) + 2e-8, -moving]).astype(np.float32).astype(np.float64)
+    assert varies(before, before).tolist() == [True, False, True]
+    assert varies(after - before, before).tolist() == [False, False, True]
+    assert Normalizer.of(before, after).change_scale[:2].tolist() == [1, 1]
 
 
 def test_a_log_in_which_nothing_changes():

@@ -84,9 +84,13 @@ class Scaling:
 
     @classmethod
     def of(cls, values: Tensor) -> Scaling:
-        """Return mean and deviation over the columns of values (size, T); a constant row keeps scale 1."""
+        """Return mean and deviation over the columns of values (size, T); a row that is constant keeps scale 1.
+
+        Float32 values that differ by no more than their rounding count as constant.
+        """
         deviation = values.double().std(dim=1, keepdim=True, unbiased=False)
-        scale = torch.where(deviation > 1e-10, deviation, torch.ones_like(deviation))
+        rounding = torch.finfo(torch.float32).eps * values.double().abs().amax(dim=1, keepdim=True)
+        scale = torch.where(deviation > rounding.clamp(min=1e-10), deviation, torch.ones_like(deviation))
         return cls(values.double().mean(dim=1, keepdim=True).float(), scale.float())
 
     def __call__(self, values: Tensor) -> Tensor:
