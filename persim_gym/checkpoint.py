@@ -66,7 +66,7 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         arrays, document = storage.read(self.path, _KIND)
-        wanted = json.loads(json.dumps(dict(self.identity)))
+        wanted = json.loads(storage.to_json(dict(self.identity)))
         different = ", ".join(key for key in wanted if document.get(key) != wanted[key])
         if different:
             raise FileFormatError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +54,10 @@ def collect(
 def train(
     data: Annotated[Path, typer.Argument(help="Trajectories written by `collect` or Trajectories.save.")],
     out: Annotated[Path, typer.Option(help="File to write, suffix .persim.")],
-    task: Annotated[str | None, typer.Option(help="Task of the log, if it names none.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help='Task of the log, if it names none; "module:attribute" for one of your own.'),
+    ] = None,
     config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
     rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
@@ -74,12 +76,16 @@ def train(
 ) -> None:
     """Learn one simulator for all agents of a log. An interrupted training goes on when called again."""
     from persim_gym import Trajectories, fit, register_ensemble
-    from persim_gym.registration import SHIPPED_MODELS, find_model
+    from persim_gym.registration import SHIPPED_MODELS, find_model, installed_file
 
-    storage.check_target(out)
+    _check_output(out, data)
+    log = Trajectories.load(data)
+    own = None if task is None or ":" not in task else _own_task(task)
+    if install:
+        installed_file(name or (own.name if own else task or log.task or ""))
     ensemble = fit(
-        Trajectories.load(data),
-        task=task,
+        log,
+        task=own or task,
         config=config,
         rank=_rank(rank),
         epochs=epochs,
@@ -128,7 +134,7 @@ def evaluate(
     from persim_gym import Trajectories, evaluation, load, log_error
 
     if json_path is not None:
-        storage.check_target(json_path)
+        _check_output(json_path, model, log)
     ensemble = load(model)
     chosen = _agents(agents, ensemble.agent_labels)
     if log is not None:
@@ -193,7 +199,7 @@ def generate(
     from persim_gym import load
     from persim_gym.generation import POLICIES
 
-    storage.check_target(out)
+    _check_output(out, model)
     ensemble = load(model)
     chosen = _agents(agents, ensemble.agent_labels)
     log = generate_log(
@@ -278,12 +284,28 @@ def main() -> None:
         sys.exit(130)
 
 
+def _check_output(out: Path, *inputs: Path | None) -> None:
+    """Refuse a file that cannot be written, or that would take the place of what is read."""
+    storage.check_target(out)
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and path.samefile(out):
+            raise InvalidArgumentError(f"{out} is read, and would be overwritten: give another file to write to")
+
+
+def _own_task(reference: str) -> Any:
+    """Import a task by "module:attribute"; a module in the current folder is found, too."""
+    from persim_gym.tasks import import_task
+
+    sys.path.insert(0, "")
+    return import_task(reference)
+
+
 def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
     """Write what was measured, and of what, as JSON."""
     records = {
         "command": " ".join(["persim-gym", *sys.argv[1:]]), "provenance": dict(ensemble.provenance), **measured
     }  # fmt: skip
-    storage.write_text(path, json.dumps(records, indent=2) + "\n")
+    storage.write_text(path, storage.to_json(records, indent=2) + "\n")
 
 
 def _print_rows(title: str, rows: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories
 from persim_gym.logging_policies import logging_policy
-from persim_gym.policies import as_policy
+from persim_gym.policies import as_policy, rows_of_state
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray, Policy
 
@@ -86,7 +86,7 @@ def _run(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Gene
         if len(going) < len(running):
             running, observations = running[going], observations[going]
             system = system.branch(going)
-            state = None if state is None else state[going]
+            state = rows_of_state(state, going)
     return in_episode_order(records)
 
 

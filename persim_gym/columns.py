@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from gymnasium import spaces
 
 _CHUNK = 1_000_000
+_LEAST_RESOLUTION = 4
+"""Steps of float32 that a coordinate's usual change must span."""
 
 
 def numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
@@ -69,6 +72,9 @@ def action_column(actions: Any, count: int) -> FloatArray | IntArray:
     if array.ndim == 1 and array.dtype.kind in "iu":
         if len(array) != count:
             raise InvalidDataError(f"actions has {len(array)} rows, observations has {count}")
+        wrong = np.flatnonzero((array < 0) | (array >= 2**31))
+        if len(wrong):
+            raise InvalidDataError(f"action {array[wrong[0]]} in row {wrong[0]}: number discrete actions from 0 on")
         return array.astype(np.int64)
     if array.ndim == 1:
         raise InvalidDataError(
@@ -86,15 +92,38 @@ def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tupl
     if labels is not None:
         if array.dtype.kind not in "iu":
             raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
+        check_agent_indices(array, len(labels))
         return array.astype(np.int32), tuple(str(label) for label in labels)
-    missing = np.array([agent is None or agent != agent for agent in array.tolist()], bool)
-    if missing.any():
-        raise InvalidDataError(f"agents has no value in row {int(np.flatnonzero(missing)[0])}")
+    if array.dtype.kind == "O":  # of several types, perhaps, which have no order
+        return _numbered(array.tolist())
+    missing = np.flatnonzero(array != array)
+    if len(missing):
+        raise InvalidDataError(f"agents has no value in row {missing[0]}")
     unique, first, inverse = np.unique(array, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(unique), np.int32)
     rank[order] = np.arange(len(unique))
     return rank[inverse], tuple(str(label) for label in unique[order])
+
+
+def check_agent_indices(indices: IntArray, count: int) -> None:
+    """Raise `InvalidDataError` unless the rows' agents (T,) are indices of so many agents."""
+    if indices.min() < 0 or indices.max() >= count:
+        raise InvalidDataError(
+            f"agent indices run from {indices.min()} to {indices.max()}, but there are {count} agents"
+        )
+
+
+def _numbered(agents: list[Any]) -> tuple[IntArray, tuple[str, ...]]:
+    """Number agents of any type in the order in which they appear."""
+    places: dict[Any, int] = {}
+    indices = np.empty(len(agents), np.int32)
+    for row, agent in enumerate(agents):
+        unequal = agent != agent  # so is NaN to itself; of pandas' NA it is not known
+        if agent is None or not isinstance(unequal, (bool, np.bool_)) or unequal:
+            raise InvalidDataError(f"agents has no value in row {row}")
+        indices[row] = places.setdefault(agent, len(places))
+    return indices, tuple(map(str, places))
 
 
 def first_rows(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
@@ -140,6 +169,15 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
             f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
             "give next_observations, or leave the row out"
         )
+    lost = int(columns["terminated"][last].sum())
+    if lost:
+        warnings.warn(
+            f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
+            "are dropped, so that no transition is terminal: give next_observations or, if it is the marked row's own "
+            "state that is terminal, mark the row before it",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     kept = np.ones(count, bool)
     kept[last] = False
     successors = columns["observations"][np.flatnonzero(kept) + 1]
@@ -170,6 +208,39 @@ def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: An
             f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space, from "
             f"{np.asarray(low).tolist()} to {np.asarray(high).tolist()}: correct it, or widen the space"
         )
+
+
+def check_resolution(name: str, given: Any, following: Any) -> None:
+    """Raise `InvalidDataError` where float32, which columns are kept in, is too coarse for what changes.
+
+    Args:
+        name: of the column.
+        given: (T, D) as the user gave it.
+        following: (T, D) the same after the action; the rows after those of ``given`` if None.
+
+    """
+    states = np.asarray(given)
+    if states.dtype == np.float32 or states.ndim != 2 or states.dtype.kind not in "fiu" or len(states) < 2:
+        return
+    states = states.astype(np.float64)
+    after = states[1:] if following is None else np.asarray(following, np.float64)
+    if after.shape != states[: len(after)].shape:
+        return
+    for column, (values, moves) in enumerate(
+        zip(states[: len(after)].T, (after - states[: len(after)]).T, strict=True)
+    ):
+        moving = moves != 0
+        if not moving.any() or (values == values.astype(np.float32)).all():
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused elsewhere
+            coarse = np.spacing(np.abs(values[moving]).astype(np.float32)).astype(np.float64)
+            told = float(np.median(np.abs(moves[moving]) / coarse))
+        if told < _LEAST_RESOLUTION:
+            raise InvalidDataError(
+                f"{name} coordinate {column} reaches {np.abs(values).max():.6g} and changes by "
+                f"{np.median(np.abs(moves[moving])):.3g}, but float32, which logs are kept in, has steps of "
+                f"{np.median(coarse):.3g} there: subtract an offset from it"
+            )
 
 
 def check_within(name: str, states: FloatArray, space: spaces.Box, coordinates: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from persim_gym.arguments import finite_number, layer_widths, whole_number
+from persim_gym.arguments import finite_number, layer_widths, whole_number, yes_or_no
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 RANKS = (3, 5, 10, 15, 20, 30)
@@ -72,8 +72,10 @@ class PerSimConfig:
             object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         for name in ("num_candidates", "max_steps_per_epoch", "halve_learning_rate_every", "refit_rounds"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
-        finite_number("learning_rate", self.learning_rate, 0, above=True)
-        finite_number("weight_decay", self.weight_decay, 0)
+        for name in ("normalize", "clip_states", "linear_skip", "refit_factors"):
+            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
+        object.__setattr__(self, "learning_rate", finite_number("learning_rate", self.learning_rate, 0, above=True))
+        object.__setattr__(self, "weight_decay", finite_number("weight_decay", self.weight_decay, 0))
         if not self.state_hidden:
             raise InvalidArgumentError("state_hidden=() needs at least one layer")
         if self.num_candidates and self.num_candidates < self.num_members:
@@ -81,7 +83,8 @@ class PerSimConfig:
                 f"num_candidates={self.num_candidates} must be 0 or at least num_members={self.num_members}"
             )
         if self.huber_threshold is not None:
-            finite_number("huber_threshold", self.huber_threshold, 0, above=True)
+            threshold = finite_number("huber_threshold", self.huber_threshold, 0, above=True)
+            object.__setattr__(self, "huber_threshold", threshold)
         if self.refit_rounds and not self.refit_factors:
             raise InvalidArgumentError(f"refit_rounds={self.refit_rounds} needs refit_factors=True")
         check_precision(self.matmul_precision)

@@ -17,7 +17,9 @@ from persim_gym.columns import (
     agent_indices,
     as_float64,
     check_actions,
+    check_agent_indices,
     check_finite,
+    check_resolution,
     check_starts,
     check_within,
     cut_ends,
@@ -26,13 +28,23 @@ from persim_gym.columns import (
     numbers,
     with_successors,
 )
-from persim_gym.errors import InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.labels import find_agent
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
-_COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+_COLUMNS = {
+    "agents": ("i", (1,)),
+    "observations": ("f", (2,)),
+    "actions": ("if", (1, 2)),
+    "rewards": ("f", (1,)),
+    "next_observations": ("f", (2,)),
+    "terminated": ("b", (1,)),
+    "truncated": ("b", (1,)),
+}
+"""Columns with one entry a transition: NumPy's kinds of their types, and their numbers of axes."""
+_ARRAYS = {**_COLUMNS, "episode_starts": ("i", (1,))}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,7 +123,7 @@ class Trajectories:
             InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition.
 
         """
-        observations = numbers("observations", observations, 2)
+        given, observations = observations, numbers("observations", observations, 2)
         count = len(observations)
         if 0 in observations.shape:
             what = "transition" if count == 0 else "observation coordinate"
@@ -133,6 +145,7 @@ class Trajectories:
             columns, starts = with_successors(columns, starts)
         else:
             columns["next_observations"] = numbers("next_observations", next_observations, 2, count)
+        check_resolution("observations", given, next_observations)
         if truncated is None:
             columns["truncated"] = cut_ends(columns["terminated"], starts)
         log = cls(
@@ -196,7 +209,7 @@ class Trajectories:
     def digest(self) -> str:
         """SHA-256 over all columns: the identity of the data a model was trained on."""
         digest = hashlib.sha256()
-        for name in (*_COLUMNS, "episode_starts"):
+        for name in _ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
@@ -216,17 +229,19 @@ class Trajectories:
             raise InvalidDataError("select at least one agent")
         if len(set(chosen)) != len(chosen):
             raise InvalidDataError(f"agents {list(agents)} name an agent twice")
-        episodes = [episode for agent in chosen for episode in np.flatnonzero(self.episode_agents == agent)]
-        rows = np.concatenate([np.arange(self.episode_starts[e], self.episode_ends[e]) for e in episodes])
-        new_index = np.full(self.num_agents, -1, np.int32)
-        new_index[chosen] = np.arange(len(chosen))
-        columns = {name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS}
-        columns["agents"] = new_index[columns["agents"]]
+        place = np.full(self.num_agents, len(chosen))
+        place[chosen] = np.arange(len(chosen))
+        episodes = np.argsort(place[self.episode_agents], kind="stable")
+        episodes = episodes[: np.isin(self.episode_agents, chosen).sum()]
         lengths = self.episode_lengths[episodes]
+        starts = np.cumsum(lengths) - lengths
+        rows = np.repeat(self.episode_starts[episodes] - starts, lengths) + np.arange(lengths.sum())
+        columns = {name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS}
+        columns["agents"] = place[columns["agents"]].astype(np.int32)
         return replace(
             self,
             **columns,
-            episode_starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+            episode_starts=starts,
             agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
             covariates=None if self.covariates is None else self.covariates[chosen],
         )
@@ -294,16 +309,21 @@ class Trajectories:
 
         """
         arrays, document = storage.read(path, _KIND)
-        missing = [name for name in (*_COLUMNS, "episode_starts") if name not in arrays]
-        if missing:
-            raise InvalidDataError(f"{path} lacks the column {missing[0]!r}")
-        log = cls(
-            **arrays,
-            agent_labels=tuple(document["agent_labels"]),
-            covariate_names=tuple(document["covariate_names"]),
-            task=document["task"],
-            provenance=document["provenance"],
-        )
+        try:
+            log = cls(
+                **{name: arrays[name] for name in _ARRAYS},
+                covariates=arrays.get("covariates"),
+                agent_labels=tuple(map(str, document["agent_labels"])),
+                covariate_names=tuple(document["covariate_names"]),
+                task=document["task"],
+                provenance=dict(document["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged: {error} is missing or of the wrong kind") from error
+        for name, (kinds, axes) in _ARRAYS.items():
+            column = getattr(log, name)
+            if column.dtype.kind not in kinds or column.ndim not in axes:
+                raise FileFormatError(f"{path} is damaged: {name} is of type {column.dtype} and shape {column.shape}")
         log._validate()
         return log
 
@@ -339,11 +359,7 @@ class Trajectories:
         if len(set(self.agent_labels)) != self.num_agents:
             twice = next(label for label in self.agent_labels if self.agent_labels.count(label) > 1)
             raise InvalidDataError(f"agent label {twice!r} is used twice")
-        if self.agents.min() < 0 or self.agents.max() >= self.num_agents:
-            raise InvalidDataError(
-                f"agent indices run from {self.agents.min()} to {self.agents.max()}, but there are "
-                f"{self.num_agents} agents"
-            )
+        check_agent_indices(self.agents, self.num_agents)
         idle = np.flatnonzero(np.bincount(self.agents, minlength=self.num_agents) == 0)
         if len(idle):
             raise InvalidDataError(

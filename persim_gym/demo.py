@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def run_demo(
         "prediction_error": to_records(result.errors),
         "returns": to_records([*result.random, *result.simulator, *result.true]),
     }
-    storage.write_text(out / "demo.json", json.dumps(records, indent=2) + "\n")
+    storage.write_text(out / "demo.json", storage.to_json(records, indent=2) + "\n")
     picture = plot_trajectories(
         ensemble, out / "demo.png", agents=WEAK_AND_SHORT, steps=50, policy=test_policy(TASK), seed=seed
     )

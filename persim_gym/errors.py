@@ -68,6 +68,13 @@ class TrainingDivergedError(PerSimError, ArithmeticError):
     """The training loss is no longer finite."""
 
 
+class NoRendererError(PerSimError, TypeError):
+    """A picture is asked for of a task that has no renderer.
+
+    A `TypeError`, which Stable-Baselines3's `make_vec_env` takes as a sign to make the environment without pictures.
+    """
+
+
 class MissingExtraError(PerSimError, ImportError):
     """An optional library is needed; the message names the extra to install."""
 

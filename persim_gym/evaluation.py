@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.errors import PerSimError
 from persim_gym.labels import find_agents
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy
@@ -88,7 +88,7 @@ def prediction_error(
 
     """
     task = ensemble.task
-    episodes = whole_number("episodes", episodes)
+    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed, least=0)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar("prediction error", len(chosen), progress) as bar:
@@ -227,11 +227,30 @@ def policy_returns(
     covariates: Mapping[str, Sequence[float]] | None = None,
     progress: bool = False,
 ) -> list[AverageReturn]:
-    """Measure the return of any policy, or of "random", in the true systems of an ensemble's agents."""
+    """Measure the return of any policy in the true systems of an ensemble's agents.
+
+    Args:
+        ensemble: whose agents and task are taken.
+        policy: "random", an object with `predict`, or a function of observations (B, D).
+        agents: indices or labels; by default the task's test agents.
+        episodes: an agent.
+        seed: of initial states and random actions.
+        covariates: label -> covariates (K,) where the ensemble does not know them.
+        progress: whether to show a bar.
+
+    Returns:
+        One row an agent, in the order asked for.
+
+    Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an agent's covariates are not known, or fewer than one episode.
+        PerSimError: the task has no true system.
+
+    """
     name = policy if isinstance(policy, str) else type(policy).__name__
 
     def make(agent: int, _: System) -> Policy:
-        return as_policy(policy, ensemble.task, seed + agent)
+        return as_policy(policy, ensemble.task, int(np.random.SeedSequence([seed, agent, 2]).generate_state(1)[0]))
 
     return _returns(ensemble, make, name, agents, episodes, seed, covariates, progress)
 
@@ -246,7 +265,26 @@ def true_mpc_returns(
     progress: bool = False,
     **planner: Any,
 ) -> list[AverageReturn]:
-    """Measure the return of the same MPC when it plans in the true system: what a perfect simulator would reach."""
+    """Measure the return of MPC that plans in the true system: what it would reach with a perfect simulator.
+
+    Args:
+        ensemble: whose agents and task are taken.
+        agents: indices or labels; by default the task's test agents.
+        episodes: an agent.
+        seed: of initial states and the search.
+        covariates: label -> covariates (K,) where the ensemble does not know them.
+        progress: whether to show a bar.
+        **planner: settings of `persim_gym.MPCAgent`.
+
+    Returns:
+        One row an agent, in the order asked for.
+
+    Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an agent's covariates are not known, or a setting that the planner has not.
+        PerSimError: the task has no true system.
+
+    """
 
     def make(agent: int, system: System) -> Policy:
         return MPCAgent(system, task=ensemble.task, seed=np.random.default_rng([seed, agent, 1]), **planner)
@@ -272,7 +310,8 @@ def run_episodes(
         actions, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
         actions = task.check_actions(actions, count)
         next_observations = system.step(actions)
-        returns += running * task.reward(observations, actions, next_observations)
+        # A copy whose episode is over is stepped on, and may come to where the reward is no number.
+        returns += np.where(running, task.reward(observations, actions, next_observations), 0.0)
         lengths += running
         running &= ~task.terminated(next_observations)
         observations = next_observations
@@ -305,7 +344,7 @@ def _returns(
     progress: bool,
 ) -> list[AverageReturn]:
     task = ensemble.task
-    episodes = whole_number("episodes", episodes)
+    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed, least=0)
     chosen = _agents(ensemble, agents)
     rows = []
     with ProgressBar(name, len(chosen) * task.max_episode_steps, progress) as bar:
@@ -342,13 +381,7 @@ def _covariates_of(
 ) -> FloatArray:
     label = ensemble.agent_labels[agent]
     if covariates is not None and label in covariates:
-        vector = np.asarray(covariates[label], np.float64)
-        if vector.shape != (len(ensemble.task.covariates),):
-            raise InvalidArgumentError(
-                f"covariates of agent {label!r} must be {', '.join(ensemble.task.covariate_names)}; "
-                f"got {vector.tolist()}"
-            )
-        return vector
+        return ensemble.task.check_covariates([covariates[label]])[0]
     return np.asarray(ensemble.agent_covariates(agent), np.float64)
 
 

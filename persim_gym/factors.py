@@ -297,7 +297,7 @@ def _newcomers(
     if isinstance(agents, str):
         raise InvalidArgumentError(f"agents={agents!r} must be a list of labels, [{agents!r}]")
     known = dict.fromkeys([*(() if log is None else log.agent_labels), *covariates])
-    labels = tuple(known if agents is None else agents)
+    labels = tuple(map(str, known if agents is None else agents))
     forgotten = [label for label in covariates if label not in labels]
     if forgotten:
         raise InvalidArgumentError(

@@ -14,7 +14,7 @@ from persim_gym.devices import numpy_in_one_thread
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
-from persim_gym.policies import as_policy
+from persim_gym.policies import as_policy, rows_of_state
 from persim_gym.simulator import Simulator
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy
@@ -194,7 +194,7 @@ class _Run:
                 observations = following
                 if len(going) < len(running):
                     running, observations = running[going], following[going]
-                    simulator, state = self._simulator(running), None if state is None else state[going]
+                    simulator, state = self._simulator(running), rows_of_state(state, going)
         return in_episode_order(records)
 
     def _simulator(self, running: IntArray) -> Simulator:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble, Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
+from persim_gym.tasks.rules import never_terminated
 from persim_gym.types import LearnedDynamics
 
 THRESHOLD = 0.5
@@ -45,19 +47,17 @@ def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
             functions[name] = LearnedReward(outcome, agents)
     objective = _with_learned(task.planning_objective, functions)
     if len(agents) > 1:
-        objective = replace(objective, of_agent=lambda agent: bound_task(ensemble, [agent]).planning_objective)
+        objective = replace(objective, of_agent=partial(_objective_of, ensemble))
     return replace(task, **functions, planning_objective=objective)
+
+
+def _objective_of(ensemble: LearnedDynamics, agent: int) -> PlanningObjective:
+    return bound_task(ensemble, [agent]).planning_objective
 
 
 def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:
     """Return the parts (…, D) that make up x for the reward."""
     return next_observations, next_observations - observations
-
-
-def never_terminated(next_observations: Any) -> Any:
-    """Of a log in which no episode reached a terminal state: False (…)."""
-    first = next_observations[..., 0]
-    return (first == 0) & (first != 0)  # of NumPy arrays and torch tensors alike
 
 
 class LearnedReward:
@@ -144,5 +144,6 @@ def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> Pl
     """Return an objective with learned functions in the place of those that were to be learned."""
     return replace(
         objective,
+        is_return=False,  # it may know of agents, too
         **{name: one for name, one in functions.items() if isinstance(getattr(objective, name), ToLearn)},
     )

@@ -12,8 +12,8 @@ from gymnasium import spaces
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError
-from persim_gym.tasks import Task, get_task
-from persim_gym.types import FloatArray, Policy
+from persim_gym.tasks import Task, get_task, task_fields, task_of_file
+from persim_gym.types import FloatArray, IntArray, Policy
 
 _KIND = "policy"
 
@@ -114,24 +114,35 @@ class MLPPolicy:
             path,
             _KIND,
             arrays,
-            {"task": self.task.name, "epsilon": self.epsilon, "provenance": self.provenance},
+            {**task_fields(self.task), "epsilon": self.epsilon, "provenance": self.provenance},
         )
 
     @classmethod
-    def load(cls, path: str | Path, *, seed: int | np.random.Generator = 0) -> MLPPolicy:
-        """Read a file written by `save`."""
+    def load(
+        cls, path: str | Path, *, task: str | Task | None = None, seed: int | np.random.Generator = 0
+    ) -> MLPPolicy:
+        """Read a file written by `save`.
+
+        Args:
+            path: the file.
+            task: the task it must be for; by default the one the file names.
+            seed: of its random actions.
+
+        Raises:
+            MissingFileError: there is no such file.
+            FileFormatError: damaged, of another task, or not a policy.
+            UnknownNameError: its task is not registered.
+
+        """
         arrays, document = storage.read(path, _KIND)
+        found = task_of_file(path, document, task)
         try:
             layers = [(arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(len(arrays) // 2)]
-        except KeyError as error:
-            raise FileFormatError(f"{path} lacks the array {error}") from error
-        return cls(
-            document["task"],
-            [(np.array(weight), np.array(bias)) for weight, bias in layers],
-            epsilon=document["epsilon"],
-            provenance=document["provenance"],
-            seed=seed,
-        )
+            epsilon, provenance = float(document["epsilon"]), dict(document["provenance"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged: {error} is missing or of the wrong kind") from error
+        layers = [(np.array(weight), np.array(bias)) for weight, bias in layers]
+        return cls(found, layers, epsilon=epsilon, provenance=provenance, seed=seed)
 
 
 def _takes_observations_only(predict: Callable[..., Any]) -> bool:
@@ -141,6 +152,24 @@ def _takes_observations_only(predict: Callable[..., Any]) -> bool:
         return False
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return len(parameters) == 1 and all(parameter.kind not in several for parameter in parameters)
+
+
+def rows_of_state(state: Any, rows: IntArray) -> Any:
+    """Return a policy's state for some of the episodes that it acts in, given by their places (n,).
+
+    Raises:
+        InvalidArgumentError: the state's first axis is not that of the episodes.
+
+    """
+    if state is None:
+        return None
+    try:
+        return state[rows]
+    except (TypeError, IndexError) as error:
+        raise InvalidArgumentError(
+            f"a policy's state, here a {type(state).__name__}, must be None or an array whose first axis is that of "
+            "the episodes: some of them are over, and the policy goes on with the others"
+        ) from error
 
 
 def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:

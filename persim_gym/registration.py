@@ -27,8 +27,9 @@ _BUILT_IN = {"MountainCar": 500, "CartPole": 200, "HalfCheetah": 1000}  # step l
 
 def model_home() -> Path:
     """Return the folder of installed models: $PERSIM_HOME, or the platform's folder for a user's data."""
-    if "PERSIM_HOME" in os.environ:
-        return Path(os.environ["PERSIM_HOME"])
+    chosen = os.environ.get("PERSIM_HOME")
+    if chosen:
+        return Path(chosen)
     from platformdirs import user_data_path
 
     return user_data_path("persim-gym", appauthor=False)
@@ -45,11 +46,8 @@ def register_all() -> None:
                 kwargs={"task": task},
             )
         )
-    for path in _model_files():
-        try:
-            _register_file(path)
-        except (PerSimError, OSError) as error:
-            warnings.warn(f"model {path} left out: {error}", RuntimeWarning, stacklevel=2)
+    for path, document in _models():
+        _register_document(path, document, path.stem)
 
 
 def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = None, install: bool = False) -> list[str]:
@@ -66,32 +64,43 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
     Raises:
         FileFormatError: the file is not a whole ensemble file.
         UnknownNameError: its task is not known; call `persim_gym.register_task` first.
+        InvalidArgumentError: no id can be made of the name, or another task is known under the task's name.
         ModelHomeError: the model home cannot be written.
 
     """
     from persim_gym.model import Ensemble
-    from persim_gym.tasks import register_task, task_names
+    from persim_gym.tasks import register_task
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
-    name = _checked_name(given.task.name if name is None else name)
-    if isinstance(ensemble, Ensemble) and given.task.name not in task_names():
+    name = checked_name(given.task.name if name is None else name)
+    if isinstance(ensemble, Ensemble):
         register_task(given.task)  # the ids of this session load the file by the task's name
     if not isinstance(ensemble, Ensemble) and not install:
         return _register_file(Path(ensemble).absolute(), name)
-    path = model_home() / f"{name}{SUFFIX}"
-    try:
-        given.save(path)
-    except OSError as error:
-        raise ModelHomeError(
-            f"the model home {path.parent} cannot be written ({error}); set PERSIM_HOME to a folder of yours"
-        ) from error
+    path = installed_file(name)
+    given.save(path)
     return _register_file(path, name)
+
+
+def installed_file(name: str) -> Path:
+    """Return where the model of a name is kept once it is installed.
+
+    Raises:
+        InvalidArgumentError: no id can be made of the name.
+        ModelHomeError: the model home cannot be written.
+
+    """
+    path = model_home() / f"{checked_name(name)}{SUFFIX}"
+    try:
+        storage.check_target(path)
+    except OSError as error:
+        raise ModelHomeError(f"no model can be installed: {error}; set PERSIM_HOME to a folder of yours") from error
+    return path
 
 
 def installed_models() -> list[tuple[Path, dict[str, Any]]]:
     """Return file and header of every model with ids: the shipped and the installed ones."""
-    found = {path.stem: path for path in _model_files()}
-    return [(path, storage.read_document(path, "ensemble")) for path in found.values()]
+    return list({path.stem: (path, document) for path, document in _models()}.values())
 
 
 def find_model(name: str) -> Path:
@@ -113,21 +122,40 @@ def model_file(model: str | Path) -> Path:
     return path if path.exists() or path.suffix or len(path.parts) > 1 else find_model(str(model))
 
 
-def _model_files() -> Iterator[Path]:
-    yield from sorted(SHIPPED_MODELS.glob(f"*{SUFFIX}"))
+def _models() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield file and header of the shipped and of the installed models; warn of those that cannot be read."""
     home = model_home()
-    if home.is_dir():
-        yield from sorted(home.glob(f"*{SUFFIX}"))
+    for path in [*sorted(SHIPPED_MODELS.glob(f"*{SUFFIX}")), *sorted(home.glob(f"*{SUFFIX}"))]:
+        try:
+            checked_name(path.stem)
+            yield path, _header(path)
+        except (PerSimError, OSError) as error:
+            warnings.warn(f"model {path} left out: {error}", RuntimeWarning, stacklevel=3)
 
 
-def _register_file(path: Path, name: str | None = None) -> list[str]:
-    """Write the specs of a model into Gymnasium's registry; only the file's header is read."""
+def _header(path: Path) -> dict[str, Any]:
+    """Return the header of an ensemble's file, with what ids are made of."""
     document = storage.read_document(path, "ensemble")
-    try:
-        task, count = document["task"], int(document["num_agents"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path}: the header is damaged ({error})") from error
-    name = _checked_name(path.stem if name is None else name)
+    definition = document.get("task_definition", {})
+    if (
+        not isinstance(document.get("task"), str)
+        or not isinstance(document.get("num_agents"), int)
+        or not isinstance(document.get("config"), dict)
+        or not isinstance(document.get("provenance"), dict)
+        or not isinstance(definition, dict)
+        or not isinstance(definition.get("max_episode_steps", 1), int)
+    ):
+        raise FileFormatError(f"{path}: the header is damaged; write or fetch the file again")
+    return document
+
+
+def _register_file(path: Path, name: str) -> list[str]:
+    """Write the specs of a model into Gymnasium's registry; only the file's header is read."""
+    return _register_document(path, _header(path), name)
+
+
+def _register_document(path: Path, document: dict[str, Any], name: str) -> list[str]:
+    task, count = document["task"], document["num_agents"]
     # What an earlier model of this name registered goes, or agents that this one lacks would still be found.
     for known in [known for known in registry if re.fullmatch(rf"PerSim-{re.escape(name)}(-agent\d+)?-v0", known)]:
         del registry[known]
@@ -138,7 +166,7 @@ def _register_file(path: Path, name: str | None = None) -> list[str]:
     return ids
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     """Return a model's name if ids and a file can be made of it."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import FileFormatError, FileWriteError, MissingFileError
+from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, MissingFileError
 
 FORMAT_VERSION = 2
 """2: ensembles may hold the posterior of their agents' factors."""
@@ -47,7 +47,23 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with _replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={_METADATA_KEY: json.dumps(header)})
+        save_file(contiguous, temporary, metadata={_METADATA_KEY: to_json(header)})
+
+
+def to_json(document: Any, **settings: Any) -> str:
+    """Return a document as JSON; NumPy's numbers and arrays become numbers and lists.
+
+    Raises:
+        InvalidArgumentError: JSON cannot hold it.
+
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise InvalidArgumentError(f"{value!r}, a {type(value).__name__}, cannot be kept in a file, which holds JSON")
+
+    return json.dumps(document, default=plain, **settings)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -126,7 +142,7 @@ def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any],
         document = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
         found_kind, version = document["kind"], int(document["format_version"])
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a file of persim-gym") from error
     if version > FORMAT_VERSION:
         raise FileFormatError(

@@ -23,7 +23,7 @@ from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble, Normalizer, Out
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
-from persim_gym.tasks import Task, get_task
+from persim_gym.tasks import Task, get_task, is_built_in
 from persim_gym.tasks.rules import check_rules
 from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
@@ -159,6 +159,7 @@ def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     found = get_task(named)
+    is_built_in(found)  # raises for another task of a built-in one's name, which no file could hold
     check_rules(found)
     return found
 

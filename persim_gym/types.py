@@ -92,7 +92,10 @@ class Policy(Protocol):
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[Any, Any]:
-        """Return actions (B,) or (B, A) for observations (B, D), and the policy's own state or None."""
+        """Return actions (B,) or (B, A) for observations (B, D), and the policy's own state.
+
+        The state is None, or can be indexed by rows of the batch, for episodes that are over leave it.
+        """
         ...
 
 

@@ -512,7 +512,7 @@ def test_bad_input(cart_pole_log, cheetah_log, tmp_path):
     with pytest.raises(UnknownNameError, match="no setting 'layers' of CaDM"):
         CaDMConfig().with_changes(layers=3)
     model = fit_cadm(cart_pole_log, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
-    with pytest.raises(InvalidArgumentError, match="give either agent or agents"):
+    with pytest.raises(InvalidArgumentError, match="give agent=, an index or a label, or agents="):
         model.simulator()
     with pytest.raises(InvalidArgumentError, match="aggregate='max' must be one of"):
         model.simulator(0, aggregate="max")

@@ -102,6 +102,13 @@ def test_models_lists_the_installed_one(workshop):
         (["evaluate", "log.safetensors"], "is a file of kind 'trajectories'; one of kind 'ensemble' is needed"),
         (["evaluate", "NoSuchModel"], "persim-gym models"),
         (["train", "[/b]", "--out", "x.persim"], "[/b]"),  # no markup
+        (["train", "log.safetensors", "--out", "log.safetensors"], "log.safetensors is read, and would be overwritten"),
+        (["generate", "small.persim", "--out", "small.persim"], "small.persim is read, and would be overwritten"),
+        (
+            ["train", "log.safetensors", "--out", "x.persim", "--install", "--name", "My model", "--epochs", "99999"],
+            "name='My model' makes no id",
+        ),
+        (["train", "log.safetensors", "--out", "x.persim", "--task", "nowhere:TASK"], "can be imported from 'nowhere"),
         (["evaluate", "small.persim", "--agents", "three", "--policy", "random"], "labels are '0', '1', '2', '3', '4'"),
         (["evaluate", "small.persim", "--agents", "0,,3"], "--agents '0,,3' must look like"),
         (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),
@@ -145,3 +152,20 @@ def test_ranges_go_up():
 def test_unknown_option_exits_2(workshop):
     """As usual on a command line."""
     assert run("collect", "CartPole", "--nonsense", cwd=workshop, home=workshop).returncode == 2
+
+
+def test_train_takes_a_task_of_ones_own(workshop):
+    """From a module in the current folder; what the model says of it is enough to evaluate it along a log."""
+    (workshop / "own.py").write_text(
+        "from gymnasium import spaces\nimport persim_gym\n"
+        "TASK = persim_gym.Task('Poles', spaces.Box(-100, 100, (4,)), spaces.Discrete(2), 200)\n"
+    )
+    settings = {"cwd": workshop, "home": workshop / "home"}
+    done = run(
+        "train", "log.safetensors", "--out", "own.persim", "--task", "own:TASK", "--epochs", 1, "--quiet", **settings
+    )
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", "own.persim", **settings)
+    assert done.returncode == 1 and "task Poles has no true system to measure in; give --log" in done.stderr
+    done = run("evaluate", "own.persim", "--log", "log.safetensors", "--agents", "0", **settings)
+    assert done.returncode == 0 and "ratio" in done.stdout, done.stderr

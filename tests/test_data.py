@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from persim_gym import Trajectories, errors
+from persim_gym import Trajectories, errors, storage
 
 COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
@@ -150,3 +150,66 @@ def test_columns_that_would_mean_something_else(message, changes):
     columns["next_observations"] = np.zeros_like(changes.get("observations", columns["observations"]))
     with pytest.raises(errors.InvalidDataError, match=message):
         Trajectories.from_arrays(**{**columns, **changes})
+
+
+def test_agents_of_any_type():
+    """Of several types at once; a missing one, whatever it is called, is refused."""
+    log = Trajectories.from_arrays(
+        agents=np.array([1, 1, "b", "b"], object), observations=np.zeros((4, 1)), actions=[0] * 4,
+        next_observations=np.zeros((4, 1)),
+    )  # fmt: skip
+    assert log.agent_labels == ("1", "b")
+    pandas = pytest.importorskip("pandas")
+    for missing in (None, np.nan, pandas.NA):
+        with pytest.raises(errors.InvalidDataError, match="no value in row 1"):
+            Trajectories.from_arrays(
+                agents=np.array(["a", missing], object), observations=np.zeros((2, 1)), actions=[0, 0]
+            )
+
+
+def test_indices_too_large_are_refused():
+    """They would wrap around."""
+    columns = {"observations": np.zeros((2, 1)), "next_observations": np.zeros((2, 1))}
+    with pytest.raises(errors.InvalidDataError, match="run from 0 to 4294967296"):
+        Trajectories.from_arrays(agents=np.array([0, 2**32]), actions=[0, 0], agent_labels=["a", "b"], **columns)
+    with pytest.raises(errors.InvalidDataError, match="action 9223372036854775808 in row 1"):
+        Trajectories.from_arrays(agents=["a", "a"], actions=np.array([0, 2**63], np.uint64), **columns)
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused():
+    steps = np.arange(20, dtype=np.float64)
+    for offset, fine in ((1e9, False), (1e3, True)):
+        made = {"agents": ["a"] * 20, "observations": offset + 1.5 * steps[:, None], "actions": [0] * 20}
+        if fine:
+            assert np.ptp(Trajectories.from_arrays(**made).observations) > 0
+        else:
+            with pytest.raises(errors.InvalidDataError, match=r"reaches 1e\+09 and changes by 1.5.*subtract an offset"):
+                Trajectories.from_arrays(**made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, document: document.pop("agent_labels"),
+        lambda arrays, document: document.update(provenance=5),
+        lambda arrays, document: arrays.update(rewards=arrays["rewards"].astype(np.int32)),
+        lambda arrays, document: arrays.update(agents=arrays["agents"][:, None]),
+        lambda arrays, document: arrays.pop("truncated"),
+    ],
+)
+def test_damaged_files_are_refused(log, tmp_path, change):
+    log.save(tmp_path / "log")
+    arrays, document = storage.read(tmp_path / "log", "trajectories")
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    change(arrays, document)
+    storage.write(tmp_path / "damaged", "trajectories", arrays, document)
+    with pytest.raises(errors.FileFormatError, match="damaged"):
+        Trajectories.load(tmp_path / "damaged")
+
+
+def test_numpys_numbers_go_into_files(log, tmp_path):
+    """What JSON cannot hold at all is refused."""
+    dataclasses.replace(log, provenance={"rows": np.int64(5), "means": np.ones(2)}).save(tmp_path / "log")
+    assert Trajectories.load(tmp_path / "log").provenance == {"rows": 5, "means": [1.0, 1.0]}
+    with pytest.raises(errors.InvalidArgumentError, match="cannot be kept in a file"):
+        dataclasses.replace(log, provenance={"who": object()}).save(tmp_path / "log")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import warnings
 
@@ -416,3 +417,24 @@ def test_a_posterior_vector_environment_simulates_its_agents(cart_pole):
     assert (distance < 1e-4).all(), "each row is one of its agent's members"
     vector.reset(seed=1, options={"state": start})
     assert np.isfinite(vector.step(np.array([1, 1, 0]))[0]).all()
+
+
+@pytest.mark.parametrize("name", ["CartPole", "MountainCar", "HalfCheetah"])
+def test_shipped_environments_can_be_pickled(name):
+    """As worker processes need it."""
+    env = gymnasium.make(f"PerSim-{name}-agent3-v0").unwrapped
+    again = pickle.loads(pickle.dumps(env))
+    first, second = (one.reset(seed=1)[0] for one in (env, again))
+    np.testing.assert_array_equal(first, second)
+    action = env.action_space.sample()
+    np.testing.assert_array_equal(env.step(action)[0], again.step(action)[0])
+
+
+def test_options_that_reset_does_not_know():
+    env = gymnasium.make(SHIPPED).unwrapped
+    vec = PersonalizedVectorEnv(random_ensemble("CartPole"), 2)
+    for one in (env, vec):
+        with pytest.warns(UserWarning, match="ignores the option 'State'"):
+            one.reset(seed=0, options={"State": np.zeros(4)})
+        with pytest.raises(errors.InvalidArgumentError, match="options=5 must be a dictionary"):
+            one.reset(options=5)

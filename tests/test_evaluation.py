@@ -23,6 +23,7 @@ from persim_gym import (
 from persim_gym.errors import InvalidActionError, InvalidArgumentError
 from persim_gym.evaluation import mean_predictor_errors
 from persim_gym.plotting import plot_frames
+from persim_gym.policies import as_policy
 from persim_gym.registration import find_model
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
@@ -280,3 +281,21 @@ def test_actions_that_the_task_does_not_have(policy):
     for measure in (policy_returns, lambda e, p, **k: prediction_error(e, policy=p, **k)):
         with pytest.raises(InvalidActionError, match="whole numbers from 0 to 2"):
             measure(ensemble, policy, episodes=2, agents=[0])
+
+
+def test_a_reward_after_the_end_of_an_episode_does_no_harm():
+    """Where the true system goes on to what is no number."""
+    task = walk_task(goal=4.0)
+    task = dataclasses.replace(task, reward=lambda s, a, n: np.where(n[..., 0] > 4.5, np.inf, -1.0))
+    system = task.system(np.full((3, 1), 0.5))
+    policy = as_policy(lambda observations: np.full(len(observations), 2), task)
+    returns, lengths = evaluation.run_episodes(task, policy, system, np.random.default_rng(0))
+    assert np.isfinite(returns).all() and (returns == -lengths).all()
+
+
+def test_covariates_given_are_checked():
+    ensemble = perfect_walk_ensemble(walk_task())
+    with pytest.raises(InvalidArgumentError, match="must be a finite number"):
+        policy_returns(ensemble, "random", agents=[0], episodes=1, covariates={"0": [np.nan]})
+    with pytest.raises(InvalidArgumentError, match="seed=-1"):
+        policy_returns(ensemble, "random", agents=[0], episodes=1, seed=-1)

@@ -505,3 +505,73 @@ def test_episodes_named_by_anything(table):
     """Numbers and texts in one column."""
     mixed = table.assign(stay=["a", "a", "a", 1, 1])
     assert interop.from_dataframe(mixed, episode="stay", **HOURLY).num_episodes == 2
+
+
+TINY_CSV = "id,t,x,a\nann,0,1.5,0\nann,1,2.5,1\nann,2,3.5,0\n"
+TINY = {"agent": "id", "observations": ["x"], "action": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,t,x,a\nann,0,1.5,0,\nann,1,2.5,1,\n", "more fields than its header has names"),
+        ("id,x,x,a\nann,1,2,0\nann,2,3,0\n", "several columns 'x'"),
+        ("", "cannot be read as a table"),
+        (TINY_CSV + 'ann,3,"4.5,0\n', "cannot be read as a table"),
+        (TINY_CSV + "ann,3,4.5,0,7,8\n", "cannot be read as a table"),
+    ],
+)
+def test_broken_csv_files_are_refused(tmp_path, text, message):
+    pytest.importorskip("pandas")
+    path = tmp_path / "broken.csv"
+    path.write_text(text)
+    with pytest.raises(errors.InvalidDataError, match=message):
+        interop.from_dataframe(path, **TINY)
+
+
+def test_other_names_of_table_files(tmp_path):
+    """Compressed, in capitals; an index with names counts as columns."""
+    pandas = pytest.importorskip("pandas")
+    (tmp_path / "T.CSV").write_text(TINY_CSV)
+    table = pandas.read_csv(tmp_path / "T.CSV")
+    table.to_csv(tmp_path / "t.csv.gz", index=False)
+    for given in (tmp_path / "T.CSV", tmp_path / "t.csv.gz", table.set_index(["id", "t"])):
+        log = interop.from_dataframe(given, **TINY, time="t")
+        assert log.observations[:, 0].tolist() == [1.5, 2.5] and log.agent_labels == ("ann",)
+
+
+def test_times_that_are_large_numbers():
+    """Tenths of a second since 1970, in double precision: steps, as far as such numbers tell."""
+    pandas = pytest.importorskip("pandas")
+    times = 1.7e9 + np.arange(50) * 0.1
+    table = pandas.DataFrame({"id": "ann", "t": np.delete(times, 20), "x": np.arange(49.0), "a": 0})
+    log = interop.from_dataframe(table, **TINY, time="t", time_step=0.1, gaps="split")
+    assert log.episode_lengths.tolist() == [19, 28]
+
+
+def test_a_part_of_our_own_table(cart_pole_log):
+    """Agents that are gone are left out; what the table says of itself is not changed without a word."""
+    pytest.importorskip("pandas")
+    frame = interop.to_dataframe(cart_pole_log)
+    part = interop.from_dataframe(frame[frame["agent"] != "0"], task="CartPole", provenance={"policy": "mine"})
+    assert_same(part, cart_pole_log.select(range(1, 20)), provenance=False)
+    assert part.provenance == {"policy": "mine"}
+    with pytest.raises(errors.InvalidArgumentError, match="reward= is given without observations="):
+        interop.from_dataframe(frame, reward="score")
+
+
+def test_ends_that_a_table_loses_are_told():
+    """Without next observations the last row of an episode goes, and with it that it was terminal."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"id": "ann", "x": [3.0, 2.0, 1.0, 0.0], "a": 0, "dead": [0, 0, 0, 1]})
+    with pytest.warns(RuntimeWarning, match="terminated is true in 1 rows"):
+        log = interop.from_dataframe(table, **TINY, terminated="dead")
+    assert not log.terminated.any()
+
+
+@pytest.mark.parametrize("step", [None, 0, "1h"])
+def test_time_steps_that_are_none(step):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"id": "ann", "t": [0, 1, 2], "x": [3.0, 2.0, 1.0], "a": 0})
+    with pytest.raises(errors.InvalidArgumentError, match="time_step="):
+        interop.from_dataframe(table, **TINY, time="t", time_step=step)

@@ -223,9 +223,10 @@ def test_own_functions(tmp_path, registry, run_python):
     )
     assert run_python(load, cwd=tmp_path).strip() == "True"
     for reference, message in (
-        ("no_such_module:TASK", "cannot be imported from its reference"),
-        ("persim_gym:nothing", "cannot be imported from its reference"),
-        ("persim_gym:__version__", "not the task Sugar"),
+        ("no_such_module:TASK", "can be imported from"),
+        ("persim_gym:nothing", "can be imported from"),
+        ("persim_gym:__version__", "not a Task"),
+        ("persim_gym.tasks.cart_pole:TASK", "not the task Sugar"),
     ):
         dataclasses.replace(model, task=dataclasses.replace(task, reference=reference)).save(path)
         with pytest.raises(errors.PerSimError, match=message):
@@ -395,3 +396,81 @@ def test_a_reward_that_cannot_be_learned_is_said_before_training(monkeypatch):
 def test_what_is_no_log():
     with pytest.raises(errors.InvalidArgumentError, match="dict is no log: give Trajectories"):
         persim_gym.fit({}, task=own_task(), progress=False)
+
+
+def test_libraries_make_environments_without_pictures(ensemble, tmp_path, monkeypatch):
+    """The task has no renderer: Stable-Baselines3, which asks for pictures, does without; Gymnasium's check passes."""
+    monkeypatch.setenv("PERSIM_HOME", str(tmp_path))
+    ids = persim_gym.register_ensemble(ensemble, name="Pictureless")
+    env = gymnasium.make(ids[1])
+    assert env.unwrapped.metadata["render_modes"] == []
+    gymnasium.utils.env_checker.check_env(env.unwrapped)
+    with pytest.raises(errors.NoRendererError, match="render_mode=None"):
+        gymnasium.make(ids[1], render_mode="rgb_array")
+    env_util = pytest.importorskip("stable_baselines3.common.env_util")
+    assert env_util.make_vec_env(ids[1], 2).reset().shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda s, a, n: -(a == 1).astype(float) + 0 * n[..., 0], "given a single state, and an action"),
+        (lambda s, a, n: np.negative(n[..., 0], out=n[..., 0]), "read-only"),
+    ],
+)
+def test_rules_that_environments_cannot_call_are_refused(reward, message):
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        persim_gym.fit(own_log(), task=own_task(reward=reward), config=CONFIG, epochs=1, progress=False)
+
+
+def test_spaces_of_whole_numbers_are_refused():
+    for changes in (
+        {"observation_space": spaces.Box(-5, 5, (2,), np.int64)},
+        {"action_space": spaces.Box(0, 5, (2,), np.uint8)},
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match="simulators predict fractions"):
+            own_task(**changes)
+
+
+def test_a_file_keeps_all_of_a_task_but_functions():
+    task = own_task(grid_bounds=((-1.0, -1.0), (1.0, 1.0)), render_fps=7, test_agents=((0.5,),))
+    assert Task.from_json(json.loads(json.dumps(task.to_json()))).to_json() == task.to_json()
+    old = {
+        key: value for key, value in task.to_json().items() if key not in ("grid_bounds", "render_fps", "test_agents")
+    }
+    assert Task.from_json(old | {"policy_training_agents": ()}).grid_bounds is None
+
+
+def test_planners_follow_a_reward_that_is_replaced():
+    task = own_task(reward=lambda s, a, n: n[..., 0], terminated=lambda n: n[..., 0] > 9)
+    other = dataclasses.replace(task, reward=lambda s, a, n: -n[..., 0])
+    assert other.planning_objective.reward is other.reward
+    kept = persim_gym.tasks.PlanningObjective(task.reward)
+    assert dataclasses.replace(task, planning_objective=kept, max_episode_steps=3).planning_objective is kept
+
+
+def test_a_variant_of_a_built_in_task_needs_a_name_of_its_own(cart_pole_log):
+    variant = dataclasses.replace(persim_gym.get_task("CartPole"), max_episode_steps=7)
+    with pytest.raises(errors.InvalidArgumentError, match="give it another name"):
+        persim_gym.fit(cart_pole_log, task=variant, epochs=1, progress=False)
+
+
+def test_a_file_of_other_spaces_is_not_taken_for_the_known_task(ensemble, tmp_path):
+    ensemble.save(tmp_path / "glucose.persim")
+    narrow = own_task(observation_space=spaces.Box(-0.5, 0.5, (2,), np.float32))
+    with pytest.raises(errors.FileFormatError, match="whose observation_space is"):
+        persim_gym.load(tmp_path / "glucose.persim", task=narrow)
+
+
+def test_start_states_are_checked(ensemble):
+    for wrong in (lambda rng, count: np.full((count, 2), np.nan), lambda rng, count: [0.0, 0.0]):
+        task = dataclasses.replace(ensemble.task, initial_observations=wrong)
+        env = PersonalizedEnv(dataclasses.replace(ensemble, task=task), agent=0)
+        with pytest.raises(errors.InvalidStateError, match="initial_observations of task Glucose must return"):
+            env.reset(seed=0)
+
+
+def test_forecasts_where_the_reward_is_learned(ensemble):
+    """More draws of factors than there are agents; the reward plays no part."""
+    future = persim_gym.forecast(ensemble, ["a", "patient-17"], np.zeros((2, 2)), np.full((2, 5), 2), draws=40)
+    assert np.isfinite(future.standard_deviations).all() and future.means.shape == (2, 5, 2)

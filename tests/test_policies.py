@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from persim_gym import MLPPolicy, errors, get_task, storage
+from persim_gym import MLPPolicy, collect, errors, get_task, storage
 from persim_gym.policies import RandomPolicy, as_policy
 
 
@@ -115,3 +115,14 @@ def test_policy_from_stable_baselines3(algorithm, name):
     np.testing.assert_allclose(policy_from_sb3(model, name).predict(observations)[0], expected, atol=1e-5)
     with pytest.raises(errors.InvalidArgumentError, match="PPO"):
         policy_from_sb3(sb3.PPO("MlpPolicy", Spaces(), device="cpu", n_steps=2, batch_size=2), name)
+
+
+def test_states_that_cannot_be_cut_are_refused():
+    """Episodes end one by one, and a policy's state must follow."""
+
+    class Recurrent:
+        def predict(self, observation, state=None, episode_start=None, deterministic=True):
+            return np.zeros(len(observation), int), (np.zeros((1, len(observation), 8)),) * 2
+
+    with pytest.raises(errors.InvalidArgumentError, match="state, here a tuple, must be None or an array"):
+        collect("CartPole", policy=Recurrent(), num_agents=6)

@@ -1,5 +1,6 @@
 """Ids: which there are, where they point, and what the model home does to them."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -7,9 +8,11 @@ from functools import partial
 import gymnasium
 import numpy as np
 import pytest
-from support import random_ensemble
+from support import perfect_walk_ensemble, random_ensemble, walk_task
+from test_storage import rewrite_header
 
 import persim_gym
+import persim_gym.tasks
 from persim_gym import errors, registration, storage
 
 SHIPPED = registration.SHIPPED_MODELS / "CartPole.persim"
@@ -163,3 +166,54 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch, registry):
         persim_gym.register_ensemble(random_ensemble("CartPole"), name="Lost")
     assert isinstance(caught.value, OSError)
     assert "PerSim-Lost-v0" not in registry
+
+
+def test_damaged_models_are_left_out_with_a_warning(home, saved, registry, run_python):
+    """The others are there, on import and in the list."""
+    home.mkdir()
+    shutil.copy(saved, home / "Good.persim")
+    (home / "Junk.persim").write_bytes(b"junk")
+    (home / "Nested.persim").write_bytes((20_000).to_bytes(8, "little") + b"[" * 20_000)
+    for name, change in (
+        ("Task", {"task": ["x"]}),
+        ("Steps", {"task_definition": [1]}),
+        ("Version", {"num_agents": "3"}),
+    ):
+        shutil.copy(saved, home / f"{name}.persim")
+        rewrite_header(home / f"{name}.persim", **change)
+    with pytest.warns(RuntimeWarning, match="left out") as told:
+        registration.register_all()
+        assert "Good" in [path.stem for path, _ in registration.installed_models()]
+    assert len({str(one.message) for one in told}) == 5
+    assert "PerSim-Good-agent2-v0" in gymnasium.registry
+    assert not any("Junk" in known or "Nested" in known for known in gymnasium.registry)
+
+
+def test_an_empty_model_home_is_none(monkeypatch):
+    monkeypatch.setenv("PERSIM_HOME", "")
+    assert registration.model_home().name == "persim-gym"
+
+
+def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, registry):
+    """As when a cell of a notebook is run again."""
+
+    def model(reward):
+        task = dataclasses.replace(walk_task(), name="Notebook", reward=lambda s, a, n: reward + 0 * n[..., 0])
+        return perfect_walk_ensemble(task)
+
+    first, second = model(1.0), model(2.0)
+    tasks = dict(persim_gym.tasks._TASKS)
+    try:
+        registration.register_ensemble(first)
+        with pytest.raises(errors.InvalidArgumentError, match="replace=True"):
+            registration.register_ensemble(second)
+        persim_gym.register_task(second.task, replace=True)
+        registration.register_ensemble(second)
+        env = gymnasium.make("PerSim-Notebook-agent0-v0")
+        env.reset(seed=0)
+        assert env.step(1)[1] == 2.0
+        with pytest.raises(errors.InvalidArgumentError, match="built-in"):
+            persim_gym.register_task(dataclasses.replace(second.task, name="CartPole"), replace=True)
+    finally:
+        persim_gym.tasks._TASKS.clear()
+        persim_gym.tasks._TASKS.update(tasks)

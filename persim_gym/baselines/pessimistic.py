@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -207,7 +208,10 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
         self.task, self.dynamics, self.num_envs = task, dynamics, num_envs
         self.threshold, self.penalty = threshold, penalty
         self.max_episode_steps = min(task.max_episode_steps, max_episode_steps)
-        self.single_observation_space, self.single_action_space = task.observation_space, task.action_space
+        # Copies: learners seed a space's random state, which is not to be the task's.
+        self.single_observation_space, self.single_action_space = copy.deepcopy(
+            (task.observation_space, task.action_space)
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._first = log.initial_observations.astype(np.float32)

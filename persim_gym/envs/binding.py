@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
-from persim_gym.errors import InvalidArgumentError, MissingFileError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
 from persim_gym.factors import personalize
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
@@ -17,13 +17,25 @@ from persim_gym.types import FloatArray, LearnedDynamics
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")
 SEEDS = 2**31
-"""So many seeds a simulator's own random numbers may start from."""
+"""Exclusive upper bound of the seeds that are drawn for stochastic simulators."""
 
 
 def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:
-    """Draw (B, D) start states: the task's own, or first states of the log."""
-    if ensemble.task.initial_observations is not None:
-        return ensemble.task.initial_observations(rng, count)
+    """Draw (B, D) start states: the task's own, or first states of the log.
+
+    Raises:
+        InvalidStateError: the task's own function returns something else.
+
+    """
+    task = ensemble.task
+    if task.initial_observations is not None:
+        drawn = np.asarray(task.initial_observations(rng, count), np.float64)
+        if drawn.shape != (count, task.observation_size) or not np.isfinite(drawn).all():
+            raise InvalidStateError(
+                f"initial_observations of task {task.name} must return finite numbers of shape "
+                f"{(count, task.observation_size)} for {count} episodes; it returned {drawn.tolist()}"
+            )
+        return drawn
     known = ensemble.initial_observations
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 

@@ -20,6 +20,7 @@ from persim_gym.errors import (
     InvalidStateError,
     OutOfMemoryError,
 )
+from persim_gym.tasks.environment import checked_options
 from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
 
 if TYPE_CHECKING:
@@ -138,12 +139,12 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         super().reset(seed=seed)
         if self.simulator.stochastic:
             self.simulator.reseed(int(self.np_random.integers(SEEDS)))
-        options = options or {}
+        given = checked_options(options, ("state", "reset_mask"))
         mask = np.ones(self.num_envs, bool)
-        if options.get("reset_mask") is not None:
-            mask = self._checked_mask(options["reset_mask"])
-        if options.get("state") is not None:
-            fresh = self._checked_states(options["state"])[mask]
+        if given.get("reset_mask") is not None:
+            mask = self._checked_mask(given["reset_mask"])
+        if given.get("state") is not None:
+            fresh = self._checked_states(given["state"])[mask]
         else:
             fresh = draw_initial_observations(self.ensemble, self.np_random, int(mask.sum()))
         if self._drawn is not None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persim_gym.data import Trajectories, check_log
-from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError, MissingFileError
+from persim_gym.errors import (
+    InvalidArgumentError,
+    InvalidDataError,
+    MissingExtraError,
+    MissingFileError,
+    PerSimError,
+)
 from persim_gym.tasks import Task, get_task, task_names
 
 if TYPE_CHECKING:
@@ -50,9 +57,9 @@ def from_dataframe(
     terminated or truncated, or, with ``episode``, what has one value there.
 
     Args:
-        table: a data frame, or a .csv or .parquet file.
+        table: a data frame, or a .csv, .csv.gz, .parquet or .pq file. Named levels of its index count as columns.
         observations: D columns, numbers, of the state before the action. A table that `to_dataframe` made knows its
-            columns (in a Parquet file too): nothing needs naming then.
+            columns (in a Parquet file too): nothing needs naming then, and nothing may be but task and provenance.
         action: a column of whole numbers from 0 on (discrete actions), or a list of A columns of numbers.
         agent: column of who acted: labels of any kind, which become strings.
         single_agent: label of the only agent, for a table without such a column.
@@ -66,7 +73,8 @@ def from_dataframe(
         reward: column; rewards are zero without it.
         next_observations: D columns of the state after the action. Without them it is the next row's, and the last row
             of each episode, which has no next, is dropped.
-        terminated: column, whether the row reached a terminal state.
+        terminated: column, whether the row reached a terminal state. Without ``next_observations`` no row does that is
+            the last of its episode, and so is dropped.
         truncated: column, whether the episode was cut after the row; the last rows of episodes if not given.
         covariates: columns of known properties of the agents, with one value for each agent.
         task: what it is a log of.
@@ -83,11 +91,22 @@ def from_dataframe(
     if gaps not in GAPS:
         raise InvalidArgumentError(f"gaps={gaps!r} must be one of {', '.join(GAPS)}")
     frame, origin = _read(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
-    known = frame.attrs.get(_ATTRIBUTE)
     if observations is None:
-        if known is None:
-            raise InvalidArgumentError("say which columns are the state: observations=['heart rate', …]")
-        return from_dataframe(frame, **{"task": known["task"], "provenance": known["provenance"], **known["columns"]})
+        named = {
+            "action": (action, "action"), "agent": (agent, "agent"), "single_agent": (single_agent, None),
+            "agent_labels": (agent_labels, None), "episode": (episode, None), "time": (time, None),
+            "time_step": (time_step, 1), "gaps": (gaps, "error"), "reward": (reward, None),
+            "next_observations": (next_observations, None), "terminated": (terminated, None),
+            "truncated": (truncated, None), "covariates": (covariates, ()),
+        }  # fmt: skip
+        changed = [name for name, (given, default) in named.items() if not (given is default or given == default)]
+        roles = _known_roles(frame, changed)
+        return from_dataframe(
+            frame,
+            task=roles["task"] if task is None else task,
+            provenance=roles["provenance"] if provenance is None else provenance,
+            **roles["columns"],
+        )
     rows = _Rows(frame, agent, single_agent, agent_labels, episode)
     starts = rows.episode_starts(terminated, truncated)
     if time is not None:
@@ -194,29 +213,66 @@ def _read(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[Any, 
         if not path.exists():
             raise MissingFileError(f"there is no file {path}")
         origin = {"table": path.name}
-        if path.suffix == ".csv":
-            # Labels stay as they are written: "007" is no number, "NA" is not missing. Numbers are read to the last
-            # bit, as pandas from 3.1 on does by itself.
-            version = tuple(map(int, pandas.__version__.split(".")[:2]))
-            exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
-            header = pandas.read_csv(path, nrows=0).columns
-            missing = {name: _MISSING for name in header} | {agent: () if nameless else ("",)}
-            table = pandas.read_csv(path, dtype={agent: str}, keep_default_na=False, na_values=missing, **exact)
-        elif path.suffix == ".parquet":
-            try:
-                table = pandas.read_parquet(path)
-            except ImportError as error:
-                raise MissingExtraError("pyarrow", "tables") from error
-        else:
+        readers = {".csv": _read_csv, ".csv.gz": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
+        reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
+        if reader is None:
             raise InvalidArgumentError(f"{path} must be a .csv or .parquet file; read others with pandas yourself")
+        try:
+            table = reader(pandas, path, agent, nameless)
+        except PerSimError:
+            raise
+        except Exception as error:
+            raise InvalidDataError(f"{path} cannot be read as a table: {error}") from error
     if not isinstance(table, pandas.DataFrame):
         raise InvalidArgumentError(f"table must be a pandas.DataFrame or a file, got {type(table).__name__}")
     if len(table) == 0:
         raise InvalidDataError("the table has no row")
     attributes = dict(table.attrs)
-    table = table.reset_index(drop=True)
+    named = [name for name in table.index.names if name is not None and name not in table.columns]
+    table = table.reset_index(named).reset_index(drop=True)
     table.attrs = attributes
     return table, origin
+
+
+def _read_csv(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
+    """Read a CSV file as it is written: the label "007" is no number, "NA" is not missing, numbers are exact."""
+    # To the last bit, as pandas from 3.1 on reads by itself.
+    version = tuple(map(int, pandas.__version__.split(".")[:2]))
+    exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
+    header = pandas.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False).iloc[0].tolist()
+    names = pandas.read_csv(path, nrows=0).columns  # of two columns of one name the second is called another
+    missing = {name: _MISSING for name in names} | {agent: () if nameless else ("",)}
+    table = pandas.read_csv(path, dtype={agent: str}, keep_default_na=False, na_values=missing, **exact)
+    if not isinstance(table.index, pandas.RangeIndex):
+        raise InvalidDataError(
+            f"the rows of {path} have more fields than its header has names: name every column, and let no row end "
+            "with a comma"
+        )
+    table.columns = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
+    return table
+
+
+def _read_parquet(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
+    try:
+        return pandas.read_parquet(path)
+    except ImportError as error:
+        raise MissingExtraError("pyarrow", "tables") from error
+
+
+def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
+    """Return what `to_dataframe` noted of its table, without agents of whom no row is left."""
+    known = frame.attrs.get(_ATTRIBUTE)
+    if known is None:
+        raise InvalidArgumentError("say which columns are the state: observations=['heart rate', …]")
+    if named:
+        raise InvalidArgumentError(
+            f"{named[0]}= is given without observations=: the table names its columns itself; to read it otherwise, "
+            "name the observations, too"
+        )
+    columns = known["columns"]
+    there = set(frame[columns["agent"]].astype(str)) if columns["agent"] in frame.columns else set()
+    labels = [label for label in columns["agent_labels"] if label in there]
+    return {**known, "columns": {**columns, "agent_labels": labels}}
 
 
 def _observation_names(log: Trajectories, given: Sequence[str] | None) -> list[str]:
@@ -290,7 +346,7 @@ def _no_number(name: str, column: Any) -> str:
 def _whole_numbers(frame: Any, name: str) -> np.ndarray:
     """Return a column (T,) of discrete actions."""
     column = _numbers(frame, [name])[:, 0]
-    wrong = np.flatnonzero((column != np.floor(column)) | (column < 0))
+    wrong = np.flatnonzero((column != np.floor(column)) | (column < 0) | (column >= 2**31))
     if len(wrong):
         raise InvalidDataError(
             f"column {name!r} holds {column[wrong[0]]} in row {wrong[0]}: discrete actions are whole numbers from 0 "
@@ -327,10 +383,13 @@ class _Rows:
             named = [str(label) for label in _column(frame, agent).tolist()]
         found = tuple(dict.fromkeys(named))
         self.labels = found if labels is None else tuple(map(str, labels))
-        strangers = [label for label in found if label not in self.labels]
+        position = {label: index for index, label in enumerate(self.labels)}
+        strangers = [label for label in found if label not in position]
         if strangers:
             raise InvalidDataError(f"the table has agent {strangers[0]!r}, which agent_labels lacks")
-        position = {label: index for index, label in enumerate(self.labels)}
+        idle = sorted(position.keys() - set(found), key=position.__getitem__)
+        if idle:
+            raise InvalidDataError(f"agent {idle[0]!r} has no transition: leave it out of agent_labels")
         self.agents = np.array([position[label] for label in named], np.int64)
         self._episodes = np.zeros(len(frame), np.int64)
         if episode is not None:
@@ -364,12 +423,16 @@ class _Rows:
             raise InvalidDataError(
                 f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)"
             )
-        if column.dtype.kind in "Mm" and isinstance(time_step, (int, float)):
+        if column.dtype.kind in "Mm" and isinstance(time_step, Real):
             raise InvalidArgumentError(
                 f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like"
             )
-        if not time_step > type(time_step)(0):
-            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0")
+        try:
+            forward = bool(time_step > type(time_step)(0))
+        except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
+            forward = False
+        if not forward:
+            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
         if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
             column = column.astype(np.float64)
         inner = np.ones(len(column), bool)
@@ -382,15 +445,18 @@ class _Rows:
                 f"time_step={time_step!r} does not fit column {time!r}; for times give a pandas.Timedelta"
             ) from error
         steps = np.where(inner, steps, 1.0)
+        rounding = 1e-6
+        if column.dtype.kind == "f":  # seconds since 1970 tell no more than some ten millionths
+            rounding = max(rounding, 4 * float(np.spacing(np.abs(column.to_numpy()).max())) / float(time_step))
         for wrong, message in (
             (steps == 0, "two rows have the same time; drop one of them or take their mean"),
             (steps < 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
-            (steps < 1 - 1e-6, f"the step is less than time_step={time_step!r}"),
+            (steps < 1 - rounding, f"the step is less than time_step={time_step!r}"),
         ):
             rows = np.flatnonzero(wrong)
             if len(rows):
                 raise InvalidDataError(self._jump(time, int(rows[0])) + message)
-        gaps = np.flatnonzero(steps > 1 + 1e-6)
+        gaps = np.flatnonzero(steps > 1 + rounding)
         if len(gaps) and not split:
             raise InvalidDataError(
                 f"{self._jump(time, int(gaps[0]))}steps are missing ({len(gaps)} such places); fill them in, or give "

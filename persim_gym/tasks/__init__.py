@@ -20,6 +20,7 @@ __all__ = [
     "ToLearn",
     "find_task",
     "get_task",
+    "import_task",
     "is_built_in",
     "register_task",
     "task_fields",
@@ -53,22 +54,44 @@ def get_task(task: str | Task) -> Task:
     return _TASKS[task]
 
 
-def register_task(task: Task) -> None:
+def register_task(task: Task, *, replace: bool = False) -> None:
     """Make a task known under its name, so that ensembles trained for it can be loaded and made into environments.
+
+    Args:
+        task: of your own.
+        replace: whether it takes the place of another one of this name, such as itself before you changed it; ensembles
+            that are loaded from then on have it.
 
     Raises:
         InvalidArgumentError: another task has this name.
 
     """
     known = _TASKS.get(task.name)
-    if known is not None and known is not task:
-        raise InvalidArgumentError(f"a task named {task.name!r} exists already; give yours another name")
+    same = known is task or (known is not None and not task.has_own_functions and known.to_json() == task.to_json())
+    if known in _BUILT_IN and known is not task:
+        raise InvalidArgumentError(f"a built-in task is named {task.name!r}; give yours another name")
+    if known is not None and not same and not replace:
+        raise InvalidArgumentError(
+            f"another task named {task.name!r} is known: give yours another name, or let it take that one's place, "
+            "persim_gym.register_task(task, replace=True)"
+        )
     _TASKS[task.name] = task
 
 
 def is_built_in(task: Task) -> bool:
-    """Whether every process knows the task."""
-    return any(task.name == known.name for known in _BUILT_IN)
+    """Whether every process knows the task.
+
+    Raises:
+        InvalidArgumentError: it has the name of a built-in task, and is another.
+
+    """
+    named = next((known for known in _BUILT_IN if known.name == task.name), None)
+    if named is not None and named is not task:
+        raise InvalidArgumentError(
+            f"a built-in task is named {task.name!r}, and yours is another; give it another name, "
+            "dataclasses.replace(task, name=...)"
+        )
+    return named is not None
 
 
 def task_fields(task: Task) -> dict[str, Any]:
@@ -93,11 +116,18 @@ def task_of_file(path: str | Path, document: Mapping[str, Any], task: str | Task
     name = document.get("task")
     if not isinstance(name, str):
         raise FileFormatError(f"{path}: the header is damaged (it names no task)")
-    if task is None:
-        return find_task(name, document.get("task_definition"))
-    found = get_task(task)
+    definition = document.get("task_definition")
+    found = find_task(name, definition) if task is None else get_task(task)
     if found.name != name:
         raise FileFormatError(f"{path} is of task {name}, not of {found.name}")
+    if definition is not None:
+        known = found.to_json()
+        for what in ("observation_space", "action_space"):
+            if known[what] != definition.get(what):
+                raise FileFormatError(
+                    f"{path} is of a task {name} whose {what} is {definition.get(what)}; the one known here has "
+                    f"{known[what]}: give task=, or persim_gym.register_task(task, replace=True)"
+                )
     return found
 
 
@@ -117,7 +147,10 @@ def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
         return get_task(name)
     reference = definition["reference"]
     if reference is not None:
-        return _imported(reference, name)
+        found = import_task(reference)
+        if found.name != name:
+            raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
+        return found
     own = [what for what in ("reward", "terminated") if what not in definition["learned"]]
     if own:
         raise UnknownNameError(
@@ -127,18 +160,22 @@ def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
     return Task.from_json(definition)
 
 
-def _imported(reference: str, name: str) -> Task:
-    """Import a task by "module:attribute"; nothing is called."""
+def import_task(reference: str) -> Task:
+    """Import a task by "module:attribute"; nothing is called, but the module's own code runs.
+
+    Raises:
+        PerSimError: it cannot be imported, or is no task.
+
+    """
     module, _, attribute = reference.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise PerSimError(
-            f"task {name} cannot be imported from its reference {reference!r} ({error}): make the module importable "
-            "here, or give task="
+            f"no task can be imported from {reference!r} ({error}): make the module importable here, or give task="
         ) from error
-    if not isinstance(found, Task) or found.name != name:
-        raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
+    if not isinstance(found, Task):
+        raise PerSimError(f"{reference!r} is {found!r}, not a Task")
     return found

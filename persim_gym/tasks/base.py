@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -71,6 +71,8 @@ class PlanningObjective:
     """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
     of_agent: Callable[[int], PlanningObjective] | None = None
     """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
+    is_return: bool = False
+    """Whether it is the task's own reward and termination, and so follows them where ``replace`` changes these."""
 
 
 class System(Protocol):
@@ -164,8 +166,14 @@ class Task:
         if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
             raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
         object.__setattr__(self, "observation_names", names)
-        if self.planning_objective is None:
-            object.__setattr__(self, "planning_objective", PlanningObjective(self.reward, self.terminated))
+        if self.planning_objective is None or self.planning_objective.is_return:
+            objective = PlanningObjective(self.reward, self.terminated, is_return=True)
+            object.__setattr__(self, "planning_objective", objective)
+
+    @property
+    def has_own_functions(self) -> bool:
+        """Whether there is a function in it, which no file holds."""
+        return len(self.learned) < 2 or any((self.initial_observations, self.make_system, self.make_renderer))
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -245,7 +253,10 @@ class Task:
 
     def check_covariates(self, covariates: Any) -> FloatArray:
         """Return covariates given by a user as float64 (N, K), or raise `InvalidArgumentError`."""
-        rows = [list(np.atleast_1d(row)) for row in np.atleast_2d(covariates)]
+        try:
+            rows = [list(np.atleast_1d(row)) for row in np.atleast_2d(covariates)]
+        except ValueError:  # rows of different lengths
+            rows = [[]]
         if any(len(row) != len(self.covariates) for row in rows):
             raise InvalidArgumentError(
                 f"covariates of task {self.name} must have shape (agents, {len(self.covariates)}): "
@@ -330,7 +341,11 @@ class Task:
             "action_space": _space_to_json(self.action_space),
             "max_episode_steps": int(self.max_episode_steps),
             "observation_names": list(self.observation_names),
+            "grid_bounds": self.grid_bounds,
             "covariates": [asdict(covariate) for covariate in self.covariates],
+            "test_agents": self.test_agents,
+            "policy_training_agents": self.policy_training_agents,
+            "render_fps": self.render_fps,
             "learned": list(self.learned),
             "reference": self.reference,
         }
@@ -346,6 +361,11 @@ class Task:
             observation_names=tuple(document["observation_names"]),
             covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
             reference=document["reference"],
+            # Files of earlier versions lack these.
+            grid_bounds=None if document.get("grid_bounds") is None else _rows(document["grid_bounds"]),
+            test_agents=_rows(document.get("test_agents", ())),
+            policy_training_agents=_rows(document.get("policy_training_agents", ())),
+            render_fps=document.get("render_fps", 50),
         )
 
 
@@ -356,6 +376,11 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
             f"observation_space={observation_space} must be a gymnasium.spaces.Box with one axis; "
             "gymnasium.spaces.flatten_space makes one of others"
         )
+    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+        if isinstance(space, spaces.Box) and space.dtype.kind != "f":
+            raise InvalidArgumentError(
+                f"{name}={space} is of {space.dtype}, but simulators predict fractions: give a Box of np.float32"
+            )
     vector = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
     if not vector and not (isinstance(action_space, spaces.Discrete) and action_space.start == 0):
         raise InvalidArgumentError(
@@ -366,6 +391,10 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
         raise InvalidArgumentError(
             f"action_space={action_space} must have finite bounds: planners and random actions draw from it"
         )
+
+
+def _rows(lists: Sequence[Sequence[float]]) -> Any:
+    return tuple(tuple(row) for row in lists)
 
 
 def _space_to_json(space: spaces.Discrete | spaces.Box) -> dict[str, Any]:

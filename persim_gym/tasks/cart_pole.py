@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,6 @@ TASK = Task(
     covariates=(Covariate("force", 2.0, 18.0, 10.0), Covariate("length", 0.15, 0.85, 0.5)),
     test_agents=((2.0, 0.5), (10.0, 0.5), (18.0, 0.5), (10.0, 0.85), (10.0, 0.15)),
     policy_training_agents=((6.0, 0.5), (14.0, 0.5), (10.0, 0.5), (10.0, 0.675), (10.0, 0.325)),
-    make_system=lambda covariates: EquationSystem(dynamics, initial_observations, covariates),
+    make_system=partial(EquationSystem, dynamics, initial_observations),
     make_renderer=_renderer,
 )

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from persim_gym.errors import EpisodeOverError, InvalidArgumentError, PerSimError
+from persim_gym.errors import EpisodeOverError, InvalidArgumentError, NoRendererError
 from persim_gym.tasks.base import Renderer, Task
+from persim_gym.tasks.rules import Point
 from persim_gym.types import FloatArray
-
-
-class _Point(np.ndarray):
-    """A single state (D,) that gives ``[..., i]`` as a NumPy scalar, in half the time of an array without axes.
-
-    The rules of most tasks look at one or two coordinates, which then costs less than the rest of a step.
-    """
-
-    def __getitem__(self, key: Any) -> Any:
-        if type(key) is tuple and len(key) == 2 and key[0] is Ellipsis and type(key[1]) is int:
-            key = key[1]
-        return _item(self, key)
-
-
-_item = np.ndarray.__getitem__
 
 
 class TaskEnv(gymnasium.Env[np.ndarray, Any]):
@@ -44,14 +31,15 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         self.task = task
         self.max_episode_steps = task.limit_of(time_limit)
         self.covariates = covariates
-        self.metadata = {**type(self).metadata, "render_fps": task.render_fps}
+        modes = type(self).metadata["render_modes"] if task.make_renderer is not None else []
+        self.metadata = {**type(self).metadata, "render_modes": modes, "render_fps": task.render_fps}
         # Copies: a space has a random state, which environments of one task must not share.
         self.observation_space = copy.deepcopy(task.observation_space)
         self.action_space = copy.deepcopy(task.action_space)
-        if render_mode not in (None, *self.metadata["render_modes"]):
+        if render_mode not in (None, *type(self).metadata["render_modes"]):
             raise InvalidArgumentError(f"render_mode={render_mode!r} must be None, 'human' or 'rgb_array'")
         if render_mode is not None and task.make_renderer is None:
-            raise PerSimError(f"task {task.name} has no renderer; make the environment with render_mode=None")
+            raise NoRendererError(f"task {task.name} has no renderer; make the environment with render_mode=None")
         self.render_mode = render_mode
         self._renderer: Renderer | None = None
         self._observation: FloatArray | None = None
@@ -68,7 +56,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        state = None if not options else options.get("state")
+        state = checked_options(options, ("state",)).get("state")
         self._observation = self._begin(None if state is None else self.task.check_observation(state))
         self._over = False
         self._steps = 0
@@ -82,7 +70,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
             raise EpisodeOverError(self._how_it_ended())
         action = task.check_action(action)
         next_observation, truncated, info = self._advance(observation, action)
-        point = next_observation.view(_Point)
+        point = next_observation.view(Point)
         reward = float(task.reward(observation, action, point))
         terminated = bool(task.terminated(point))
         self._steps += 1
@@ -117,3 +105,20 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def checked_options(options: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the options of `reset`, empty if there are none; warn of one that is not known.
+
+    Raises:
+        InvalidArgumentError: they are no dictionary.
+
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise InvalidArgumentError(f"options={options!r} must be a dictionary, such as {{'state': observation}}")
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        gymnasium.logger.warn(f"reset() ignores the option {unknown[0]!r}, which it does not know; it has {known}")
+    return options

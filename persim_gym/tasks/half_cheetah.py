@@ -19,6 +19,7 @@ from gymnasium import spaces
 from persim_gym.errors import MissingExtraError
 from persim_gym.tasks.base import Covariate, PlanningObjective, Task
 from persim_gym.tasks.rendering import GymnasiumRenderer
+from persim_gym.tasks.rules import never_terminated
 from persim_gym.types import FloatArray
 
 TIME_STEP = 0.05
@@ -172,11 +173,6 @@ def reward(observations: Any, actions: Any, next_observations: Any) -> Any:
     return next_observations[..., 0] - CONTROL_COST * (actions * actions).sum(-1)
 
 
-def terminated(next_observations: Any) -> Any:
-    """Never: an episode ends by its time limit."""
-    return next_observations[..., 0] != next_observations[..., 0]
-
-
 def _renderer(covariates: FloatArray, render_mode: str) -> GymnasiumRenderer:
     def put(env: Any, observation: FloatArray) -> None:
         position = np.concatenate([[0.0], observation[1:NUM_POSITIONS]])
@@ -205,7 +201,7 @@ TASK = Task(
     observation_space=spaces.Box(-np.inf, np.inf, (2 * NUM_POSITIONS,), np.float32),
     action_space=spaces.Box(-1.0, 1.0, (6,), np.float32),
     reward=reward,
-    terminated=terminated,
+    terminated=never_terminated,
     max_episode_steps=1000,
     observation_names=(
         "forward speed",

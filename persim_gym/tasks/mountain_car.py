@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ TASK = Task(
     covariates=(Covariate("gravity", 0.0001, 0.0035, 0.0025),),
     test_agents=((0.0001,), (0.0005,), (0.001,), (0.0025,), (0.0035,)),
     policy_training_agents=((0.0003,), (0.00075,), (0.00175,), (0.0025,), (0.003,)),
-    make_system=lambda covariates: EquationSystem(dynamics, initial_observations, covariates),
+    make_system=partial(EquationSystem, dynamics, initial_observations),
     make_renderer=_renderer,
     render_fps=30,
 )
