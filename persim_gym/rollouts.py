@@ -16,10 +16,7 @@ from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulator import AgentNetwork, Simulator
 from persim_gym.tasks import PlanningObjective, System
-from persim_gym.types import FloatArray, IntArray
-
-ReturnFn = Callable[[IntArray, np.ndarray], FloatArray]
-"""(environments (n,), actions (n, C, H) or (n, C, H, A)) -> returns (n, C): what a planner asks of a model."""
+from persim_gym.types import FloatArray, IntArray, ReturnFn
 
 MembersFn = Callable[[IntArray, slice], FloatArray]
 """(candidates (n,), members) -> sum of these members' returns (n,)."""
