@@ -14,13 +14,14 @@ from persim_gym.devices import memory_for
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
+from persim_gym.planning.models import model_and_task
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
 from persim_gym.planning.settings import check_settings
 from persim_gym.rollouts import PROPAGATIONS, simulated_returns, true_returns
 from persim_gym.simulator import Simulator
-from persim_gym.tasks import PlanningObjective, System, Task
+from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import BoolArray, ReturnFn
 
 _DISCRETE = {"random_shooting": random_shooting}
@@ -75,14 +76,7 @@ class MPCAgent:
                 setting that it does not have, or one out of its range.
 
         """
-        inner = getattr(model, "unwrapped", model)
-        self._model: Simulator | System = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
-        found = task or getattr(inner, "task", None)
-        if found is None or not (isinstance(self._model, Simulator) or hasattr(self._model, "branch")):
-            raise InvalidArgumentError(
-                f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
-            )
-        self.task: Task = found
+        self._model, self.task = model_and_task(model, task)
         self.horizon, self._plan = _bind_planner(self.task, planner, horizon, settings)
         self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
         if self._propagation not in PROPAGATIONS:
