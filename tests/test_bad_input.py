@@ -348,6 +348,10 @@ def plan_cheetah(**settings):
     return MPCAgent(random_ensemble("HalfCheetah").simulator(0), horizon=2, **settings).predict(np.zeros((1, 18)))
 
 
+def cheetah_agent(planner, **settings):
+    return lambda: MPCAgent(random_ensemble("HalfCheetah").simulator(0), planner=planner, **settings)
+
+
 def value_iteration(**settings):
     return persim_gym.ValueIterationAgent(random_ensemble("CartPole").simulator(0), **settings)
 
@@ -407,6 +411,26 @@ def with_arguments(call, *arguments, **settings):
         ("num_elites=9 must be at most num_candidates=4", lambda: plan_cheetah(num_elites=9, num_candidates=4)),
         ("execute='mean' must be one of elite_mean, best", lambda: plan_cheetah(execute="mean")),
         ("smoothing=5 must be", lambda: plan_cheetah(smoothing=5)),
+        ("smoothing=1.0 must be at least 0 and below 1", cheetah_agent("icem", smoothing=1.0)),
+        ("smoothing=nan must be at least 0 and below 1", cheetah_agent("icem", smoothing=np.nan)),
+        ("num_elites=9 must be at most num_candidates=4", cheetah_agent("icem", num_elites=9, num_candidates=4)),
+        ("num_elites=201 must be at most num_candidates=200", cheetah_agent("cem", num_elites=201)),
+        ("num_elites=2.5 must be a whole number", cheetah_agent("icem", num_elites=2.5)),
+        ("num_elites=None must be a whole number", cheetah_agent("icem", num_elites=None)),
+        ("num_candidates=None must be a whole number", cheetah_agent("cem", num_candidates=None)),
+        ("num_rounds=0 must be a whole number", cheetah_agent("mppi", num_rounds=0)),
+        ("decay=0.9 must be at least 1", cheetah_agent("icem", decay=0.9)),
+        ("kept_fraction=1.1 must be from 0 to 1", cheetah_agent("icem", kept_fraction=1.1)),
+        ("noise_exponent='pink' must be a finite number", cheetah_agent("icem", noise_exponent="pink")),
+        ("temperature=0 must be above 0", cheetah_agent("mppi", temperature=0)),
+        ("deviation=-1 must be a finite number of at least 0", cheetah_agent("mppi", deviation=-1)),
+        ("noise_smoothing=1 must be at least 0 and below 1", cheetah_agent("mppi", noise_smoothing=1)),
+        ("initial_deviation=0.5 must be a range", lambda: plan_cheetah(initial_deviation=0.5)),
+        ("initial_deviation=inf must be a finite number", lambda: plan_cheetah(initial_deviation=(0.3, np.inf))),
+        (
+            r"initial_deviation=\(0.3, 0.6\) must be a finite number",
+            lambda: plan_cheetah(planner="icem", initial_deviation=(0.3, 0.6)),
+        ),
         (
             "must be given by name, such as {'force'",
             lambda: PersonalizedEnv(random_ensemble("CartPole"), covariates=[3]),

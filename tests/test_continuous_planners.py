@@ -5,19 +5,21 @@ import pytest
 from support import random_ensemble
 
 from persim_gym import MPCAgent, errors
-from persim_gym.planning import improved_cross_entropy_method, path_integral_control
+from persim_gym.planning import ContinuousSearch, improved_cross_entropy_method, path_integral_control
 from persim_gym.planning.icem import colored_noise
 from persim_gym.planning.mppi import smoothed
 
 SEARCHES = {"icem": improved_cross_entropy_method, "mppi": path_integral_control}
 
 
-def search(planner, returns, *, environments=1, horizon=1, size=1, bound=1.0, seed=0, **settings):
-    """Plan without a previous plan."""
-    cold = {"previous": np.zeros((environments, horizon, size)), "warm": np.zeros(environments, bool)}
-    low, high = np.full(size, -bound), np.full(size, bound)
-    rng = np.random.default_rng(seed)
-    return SEARCHES[planner](returns, low=low, high=high, rng=rng, horizon=horizon, **{**cold, **settings})
+def search(
+    planner, returns, *, environments=1, horizon=1, size=1, bound=1.0, seed=0, previous=None, warm=None, **settings
+):
+    """Plan, by default without a previous plan."""
+    previous = np.zeros((environments, horizon, size)) if previous is None else previous
+    warm = np.zeros(environments, bool) if warm is None else warm
+    given, high = (returns, np.random.default_rng(seed), previous, warm), np.full(size, bound)
+    return SEARCHES[planner](ContinuousSearch(*given, low=-high, high=high), **settings)
 
 
 @pytest.mark.parametrize("planner", SEARCHES)
@@ -92,6 +94,21 @@ def test_nan_is_never_chosen(planner):
             ),
             environments=2,
         )
+
+
+@pytest.mark.parametrize(
+    ("planner", "message", "settings"),
+    [
+        ("icem", "smoothing=5 must be at least 0 and below 1", {"smoothing": 5}),
+        ("icem", "num_elites=9 must be at most num_candidates=4", {"num_elites": 9, "num_candidates": 4}),
+        ("icem", "num_elites=0 must be a whole number", {"num_elites": 0}),
+        ("mppi", "num_candidates=1.5 must be a whole number", {"num_candidates": 1.5}),
+    ],
+)
+def test_settings_out_of_range(planner, message, settings):
+    """A planner that is called by itself refuses them, too, before it scores anything."""
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        search(planner, lambda environments, actions: pytest.fail("scored"), **settings)
 
 
 class TestImprovedCrossEntropy:
@@ -200,15 +217,17 @@ def test_a_quarter_of_the_rollouts():
     simulator = random_ensemble("HalfCheetah").simulator(0)
     for planner in scored:
         agent = MPCAgent(simulator, planner=planner, horizon=2)
-        inner = agent._plan.func
+        make = agent._returns
 
-        def counting(returns, planner=planner, inner=inner, **settings):
+        def counting(observations, planner=planner, make=make):
+            returns = make(observations)
+
             def counted(environments, actions):
                 scored[planner] += actions.shape[1]
                 return returns(environments, actions)
 
-            return inner(counted, **settings)
+            return counted
 
-        agent._plan = type(agent._plan)(counting, **agent._plan.keywords)
+        agent._returns = counting
         agent.predict(np.zeros(18))
     assert scored["cem"] == 1200 and scored["icem"] <= 300

@@ -10,7 +10,8 @@ from threadpoolctl import threadpool_info
 
 import persim_gym
 from persim_gym import devices
-from persim_gym.rollouts import _pieces, simulated_returns
+from persim_gym.rollouts import simulated_returns
+from persim_gym.rollouts.batching import pieces
 
 
 @pytest.fixture
@@ -65,11 +66,11 @@ def test_every_candidate_is_in_one_piece(together, candidates, threads, most, co
     """No piece is of environments that differ, or longer than it may be."""
     seen = np.zeros(len(together) * candidates, int)
     kinds = np.repeat(together, candidates)
-    pieces = _pieces(np.array(together), candidates, threads, most)
-    for part in pieces:
+    found = pieces(np.array(together), candidates, threads, most)
+    for part in found:
         assert len(set(kinds[part])) == 1 and (most is None or part.stop - part.start <= most)
         seen[part] += 1
-    assert (seen == 1).all() and len(pieces) == count
+    assert (seen == 1).all() and len(found) == count
 
 
 @pytest.mark.parametrize("propagation", ["per_member", "mean_state"])

@@ -120,6 +120,20 @@ def test_who_knows_nothing_of_what():
             assert "torch" not in known, f"{path.name} imports torch"
 
 
+def test_a_search_needs_no_torch():
+    """Nor does any module that a planner over sequences imports, directly or through another."""
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in files()}
+    planners = ("search", "settings", "random_shooting", "cem", "icem", "mppi")
+    waiting, seen = [f"persim_gym.planning.{name}" for name in planners], set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        found = imports(modules[module], lazy=True)
+        assert "torch" not in {name.split(".")[0] for name in found}, f"{module} imports torch"
+        waiting += (found & modules.keys()) - seen
+    assert "persim_gym.types" in seen
+
+
 def test_importing_is_cheap(run_python):
     """No learning library, no optional one, no file format: only what registering ids takes."""
     heavy = OPTIONAL | {"torch", "safetensors", "scipy", "rich", "typer", "jax"}

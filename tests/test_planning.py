@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from functools import partial
 
 import gymnasium
 import numpy as np
@@ -12,21 +11,24 @@ import torch
 from support import DEEP, SMALL, perfect_walk_ensemble, random_actions, random_ensemble, walk_task
 
 from persim_gym import MPCAgent, errors, get_task, true_mpc_returns
-from persim_gym.planning import cross_entropy_method, random_shooting
+from persim_gym.planning import ContinuousSearch, DiscreteSearch, cross_entropy_method, random_shooting
 from persim_gym.planning.cem import truncated_normal
 from persim_gym.rollouts import simulated_returns, true_returns
 from persim_gym.tasks import PlanningObjective
 
 
 def cold(environments, horizon, *action):
-    """Arguments of a planner without a previous plan."""
+    """Parts of a search without a previous plan."""
     return {"previous": np.zeros((environments, horizon, *action)), "warm": np.zeros(environments, bool)}
 
 
 class TestRandomShooting:
     """Uniform sequences of discrete actions."""
 
-    search = staticmethod(partial(random_shooting, num_actions=3))
+    @staticmethod
+    def search(returns, *, previous, warm, seed=0, max_return=None, **settings):
+        given = returns, np.random.default_rng(seed), previous, warm
+        return random_shooting(DiscreteSearch(*given, num_actions=3, max_return=max_return), **settings)
 
     @staticmethod
     def walk(starts):
@@ -43,9 +45,7 @@ class TestRandomShooting:
         """Of each of several environments at once: the best of all 3^H sequences, listed one by one."""
         starts = [-3, 0, 5]
         returns = self.walk(starts)
-        plan = self.search(
-            returns, rng=np.random.default_rng(0), horizon=horizon, num_candidates=1500, **cold(3, horizon)
-        )
+        plan = self.search(returns, num_candidates=1500, **cold(3, horizon))
         everything = np.array(list(itertools.product(range(3), repeat=horizon)))
         for row in range(3):
             scores = returns(np.array([row]), everything[None])[0]
@@ -61,14 +61,7 @@ class TestRandomShooting:
             seen.append(actions)
             return np.zeros(actions.shape[:2])
 
-        self.search(
-            returns,
-            rng=np.random.default_rng(0),
-            previous=previous,
-            warm=np.array([True, False]),
-            horizon=8,
-            num_candidates=9,
-        )
+        self.search(returns, previous=previous, warm=np.array([True, False]), num_candidates=9)
         np.testing.assert_array_equal(seen[0][0, 0, :-1], previous[0, 1:])
         assert not np.array_equal(seen[0][1, 0, :-1], previous[1, 1:])
         assert set(np.unique(seen[0])) == {0, 1, 2}
@@ -89,14 +82,7 @@ class TestRandomShooting:
             return returns
 
         plans = [
-            self.search(
-                counting(key),
-                rng=np.random.default_rng(seed),
-                horizon=12,
-                num_candidates=600,
-                max_return=key,
-                **cold(3, 12),
-            )
+            self.search(counting(key), seed=seed, num_candidates=600, max_return=key, **cold(3, 12))
             for key in (None, 1.0)
         ]
         for field in ("actions", "returns", "best", "warm_start"):
@@ -111,7 +97,7 @@ class TestRandomShooting:
             broken = np.where(actions[..., 1] == 1, np.inf, np.nan)
             return np.where(actions[..., 0] == 1, broken, -1.0 - actions.sum(2))
 
-        plan = self.search(returns, rng=np.random.default_rng(0), horizon=3, num_candidates=200, **cold(1, 3))
+        plan = self.search(returns, num_candidates=200, **cold(1, 3))
         np.testing.assert_array_equal(plan.actions, [[0, 0, 0]])
         assert plan.returns[0] == -1.0
 
@@ -123,9 +109,7 @@ class TestRandomShooting:
             looks.append(actions)
             return np.where(len(looks) == 1, np.nan, -actions.sum(2, dtype=float))
 
-        plan = self.search(
-            returns, rng=np.random.default_rng(0), horizon=5, num_candidates=500, max_return=1.0, **cold(1, 5)
-        )
+        plan = self.search(returns, num_candidates=500, max_return=1.0, **cold(1, 5))
         assert len(looks) > 1
         assert plan.returns[0] == -min(look.sum(2).min() for look in looks[1:])
 
@@ -134,9 +118,10 @@ class TestCrossEntropy:
     """The cross-entropy method for continuous actions."""
 
     @staticmethod
-    def search(returns, *, size=1, bound=1.0, seed=0, **settings):
-        low, high = np.full(size, -bound), np.full(size, bound)
-        return cross_entropy_method(returns, low=low, high=high, rng=np.random.default_rng(seed), **settings)
+    def search(returns, *, previous, warm, bound=1.0, seed=0, **settings):
+        high = np.full(previous.shape[2], bound)
+        given = returns, np.random.default_rng(seed), previous, warm
+        return cross_entropy_method(ContinuousSearch(*given, low=-high, high=high), **settings)
 
     @pytest.mark.parametrize("horizon", [1, 3, 6])
     @pytest.mark.parametrize("candidates", [200, 500])
@@ -148,7 +133,7 @@ class TestCrossEntropy:
             positions = starts[environments][:, None, None] + np.cumsum(actions[..., 0], axis=2)
             return -(np.square(positions) + 0.5 * np.square(actions[..., 0])).sum(2)
 
-        plan = self.search(returns, horizon=horizon, num_candidates=candidates, num_rounds=12, **cold(3, horizon, 1))
+        plan = self.search(returns, num_candidates=candidates, num_rounds=12, **cold(3, horizon, 1))
         cumulative = np.tril(np.ones((horizon, horizon)))
         design = np.concatenate([cumulative, np.sqrt(0.5) * np.eye(horizon)])
         for row, start in enumerate(starts):
@@ -165,7 +150,7 @@ class TestCrossEntropy:
             assert np.abs(actions).max() <= 0.5
             return actions.sum((2, 3))
 
-        plan = self.search(returns, size=2, bound=0.5, horizon=4, num_rounds=12, **cold(1, 4, 2))
+        plan = self.search(returns, bound=0.5, num_rounds=12, **cold(1, 4, 2))
         assert plan.actions.min() > 0.4 and plan.actions.max() <= 0.5
 
     @pytest.mark.parametrize("execute", ["elite_mean", "best"])
@@ -177,9 +162,7 @@ class TestCrossEntropy:
             rounds.append((actions.copy(), -np.square(actions - 0.2).sum((2, 3)) + np.sin(9 * actions[..., 0, 0])))
             return rounds[-1][1]
 
-        plan = self.search(
-            returns, horizon=2, num_candidates=40, num_elites=10, num_rounds=4, execute=execute, **cold(1, 2, 1)
-        )
+        plan = self.search(returns, num_candidates=40, num_elites=10, num_rounds=4, execute=execute, **cold(1, 2, 1))
         assert len(rounds) == 4 and rounds[0][0].shape == (1, 40, 2, 1)
         mean = None
         for candidates, scores in rounds:
@@ -200,7 +183,7 @@ class TestCrossEntropy:
             return np.zeros(actions.shape[:2])
 
         self.search(
-            returns, bound=100.0, horizon=3, num_candidates=20_000, num_rounds=1, previous=previous,
+            returns, bound=100.0, num_candidates=20_000, num_rounds=1, previous=previous,
             warm=np.array([True, False]), initial_deviation=(0.003, 0.006),
         )  # fmt: skip
         sampled = seen[0][..., 0]
@@ -217,7 +200,7 @@ class TestCrossEntropy:
             first = actions[..., 0, 0]
             return np.where(first > 0, np.where(first > 0.3, np.inf, np.nan), -1.0 + 0.1 * first)
 
-        plan = self.search(returns, horizon=2, num_candidates=200, num_elites=20, **cold(1, 2, 1))
+        plan = self.search(returns, num_candidates=200, num_elites=20, **cold(1, 2, 1))
         assert plan.actions[0, 0, 0] < 0 and plan.best[0, 0, 0] < 0 and np.isfinite(plan.returns[0])
 
     def test_fewer_numbers_than_elites(self):
@@ -226,7 +209,7 @@ class TestCrossEntropy:
         def returns(environments, actions):
             return np.where(actions[..., 0, 0] > -0.5, np.nan, -1.0)
 
-        plan = self.search(returns, horizon=1, num_candidates=100, num_elites=50, num_rounds=1, **cold(1, 1, 1))
+        plan = self.search(returns, num_candidates=100, num_elites=50, num_rounds=1, **cold(1, 1, 1))
         assert plan.actions[0, 0, 0] < -0.5
 
     def test_truncated_normal(self):
@@ -254,9 +237,9 @@ def test_nothing_but_nan_is_an_error(planner):
 
     with pytest.raises(errors.NonFiniteReturnError, match="environment 1"):
         if planner == "cem":
-            TestCrossEntropy.search(returns, horizon=2, **cold(2, 2, 1))
+            TestCrossEntropy.search(returns, **cold(2, 2, 1))
         else:
-            TestRandomShooting.search(returns, rng=np.random.default_rng(0), horizon=2, **cold(2, 2))
+            TestRandomShooting.search(returns, **cold(2, 2))
 
 
 def both(task):
@@ -473,8 +456,6 @@ def test_episodes_that_are_over_cost_no_search_and_change_no_plan(name):
         scored.extend(environments.tolist())
         return np.zeros(actions.shape[:2])
 
-    random_shooting(
-        returns, num_actions=2, rng=np.random.default_rng(0), previous=np.zeros((4, 5)), warm=np.zeros(4, bool),
-        horizon=5, num_candidates=6, running=running,
-    )  # fmt: skip
+    search = DiscreteSearch(returns, np.random.default_rng(0), **cold(4, 5), num_actions=2, running=running)
+    random_shooting(search, num_candidates=6)
     assert scored == [0, 2]

@@ -49,7 +49,7 @@ def test_a_batch_earns_what_its_environments_earn(simulators, method, objective,
     apart = returns(False)
     assert len(np.unique(apart.round(3))) > 10, "all earn the same, so the test says nothing"
     np.testing.assert_allclose(returns(True), apart, rtol=1e-4, atol=1e-3)
-    monkeypatch.setattr("persim_gym.rollouts._TRAJECTORIES_AT_ONCE", 50)
+    monkeypatch.setattr("persim_gym.rollouts.batching._TRAJECTORIES_AT_ONCE", 50)
     np.testing.assert_allclose(returns(True), apart, rtol=1e-4, atol=1e-3)
 
 

@@ -5,13 +5,16 @@ from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
-from persim_gym.planning.search import Plan
+from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
 from persim_gym.planning.value_iteration import ValueIterationAgent, value_iteration
 
 __all__ = [
     "PLANNERS",
+    "ContinuousSearch",
+    "DiscreteSearch",
     "MPCAgent",
     "Plan",
+    "Search",
     "ValueIterationAgent",
     "cross_entropy_method",
     "improved_cross_entropy_method",

@@ -14,12 +14,15 @@ from persim_gym.devices import memory_for
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
+from persim_gym.planning.models import model_and_task
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
-from persim_gym.planning.search import Plan
-from persim_gym.rollouts import PROPAGATIONS, ReturnFn, simulated_returns, true_returns
+from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
+from persim_gym.planning.settings import check_settings
+from persim_gym.rollouts import PROPAGATIONS, simulated_returns, true_returns
 from persim_gym.simulator import Simulator
-from persim_gym.tasks import PlanningObjective, System, Task
+from persim_gym.tasks import PlanningObjective, Task
+from persim_gym.types import BoolArray, ReturnFn
 
 _DISCRETE = {"random_shooting": random_shooting}
 _CONTINUOUS = {
@@ -28,7 +31,6 @@ _CONTINUOUS = {
     "mppi": path_integral_control,
 }
 PLANNERS = (*_DISCRETE, *_CONTINUOUS)
-_GIVEN = ("horizon", "max_return", "running")
 _DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30, "icem": 30, "mppi": 30}
 
 
@@ -70,18 +72,11 @@ class MPCAgent:
             **settings: more of the planner's own: num_candidates, num_elites, …
 
         Raises:
-            InvalidArgumentError: nothing that can be planned in, a planner that does not plan the task's actions, or a
-                setting that it does not have.
+            InvalidArgumentError: nothing that can be planned in, a planner that does not plan the task's actions, a
+                setting that it does not have, or one out of its range.
 
         """
-        inner = getattr(model, "unwrapped", model)
-        self._model: Simulator | System = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
-        found = task or getattr(inner, "task", None)
-        if found is None or not (isinstance(self._model, Simulator) or hasattr(self._model, "branch")):
-            raise InvalidArgumentError(
-                f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
-            )
-        self.task: Task = found
+        self._model, self.task = model_and_task(model, task)
         self.horizon, self._plan = _bind_planner(self.task, planner, horizon, settings)
         self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
         if self._propagation not in PROPAGATIONS:
@@ -91,8 +86,7 @@ class MPCAgent:
         self._best_only = self._plan.func is random_shooting
         self._remembers = self._plan.func is improved_cross_entropy_method  # its state has several sequences
         bound = self._objective.max_reward
-        if self.task.discrete and bound is not None and self._objective.progress is None:
-            self._plan = partial(self._plan, max_return=bound * self.horizon)
+        self._max_return = None if bound is None or self._objective.progress is not None else bound * self.horizon
 
     def predict(
         self,
@@ -152,8 +146,15 @@ class MPCAgent:
                     "pass what predict returned for the same environments"
                 )
         with memory_for(f"lower num_candidates, or plan for fewer than {count} environments at once"):
-            found = self._plan if running is None or not self._best_only else partial(self._plan, running=running)
-            return found(self._returns(observations), rng=self._rng, previous=previous, warm=warm)
+            return self._plan(self._search(observations, previous, warm, running))
+
+    def _search(self, observations: np.ndarray, previous: np.ndarray, warm: BoolArray, running: Any) -> Search:
+        given = self._returns(observations), self._rng, previous, warm
+        if self.task.discrete:
+            size = self.task.action_size
+            return DiscreteSearch(*given, num_actions=size, max_return=self._max_return, running=running)
+        low, high = self.task.action_bounds
+        return ContinuousSearch(*given, low=low, high=high)
 
     def _returns(self, observations: np.ndarray) -> ReturnFn:
         if isinstance(self._model, Simulator):
@@ -188,21 +189,18 @@ def _bind_planner(
             f"planner={name!r} does not plan {kind} actions, which task {task.name} has; use {', '.join(fitting)}"
         )
     steps = whole_number("horizon", _DEFAULT_HORIZON[name] if horizon is None else horizon)
-    known = _settings_of(fitting[name])
-    unknown = [setting for setting in settings if setting not in known]
+    defaults = _settings_of(fitting[name])
+    unknown = [setting for setting in settings if setting not in defaults]
     if unknown:
         raise InvalidArgumentError(
-            f"{unknown[0]}={settings[unknown[0]]!r} is no setting of planner {name!r}; it has {', '.join(known)}"
+            f"{unknown[0]}={settings[unknown[0]]!r} is no setting of planner {name!r}; it has {', '.join(defaults)}"
         )
-    for setting in {"num_candidates", "num_elites", "num_rounds"} & settings.keys():
-        whole_number(setting, settings[setting])
-    if task.discrete:
-        return steps, partial(random_shooting, num_actions=task.action_size, horizon=steps, **settings)
-    low, high = task.action_bounds
-    return steps, partial(fitting[name], low=low, high=high, horizon=steps, **settings)
+    derived = {setting for setting, value in defaults.items() if value is None and settings.get(setting) is None}
+    check_settings(**{setting: value for setting, value in {**defaults, **settings}.items() if setting not in derived})
+    return steps, partial(fitting[name], **settings)
 
 
-def _settings_of(planner: Callable[..., Plan]) -> list[str]:
-    """Return the names of a planner's settings: what has a default, and is not given by `MPCAgent` itself."""
+def _settings_of(planner: Callable[..., Plan]) -> dict[str, Any]:
+    """Return the names of a planner's settings and their defaults, None where the planner derives one from another."""
     parameters = inspect.signature(planner).parameters.values()
-    return [one.name for one in parameters if one.default is not inspect.Parameter.empty and one.name not in _GIVEN]
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from persim_gym.arguments import finite_number, whole_number
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.planning.search import Plan, gaussian_moments, score, shifted
-from persim_gym.rollouts import ReturnFn
-from persim_gym.types import BoolArray, FloatArray
-
-EXECUTE = ("elite_mean", "best")
+from persim_gym.planning.search import ContinuousSearch, Plan, elites_of, gaussian_moments, score
+from persim_gym.planning.settings import check_settings
+from persim_gym.types import FloatArray
 
 
 def cross_entropy_method(
-    returns: ReturnFn,
+    search: ContinuousSearch,
     *,
-    low: FloatArray,
-    high: FloatArray,
-    rng: np.random.Generator,
-    previous: FloatArray,
-    warm: BoolArray,
-    horizon: int = 30,
     num_candidates: int = 200,
     num_elites: int | None = None,
     num_rounds: int = 6,
@@ -31,13 +24,7 @@ def cross_entropy_method(
     """Fit a Gaussian over sequences of continuous actions to its best samples, again and again.
 
     Args:
-        returns: scores candidate sequences.
-        low: (A,) lower bounds of the actions.
-        high: (A,) upper bounds.
-        rng: source of the candidates.
-        previous: (E, H, A) warm start; where ``warm``, the search starts from it, shifted by one step.
-        warm: (E,) whether ``previous`` means anything.
-        horizon: H.
+        search: what to plan for.
         num_candidates: C a round.
         num_elites: how many of the best a round keeps; by default a quarter of the candidates, the paper's 50 of 200.
         num_rounds: rounds; the first takes the elites' moments as they are, the later ones smooth.
@@ -47,34 +34,33 @@ def cross_entropy_method(
             round (the paper's text).
 
     Raises:
-        InvalidArgumentError: ``execute`` is neither, there are more elites than candidates, or ``smoothing`` is not
-            from 0 to below 1.
+        InvalidArgumentError: a setting out of its range, or more elites than candidates.
+        NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    if execute not in EXECUTE:
-        raise InvalidArgumentError(f"execute={execute!r} must be one of {', '.join(EXECUTE)}")
     if num_elites is None:
-        num_elites = max(1, num_candidates // 4)
-    if num_elites > num_candidates:
-        raise InvalidArgumentError(f"num_elites={num_elites} must be at most num_candidates={num_candidates}")
-    if not 0 <= smoothing < 1:
-        raise InvalidArgumentError(f"smoothing={smoothing} must be at least 0 and below 1")
-    count = len(previous)
-    middle = np.broadcast_to(0.5 * (low + high), (count, low.shape[0]))
-    start = shifted(np.clip(previous, low, high), middle)
-    mean = np.where(warm[:, None, None], start, middle[:, None])
-    span = 0.5 * (high - low)
-    deviation = np.broadcast_to(rng.uniform(*initial_deviation, (count, 1, 1)) * span, mean.shape)
-    environments = np.arange(count)
+        num_elites = max(1, whole_number("num_candidates", num_candidates) // 4)
+    check_settings(
+        num_candidates=num_candidates,
+        num_elites=num_elites,
+        num_rounds=num_rounds,
+        smoothing=smoothing,
+        execute=execute,
+    )
+    if np.shape(initial_deviation) != (2,):
+        raise InvalidArgumentError(f"initial_deviation={initial_deviation!r} must be a range, two numbers")
+    smallest, largest = (finite_number("initial_deviation", end, 0) for end in initial_deviation)
+    low, high, rng = search.low, search.high, search.rng
+    mean = np.clip(search.start, low, high)
+    drawn = rng.uniform(smallest, largest, (len(mean), 1, 1))
+    deviation = np.broadcast_to(drawn * search.span, mean.shape)
     best = elite_mean = mean
-    best_return = np.full(count, -np.inf)
+    best_return = np.full(len(mean), -np.inf)
     for index in range(num_rounds):
         candidates = truncated_normal(rng, mean, deviation, num_candidates, low, high)
-        scores = score(returns, environments, candidates)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :num_elites]
-        elites = np.take_along_axis(candidates, order[:, :, None, None], axis=1)
-        best, best_return = elites[:, 0], scores[environments, order[:, 0]]
-        elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(np.take_along_axis(scores, order, axis=1)))
+        elites, scores = elites_of(candidates, score(search, candidates), num_elites)
+        best, best_return = elites[:, 0], scores[:, 0]
+        elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(scores))
         kept = smoothing if index > 0 else 0.0
         mean = kept * mean + (1 - kept) * elite_mean
         deviation = kept * deviation + (1 - kept) * elite_deviation

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError
-from persim_gym.planning.search import Plan, gaussian_moments, score
-from persim_gym.rollouts import ReturnFn
-from persim_gym.types import BoolArray, FloatArray
+from persim_gym.arguments import finite_number
+from persim_gym.planning.search import ContinuousSearch, Plan, elites_of, gaussian_moments, score
+from persim_gym.planning.settings import check_settings
+from persim_gym.types import FloatArray
 
 
 def improved_cross_entropy_method(
-    returns: ReturnFn,
+    search: ContinuousSearch,
     *,
-    low: FloatArray,
-    high: FloatArray,
-    rng: np.random.Generator,
-    previous: FloatArray,
-    warm: BoolArray,
-    horizon: int = 30,
     num_candidates: int = 80,
     num_elites: int = 10,
     num_rounds: int = 4,
@@ -37,13 +31,7 @@ def improved_cross_entropy_method(
     step, in the next plan; the last round also tries the mean. The best sequence of the last round is executed.
 
     Args:
-        returns: scores candidate sequences.
-        low: (A,) lower bounds of the actions.
-        high: (A,) upper bounds.
-        rng: source of the candidates.
-        previous: (E, H, A) warm start, or (E, 1 + n, H, A) as the last plan returned it: the mean, then n elites.
-        warm: (E,) whether ``previous`` means anything.
-        horizon: H.
+        search: what to plan for; the previous plans may bring elites to remember.
         num_candidates: C drawn in the first round.
         num_elites: how many of the best a round keeps.
         num_rounds: rounds.
@@ -55,44 +43,45 @@ def improved_cross_entropy_method(
         kept_fraction: part of the elites that competes again.
 
     Raises:
-        InvalidArgumentError: ``decay`` below 1 or ``kept_fraction`` not between 0 and 1.
+        InvalidArgumentError: a setting out of its range, or more elites than candidates.
+        NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    if not decay >= 1 or not 0 <= kept_fraction <= 1:
-        raise InvalidArgumentError(
-            f"decay={decay} must be at least 1 and kept_fraction={kept_fraction} between 0 and 1"
-        )
-    count = len(previous)
-    middle, span = 0.5 * (low + high), 0.5 * (high - low)
-    old = previous if previous.ndim == 4 else previous[:, None]
+    check_settings(
+        num_candidates=num_candidates,
+        num_elites=num_elites,
+        num_rounds=num_rounds,
+        smoothing=smoothing,
+        noise_exponent=noise_exponent,
+        decay=decay,
+        kept_fraction=kept_fraction,
+    )
+    old = search.previous if search.previous.ndim == 4 else search.previous[:, None]
     old = np.concatenate([old[:, :, 1:], old[:, :, -1:]], axis=2)  # one step on; the last action is repeated
-    mean = np.where(warm[:, None, None], old[:, 0], middle)
-    deviation = np.broadcast_to(initial_deviation * span, mean.shape)
-    environments = np.arange(count)
+    mean = np.where(search.warm[:, None, None], old[:, 0], search.middle)
+    count, horizon, size = mean.shape
+    deviation = np.broadcast_to(finite_number("initial_deviation", initial_deviation, 0) * search.span, mean.shape)
     num_kept = int(kept_fraction * num_elites)
-    elites = np.empty((count, 0, *mean.shape[1:]))
+    elites = np.empty((count, 0, horizon, size))
     for index in range(num_rounds):
         drawn = max(int(num_candidates * decay**-index), 2 * num_elites)
-        noise = colored_noise(rng, noise_exponent, (count, drawn, mean.shape[2], horizon)).swapaxes(2, 3)
-        candidates = np.clip(mean[:, None] + deviation[:, None] * noise, low, high)
+        noise = colored_noise(search.rng, noise_exponent, (count, drawn, size, horizon)).swapaxes(2, 3)
+        candidates = np.clip(mean[:, None] + deviation[:, None] * noise, search.low, search.high)
         if index == 0:
             remembered = old[:, 1:]
-            rows = np.flatnonzero(warm)
+            rows = np.flatnonzero(search.warm)
             candidates[rows, : remembered.shape[1]] = remembered[rows]
         tried = [candidates, elites[:, :num_kept]]
         if index == num_rounds - 1:
             tried.append(mean[:, None])
         candidates = np.concatenate(tried, axis=1)
-        scores = score(returns, environments, candidates)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :num_elites]
-        elites = np.take_along_axis(candidates, order[:, :, None, None], axis=1)
-        elite_scores = np.take_along_axis(scores, order, axis=1)
-        elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(elite_scores))
+        elites, scores = elites_of(candidates, score(search, candidates), num_elites)
+        elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(scores))
         mean = smoothing * mean + (1 - smoothing) * elite_mean
         deviation = smoothing * deviation + (1 - smoothing) * elite_deviation
     best = elites[:, 0]
     memory = np.concatenate([mean[:, None], elites[:, :num_kept]], axis=1)
-    return Plan(actions=best, returns=elite_scores[:, 0], best=best, warm_start=memory)
+    return Plan(actions=best, returns=scores[:, 0], best=best, warm_start=memory)
 
 
 def colored_noise(rng: np.random.Generator, exponent: float, shape: tuple[int, ...]) -> FloatArray:

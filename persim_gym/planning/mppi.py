@@ -8,21 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError
-from persim_gym.planning.search import Plan, score, shifted
-from persim_gym.rollouts import ReturnFn
-from persim_gym.types import BoolArray, FloatArray
+from persim_gym.planning.search import ContinuousSearch, Plan, score
+from persim_gym.planning.settings import check_settings
+from persim_gym.types import FloatArray
 
 
 def path_integral_control(
-    returns: ReturnFn,
+    search: ContinuousSearch,
     *,
-    low: FloatArray,
-    high: FloatArray,
-    rng: np.random.Generator,
-    previous: FloatArray,
-    warm: BoolArray,
-    horizon: int = 30,
     num_candidates: int = 350,
     num_rounds: int = 5,
     temperature: float = 0.1,
@@ -32,13 +25,7 @@ def path_integral_control(
     """Move the plan to the mean of noisy copies, weighted by exp(return / temperature).
 
     Args:
-        returns: scores candidate sequences.
-        low: (A,) lower bounds of the actions.
-        high: (A,) upper bounds.
-        rng: source of the candidates.
-        previous: (E, H, A) warm start; where ``warm``, the search starts from it, shifted by one step.
-        warm: (E,) whether ``previous`` means anything.
-        horizon: H.
+        search: what to plan for.
         num_candidates: C a round.
         num_rounds: rounds.
         temperature: λ, in standard deviations of the round's returns, so that it means the same in every task.
@@ -46,22 +33,24 @@ def path_integral_control(
         noise_smoothing: weight of the noise of the step before; 0 for noise that is independent from step to step.
 
     Raises:
-        InvalidArgumentError: a temperature that is not above 0, or a smoothing outside [0, 1).
+        InvalidArgumentError: a setting out of its range.
+        NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    if not temperature > 0 or not 0 <= noise_smoothing < 1:
-        raise InvalidArgumentError(
-            f"temperature={temperature} must be above 0 and noise_smoothing={noise_smoothing} at least 0 and below 1"
-        )
-    count = len(previous)
-    middle, span = np.broadcast_to(0.5 * (low + high), (count, len(low))), 0.5 * (high - low)
-    mean = np.where(warm[:, None, None], shifted(previous, middle), middle[:, None])
-    best, best_return = mean, np.full(count, -np.inf)
-    environments = np.arange(count)
+    check_settings(
+        num_candidates=num_candidates,
+        num_rounds=num_rounds,
+        temperature=temperature,
+        deviation=deviation,
+        noise_smoothing=noise_smoothing,
+    )
+    environments, spread = search.environments, deviation * search.span
+    best = mean = search.start
+    best_return = np.full(len(mean), -np.inf)
     for _ in range(num_rounds):
-        noise = smoothed(rng.standard_normal((count, num_candidates, *mean.shape[1:])), noise_smoothing)
-        candidates = np.clip(mean[:, None] + deviation * span * noise, low, high)
-        scores = score(returns, environments, candidates)
+        noise = smoothed(search.rng.standard_normal((len(mean), num_candidates, *mean.shape[1:])), noise_smoothing)
+        candidates = np.clip(mean[:, None] + spread * noise, search.low, search.high)
+        scores = score(search, candidates)
         winner = scores.argmax(axis=1)
         winning = scores[environments, winner]
         better = winning > best_return

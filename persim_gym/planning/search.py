@@ -1,4 +1,4 @@
-"""What all planners share: the plan they return, scoring, and sampling within an action space."""
+"""What all planners share: the search they are given, the plan they return, scoring and elites."""
 
 from __future__ import annotations
 
@@ -7,8 +7,65 @@ from dataclasses import dataclass
 import numpy as np
 
 from persim_gym.errors import NonFiniteReturnError
-from persim_gym.rollouts import ReturnFn
-from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.types import BoolArray, FloatArray, IntArray, ReturnFn
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a planner is given: E environments to find a sequence of H actions for, each from where it is now."""
+
+    returns: ReturnFn
+    """Scores candidate sequences."""
+    rng: np.random.Generator
+    """Source of the candidates."""
+    previous: np.ndarray
+    """(E, H) or (E, H, A): what the last plan left as its ``warm_start``; the improved cross-entropy method also takes
+    (E, 1 + n, H, A), the mean and the elites it remembers."""
+    warm: BoolArray
+    """(E,): whether ``previous`` means anything. Where it does, the search starts from it, shifted by one step."""
+
+    @property
+    def environments(self) -> IntArray:
+        """(E,): their numbers, in order."""
+        return np.arange(len(self.warm))
+
+
+@dataclass(frozen=True)
+class DiscreteSearch(Search):
+    """A search for actions that are indices."""
+
+    num_actions: int
+    """A."""
+    max_return: float | None = None
+    """The largest return any sequence can have, if known: the search of an environment stops where it is reached."""
+    running: BoolArray | None = None
+    """(E,): which environments to search for; all if not given. The others get a sequence nobody scored."""
+
+
+@dataclass(frozen=True)
+class ContinuousSearch(Search):
+    """A search for actions within bounds."""
+
+    low: FloatArray
+    """(A,): lower bounds of the actions."""
+    high: FloatArray
+    """(A,): upper bounds."""
+
+    @property
+    def middle(self) -> FloatArray:
+        """(A,): between the bounds."""
+        return 0.5 * (self.low + self.high)
+
+    @property
+    def span(self) -> FloatArray:
+        """(A,): half widths of the bounds."""
+        return 0.5 * (self.high - self.low)
+
+    @property
+    def start(self) -> FloatArray:
+        """(E, H, A): the previous plans, one step on, with the middle at their end; where there is none, all middle."""
+        last = np.broadcast_to(self.middle, (len(self.warm), len(self.low)))
+        return np.where(self.warm[:, None, None], shifted(self.previous, last), self.middle)
 
 
 @dataclass(frozen=True)
@@ -18,23 +75,25 @@ class Plan:
     actions: np.ndarray
     """(E, H) or (E, H, A): the sequence whose first action is to be executed."""
     returns: FloatArray
-    """(E,): the highest return found."""
+    """(E,): the return of ``best``; minus infinity for an environment that was not searched for."""
     best: np.ndarray
-    """(E, H) or (E, H, A): the sequence with that return."""
+    """(E, H) or (E, H, A): the sequence of the highest return, of all that random shooting and path integral control
+    scored, and of the last round of the two cross-entropy methods, where an earlier round may have had a better one.
+    A mean, which most of them execute, is no candidate, and its return is not known."""
     warm_start: np.ndarray
     """(E, H) or (E, H, A): what the next search starts from, once shifted by one step; the improved cross-entropy
     method has (E, 1 + n, H, A), the mean and the elites it remembers."""
 
 
-def score(returns: ReturnFn, environments: IntArray, candidates: np.ndarray) -> FloatArray:
-    """Return the candidates' returns (n, C); one that is not a number counts as minus infinity.
+def score(search: Search, candidates: np.ndarray) -> FloatArray:
+    """Return the returns (E, C) of candidates of every environment; one that is no number counts as minus infinity.
 
     Raises:
         NonFiniteReturnError: an environment has no candidate with a finite return.
 
     """
-    scores = finite_scores(returns, environments, candidates)
-    check_found(scores.max(axis=1), environments, scores.shape[1])
+    scores = finite_scores(search.returns, search.environments, candidates)
+    check_found(scores.max(axis=1), search.environments, scores.shape[1])
     return scores
 
 
@@ -57,6 +116,13 @@ def check_found(best_returns: FloatArray, environments: IntArray, num_candidates
 def shifted(plan: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Drop the first action of plans (E, H, …) and append ``last`` (E, …)."""
     return np.concatenate([plan[:, 1:], last[:, None]], axis=1)
+
+
+def elites_of(candidates: FloatArray, scores: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
+    """Return the best of candidates (E, C, H, A), best first, as (E, n, H, A), and their scores (E, n)."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    elites = np.take_along_axis(candidates, order[:, :, None, None], axis=1)
+    return elites, np.take_along_axis(scores, order, axis=1)
 
 
 def gaussian_moments(elites: FloatArray, finite: BoolArray) -> tuple[FloatArray, FloatArray]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
+from persim_gym.planning.models import model_and_task
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
@@ -172,13 +173,7 @@ class ValueIterationAgent:
             NonFiniteReturnError: the model diverges somewhere on the grid.
 
         """
-        inner = getattr(model, "unwrapped", model)
-        source = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
-        found = task or getattr(inner, "task", None)
-        if found is None or not (isinstance(source, Simulator) or hasattr(source, "set_observations")):
-            raise InvalidArgumentError(
-                f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
-            )
+        source, found = model_and_task(model, task)
         if not found.discrete:
             raise InvalidArgumentError(f"value iteration plans discrete actions; those of task {found.name} are not")
         self.task: Task = found
