@@ -16,7 +16,7 @@ from persim_gym.blocks import BlockNetwork, ColumnNetwork
 from persim_gym.compiled import CompiledNetwork
 from persim_gym.compiled_layers import CompiledLayers
 from persim_gym.devices import memory_for, resolve_device, threads_for
-from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.folding import FoldedNetwork, Layers, fold
 from persim_gym.gradients import agent_features, predict
 from persim_gym.layers import TorchLayers
@@ -199,7 +199,7 @@ class Simulator:
             MissingStatisticsError: the uncertainty is asked for, and the ensemble does not know it.
 
         """
-        states, moves = self._check(observations, actions, horizon=False)
+        states, moves = self._check(observations, actions)
         combined, disagreement = np.empty_like(states), np.empty_like(states)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
             for rows, members in self._steps(states, moves):
@@ -210,7 +210,7 @@ class Simulator:
 
     def step_members(self, observations: Any, actions: Any) -> FloatArray:
         """Return every member's next observation (M, B, D) float32, all from the same observations (B, D)."""
-        states, moves = self._check(observations, actions, horizon=False)
+        states, moves = self._check(observations, actions)
         following = np.empty((self.num_members, *states.shape), np.float32)
         with np.errstate(invalid="ignore", over="ignore"):
             for rows, members in self._steps(states, moves):
@@ -228,7 +228,7 @@ class Simulator:
             (M, B, H, D) float32: the state after each action.
 
         """
-        states, moves = self._tensors(*self._check(observations, actions, horizon=True))
+        states, moves = self._tensors(*self._check(observations, actions, "H"))
         horizon = moves.shape[1]
         stacked = states.T.expand(self.num_members, -1, -1)
         with memory_for(f"give fewer than {len(states)} start states at once, or shorten the horizon of {horizon}"):
@@ -335,40 +335,15 @@ class Simulator:
         variance = (of_factor + posterior.prior.noise[:, None]).mean(0)
         return variance * self.ensemble.normalizer.change_scale**2
 
-    def _check(self, observations: Any, actions: Any, horizon: bool) -> tuple[FloatArray, np.ndarray]:
-        size = self.task.observation_size
-        try:
-            states = np.ascontiguousarray(observations, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InvalidStateError(f"observations must be numbers of shape (B, {size}): {error}") from error
-        if states.ndim != 2 or states.shape[1] != size or len(states) == 0:
-            raise InvalidStateError(f"observations must have shape (B, {size}) with B at least 1, got {states.shape}")
+    def _check(self, observations: Any, actions: Any, *horizon: str) -> tuple[FloatArray, np.ndarray]:
+        """Return observations (B, D) float32 and actions (B, …) int64 or float32, with an axis more if it is named."""
+        states = np.ascontiguousarray(self.task.check_observations(observations, "B", least=1))
         if self._by_row and len(states) != len(self.agents):
             raise InvalidStateError(
                 f"the simulator is bound to {len(self.agents)} agents, one for each row; got {len(states)} rows"
             )
-        return states, self._check_actions(np.asarray(actions), len(states), horizon)
-
-    def _check_actions(self, actions: np.ndarray, batch: int, horizon: bool) -> np.ndarray:
-        axes = "(B, H" if horizon else "(B"
-        leading = actions.shape[: 1 + horizon]
-        if self.task.discrete:
-            if actions.ndim != 1 + horizon or leading[0] != batch or actions.dtype.kind not in "iu":
-                raise InvalidActionError(
-                    f"actions must be integers of shape {axes}) with B={batch}, got {actions.dtype} of {actions.shape}"
-                )
-            if actions.size and (actions.min() < 0 or actions.max() >= self.task.action_size):
-                raise InvalidActionError(
-                    f"actions must be from 0 to {self.task.action_size - 1}, got {actions.min()} to {actions.max()}"
-                )
-            return actions.astype(np.int64)
-        if actions.ndim != 2 + horizon or leading[0] != batch or actions.shape[-1] != self.task.action_size:
-            raise InvalidActionError(
-                f"actions must have shape {axes}, {self.task.action_size}) with B={batch}, got {actions.shape}"
-            )
-        if actions.dtype.kind not in "fiu" or not np.isfinite(actions).all():
-            raise InvalidActionError(f"actions of task {self.task.name} must be finite numbers, got {actions!r}")
-        return actions.astype(np.float32)
+        moves = self.task.check_actions(actions, len(states), *horizon)
+        return states, moves.astype(np.int64 if self.task.discrete else np.float32)
 
 
 def _within(states: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -295,16 +295,8 @@ class ContextSimulator(Simulator):
 
 def check_history(observations: Any, actions: Any, task: Task) -> tuple[FloatArray, np.ndarray]:
     """Return the beginnings of B episodes, observations (B, T + 1, D) and actions (B, T) or (B, T, A), checked."""
-    states, moves = np.asarray(observations, np.float32), np.asarray(actions)
-    tail = () if task.discrete else (task.action_size,)
-    if states.ndim != 3 or states.shape[2] != task.observation_size or 0 in states.shape:
-        raise InvalidStateError(f"observations must have shape (B, T + 1, {task.observation_size}), got {states.shape}")
-    if not np.isfinite(states).all():
-        raise InvalidStateError("observations must be finite")
-    expected = (len(states), states.shape[1] - 1, *tail)
+    states, moves = task.check_observations(observations, "B", "T + 1", least=1, finite=True), np.asarray(actions)
+    expected = (len(states), states.shape[1] - 1, *task.action_shape)
     if moves.shape != expected:
         raise InvalidStateError(f"{states.shape[1]} observations need actions of shape {expected}, got {moves.shape}")
-    steps = expected[0] * expected[1]
-    if steps:
-        task.check_actions(moves.reshape(steps, *tail), steps)
-    return states, moves
+    return states, task.check_actions(moves, *expected[:2]) if moves.size else moves

@@ -15,7 +15,6 @@ from persim_gym.arguments import whole_number
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
-    InvalidActionError,
     InvalidArgumentError,
     InvalidStateError,
     OutOfMemoryError,
@@ -164,8 +163,6 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
                 "reset(options={'reset_mask': terminated | truncated}), or choose another autoreset_mode"
             )
         actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         before, resetting = self._observations, self._ended
         model = self.simulator if self._drawn is None else self._drawn
         prediction = model.step(before, actions)

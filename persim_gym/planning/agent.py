@@ -118,8 +118,7 @@ class MPCAgent:
 
         """
         single = np.ndim(observation) == 1
-        observations = np.atleast_2d(np.asarray(observation))
-        plan = self.plan(observations, state, episode_start, running)
+        plan = self.plan(np.atleast_2d(observation), state, episode_start, running)
         actions = plan.actions[:, 0]
         if not self.task.discrete:
             actions = actions.astype(np.float32)
@@ -134,12 +133,8 @@ class MPCAgent:
             NonFiniteReturnError: all candidates of an environment diverge.
 
         """
-        count = len(observations)
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (E, {self.task.observation_size}), got {observations.shape}"
-            )
-        tail = () if self.task.discrete else (self.task.action_size,)
+        observations = self.task.check_observations(observations, "E")
+        count, tail = len(observations), self.task.action_shape
         if state is None:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
         else:
