@@ -20,7 +20,7 @@ from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
-    from persim_gym.simulator import Simulator
+    from persim_gym.factor_simulator import FactorSimulator
 
 MAX_INITIAL_OBSERVATIONS = 10_000
 """How many first observations of a log a model keeps, for its episodes to begin in."""
@@ -234,7 +234,7 @@ class Ensemble:
         agents: Sequence[int | str] | None = None,
         aggregate: str = "mean",
         device: str = "cpu",
-    ) -> Simulator:
+    ) -> FactorSimulator:
         """Bind the ensemble to one agent, or to one agent for each row of a batch.
 
         Args:
@@ -248,9 +248,9 @@ class Ensemble:
             InvalidArgumentError: both or neither of ``agent`` and ``agents``, an unknown aggregate or device.
 
         """
-        from persim_gym.simulator import Simulator
+        from persim_gym.factor_simulator import FactorSimulator
 
-        return Simulator(self, find_agents(agent, agents, self.agent_labels), aggregate=aggregate, device=device)
+        return FactorSimulator(self, find_agents(agent, agents, self.agent_labels), aggregate=aggregate, device=device)
 
     def with_members(self, members: Sequence[int]) -> Ensemble:
         """Return the ensemble of some of the members only, without the intervals that were calibrated for all.

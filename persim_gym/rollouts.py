@@ -14,7 +14,7 @@ from torch import Tensor
 from persim_gym.blocks import ColumnNetwork
 from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.simulator import AgentNetwork, Simulator
+from persim_gym.simulator import MemberNetwork, Simulator
 from persim_gym.tasks import PlanningObjective, System
 from persim_gym.types import FloatArray, IntArray
 
@@ -274,7 +274,7 @@ def _column_returns(
 
 
 def _tensor_returns(
-    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
+    network: MemberNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
 ) -> Tensor:
     """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C) from a state (D, 1)."""
     count = group.stop - group.start
@@ -287,7 +287,12 @@ def _tensor_returns(
 
 
 def _group_returns(
-    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice, drop: bool = True
+    network: MemberNetwork,
+    objective: PlanningObjective,
+    start: Tensor,
+    actions: Tensor,
+    group: slice,
+    drop: bool = True,
 ) -> Tensor:
     """Return the summed returns (C,) of some members from one state (D, 1) or as many as candidates, (D, C).
 
@@ -333,7 +338,7 @@ def _group_returns(
     return returns.sum(0)
 
 
-def _mean_state(network: AgentNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
+def _mean_state(network: MemberNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
     """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), on their mean trajectory from (D, C)."""
     horizon, candidates = len(actions), actions.shape[-1]
     returns = torch.zeros(candidates, device=states.device)
@@ -357,7 +362,7 @@ def _mean_state(network: AgentNetwork, objective: PlanningObjective, states: Ten
     return returns if best is None else returns + horizon * best
 
 
-def _factors_of_steps(network: AgentNetwork, actions: Tensor) -> Sequence[Tensor]:
+def _factors_of_steps(network: MemberNetwork, actions: Tensor) -> Sequence[Tensor]:
     """Return the factors (m, r, C) of each step's actions (H, A, C), all encoded at once."""
     horizon, size, candidates = actions.shape
     factors = network.action_factors(actions.transpose(0, 1).reshape(size, -1))

@@ -75,6 +75,8 @@ def test_environments_and_planners_take_it(walk):
     env = PersonalizedEnv(model, agent=2)
     env.reset(seed=0)
     assert env.step(1)[0].shape == (2,) and not env.simulator.stochastic
+    assert isinstance(env.simulator, persim_gym.Simulator)
+    assert not hasattr(env.simulator, "set_factors"), "only PerSim knows an agent by factors"
     action, _ = persim_gym.MPCAgent(model.simulator(2), horizon=3, num_candidates=30).predict(np.array([3.0, 0.0]))
     assert action == 0
     rows = persim_gym.mpc_returns(model, agents=[0], episodes=2, horizon=3, num_candidates=9)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from persim_gym.arguments import finite_number, layer_widths, whole_number
-from persim_gym.baselines.context import ContextModel, ContextSimulator, check_history
+from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
-from persim_gym.baselines.history import History
+from persim_gym.baselines.context_simulator import ContextSimulator
+from persim_gym.baselines.history import History, check_history
 from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, UnknownNameError

@@ -22,6 +22,7 @@ from persim_gym.errors import (
 from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
 
 if TYPE_CHECKING:
+    from persim_gym.factor_simulator import FactorSimulator
     from persim_gym.simulator import Simulator
 
 AUTORESET_MODES = ("next_step", "same_step", "disabled")
@@ -251,19 +252,22 @@ class _DrawnMembers:
 
         """
         self._members = np.zeros(num_envs, np.int64)
-        self._simulator, self._posterior = simulator, None
+        self._simulator: Simulator = simulator
+        self._own: FactorSimulator | None = None
+        """Where factors are drawn: the simulator whose rows have their own."""
         if mode == "posterior":
-            from persim_gym.simulator import Simulator
+            from persim_gym.factor_simulator import FactorSimulator
 
-            known, self._posterior = posterior_of(model)
-            self._agents = np.broadcast_to(simulator.agents, num_envs)
-            self._simulator = Simulator(known, self._agents, device=simulator.device, own_factors=True)
+            known, _ = posterior_of(model)
+            agents = np.broadcast_to(simulator.agents, num_envs)
+            self._simulator = self._own = FactorSimulator(known, agents, device=simulator.device, own_factors=True)
 
     def draw(self, rows: IntArray, rng: np.random.Generator) -> None:
         """Draw what the environments of some rows follow from now on."""
         self._members[rows] = rng.integers(self._simulator.num_members, size=len(rows))
-        if self._posterior is not None and len(rows):
-            self._simulator.set_factors(rows, self._posterior.draw(self._agents[rows], rng, 1)[0])
+        if self._own is not None and len(rows):
+            posterior = self._own.ensemble.known_posterior()
+            self._own.set_factors(rows, posterior.draw(self._own.agents[rows], rng, 1)[0])
 
     def step(self, observations: FloatArray, actions: np.ndarray) -> Prediction:
         """Predict one step (B, D)."""
