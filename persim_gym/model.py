@@ -13,8 +13,9 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
 from persim_gym.data import synthetic_note
+from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
-from persim_gym.labels import find_agent, find_agents
+from persim_gym.labels import find_agents
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, NumberedLabels
@@ -146,7 +147,7 @@ def _layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tu
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ensemble:
+class Ensemble(AgentDynamics):
     """M trained members for N agents of one task. Made by `persim_gym.fit` or `Ensemble.load`."""
 
     task: Task
@@ -174,15 +175,6 @@ class Ensemble:
         """M."""
         return self.config.num_members
 
-    @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.agent_labels)
-
-    def agent_index(self, agent: int | str) -> int:
-        """Return the index of an agent given by index (int) or label (str)."""
-        return find_agent(agent, self.agent_labels)
-
     def agent_factors(self, agents: Any = slice(None)) -> FloatArray:
         """Return u (M, N, r) of the chosen agents, shared bias included."""
         return self.parameters["agent.weight"][:, agents] + self.parameters["agent.bias"][:, None]
@@ -209,23 +201,6 @@ class Ensemble:
                 "persim_gym.refit_factors(ensemble, log), with the log it was trained on, makes them"
             )
         return self.posterior
-
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent of a collected log.
-
-        Raises:
-            UnknownNameError: there is no such agent.
-            InvalidArgumentError: its covariates are not known.
-
-        """
-        index = self.agent_index(agent)
-        if self.covariates is None or not np.isfinite(self.covariates[index]).all():
-            raise InvalidArgumentError(
-                f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this ensemble, so its true "
-                "system is unknown; give them (covariates=...), or measure along a log (persim_gym.log_error, "
-                "persim-gym evaluate --log)"
-            )
-        return self.covariates[index]
 
     def simulator(
         self,

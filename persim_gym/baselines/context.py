@@ -7,7 +7,7 @@ embedding of the agent; `persim_gym.baselines.context_network` has the network, 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +21,14 @@ from persim_gym import storage
 from persim_gym.baselines.context_network import ContextDynamics
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.devices import resolve_device
+from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import (
     FileFormatError,
     InvalidArgumentError,
     MissingStatisticsError,
     UnknownNameError,
 )
-from persim_gym.labels import find_agent, find_agents
+from persim_gym.labels import find_agents
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 
@@ -38,7 +39,7 @@ _PARAMETERS = "parameters."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ContextModel:
+class ContextModel(AgentDynamics, ABC):
     """Learned dynamics of N agents with a context each: what environments, planners and evaluation ask of a model."""
 
     kind: ClassVar[str]
@@ -144,11 +145,6 @@ class ContextModel:
         return ContextSimulator
 
     @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.agent_labels)
-
-    @property
     @abstractmethod
     def num_members(self) -> int:
         """Trajectories that a simulator follows side by side: members, or particles tied to them."""
@@ -161,21 +157,11 @@ class ContextModel:
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         """Return the contexts (M, context, n) of some agents, as their log shows them."""
 
-    def agent_index(self, agent: int | str) -> int:
-        """Return the index of an agent given by index (int) or label (str)."""
-        return find_agent(agent, self.agent_labels)
-
     def known_posterior(self) -> NoReturn:
         """Say that there is none: only PerSim's ensembles know an agent by a factor."""
         raise MissingStatisticsError(
             f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
         )
-
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
-        if self.covariates is None:
-            raise InvalidArgumentError("the log did not record the agents' covariates; give them (covariates=...)")
-        return self.covariates[self.agent_index(agent)]
 
     def simulator(
         self,
