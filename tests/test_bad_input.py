@@ -325,7 +325,7 @@ def test_continuous_actions_that_are_none(half_cheetah):
         refuses(errors.InvalidActionError, ValueError, "6 finite numbers", partial(env.step, action))
     vector = PersonalizedVectorEnv(half_cheetah, 2)
     vector.reset(seed=0)
-    for wrong in (np.full((2, 6), np.nan), np.array([["run"] * 6] * 2)):
+    for wrong in (np.full((2, 6), np.nan), np.array([["run"] * 6] * 2), np.zeros((3, 6)), np.zeros(6)):
         refuses(errors.InvalidActionError, ValueError, "must be finite numbers", partial(vector.step, wrong))
 
 
