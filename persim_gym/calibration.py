@@ -19,10 +19,10 @@ import numpy as np
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.factor_simulator import FactorSimulator
 from persim_gym.factors import factor_moments
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
-from persim_gym.simulator import Simulator
 from persim_gym.types import BoolArray, FloatArray, IntArray, NumberedLabels
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -141,13 +141,13 @@ def _predict(
     """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
     posterior = ensemble.known_posterior()
     rows, moves = len(agents), np.asarray(actions)
-    members = Simulator(ensemble, agents).rollout(observations, moves).astype(np.float64)
+    members = FactorSimulator(ensemble, agents).rollout(observations, moves).astype(np.float64)
     found, place = np.unique(agents, return_inverse=True)
     factors = posterior.draw(found, np.random.default_rng(seed), draws)  # (draws, M, n, r)
     drawn = _with_factors(ensemble, np.concatenate(list(factors), axis=1))
     copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
     times = (draws,) + (1,) * (moves.ndim - 1)
-    paths = Simulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
+    paths = FactorSimulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
     paths = paths.reshape(-1, draws, rows, *paths.shape[2:]).astype(np.float64)
     steps = np.arange(1, members.shape[2] + 1)[:, None]
     noise = (

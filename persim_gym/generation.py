@@ -9,6 +9,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.collection import in_episode_order
+from persim_gym.columns import check_within
 from persim_gym.data import Trajectories
 from persim_gym.devices import numpy_in_one_thread
 from persim_gym.errors import InvalidArgumentError, PerSimError
@@ -177,7 +178,7 @@ class _Run:
         with ProgressBar("generate", limit, progress) as bar, numpy_in_one_thread():
             for step in range(1, limit + 1):
                 actions, state = act(simulator, observations, state, step == 1)
-                actions = simulator.task.check_actions(actions, len(running))
+                actions = simulator.task.executed(simulator.task.check_actions(actions, len(running)))
                 following, believed = self._step(simulator, observations, actions)
                 terminated = np.asarray(simulator.task.terminated(following), bool)
                 truncated = ~terminated & (step == limit)
@@ -247,6 +248,7 @@ def _first_states(
             ) from error
         if not np.isfinite(given).all():
             raise InvalidArgumentError("starts must be finite")
+        check_within("starts", given.reshape(-1, task.observation_size), task.observation_space, task.observation_names)
         return given.reshape(count, task.observation_size).copy()
     if starts not in STARTS:
         raise InvalidArgumentError(f"starts={starts!r} must be one of {', '.join(STARTS)}, or an array of states")

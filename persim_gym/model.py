@@ -13,14 +13,15 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
 from persim_gym.data import synthetic_note
+from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
-from persim_gym.labels import find_agent, find_agents
+from persim_gym.labels import find_agents
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import BoolArray, FloatArray, NumberedLabels
 
 if TYPE_CHECKING:
-    from persim_gym.simulator import Simulator
+    from persim_gym.factor_simulator import FactorSimulator
 
 MAX_INITIAL_OBSERVATIONS = 10_000
 """How many first observations of a log a model keeps, for its episodes to begin in."""
@@ -156,7 +157,7 @@ def _layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tu
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ensemble:
+class Ensemble(AgentDynamics):
     """M trained members for N agents of one task. Made by `persim_gym.fit` or `Ensemble.load`."""
 
     task: Task
@@ -183,15 +184,6 @@ class Ensemble:
     def num_members(self) -> int:
         """M."""
         return self.config.num_members
-
-    @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.agent_labels)
-
-    def agent_index(self, agent: int | str) -> int:
-        """Return the index of an agent given by index (int) or label (str)."""
-        return find_agent(agent, self.agent_labels)
 
     def agent_factors(self, agents: Any = slice(None)) -> FloatArray:
         """Return u (M, N, r) of the chosen agents, shared bias included."""
@@ -220,23 +212,6 @@ class Ensemble:
             )
         return self.posterior
 
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent of a collected log.
-
-        Raises:
-            UnknownNameError: there is no such agent.
-            InvalidArgumentError: its covariates are not known.
-
-        """
-        index = self.agent_index(agent)
-        if self.covariates is None or not np.isfinite(self.covariates[index]).all():
-            raise InvalidArgumentError(
-                f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this ensemble, so its true "
-                "system is unknown; give them (covariates=...), or measure along a log (persim_gym.log_error, "
-                "persim-gym evaluate --log)"
-            )
-        return self.covariates[index]
-
     def simulator(
         self,
         agent: int | str | None = None,
@@ -244,7 +219,7 @@ class Ensemble:
         agents: Sequence[int | str] | None = None,
         aggregate: str = "mean",
         device: str = "cpu",
-    ) -> Simulator:
+    ) -> FactorSimulator:
         """Bind the ensemble to one agent, or to one agent for each row of a batch.
 
         Args:
@@ -258,9 +233,9 @@ class Ensemble:
             InvalidArgumentError: both or neither of ``agent`` and ``agents``, an unknown aggregate or device.
 
         """
-        from persim_gym.simulator import Simulator
+        from persim_gym.factor_simulator import FactorSimulator
 
-        return Simulator(self, find_agents(agent, agents, self.agent_labels), aggregate=aggregate, device=device)
+        return FactorSimulator(self, find_agents(agent, agents, self.agent_labels), aggregate=aggregate, device=device)
 
     def with_members(self, members: Sequence[int]) -> Ensemble:
         """Return the ensemble of some of the members only, without the intervals that were calibrated for all.

@@ -292,7 +292,7 @@ def test_states_that_are_none(env_id):
     for state, message in (
         ([0.0, 0.0], r"shape \(4,\): position, velocity, angle, angular velocity; got shape \(2,\)"),
         (np.zeros((1, 4)), r"got shape \(1, 4\)"),
-        ([0.0, np.nan, 0.0, 0.0], "must be finite"),
+        ([0.0, np.nan, 0.0, 0.0], "must be finite, got nan as velocity"),
         ("upright", "not an array of numbers"),
     ):
         refuses(errors.InvalidStateError, ValueError, message, partial(env.reset, options={"state": state}))
@@ -325,23 +325,33 @@ def test_continuous_actions_that_are_none(half_cheetah):
         refuses(errors.InvalidActionError, ValueError, "6 finite numbers", partial(env.step, action))
     vector = PersonalizedVectorEnv(half_cheetah, 2)
     vector.reset(seed=0)
-    for wrong in (np.full((2, 6), np.nan), np.array([["run"] * 6] * 2)):
+    for wrong in (np.full((2, 6), np.nan), np.array([["run"] * 6] * 2), np.zeros((3, 6)), np.zeros(6)):
         refuses(errors.InvalidActionError, ValueError, "must be finite numbers", partial(vector.step, wrong))
 
 
 def test_what_a_simulator_refuses():
     """Shapes and actions that are not its task's, named with those wanted."""
     simulator = random_ensemble("CartPole").simulator(agents=[0, 1])
-    ones = np.ones(2, int)
+    states, ones = np.zeros((2, 4)), np.ones(2, int)
     for kind, message, call in (
         (errors.InvalidStateError, r"\(B, 4\)", lambda: simulator.step(np.zeros((2, 3)), ones)),
         (errors.InvalidStateError, r"\(B, 4\)", lambda: simulator.step(np.zeros(4), ones)),
+        (errors.InvalidStateError, "every axis at least 1", lambda: simulator.step(np.zeros((0, 4)), ones[:0])),
+        (errors.InvalidStateError, "not an array of numbers", lambda: simulator.step([["left"] * 4] * 2, ones)),
         (errors.InvalidStateError, "2 agents", lambda: simulator.step(np.zeros((3, 4)), np.ones(3, int))),
-        (errors.InvalidActionError, "from 0 to 1, got 1 to 2", lambda: simulator.step(np.zeros((2, 4)), ones + [0, 1])),
-        (errors.InvalidActionError, "integers of shape", lambda: simulator.step(np.zeros((2, 4)), ones.astype(float))),
-        (errors.InvalidActionError, r"\(B, H\)", lambda: simulator.rollout(np.zeros((2, 4)), ones)),
+        (errors.InvalidActionError, "from 0 to 1 .*, got 1 to 2", lambda: simulator.step(states, ones + [0, 1])),
+        (errors.InvalidActionError, "whole numbers .*, float64 of", lambda: simulator.step(states, ones.astype(float))),
+        (errors.InvalidActionError, r"\(2,\), got \[\[1\], \[1, 0\]\]", lambda: simulator.step(states, [[1], [1, 0]])),
+        (errors.InvalidActionError, r"of shape \(2, H\)", lambda: simulator.rollout(states, ones)),
     ):
         refuses(kind, ValueError, message, call)
+
+
+def test_what_a_planner_refuses():
+    """Observations that are no numbers, or of another size."""
+    agent = MPCAgent(random_ensemble("CartPole").simulator(0), horizon=2, num_candidates=4)
+    for observation, message in ((["left"] * 4, "not an array of numbers"), (np.zeros((1, 1, 4)), r"\(E, 4\); got")):
+        refuses(errors.InvalidStateError, ValueError, message, partial(agent.predict, observation))
 
 
 def plan_cheetah(**settings):

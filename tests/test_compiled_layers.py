@@ -6,10 +6,10 @@ import torch
 from support import DEEP, random_ensemble
 
 pytest.importorskip("numba")
+from persim_gym.agent_network import AgentNetwork  # noqa: E402
 from persim_gym.compiled_layers import CompiledLayers  # noqa: E402 - needs numba
 from persim_gym.layer_kernel import STATES_AT_ONCE  # noqa: E402
 from persim_gym.layers import TorchLayers  # noqa: E402
-from persim_gym.simulator import AgentNetwork  # noqa: E402
 from persim_gym.tiles import Tile, best_tile  # noqa: E402
 
 MEMBERS = 3

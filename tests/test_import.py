@@ -9,15 +9,15 @@ PACKAGE = Path(persim_gym.__file__).parent
 
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
-    "types", "errors", "arguments", "aggregation", "labels", "config", "storage", "terminal", "devices", "jit", "tiles",
-    "tasks", "columns", "data", "policies", "logging_policies", "collection",
+    "types", "errors", "arguments", "aggregation", "labels", "dynamics", "config", "storage", "terminal", "devices",
+    "jit", "tiles", "tasks", "columns", "data", "policies", "logging_policies", "collection",
     "posterior", "model", "gradients", "outcomes", "folding", "blocks", "shallow_kernel", "compiled",
-    "layers", "layer_kernel", "compiled_layers", "simulator", "selection",
+    "layers", "layer_kernel", "compiled_layers", "agent_network", "simulator", "factor_simulator", "selection",
     "covariates", "factors", "refit", "calibration", "compiled_training",
     "graphs", "checkpoint", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
     "generation", "evaluation", "log_errors", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
-FORWARD = {("model", "simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
+FORWARD = {("model", "factor_simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
 OPTIONAL = {
     "stable_baselines3",
     "d3rlpy",
@@ -107,6 +107,7 @@ def test_who_knows_nothing_of_what():
             "compiled",
             "jit",
             "simulator",
+            "factor_simulator",
             "training",
             "rollouts",
             "planning",

@@ -13,7 +13,7 @@ from persim_gym.baselines.cadm import CaDM
 from persim_gym.baselines.joint import JointModel, _loss, fit_joint
 from persim_gym.config import get_config
 from persim_gym.envs import PersonalizedEnv
-from persim_gym.errors import FileFormatError, InvalidDataError, UnknownNameError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +75,25 @@ def test_environments_and_planners_take_it(walk):
     env = PersonalizedEnv(model, agent=2)
     env.reset(seed=0)
     assert env.step(1)[0].shape == (2,) and not env.simulator.stochastic
+    assert isinstance(env.simulator, persim_gym.Simulator)
+    assert not hasattr(env.simulator, "set_factors"), "only PerSim knows an agent by factors"
     action, _ = persim_gym.MPCAgent(model.simulator(2), horizon=3, num_candidates=30).predict(np.array([3.0, 0.0]))
     assert action == 0
     rows = persim_gym.mpc_returns(model, agents=[0], episodes=2, horizon=3, num_candidates=9)
     assert np.isfinite(rows[0].mean)
+
+
+def test_covariates_that_are_not_known(walk):
+    """Of no agent, or not of this one: an error that names it, where the true system would have been one of NaN."""
+    log, model = walk
+    some = log.covariates.copy()
+    some[2] = np.nan
+    np.testing.assert_array_equal(replace(model, covariates=some).agent_covariates(3), log.covariates[3])
+    for covariates in (some, None):
+        with pytest.raises(InvalidArgumentError, match="covariates of agent '2' are not recorded in this model"):
+            persim_gym.prediction_error(replace(model, covariates=covariates), policy="random", agents=[2])
+    with pytest.raises(UnknownNameError, match="labelled 'nobody'"):
+        replace(model, covariates=None).agent_covariates("nobody")
 
 
 def test_continuous_actions_and_the_robust_loss():

@@ -350,7 +350,7 @@ def test_bad_input(discrete, continuous, method, monkeypatch):
         fit(log, task=task, steps=0, progress=False)
     with pytest.raises(UnknownNameError, match="no setting 'batchsize' of d3rlpy's Discrete"):
         fit(log, task=task, batchsize=3, progress=False)
-    with pytest.raises(InvalidStateError, match=r"observations must have shape \(B, 1\), got \(1, 3\)"):
+    with pytest.raises(InvalidStateError, match=r"must have shape \(B, 1\); got shape \(1, 3\)"):
         fit(log, task=task, steps=1, progress=False, **SMALL).predict(np.zeros((1, 3)))
 
     short = persim_gym.Trajectories.from_arrays(

@@ -174,11 +174,8 @@ def test_damaged_models_are_left_out_with_a_warning(home, saved, registry, run_p
     shutil.copy(saved, home / "Good.persim")
     (home / "Junk.persim").write_bytes(b"junk")
     (home / "Nested.persim").write_bytes((20_000).to_bytes(8, "little") + b"[" * 20_000)
-    for name, change in (
-        ("Task", {"task": ["x"]}),
-        ("Steps", {"task_definition": [1]}),
-        ("Version", {"num_agents": "3"}),
-    ):
+    changes = {"Task": {"task": ["x"]}, "Steps": {"task_definition": [1]}, "Count": {"num_agents": "3"}}
+    for name, change in changes.items():
         shutil.copy(saved, home / f"{name}.persim")
         rewrite_header(home / f"{name}.persim", **change)
     with pytest.warns(RuntimeWarning, match="left out") as told:

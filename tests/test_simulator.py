@@ -8,10 +8,11 @@ import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
 from persim_gym import jit
+from persim_gym.agent_network import AgentNetwork
 from persim_gym.compiled import CompiledStepper, mean_stepper
+from persim_gym.factor_simulator import FactorSimulator
 from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
-from persim_gym.simulator import AgentNetwork, Simulator
 
 CASES = {
     "discrete": ("CartPole", SMALL),
@@ -185,7 +186,7 @@ def test_factors_that_are_set_are_whole_factors(case):
     """Setting an agent's own changes nothing, another agent's makes the row that agent's, after steps too."""
     ensemble, states, actions = case
     assert np.abs(ensemble.parameters["agent.bias"]).min() > 0
-    simulator = Simulator(ensemble, np.zeros(7, int), own_factors=True)
+    simulator = FactorSimulator(ensemble, np.zeros(7, int), own_factors=True)
     first = ensemble.simulator(0).step_members(states, actions)
     np.testing.assert_allclose(simulator.step_members(states, actions), first, atol=1e-5)
     simulator.set_factors(np.arange(3), ensemble.agent_factors([0, 0, 0]))

@@ -130,7 +130,7 @@ def test_what_cannot_be_planned_says_why():
     with pytest.raises(InvalidArgumentError, match="the simulator has 2"):
         simulated_step(ensemble_of(get_task("CartPole")).simulator(agents=[0, 1]))
     agent = ValueIterationAgent(simulator, points=3, bounds=([-1] * 4, [1] * 4), max_sweeps=2)
-    with pytest.raises(InvalidStateError, match=r"shape \(E, 4\)"):
+    with pytest.raises(InvalidStateError, match=r"shape \(E, 4\); got shape \(3, 2\)"):
         agent.predict(np.zeros((3, 2)))
 
 

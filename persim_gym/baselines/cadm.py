@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from persim_gym.arguments import finite_number, layer_widths, whole_number
-from persim_gym.baselines.context import ContextModel, ContextSimulator, check_history
+from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
-from persim_gym.baselines.history import History
+from persim_gym.baselines.context_simulator import ContextSimulator
+from persim_gym.baselines.history import History, check_history
 from persim_gym.config import check_precision
 from persim_gym.devices import resolve_device
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import FloatArray, IntArray
@@ -347,11 +348,8 @@ class CaDMAgent:
 
         """
         single = np.ndim(observation) == 1
-        observations = np.array(observation, np.float32, ndmin=2)  # a copy: the caller may use its own again
-        if observations.shape[1:] != (self.model.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (E, {self.model.task.observation_size}), got {observations.shape}"
-            )
+        observations = self.model.task.check_observations(np.atleast_2d(observation), "E")
+        observations = observations.copy()  # the caller may use its own again
         plans, history, step = None, self.model.new_histories(len(observations)), 0
         if state is not None:
             if not isinstance(state, _Memory) or len(state.observations) != len(observations):

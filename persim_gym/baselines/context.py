@@ -1,12 +1,13 @@
-"""Models that learn whom they simulate from a context vector beside state and action, and their simulator.
+"""`ContextModel`: dynamics that learn whom they simulate from a context vector beside state and action.
 
 Shared by CaDM, whose context is computed from recent transitions, and by the joint network, whose context is a learned
-embedding of the agent; `persim_gym.baselines.context_network` has the network.
+embedding of the agent; `persim_gym.baselines.context_network` has the network, and
+`persim_gym.baselines.context_simulator` the simulator.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,19 +18,17 @@ import torch
 from torch import Tensor
 
 from persim_gym import storage
-from persim_gym.aggregation import check_aggregate
-from persim_gym.baselines.context_network import ContextColumns, ContextDynamics, ContextNetwork
+from persim_gym.baselines.context_network import ContextDynamics
+from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.devices import resolve_device
+from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import (
     FileFormatError,
     InvalidArgumentError,
-    InvalidStateError,
     MissingStatisticsError,
     UnknownNameError,
 )
-from persim_gym.gradients import num_layers
-from persim_gym.labels import find_agent, find_agents
-from persim_gym.simulator import Simulator
+from persim_gym.labels import find_agents
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 
@@ -40,7 +39,7 @@ _PARAMETERS = "parameters."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ContextModel:
+class ContextModel(AgentDynamics, ABC):
     """Learned dynamics of N agents with a context each: what environments, planners and evaluation ask of a model."""
 
     kind: ClassVar[str]
@@ -146,11 +145,6 @@ class ContextModel:
         return ContextSimulator
 
     @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.agent_labels)
-
-    @property
     @abstractmethod
     def num_members(self) -> int:
         """Trajectories that a simulator follows side by side: members, or particles tied to them."""
@@ -163,21 +157,11 @@ class ContextModel:
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         """Return the contexts (M, context, n) of some agents, as their log shows them."""
 
-    def agent_index(self, agent: int | str) -> int:
-        """Return the index of an agent given by index (int) or label (str)."""
-        return find_agent(agent, self.agent_labels)
-
     def known_posterior(self) -> NoReturn:
         """Say that there is none: only PerSim's ensembles know an agent by a factor."""
         raise MissingStatisticsError(
             f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
         )
-
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent of a collected log, where they are known."""
-        if self.covariates is None:
-            raise InvalidArgumentError("the log did not record the agents' covariates; give them (covariates=...)")
-        return self.covariates[self.agent_index(agent)]
 
     def simulator(
         self,
@@ -202,109 +186,3 @@ class ContextModel:
         found = resolve_device(str(device))
         contexts = self.agent_contexts(indices, found)
         return self.simulator_type(self, indices, contexts, aggregate=aggregate, device=found, seed=seed)
-
-
-class ContextSimulator(Simulator):
-    """`persim_gym.Simulator` of dynamics with a context; the same `step`, `rollout` and `network`."""
-
-    def __init__(
-        self,
-        model: ContextModel,
-        agents: IntArray,
-        contexts: Tensor,
-        *,
-        aggregate: str = "mean",
-        device: torch.device,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Bind a model to contexts (M, context, n) of n agents, or of n environments numbered by ``agents`` (n,).
-
-        Its products are computed in ``dtype``.
-        """
-        check_aggregate(aggregate)
-        if len(agents) == 0:
-            raise InvalidArgumentError("a simulator needs at least one agent")
-        self.model, self.task, self.agents, self.aggregate, self.device = model, model.task, agents, aggregate, device
-        self._own_factors, self._dtype = False, dtype
-        self._dynamics = model.dynamics(device)
-        self._contexts = contexts.repeat_interleave(self._dynamics.particles_per_member, 0)
-        self._generator = torch.Generator(device)
-        self._column = {int(agent): column for column, agent in enumerate(agents)}
-        self._by_agent: dict[int, ContextNetwork] = {}
-        self._all_columns = self._told(self._contexts)
-        self.reseed(seed)
-
-    def _told(self, contexts: Tensor) -> ContextNetwork:
-        return ContextNetwork(self._dynamics, contexts, self._generator, self._dtype)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether next states are drawn."""
-        return self._dynamics.log_variance_bounds is not None
-
-    @property
-    def num_members(self) -> int:
-        """P: members, or particles tied to them."""
-        return self._dynamics.num_particles
-
-    def reseed(self, seed: int) -> None:
-        self._generator.manual_seed(seed)
-
-    def network(self, agent: int) -> ContextNetwork:
-        """Return the network of an agent's index, or of an environment's number."""
-        if agent not in self._by_agent:
-            column = self._column[agent]
-            contexts = self._contexts[:, :, column : column + 1]
-            self._by_agent[agent] = self._told(contexts)
-        return self._by_agent[agent]
-
-    @property
-    def mixes_agents(self) -> bool:
-        return True
-
-    def network_of(self, agents: IntArray) -> ContextNetwork:
-        if (agents == agents[0]).all():
-            return self.network(int(agents[0]))
-        different, which = np.unique(agents, return_inverse=True)
-        columns = np.array([self._column[int(agent)] for agent in different])[which]
-        contexts = self._contexts[:, :, torch.as_tensor(columns, device=self.device)]
-        return self._told(contexts)
-
-    @property
-    def hidden_layers(self) -> tuple[int, ...]:
-        """Widths of the network's hidden layers."""
-        count = num_layers(self._dynamics.parameters, "forward")
-        return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
-
-    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
-        self.model.known_posterior()
-
-    def column_network(self, agent: int) -> ContextColumns | None:
-        on_cpu = self.device.type == "cpu"
-        return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
-
-    def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
-        network, columns = self._all_columns, states.shape[2]
-        if 1 < len(self.agents) != columns:  # a part of the batch, whose first row is ``first``
-            contexts = self._contexts[:, :, first : first + columns]
-            network = self._told(contexts)
-        inputs = actions if network.num_actions else network.action_factors(actions.T)
-        return network.next_states(states, inputs)
-
-
-def check_history(observations: Any, actions: Any, task: Task) -> tuple[FloatArray, np.ndarray]:
-    """Return the beginnings of B episodes, observations (B, T + 1, D) and actions (B, T) or (B, T, A), checked."""
-    states, moves = np.asarray(observations, np.float32), np.asarray(actions)
-    tail = () if task.discrete else (task.action_size,)
-    if states.ndim != 3 or states.shape[2] != task.observation_size or 0 in states.shape:
-        raise InvalidStateError(f"observations must have shape (B, T + 1, {task.observation_size}), got {states.shape}")
-    if not np.isfinite(states).all():
-        raise InvalidStateError("observations must be finite")
-    expected = (len(states), states.shape[1] - 1, *tail)
-    if moves.shape != expected:
-        raise InvalidStateError(f"{states.shape[1]} observations need actions of shape {expected}, got {moves.shape}")
-    steps = expected[0] * expected[1]
-    if steps:
-        task.check_actions(moves.reshape(steps, *tail), steps)
-    return states, moves

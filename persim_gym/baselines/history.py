@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.errors import InvalidStateError
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -58,3 +59,18 @@ class History:
             values=np.where(begun[:, None], np.float32(0), self.values),
             counts=np.where(begun, 0, self.counts),
         )
+
+
+def check_history(observations: Any, actions: Any, task: Task) -> tuple[FloatArray, np.ndarray]:
+    """Return the beginnings of B episodes, observations (B, T + 1, D) and actions (B, T) or (B, T, A), checked.
+
+    Raises:
+        InvalidStateError: observations of another shape or not finite, or not as many actions as they need.
+        InvalidActionError: actions that the task does not have.
+
+    """
+    states, moves = task.check_observations(observations, "B", "T + 1", least=1, finite=True), np.asarray(actions)
+    expected = (len(states), states.shape[1] - 1, *task.action_shape)
+    if moves.shape != expected:
+        raise InvalidStateError(f"{states.shape[1]} observations need actions of shape {expected}, got {moves.shape}")
+    return states, task.check_actions(moves, *expected[:2]) if moves.size else moves

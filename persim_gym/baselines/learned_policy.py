@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from persim_gym import storage
 from persim_gym.checkpoint import under, within
 from persim_gym.devices import resolve_device, single_thread
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray
 
@@ -81,11 +81,7 @@ class LearnedPolicy(ABC):
                 the method has such a thing.
 
         """
-        observations = np.atleast_2d(np.asarray(observation, np.float32))
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (B, {self.task.observation_size}), got {observations.shape}"
-            )
+        observations = self.task.check_observations(np.atleast_2d(observation), "B")
         with single_thread(), self.randomness.active():
             actions = self._act(observations, deterministic)
         return (actions[0] if np.ndim(observation) == 1 else actions), None

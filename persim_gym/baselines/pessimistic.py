@@ -18,7 +18,7 @@ from persim_gym.baselines.context_network import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata
-from persim_gym.errors import EpisodeOverError, InvalidActionError, InvalidArgumentError, TrainingDivergedError
+from persim_gym.errors import EpisodeOverError, InvalidArgumentError, TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray
@@ -231,9 +231,7 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
         before = self._observations
         if before is None:
             raise EpisodeOverError("call reset() before step()")
-        actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
+        actions = self.task.check_actions(actions, self.num_envs)
         after, discrepancies = self.dynamics.predict(before, actions)
         halted = self.unknown(discrepancies) | ~np.isfinite(after).all(axis=1)
         after = np.clip(after, self.task.observation_space.low, self.task.observation_space.high)

@@ -15,7 +15,6 @@ from persim_gym.arguments import whole_number
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
-    InvalidActionError,
     InvalidArgumentError,
     InvalidStateError,
     OutOfMemoryError,
@@ -24,6 +23,7 @@ from persim_gym.tasks.environment import checked_options
 from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
 
 if TYPE_CHECKING:
+    from persim_gym.factor_simulator import FactorSimulator
     from persim_gym.simulator import Simulator
 
 AUTORESET_MODES = ("next_step", "same_step", "disabled")
@@ -165,8 +165,6 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
                 "reset(options={'reset_mask': terminated | truncated}), or choose another autoreset_mode"
             )
         actions = np.asarray(actions)
-        if actions.shape != self.action_space.shape:
-            raise InvalidActionError(f"actions must have shape {self.action_space.shape}, got {actions.shape}")
         before, resetting = self._observations, self._ended
         model = self.simulator if self._drawn is None else self._drawn
         prediction = model.step(before, actions)
@@ -255,19 +253,22 @@ class _DrawnMembers:
 
         """
         self._members = np.zeros(num_envs, np.int64)
-        self._simulator, self._posterior = simulator, None
+        self._simulator: Simulator = simulator
+        self._own: FactorSimulator | None = None
+        """Where factors are drawn: the simulator whose rows have their own."""
         if mode == "posterior":
-            from persim_gym.simulator import Simulator
+            from persim_gym.factor_simulator import FactorSimulator
 
-            known, self._posterior = posterior_of(model)
-            self._agents = np.broadcast_to(simulator.agents, num_envs)
-            self._simulator = Simulator(known, self._agents, device=simulator.device, own_factors=True)
+            known, _ = posterior_of(model)
+            agents = np.broadcast_to(simulator.agents, num_envs)
+            self._simulator = self._own = FactorSimulator(known, agents, device=simulator.device, own_factors=True)
 
     def draw(self, rows: IntArray, rng: np.random.Generator) -> None:
         """Draw what the environments of some rows follow from now on."""
         self._members[rows] = rng.integers(self._simulator.num_members, size=len(rows))
-        if self._posterior is not None and len(rows):
-            self._simulator.set_factors(rows, self._posterior.draw(self._agents[rows], rng, 1)[0])
+        if self._own is not None and len(rows):
+            posterior = self._own.ensemble.known_posterior()
+            self._own.set_factors(rows, posterior.draw(self._own.agents[rows], rng, 1)[0])
 
     def step(self, observations: FloatArray, actions: np.ndarray) -> Prediction:
         """Predict one step (B, D)."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.devices import memory_for
-from persim_gym.errors import InvalidArgumentError, InvalidStateError
+from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
 from persim_gym.planning.models import model_and_task
@@ -85,8 +85,7 @@ class MPCAgent:
         self._rng = np.random.default_rng(seed)
         self._best_only = self._plan.func is random_shooting
         self._remembers = self._plan.func is improved_cross_entropy_method  # its state has several sequences
-        bound = self._objective.max_reward
-        self._max_return = None if bound is None or self._objective.progress is not None else bound * self.horizon
+        self._max_return = self._objective.largest_return(self.horizon)
 
     def predict(
         self,
@@ -112,8 +111,7 @@ class MPCAgent:
 
         """
         single = np.ndim(observation) == 1
-        observations = np.atleast_2d(np.asarray(observation))
-        plan = self.plan(observations, state, episode_start, running)
+        plan = self.plan(np.atleast_2d(observation), state, episode_start, running)
         actions = plan.actions[:, 0]
         if not self.task.discrete:
             actions = actions.astype(np.float32)
@@ -123,17 +121,15 @@ class MPCAgent:
         """Return the whole plan for E observations (E, D); arguments as in `predict`.
 
         Raises:
-            InvalidStateError: observations of another shape, or not one for each agent or copy of the model.
+            InvalidStateError: observations of another shape, or not one for each agent or copy of the model, or other
+                ones than a true system shows.
+            EpisodeOverError: the true system has not been reset.
             InvalidArgumentError: ``state`` is not what `predict` returned for the same environments.
             NonFiniteReturnError: all candidates of an environment diverge.
 
         """
-        count = len(observations)
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (E, {self.task.observation_size}), got {observations.shape}"
-            )
-        tail = () if self.task.discrete else (self.task.action_size,)
+        observations = self.task.check_observations(observations, "E")
+        count, tail = len(observations), self.task.action_shape
         if state is None:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
         else:
@@ -171,6 +167,15 @@ class MPCAgent:
         if self._model.num_copies != len(observations):
             raise InvalidStateError(
                 f"the true system has {self._model.num_copies} copies, but {len(observations)} observations came"
+            )
+        shown = self._model.observe()
+        if shown.shape != observations.shape:
+            raise EpisodeOverError("the true system is in no state yet: call reset() before you plan in it")
+        if not np.allclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True):
+            row = int(np.argmax(np.abs(observations - shown).max(axis=1)))
+            raise InvalidStateError(
+                f"a true system is planned in from the state it is in, which shows {shown[row].tolist()}; the observation "
+                f"is {observations[row].tolist()}: put the system into that state, or plan in a simulator"
             )
         return true_returns(self._model, self._objective)
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
+from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
 from persim_gym.planning.models import model_and_task
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
@@ -191,11 +191,7 @@ class ValueIterationAgent:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[IntArray, None]:
         """Return the best actions for observations (E, D) or (D,), and None; the other arguments are not used."""
-        observations = np.atleast_2d(np.asarray(observation, np.float64))
-        if observations.shape[1:] != (self.task.observation_size,):
-            raise InvalidStateError(
-                f"observations must have shape (E, {self.task.observation_size}), got {observations.shape}"
-            )
+        observations = self.task.check_observations(np.atleast_2d(observation), "E", dtype=np.float64)
         actions = self.value_function.action_values(observations).argmax(axis=0)
         return (actions if np.ndim(observation) > 1 else actions[0]), None
 

@@ -121,9 +121,9 @@ def _score_one_environment(
     """Score candidates of one environment."""
     evaluate, at_once = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
     members, candidates, horizon = simulator.num_members, *actions.shape[:2]
-    bounded = best_only and objective.max_reward is not None and objective.progress is None
-    if bounded and worth_pruning(members, candidates, at_once):
-        return best_of_members(evaluate, members, candidates, horizon * objective.max_reward, at_once)
+    most = objective.largest_return(horizon) if best_only else None
+    if most is not None and worth_pruning(members, candidates, at_once):
+        return best_of_members(evaluate, members, candidates, most, at_once)
     return evaluate(np.arange(candidates), slice(0, members)) / members
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from persim_gym.blocks import ColumnNetwork
 from persim_gym.rollouts.tally import Tally
-from persim_gym.simulator import AgentNetwork
+from persim_gym.simulator import MemberNetwork
 from persim_gym.tasks import PlanningObjective, System
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 
@@ -63,7 +63,7 @@ def column_returns(
 
 
 def tensor_returns(
-    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
+    network: MemberNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
 ) -> Tensor:
     """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C) from a state (D, 1)."""
     count = group.stop - group.start
@@ -76,7 +76,12 @@ def tensor_returns(
 
 
 def group_returns(
-    network: AgentNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice, drop: bool = True
+    network: MemberNetwork,
+    objective: PlanningObjective,
+    start: Tensor,
+    actions: Tensor,
+    group: slice,
+    drop: bool = True,
 ) -> Tensor:
     """Return the summed returns (C,) of some members from one state (D, 1) or as many as candidates, (D, C).
 
@@ -103,7 +108,7 @@ def group_returns(
     return tally.returns(horizon, states.transpose(1, 2)).sum(0)
 
 
-def mean_state_returns(network: AgentNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
+def mean_state_returns(network: MemberNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
     """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), on their mean trajectory from (D, C)."""
     horizon, candidates = len(actions), actions.shape[-1]
     tally = Tally(objective, states.T, torch.zeros(candidates, device=states.device))
@@ -120,7 +125,7 @@ def mean_state_returns(network: AgentNetwork, objective: PlanningObjective, stat
     return tally.returns(horizon, states.T)
 
 
-def _factors_of_steps(network: AgentNetwork, actions: Tensor) -> Sequence[Tensor]:
+def _factors_of_steps(network: MemberNetwork, actions: Tensor) -> Sequence[Tensor]:
     """Return the factors (m, r, C) of each step's actions (H, A, C), all encoded at once."""
     horizon, size, candidates = actions.shape
     factors = network.action_factors(actions.transpose(0, 1).reshape(size, -1))

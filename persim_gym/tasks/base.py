@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from persim_gym.errors import (
     PerSimError,
     UnknownNameError,
 )
+from persim_gym.tasks.spaces import check_spaces, space_from_json, space_to_json
 from persim_gym.types import FloatArray
 
 # Rewards and termination rules use operators only, so that the same definition serves NumPy arrays and torch tensors.
@@ -73,6 +75,13 @@ class PlanningObjective:
     """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
     is_return: bool = False
     """Whether it is the task's own reward and termination, and so follows them where ``replace`` changes these."""
+
+    def largest_return(self, horizon: int) -> float | None:
+        """Return what no rollout of so many steps can exceed; None if that is not known."""
+        if self.max_reward is None or self.progress is not None:
+            return None
+        # Where every step costs, a rollout that ends early has the best return.
+        return horizon * (self.max_reward if self.terminated is None else max(self.max_reward, 0.0))
 
 
 class System(Protocol):
@@ -207,6 +216,11 @@ class Task:
             return int(self.action_space.n)
         return int(self.action_space.shape[0])
 
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """(), or (A,) if actions are continuous."""
+        return () if self.discrete else (self.action_size,)
+
     @cached_property
     def _num_actions(self) -> int:
         """A for discrete actions, 0 for continuous ones."""
@@ -265,22 +279,6 @@ class Task:
         checked = [[self._check_covariate(*pair) for pair in zip(self.covariates, row, strict=True)] for row in rows]
         return np.array(checked, dtype=np.float64).reshape(len(rows), len(self.covariates))
 
-    def check_actions(self, actions: Any, count: int) -> Any:
-        """Return a policy's actions for ``count`` observations as an array, or raise `InvalidActionError`."""
-        array = np.asarray(actions)
-        shape = (count,) if self.discrete else (count, self.action_size)
-        if isinstance(self.action_space, spaces.Discrete):
-            inside = (
-                array.dtype.kind in "iu" and array.shape == shape and np.all((array >= 0) & (array < self.action_size))
-            )
-            wanted = f"whole numbers from 0 to {self.action_size - 1}"
-        else:
-            inside = array.dtype.kind in "fiu" and array.shape == shape and np.isfinite(array).all()
-            wanted = "finite numbers"
-        if not inside:
-            raise InvalidActionError(f"actions of task {self.name} must be {wanted} of shape {shape}, got {actions!r}")
-        return array
-
     def _check_covariate(self, covariate: Covariate, value: Any) -> float:
         wanted = "a finite number above 0" if covariate.positive else "a finite number"
         try:
@@ -300,45 +298,103 @@ class Task:
             )
         return self.make_system(np.atleast_2d(np.asarray(covariates, dtype=np.float64)))
 
+    def check_observations(
+        self, observations: Any, *leading: int | str, dtype: Any = np.float32, least: int = 0, finite: bool = False
+    ) -> FloatArray:
+        """Return observations given by a user as an array (*leading, D).
+
+        Args:
+            observations: numbers.
+            *leading: the axes before the last, each by its length or, where it may have any, by its name, such as "B".
+            dtype: of the array.
+            least: length that every axis has at least.
+            finite: whether infinity and NaN are refused.
+
+        Raises:
+            InvalidStateError: no numbers, or not of this shape, or not finite.
+
+        """
+        shape = (*leading, self.observation_size)
+        try:
+            array = np.asarray(observations, dtype)
+        except (TypeError, ValueError) as error:
+            raise InvalidStateError(
+                f"observations of task {self.name} must be numbers of shape {_shown(shape)}; "
+                f"{reprlib.repr(observations)} is not an array of numbers: {error}"
+            ) from error
+        if not _has_shape(array, shape) or min(array.shape) < least:
+            names = "" if leading else f": {', '.join(self.observation_names)}"
+            enough = f" with every axis at least {least}" if least else ""
+            raise InvalidStateError(
+                f"observations of task {self.name} must have shape {_shown(shape)}{names}{enough}; "
+                f"got shape {array.shape}"
+            )
+        if finite and not np.isfinite(array).all():
+            place = tuple(np.argwhere(~np.isfinite(array))[0])
+            raise InvalidStateError(
+                f"observations of task {self.name} must be finite, got {array[place]} as "
+                f"{self.observation_names[place[-1]]}"
+            )
+        return array
+
+    def check_observation(self, observation: Any) -> FloatArray:
+        """Return a single observation given by a user as float64 (D,), finite, or raise `InvalidStateError`."""
+        return self.check_observations(observation, dtype=np.float64, finite=True)
+
+    def check_actions(self, actions: Any, *leading: int | str) -> np.ndarray:
+        """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).
+
+        Args:
+            actions: whole numbers, or finite ones where actions are continuous; the array keeps their type.
+            *leading: the axes before an action's own, as in `check_observations`.
+
+        Raises:
+            InvalidActionError: no such numbers, or not of this shape, or outside a discrete space.
+
+        """
+        shape = (*leading, *self.action_shape)
+        try:
+            array = np.asarray(actions)
+        except (TypeError, ValueError) as error:
+            raise self._no_actions(shape, f"{reprlib.repr(actions)}: {error}") from error
+        discrete = self._num_actions > 0
+        if array.dtype.kind not in ("iu" if discrete else "fiu") or not _has_shape(array, shape):
+            raise self._no_actions(shape, f"{reprlib.repr(actions)}, {array.dtype} of shape {array.shape}")
+        if discrete and array.size and not 0 <= array.min() <= array.max() < self._num_actions:
+            raise self._no_actions(shape, f"{array.min()} to {array.max()}")
+        if not discrete and not np.isfinite(array).all():
+            raise self._no_actions(shape, f"{array[~np.isfinite(array)][0]} among them")
+        return array
+
+    def executed(self, actions: Any) -> Any:
+        """Return actions as a system carries them out: continuous ones are kept within the bounds of their space."""
+        return actions if self.discrete else np.clip(actions, *self.action_bounds)
+
+    def _no_actions(self, shape: tuple[int | str, ...], got: str) -> InvalidActionError:
+        wanted = f"whole numbers from 0 to {self.action_size - 1}" if self.discrete else "finite numbers"
+        return InvalidActionError(f"actions of task {self.name} must be {wanted} of shape {_shown(shape)}, got {got}")
+
     def check_action(self, action: Any) -> Any:
         """Return a single action as an int or a float64 array (A,); a leading axis of length one is dropped."""
         if type(action) is int and 0 <= action < self._num_actions:  # nearly every step of a discrete environment
             return action
-        array = np.asarray(action)
-        if isinstance(self.action_space, spaces.Discrete):
-            if array.size != 1 or array.dtype.kind not in "iu" or not 0 <= int(array.reshape(())) < self.action_space.n:
-                raise InvalidActionError(
-                    f"action {action!r} of task {self.name} must be one integer from 0 to {self.action_space.n - 1}"
-                )
-            return int(array.reshape(()))
-        if array.size != self.action_size or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise InvalidActionError(
-                f"action {action!r} of task {self.name} must be {self.action_size} finite numbers, "
-                f"shape {self.action_space.shape}"
-            )
-        return array.reshape(self.action_space.shape).astype(np.float64)
-
-    def check_observation(self, observation: Any) -> FloatArray:
-        """Return an observation given by a user as float64 (D,), or raise `InvalidStateError`."""
+        if isinstance(action, (np.integer, np.ndarray)) and action.shape == () and action.dtype.kind in "iu":
+            return self.check_action(int(action))
         try:
-            array = np.asarray(observation, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidStateError(f"state {observation!r} of task {self.name} is not an array of numbers") from error
-        if array.shape != (self.observation_size,):
-            raise InvalidStateError(
-                f"a state of task {self.name} has shape ({self.observation_size},): "
-                f"{', '.join(self.observation_names)}; got shape {array.shape}"
-            )
-        if not np.isfinite(array).all():
-            raise InvalidStateError(f"state {array.tolist()} of task {self.name} must be finite")
-        return array
+            array = self.check_actions(np.asarray(action).reshape(self.action_shape))
+        except ValueError as error:  # of another size, or as `check_actions` says
+            wanted = f"one integer from 0 to {self.action_size - 1}"
+            if not self.discrete:
+                wanted = f"{self.action_size} finite numbers, shape {self.action_shape}"
+            raise InvalidActionError(f"action {action!r} of task {self.name} must be {wanted}") from error
+        return int(array) if self.discrete else array.astype(np.float64)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold of the task: all but its functions."""
         return {
             "name": self.name,
-            "observation_space": _space_to_json(self.observation_space),
-            "action_space": _space_to_json(self.action_space),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
             "max_episode_steps": int(self.max_episode_steps),
             "observation_names": list(self.observation_names),
             "grid_bounds": self.grid_bounds,
@@ -355,8 +411,8 @@ class Task:
         """Return the task that `to_json` wrote, with a reward and a termination that are learned."""
         return cls(
             name=document["name"],
-            observation_space=cast(spaces.Box, _space_from_json(document["observation_space"])),
-            action_space=_space_from_json(document["action_space"]),
+            observation_space=cast(spaces.Box, space_from_json(document["observation_space"])),
+            action_space=space_from_json(document["action_space"]),
             max_episode_steps=document["max_episode_steps"],
             observation_names=tuple(document["observation_names"]),
             covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
@@ -369,43 +425,17 @@ class Task:
         )
 
 
-def check_spaces(observation_space: Any, action_space: Any) -> None:
-    """Raise `InvalidArgumentError` unless a simulator can have these spaces."""
-    if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-        raise InvalidArgumentError(
-            f"observation_space={observation_space} must be a gymnasium.spaces.Box with one axis; "
-            "gymnasium.spaces.flatten_space makes one of others"
-        )
-    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-        if isinstance(space, spaces.Box) and space.dtype.kind != "f":
-            raise InvalidArgumentError(
-                f"{name}={space} is of {space.dtype}, but simulators predict fractions: give a Box of np.float32"
-            )
-    vector = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
-    if not vector and not (isinstance(action_space, spaces.Discrete) and action_space.start == 0):
-        raise InvalidArgumentError(
-            f"action_space={action_space} must be a gymnasium.spaces.Discrete that starts at 0, "
-            "or a gymnasium.spaces.Box with one axis"
-        )
-    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
-        raise InvalidArgumentError(
-            f"action_space={action_space} must have finite bounds: planners and random actions draw from it"
-        )
-
-
 def _rows(lists: Sequence[Sequence[float]]) -> Any:
     return tuple(tuple(row) for row in lists)
 
 
-def _space_to_json(space: spaces.Discrete | spaces.Box) -> dict[str, Any]:
-    if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n)}
-    # JSON has no infinity; its text has.
-    return {"low": [repr(float(bound)) for bound in space.low], "high": [repr(float(bound)) for bound in space.high]}
+def _has_shape(array: np.ndarray, shape: tuple[int | str, ...]) -> bool:
+    """Whether an array has the axes of a shape, in which one named by a string may have any length."""
+    return array.shape == shape or (
+        array.ndim == len(shape)
+        and all(isinstance(wanted, str) or wanted == length for wanted, length in zip(shape, array.shape, strict=True))
+    )
 
 
-def _space_from_json(document: Mapping[str, Any]) -> spaces.Discrete | spaces.Box:
-    if "n" in document:
-        return spaces.Discrete(document["n"])
-    low, high = (np.array([float(bound) for bound in document[name]], np.float32) for name in ("low", "high"))
-    return spaces.Box(low, high, dtype=np.float32)
+def _shown(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"

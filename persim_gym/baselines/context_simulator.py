@@ -1,0 +1,102 @@
+"""`ContextSimulator`: a model bound to one or many agents by their contexts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym.baselines.context_network import ContextColumns, ContextNetwork
+from persim_gym.gradients import num_layers
+from persim_gym.simulator import Simulator
+from persim_gym.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from persim_gym.baselines.context import ContextModel
+
+
+class ContextSimulator(Simulator):
+    """A `ContextModel` told about one agent, or about an agent for each row of a batch."""
+
+    def __init__(
+        self,
+        model: ContextModel,
+        agents: IntArray,
+        contexts: Tensor,
+        *,
+        aggregate: str = "mean",
+        device: torch.device,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Bind a model to contexts (M, context, n) of n agents, or of n environments numbered by ``agents`` (n,).
+
+        Its products are computed in ``dtype``.
+        """
+        super().__init__(model.task, agents, aggregate=aggregate, device=device)
+        self.model = model
+        self._dtype = dtype
+        self._dynamics = model.dynamics(device)
+        self._contexts = contexts.repeat_interleave(self._dynamics.particles_per_member, 0)
+        self._generator = torch.Generator(device)
+        self._column = {int(agent): column for column, agent in enumerate(agents)}
+        self._by_agent: dict[int, ContextNetwork] = {}
+        self._all_columns = self._told(self._contexts)
+        self.reseed(seed)
+
+    def _told(self, contexts: Tensor) -> ContextNetwork:
+        return ContextNetwork(self._dynamics, contexts, self._generator, self._dtype)
+
+    @property
+    def stochastic(self) -> bool:
+        return self._dynamics.log_variance_bounds is not None
+
+    @property
+    def num_members(self) -> int:
+        """P: members, or particles tied to them."""
+        return self._dynamics.num_particles
+
+    def reseed(self, seed: int) -> None:
+        self._generator.manual_seed(seed)
+
+    def network(self, agent: int) -> ContextNetwork:
+        """Return the network of an agent's index, or of an environment's number."""
+        if agent not in self._by_agent:
+            column = self._column[agent]
+            contexts = self._contexts[:, :, column : column + 1]
+            self._by_agent[agent] = self._told(contexts)
+        return self._by_agent[agent]
+
+    @property
+    def mixes_agents(self) -> bool:
+        return True
+
+    def network_of(self, agents: IntArray) -> ContextNetwork:
+        if (agents == agents[0]).all():
+            return self.network(int(agents[0]))
+        different, which = np.unique(agents, return_inverse=True)
+        columns = np.array([self._column[int(agent)] for agent in different])[which]
+        contexts = self._contexts[:, :, torch.as_tensor(columns, device=self.device)]
+        return self._told(contexts)
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        count = num_layers(self._dynamics.parameters, "forward")
+        return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
+
+    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
+        self.model.known_posterior()
+
+    def column_network(self, agent: int) -> ContextColumns | None:
+        on_cpu = self.device.type == "cpu"
+        return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
+
+    def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        network, columns = self._all_columns, states.shape[2]
+        if 1 < len(self.agents) != columns:  # a part of the batch, whose first row is ``first``
+            contexts = self._contexts[:, :, first : first + columns]
+            network = self._told(contexts)
+        inputs = actions if network.num_actions else network.action_factors(actions.T)
+        return network.next_states(states, inputs)

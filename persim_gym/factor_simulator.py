@@ -1,0 +1,173 @@
+"""`FactorSimulator`: PerSim's simulator, an ensemble bound to one or many agents by their factors u(agent)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym import jit
+from persim_gym.agent_network import AgentNetwork, Bounds, within
+from persim_gym.blocks import BlockNetwork, ColumnNetwork
+from persim_gym.compiled import CompiledNetwork
+from persim_gym.devices import threads_for
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.folding import fold
+from persim_gym.gradients import agent_features, predict
+from persim_gym.model import Ensemble
+from persim_gym.outcomes import bound_task
+from persim_gym.simulator import Simulator
+from persim_gym.types import FloatArray, IntArray
+
+
+class FactorSimulator(Simulator):
+    """The members of an ensemble, told about one agent, or about an agent for each row of a batch.
+
+    Made by `Ensemble.simulator`. States are kept within the observation space where the ensemble's configuration says
+    so. For one agent the model is folded; for many it is evaluated as it is, each row with its own factors.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        agents: IntArray,
+        *,
+        aggregate: str = "mean",
+        device: str | torch.device = "cpu",
+        own_factors: bool = False,
+    ) -> None:
+        """Bind an ensemble to agents.
+
+        Args:
+            ensemble: trained.
+            agents: (B,) indices, or one for any number of states.
+            aggregate: "mean" or "median" over the members.
+            device: any torch device.
+            own_factors: whether every row may have factors other than its agent's (`set_factors`).
+
+        Raises:
+            InvalidArgumentError: no agent, or an unknown aggregate or device.
+
+        """
+        task = bound_task(ensemble, [int(agent) for agent in agents])
+        super().__init__(task, agents, aggregate=aggregate, device=device)
+        self.ensemble = ensemble
+        self._own_factors = own_factors
+        self._networks: dict[int, AgentNetwork] = {}
+        self._column_networks: dict[int, ColumnNetwork | None] = {}
+
+    @property
+    def num_members(self) -> int:
+        return self.ensemble.num_members
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        return self.ensemble.config.state_hidden
+
+    @property
+    def _by_row(self) -> bool:
+        return len(self.agents) > 1 or self._own_factors
+
+    def set_factors(self, rows: IntArray, factors: FloatArray) -> None:
+        """Let some rows (n,) of the batch have factors (M, n, r) instead of their agents', from now on.
+
+        Raises:
+            InvalidArgumentError: the simulator was made without ``own_factors``.
+
+        """
+        if not self._own_factors:
+            raise InvalidArgumentError(
+                "this simulator's rows have their agents' factors; make it with own_factors=True"
+            )
+        parameters = self._shared[0]
+        table, complete = parameters["agent.weight"], torch.tensor(factors, dtype=torch.float32, device=self.device)
+        # A factor is the agent's row of the table and the bias that all agents share.
+        table[:, torch.as_tensor(rows, device=self.device)] = complete - parameters["agent.bias"][:, None]
+
+    def network(self, agent: int) -> AgentNetwork:
+        """Return the folded network of an agent's index, with the agent's factors; folded once."""
+        if agent not in self._networks:
+            self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
+        return self._networks[agent]
+
+    def column_network(self, agent: int) -> ColumnNetwork | None:
+        if agent not in self._column_networks:
+            space, folded = self.task.observation_space, fold(self.ensemble, agent)
+            bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
+            fits = self.device.type == "cpu" and BlockNetwork.fits(folded)
+            network = CompiledNetwork if jit.available() else BlockNetwork
+            self._column_networks[agent] = network(folded, bounds) if fits else None
+        return self._column_networks[agent]
+
+    @cached_property
+    def _bounds(self) -> Bounds | None:
+        """Lower and upper bounds of states, columns (D, 1), where the configuration keeps to them."""
+        if not self.ensemble.config.clip_states:
+            return None
+        space = self.task.observation_space
+        low, high = (torch.tensor(bound, dtype=torch.float32, device=self.device) for bound in (space.low, space.high))
+        return low[:, None], high[:, None]
+
+    def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
+        if self._by_row:
+            return within(states + self._changes_of_many_agents(states, actions, first), self._bounds)
+        network = self.network(int(self.agents[0]))
+        if not self.task.discrete:
+            actions = network.action_factors(actions.T)
+        return network.next_states(states.contiguous(), actions)
+
+    def _changes_of_many_agents(self, states: Tensor, actions: Tensor, first: int) -> Tensor:
+        """Evaluate the unfolded model: each column has an agent of its own."""
+        parameters, mean, scale, change_mean, change_scale = self._shared
+        members, batch = states.shape[0], states.shape[2]
+        member = torch.arange(members, device=self.device)[:, None]
+        rows = torch.arange(first, first + batch, device=self.device) + member * len(self.agents)
+        if self.task.discrete:
+            moves = (actions + member * self.task.action_size).view(-1)
+        else:
+            moves = actions.T.expand(members, -1, -1)
+        changes = predict(parameters, (states - mean) / scale, rows.view(-1), moves)
+        return changes * change_scale + change_mean
+
+    @cached_property
+    def _shared(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, Tensor]:
+        """The parameters, with the table of agents cut down to those bound, and the normalizer as columns (D, 1)."""
+        arrays = dict(self.ensemble.parameters)
+        arrays["agent.weight"] = arrays["agent.weight"][:, self.agents]
+        with torch.inference_mode(False):  # `set_factors` writes to the table
+            parameters = {
+                name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()
+            }
+        normalizer = self.ensemble.normalizer
+        mean, scale, change_mean, change_scale = (
+            torch.tensor(column, dtype=torch.float32, device=self.device)[:, None]
+            for column in (
+                normalizer.state_mean,
+                normalizer.state_scale,
+                normalizer.change_mean,
+                normalizer.change_scale,
+            )
+        )
+        return parameters, mean, scale, change_mean, change_scale
+
+    def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
+        """Return the variance (B, D) of a step that members see in the agents' factors and in noise, averaged."""
+        posterior = self.ensemble.known_posterior()
+        covariances = posterior.solve(self.agents)[1]
+        parameters, mean, scale, _, _ = self._shared
+        members = self.num_members
+        states, moves = (torch.tensor(array, device=self.device) for array in (observations, actions))
+        with torch.inference_mode(), threads_for(self.hidden_layers):
+            if self.task.discrete:
+                member = torch.arange(members, device=self.device)[:, None]
+                moves = (moves + member * self.task.action_size).view(-1)
+            else:
+                moves = moves.T.expand(members, -1, -1).contiguous()
+            stacked = ((states.T - mean) / scale).expand(members, -1, -1).contiguous()
+            features = agent_features(parameters, stacked, moves).double().cpu().numpy()
+        spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
+        of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, spread, features, optimize=True)
+        variance = (of_factor + posterior.prior.noise_of_predictions[:, None]).mean(0)
+        return variance * self.ensemble.normalizer.change_scale**2
