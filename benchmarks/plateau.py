@@ -23,7 +23,7 @@ from models import logged
 from results import RESULTS
 
 from persim_gym import Trajectories, get_task, storage
-from persim_gym.evaluation import run_episodes
+from persim_gym.returns import run_episodes
 from persim_gym.types import Policy
 
 COLUMNS = ("env", "data", "method", "agent", "seed", "steps", "mean", "std", "scale")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,15 @@ def tables(folder: Path = results.RESULTS) -> str:
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
     rest = (*_policy_scale(folder), *_plateau(folder), *_factors(folder))
-    return "\n\n".join([*sections, _published_twins(), _budgets((full, small)), *rest])
+    sections += [_published_twins(), _budgets((full, small)), *rest]
+    return "\n\n".join([_contents(sections), *sections])
+
+
+def _contents(sections: Sequence[str]) -> str:
+    """Return a list of links to the sections, by the names that GitHub gives headings."""
+    headings = [section.split("\n", 1)[0].removeprefix("## ") for section in sections]
+    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    return "\n".join(f"* [{heading}](#{anchor})" for heading, anchor in zip(headings, anchors, strict=True))
 
 
 def update(text: str, content: str) -> str:

@@ -171,7 +171,8 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
         group = [row for row in rows if (row.env, row.data, row.metric) == (env, data, metric)]
         for method in dict.fromkeys(row.method for row in group):
             of_agent = {row.agent: row for row in group if row.method == method}
-            label = f"{method} ({next(iter(of_agent.values())).seeds} seeds)"
+            seeds = next(iter(of_agent.values())).seeds
+            label = f"{method} ({seeds} seed{'s' if seeds > 1 else ''})"
             ours = [_our_figure(of_agent[a], best) if a in of_agent else "" for a in agents]
             lines.append([env, data, metric, label, *ours])
         published_here = [key[2] for key in figures if (*key[:2], key[4]) == (env, data, metric)]
@@ -213,8 +214,8 @@ def leaders(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> str:
     if not contested:
         return ""
     return (
-        f"{' or '.join(methods)}: best of ours in {first} of the {len(contested)} cells that other methods are "
-        f"measured in, best or within the best's deviation of it in {near}."
+        f"{' or '.join(methods)}: the best of our figures in {first} of the {len(contested)} cells in which other "
+        f"methods are measured, too; the best, or within its standard deviation of it, in {near}."
     )
 
 
@@ -238,8 +239,8 @@ def not_measured(table: Table, scale: Scale, rows: Sequence[Row]) -> str:
 def intervals(rows: Sequence[Row]) -> str:
     """Return how wide the 95 % interval of a mean over seeds is, for the numbers of seeds in some rows."""
     counts = sorted({row.seeds for row in rows if row.seeds in _STUDENT})
-    parts = [f"{_STUDENT[count] / count**0.5:.2f} deviations for {count} seeds" for count in counts]
-    return f"The 95 % interval of a mean (Student's t) reaches to either side {', '.join(parts)}." if parts else ""
+    parts = [f"{_STUDENT[count] / count**0.5:.2f} standard deviations for {count} seeds" for count in counts]
+    return f"95 % confidence interval of a mean (Student's t): ± {', ± '.join(parts)}." if parts else ""
 
 
 _TOO_LONG = 1e5

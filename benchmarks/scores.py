@@ -9,8 +9,8 @@ import protocol
 from cells import Cell, Score
 
 from persim_gym import get_task, prediction_error
-from persim_gym.evaluation import run_episodes
 from persim_gym.logging_policies import test_policy
+from persim_gym.returns import run_episodes
 from persim_gym.tasks import PlanningObjective, System
 from persim_gym.types import LearnedDynamics, Policy
 

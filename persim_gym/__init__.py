@@ -17,13 +17,7 @@ if TYPE_CHECKING:
     from persim_gym.config import PerSimConfig
     from persim_gym.covariates import fit_covariate_map
     from persim_gym.data import Trajectories
-    from persim_gym.evaluation import (
-        mpc_returns,
-        policy_returns,
-        prediction_error,
-        true_mpc_returns,
-        value_iteration_returns,
-    )
+    from persim_gym.evaluation import prediction_error
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
     from persim_gym.log_errors import log_error
@@ -31,6 +25,7 @@ if TYPE_CHECKING:
     from persim_gym.planning import MPCAgent, ValueIterationAgent
     from persim_gym.plotting import plot_agents
     from persim_gym.policies import MLPPolicy
+    from persim_gym.returns import mpc_returns, policy_returns, true_mpc_returns, value_iteration_returns
     from persim_gym.simulator import Simulator
     from persim_gym.tasks import Task, get_task, register_task, task_names
     from persim_gym.training import fit
@@ -88,18 +83,18 @@ _HOMES = {
     "generate": "generation",
     "get_task": "tasks",
     "log_error": "log_errors",
-    "mpc_returns": "evaluation",
+    "mpc_returns": "returns",
     "nearest_agents": "factors",
     "personalize": "factors",
     "plot_agents": "plotting",
-    "policy_returns": "evaluation",
+    "policy_returns": "returns",
     "prediction_error": "evaluation",
     "refit_factors": "factors",
     "register_task": "tasks",
     "task_names": "tasks",
-    "true_mpc_returns": "evaluation",
+    "true_mpc_returns": "returns",
     "update": "factors",
-    "value_iteration_returns": "evaluation",
+    "value_iteration_returns": "returns",
 }
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from persim_gym import storage
 from persim_gym.errors import InvalidArgumentError, PerSimError
-from persim_gym.terminal import table
+from persim_gym.terminal import table, to_records
 
 app = typer.Typer(
     help="Personalized simulators from one logged trajectory of each of many agents.",
@@ -131,7 +131,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure prediction error and the returns of planners in the agents' true systems, or errors along a log."""
-    from persim_gym import Trajectories, evaluation, load, log_error
+    from persim_gym import Trajectories, evaluation, load, log_error, mpc_returns, value_iteration_returns
 
     if json_path is not None:
         _check_output(json_path, model, log)
@@ -145,7 +145,7 @@ def evaluate(
         )  # fmt: skip
         _print_rows(f"errors along {log}, up to {horizon} steps", rows)
         if json_path is not None:
-            _write_records(json_path, ensemble, {"log": str(log), "log_error": evaluation.to_records(rows)})
+            _write_records(json_path, ensemble, {"log": str(log), "log_error": to_records(rows)})
         return
     if ensemble.task.make_system is None:
         raise InvalidArgumentError(
@@ -165,17 +165,17 @@ def evaluate(
     _print_rows(f"prediction error, {evaluation.HORIZON} steps", errors)
     returns: dict[str, Any] = {}
     planners = {
-        "mpc_returns": (evaluation.mpc_returns, mpc_episodes),
-        "value_iteration_returns": (evaluation.value_iteration_returns, value_iteration_episodes),
+        "mpc_returns": (mpc_returns, mpc_episodes),
+        "value_iteration_returns": (value_iteration_returns, value_iteration_episodes),
     }
     for name, (measure, count) in planners.items():
         if count:
             rows = measure(ensemble, agents=chosen, episodes=count, seed=seed, device=device, progress=not quiet)
             _print_rows(f"true system, {rows[0].policy}", rows)
-            returns[name] = evaluation.to_records(rows)
+            returns[name] = to_records(rows)
     if json_path is not None:
         measured = {
-            "test_policy": policy, "seed": seed, "prediction_error": evaluation.to_records(errors), **returns
+            "test_policy": policy, "seed": seed, "prediction_error": to_records(errors), **returns
         }  # fmt: skip
         _write_records(json_path, ensemble, measured)
 
@@ -309,8 +309,6 @@ def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
 
 
 def _print_rows(title: str, rows: Sequence[Any]) -> None:
-    from persim_gym.evaluation import to_records
-
     records = to_records(rows)
     columns = [name.replace("_", " ") for name in records[0]]
     _console.print(table(title, columns, [[_cell(value) for value in record.values()] for record in records]))

@@ -11,20 +11,12 @@ from rich.console import Console
 
 from persim_gym import storage
 from persim_gym.collection import collect
-from persim_gym.evaluation import (
-    HORIZON,
-    AverageReturn,
-    PredictionError,
-    mpc_returns,
-    policy_returns,
-    prediction_error,
-    to_records,
-    true_mpc_returns,
-)
+from persim_gym.evaluation import HORIZON, PredictionError, prediction_error
 from persim_gym.logging_policies import test_policy
 from persim_gym.model import Ensemble
 from persim_gym.plotting import plot_trajectories
-from persim_gym.terminal import table
+from persim_gym.returns import AverageReturn, mpc_returns, policy_returns, true_mpc_returns
+from persim_gym.terminal import table, to_records
 from persim_gym.training import fit
 
 TASK = "CartPole"

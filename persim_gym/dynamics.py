@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.labels import find_agent
-from persim_gym.types import FloatArray
+from persim_gym.labels import find_agent, find_agents
+from persim_gym.types import FloatArray, LearnedDynamics
 
 
 class AgentDynamics:
@@ -43,3 +43,20 @@ class AgentDynamics:
                 "persim-gym evaluate --log)"
             )
         return self.covariates[index]
+
+
+def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
+    """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
+    if agents is None:
+        agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
+    return find_agents(None, agents, ensemble.agent_labels).tolist()
+
+
+def true_covariates(
+    ensemble: LearnedDynamics, agent: int, covariates: Mapping[str, Sequence[float]] | None
+) -> FloatArray:
+    """Return (K,) covariates of an agent's true system: those given for its label, else those the model knows."""
+    label = ensemble.agent_labels[agent]
+    if covariates is not None and label in covariates:
+        return ensemble.task.check_covariates([covariates[label]])[0]
+    return np.asarray(ensemble.agent_covariates(agent), np.float64)

@@ -1,8 +1,10 @@
-"""What the terminal shows: progress bars on the error stream, tables that fit 80 columns."""
+"""What the terminal shows: progress bars on the error stream, tables that fit 80 columns; and results as records."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -65,3 +67,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def to_records(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return rows, of dataclasses, as dictionaries that JSON can hold: what is not a finite number becomes None."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [known(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [{name: known(value) for name, value in asdict(row).items()} for row in rows]

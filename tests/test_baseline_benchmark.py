@@ -105,8 +105,8 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
     text = results.comparison(table, rows)
     assert text.count("**") == 2 * 4 and "**-49.5 ± 1.0**" in text and "**-40.0 ± 1.0**" in text
     assert results.leaders(table, rows, ["PerSim"]) == (
-        "PerSim: best of ours in 1 of the 3 cells that other methods are measured in, "
-        "best or within the best's deviation of it in 2."
+        "PerSim: the best of our figures in 1 of the 3 cells in which other methods are measured, too; "
+        "the best, or within its standard deviation of it, in 2."
     )
     assert results.leaders(table, rows[-2:], ["PerSim"]) == ""
     lacking = results.not_measured(table, protocol.get_scale("full"), rows)

@@ -25,8 +25,10 @@ from persim_gym.evaluation import mean_predictor_errors
 from persim_gym.plotting import plot_frames
 from persim_gym.policies import as_policy
 from persim_gym.registration import find_model
+from persim_gym.returns import run_episodes
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
+from persim_gym.terminal import to_records
 
 STARTS = np.random.default_rng(7).uniform(-0.05, 0.05, (6, 4))
 
@@ -215,7 +217,7 @@ def test_rows_are_json():
     """Every number is a plain one."""
     ensemble = perfect_walk_ensemble(walk_task(limit=100))
     rows = [*prediction_error(ensemble, policy="random", episodes=2), *policy_returns(ensemble, "random", episodes=2)]
-    records = json.loads(json.dumps(evaluation.to_records(rows)))
+    records = json.loads(json.dumps(to_records(rows)))
     assert [record["agent"] for record in records] == ["0", "1", "2"] * 2
     assert records[0]["rmse"] == rows[0].rmse and records[3]["mean"] == rows[3].mean
 
@@ -234,7 +236,7 @@ def test_continuous_actions_can_be_planned_in_the_true_system():
     )
     system = continuous.system([[1.0], [1.0]])
     agent = MPCAgent(system, task=continuous, horizon=5, num_candidates=200, num_elites=20)
-    returns, lengths = evaluation.run_episodes(continuous, agent, system, np.random.default_rng(0))
+    returns, lengths = run_episodes(continuous, agent, system, np.random.default_rng(0))
     np.testing.assert_allclose(returns, -(2.5 + 1.5 + 0.5), atol=0.8)
     np.testing.assert_array_equal(lengths, [8, 8])
 
@@ -289,7 +291,7 @@ def test_a_reward_after_the_end_of_an_episode_does_no_harm():
     task = dataclasses.replace(task, reward=lambda s, a, n: np.where(n[..., 0] > 4.5, np.inf, -1.0))
     system = task.system(np.full((3, 1), 0.5))
     policy = as_policy(lambda observations: np.full(len(observations), 2), task)
-    returns, lengths = evaluation.run_episodes(task, policy, system, np.random.default_rng(0))
+    returns, lengths = run_episodes(task, policy, system, np.random.default_rng(0))
     assert np.isfinite(returns).all() and (returns == -lengths).all()
 
 

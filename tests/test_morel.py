@@ -172,6 +172,7 @@ def test_the_settings_of_policy_and_dynamics(policy, cart_pole_log, monkeypatch)
 
 
 def test_it_is_a_vector_environment(make):
+    assert make(1.0).single_action_space is not get_task("CartPole").action_space  # learners seed it
     env = make(np.inf, num_envs=3)
     assert isinstance(env, gymnasium.vector.VectorEnv)
     one, two = (env.reset(seed=7)[0] for _ in range(2))
@@ -278,8 +279,13 @@ def test_a_policy_learns_in_the_pessimistic_mdp():
     )
     chosen, _ = policy.predict(np.stack([np.linspace(2, 5, 5), np.zeros(5)], 1))
     assert (chosen == 0).all()
-    halted = policy.env.step(np.ones(32, int))[4]["halted"]
-    assert halted.mean() < 0.5
+    assert policy.provenance["halted"] < 0.5 and policy.provenance["mean_episode_steps"] > 10
+
+
+def test_a_policy_that_can_only_halt_says_so(cart_pole_log):
+    pytest.importorskip("stable_baselines3")
+    policy = fit_morel(cart_pole_log, agent=0, progress=False, threshold_scale=0, **QUICK)
+    assert (policy.provenance["halted"], policy.provenance["mean_episode_steps"]) == (1.0, 1.0)
 
 
 def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(policy, cart_pole_log):

@@ -139,6 +139,11 @@ def fit_morel(
         progress: whether to show a bar.
         **changes: to the configuration.
 
+    Returns:
+        The policy. Its ``provenance`` has, of episodes in the pessimistic MDP, the part that ends by halting
+        (``halted``) and their ``mean_episode_steps``: where all halt at once, halting is what the policy has learned,
+        and a larger ``threshold_scale`` may help.
+
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
         InvalidArgumentError: a setting out of its range, or a task whose reward or termination is to be learned.
@@ -187,14 +192,31 @@ def fit_morel(
         seed=seed,
         progress=progress,
     )
+    halted, steps = _halting(env, ppo.policy, seed)
     provenance = {
         **log.source,
         "seed": seed,
         "config": {**asdict(settings), "hidden": list(settings.hidden)},
         "threshold": env.threshold,
+        "halted": halted,
+        "mean_episode_steps": steps,
         "wall_seconds": round(time.perf_counter() - start, 1),
     }
     return MOReLPolicy(ppo.policy, found, OwnRandomness(seed), provenance, ppo=ppo, env=env)
+
+
+def _halting(env: PessimisticVectorEnv, policy: Any, seed: int) -> tuple[float, float]:
+    """Return the part of the pessimistic MDP's episodes that a policy ends by halting, and their mean length."""
+    observations, _ = env.reset(seed=seed)
+    lengths, halted = np.zeros(env.num_envs), np.zeros(env.num_envs, bool)
+    running = np.ones(env.num_envs, bool)
+    while running.any():
+        actions, _ = policy.predict(observations, deterministic=True)
+        observations, _, terminated, truncated, info = env.step(actions)
+        lengths += running
+        halted |= running & info["halted"]
+        running &= ~(terminated | truncated)
+    return float(halted.mean()), float(lengths.mean())
 
 
 def largest_discrepancy(dynamics: PlainDynamics, log: Trajectories) -> float:

@@ -174,8 +174,8 @@ class MPCAgent:
         if not np.allclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True):
             row = int(np.argmax(np.abs(observations - shown).max(axis=1)))
             raise InvalidStateError(
-                f"plans in a true system begin in the state it is in, which shows {shown[row].tolist()}; the observation "
-                f"is {observations[row].tolist()}: put the system into that state, or plan in a simulator"
+                f"plans in a true system begin in the state it is in, which shows {shown[row].tolist()}, and the "
+                f"observation is {observations[row].tolist()}: put the system into that state, or plan in a simulator"
             )
         return true_returns(self._model, self._objective)
 
