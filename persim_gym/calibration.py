@@ -23,6 +23,7 @@ from persim_gym.factor_simulator import FactorSimulator
 from persim_gym.factors import factor_moments
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
+from persim_gym.segments import Segments
 from persim_gym.types import BoolArray, FloatArray, IntArray, NumberedLabels
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -113,21 +114,17 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
     early, late = _halves(trajectories)
     known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))
     newcomers = _with_agents(ensemble, known)
-    starts, lengths = _segments(trajectories, late, rng)
-    agents = np.asarray(trajectories.agents[starts], np.int64)
+    segments = _segments(trajectories, late, rng)
+    agents = np.asarray(trajectories.agents[segments.starts], np.int64)
     if len(np.unique(agents)) < _LEAST_AGENTS:
         raise InvalidDataError(
             f"the log has {trajectories.num_agents} agents, {len(np.unique(agents))} of them with a second half to "
             f"measure errors along; calibration needs {_LEAST_AGENTS}"
         )
-    horizon = int(lengths.max())
-    rows = starts[:, None] + np.minimum(np.arange(horizon), lengths[:, None] - 1)
-    means, deviations = _predict(
-        newcomers, agents, trajectories.observations[starts], trajectories.actions[rows], draws, seed
-    )
+    states, rows = trajectories.observations[segments.starts], segments.rows
+    means, deviations = _predict(newcomers, agents, states, trajectories.actions[rows], draws, seed)
     errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
-    inside = np.arange(horizon) < lengths[:, None]
-    return replace(ensemble, calibration=_quantiles(errors, inside, agents))
+    return replace(ensemble, calibration=_quantiles(errors, segments.inside, agents))
 
 
 def _predict(
@@ -186,13 +183,13 @@ def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
     return early, ~early
 
 
-def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Return first rows and lengths of up to 1000 segments that begin anywhere in the late rows."""
+def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
+    """Return up to 1000 segments that begin anywhere in the late rows."""
     starts = np.flatnonzero(late)
     if len(starts) > _MAX_SEGMENTS:
         starts = np.sort(rng.choice(starts, _MAX_SEGMENTS, replace=False))
     ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
-    return starts, np.minimum(ends - starts, _HORIZON)
+    return Segments(starts, np.minimum(ends - starts, _HORIZON))
 
 
 def _quantiles(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:

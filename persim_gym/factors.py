@@ -14,8 +14,9 @@ from persim_gym.arguments import whole_number
 from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import resolve_device, threads_for
-from persim_gym.errors import InvalidArgumentError, InvalidDataError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.gradients import agent_features
+from persim_gym.labels import known_agents
 from persim_gym.model import Ensemble, varies
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.types import FloatArray, IntArray
@@ -146,14 +147,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
 
     """
     posterior = ensemble.known_posterior()
-    index = {label: position for position, label in enumerate(ensemble.agent_labels)}
-    strangers = [label for label in trajectories.agent_labels if label not in index]
-    if strangers:
-        raise UnknownNameError(
-            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); "
-            "persim_gym.personalize adds newcomers"
-        )
-    chosen = np.array([index[label] for label in trajectories.agent_labels], np.int64)
+    chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     check_log(trajectories, ensemble.task)
     known = _posterior(ensemble, trajectories, posterior.prior)
     return _with_posterior_means(replace(ensemble, posterior=posterior.plus(known, chosen)), chosen)

@@ -46,3 +46,20 @@ def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, lab
     if isinstance(agents, str) or not isinstance(agents, Iterable):
         raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels; one is given as agent=")
     return np.array([find_agent(one, labels) for one in agents], np.int64)
+
+
+def known_agents(wanted: Sequence[str], labels: Sequence[str]) -> IntArray:
+    """Return the indices (n,) in an ensemble's labels of a log's agents.
+
+    Raises:
+        UnknownNameError: one is not in the ensemble.
+
+    """
+    index = {label: place for place, label in enumerate(labels)}
+    strangers = [label for label in wanted if label not in index]
+    if strangers:
+        raise UnknownNameError(
+            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); "
+            "persim_gym.personalize adds newcomers"
+        )
+    return np.array([index[label] for label in wanted], np.int64)

@@ -8,8 +8,9 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
-from persim_gym.errors import UnknownNameError
-from persim_gym.types import FloatArray, IntArray, LearnedDynamics
+from persim_gym.labels import known_agents
+from persim_gym.segments import Segments
+from persim_gym.types import FloatArray, LearnedDynamics
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LogError:
     agent: str
     ratio: float
     """Root mean over the coordinates of (rmse / unchanged)²: below 1 the simulator says more than that nothing
-    changes. A coordinate that never changes is left out."""
+    changes. A coordinate that never changes is left out; not a number if none does."""
     rmse: tuple[float, ...]
     """(D,): root mean squared error of each coordinate over all steps, in its own units."""
     unchanged: tuple[float, ...]
@@ -58,42 +59,40 @@ def log_error(
     """
     horizon = whole_number("horizon", horizon)
     check_log(trajectories, ensemble.task)
-    strangers = [label for label in trajectories.agent_labels if label not in ensemble.agent_labels]
-    if strangers:
-        raise UnknownNameError(
-            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); persim_gym.personalize "
-            "adds newcomers, from transitions that are then not to be measured on"
-        )
-    starts, lengths = _segments(trajectories, horizon)
+    agents = known_agents(trajectories.agent_labels, ensemble.agent_labels)
+    segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found = []
     for agent, label in enumerate(trajectories.agent_labels):
-        own = trajectories.agents[starts] == agent
-        first, count = starts[own], lengths[own]
-        steps = first[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
-        inside = np.arange(steps.shape[1]) < count[:, None]
-        simulator = ensemble.simulator(label, aggregate=aggregate, device=device)
-        states = np.asarray(trajectories.observations[first])
-        predicted = simulator.combine(simulator.rollout(states, trajectories.actions[steps]))[inside]
-        true = np.asarray(trajectories.next_observations[steps[inside]], np.float64)
+        own = segments.where(trajectories.agents[segments.starts] == agent)
+        simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
+        states = np.asarray(trajectories.observations[own.starts])
+        predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
+        true = np.asarray(trajectories.next_observations[own.rows[own.inside]], np.float64)
         rmse = _root_mean_square(predicted - true)
-        unchanged = _root_mean_square(np.repeat(states, count, axis=0) - true)
-        changes = unchanged > 0
-        ratio = _root_mean_square(rmse[changes] / unchanged[changes]) if changes.any() else np.array(0.0)
+        unchanged = _root_mean_square(np.repeat(states, own.lengths, axis=0) - true)
+        changes = unchanged > rounding * np.abs(true).max(axis=0)
         found.append(
-            LogError(label, float(ratio), tuple(rmse.tolist()), tuple(unchanged.tolist()), len(first), int(count.sum()))
+            LogError(
+                agent=label,
+                ratio=float(_root_mean_square(rmse[changes] / unchanged[changes])) if changes.any() else float("nan"),
+                rmse=tuple(rmse.tolist()),
+                unchanged=tuple(unchanged.tolist()),
+                segments=len(own.starts),
+                steps=int(own.lengths.sum()),
+            )
         )
     return found
 
 
-def _segments(log: Trajectories, horizon: int) -> tuple[IntArray, IntArray]:
-    """Return first row (S,) and length (S,) of the segments of all episodes, in the log's order."""
+def _segments(log: Trajectories, horizon: int) -> Segments:
+    """Return the segments of all episodes, in the log's order."""
     ends = zip(log.episode_starts.tolist(), log.episode_ends.tolist(), strict=True)
     starts = np.concatenate([np.arange(start, end, horizon) for start, end in ends])
     ends_of = np.repeat(log.episode_ends, -(-log.episode_lengths // horizon))
-    return starts, np.minimum(ends_of - starts, horizon)
+    return Segments(starts, np.minimum(ends_of - starts, horizon))
 
 
 def _root_mean_square(values: FloatArray) -> FloatArray:
-    """Return it over the first axis."""
+    """Return the root mean square (…) of values (n, …)."""
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
         return np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=0))

@@ -73,8 +73,8 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
     name = checked_name(given.task.name if name is None else name)
-    if isinstance(ensemble, Ensemble):
-        register_task(given.task)  # the ids of this session load the file by the task's name
+    if isinstance(ensemble, Ensemble) and given.task.has_own_functions:
+        register_task(given.task)  # functions are in no file; the ids of this session find them by the task's name
     if not isinstance(ensemble, Ensemble) and not install:
         return _register_file(Path(ensemble).absolute(), name)
     path = installed_file(name)

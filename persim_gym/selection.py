@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.data import Trajectories
-from persim_gym.model import Ensemble
+from persim_gym.model import Ensemble, varies
+from persim_gym.segments import Segments
 from persim_gym.types import FloatArray, IntArray
 
 _MAX_SEGMENTS = 512
@@ -31,20 +32,17 @@ def free_running_errors(
         seed: of where the segments are.
 
     """
-    starts, lengths = _segments(trajectories, np.random.default_rng(seed))
-    horizon = int(lengths.max())
-    offsets = np.minimum(np.arange(horizon), lengths[:, None] - 1)  # what follows a segment's end is not scored
-    steps = starts[:, None] + offsets
+    segments = _segments(trajectories, np.random.default_rng(seed))
+    starts, steps = segments.starts, segments.rows
     simulator = ensemble.simulator(agents=[trajectories.agent_labels[agent] for agent in trajectories.agents[starts]])
     predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[steps])
-    scale = np.asarray(trajectories.observations, np.float64).std(axis=0)
+    observations = np.asarray(trajectories.observations, np.float64)
+    scale = np.where(varies(observations, observations), observations.std(axis=0), 1.0)
     true = np.asarray(trajectories.next_observations, np.float64)[steps]
-    scored = np.arange(horizon) < lengths[:, None]
-    if rows is not None:
-        scored &= np.isin(steps, rows)
+    scored = segments.inside if rows is None else segments.inside & np.isin(steps, rows)
     predicted = np.where(scored[:, :, None], predicted, true)  # zero times infinity is not zero
     with np.errstate(over="ignore", invalid="ignore"):
-        squared = ((predicted - true) / np.where(scale > 0, scale, 1.0)) ** 2
+        squared = ((predicted - true) / scale) ** 2
         segment = np.sqrt(squared.mean(axis=3).sum(axis=2) / np.maximum(scored.sum(axis=1), 1))
     return np.nan_to_num(segment.mean(axis=1), nan=np.inf)
 
@@ -57,11 +55,11 @@ def best_members(
     return ensemble.with_members(sorted(int(member) for member in order[:count]))
 
 
-def _segments(log: Trajectories, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return first row and length of one segment of each of up to 512 episodes, placed at random within it."""
+def _segments(log: Trajectories, rng: np.random.Generator) -> Segments:
+    """Return one segment of each of up to 512 episodes, placed at random within it."""
     episodes = np.arange(log.num_episodes)
     if len(episodes) > _MAX_SEGMENTS:
         episodes = np.sort(rng.choice(episodes, _MAX_SEGMENTS, replace=False))
     lengths = np.minimum(log.episode_lengths[episodes], _HORIZON)
     room = log.episode_lengths[episodes] - lengths
-    return log.episode_starts[episodes] + rng.integers(0, room + 1), lengths
+    return Segments(log.episode_starts[episodes] + rng.integers(0, room + 1), lengths)

@@ -116,7 +116,7 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
     assert everything.startswith("Not measured yet: BCQ-P (MountainCar; CartPole; HalfCheetah); ")
     published = results.comparison(table, rows)
     assert "*paper: PE-TS CaDM*" in published, "the paper's rows stand there whether ours are measured or not"
-    assert "2.48 deviations for 3 seeds" in results.intervals(rows)
+    assert "2.48 standard deviations for 3 seeds" in results.intervals(rows)
     errors = [row(benchmark, method, mean, metric="rmse") for method, mean in (("PerSim", 0.1), ("Vanilla CaDM", 0.2))]
     assert list(results.best_of(errors).values()) == [0.1]
 

@@ -186,7 +186,7 @@ def test_odd_data_leave_the_posterior_finite(refitted, kind):
 
 
 def test_the_posterior_is_saved_and_follows_the_members(refitted, tmp_path):
-    ensemble, _ = refitted
+    ensemble = replace(refitted[0], task=persim_gym.get_task(refitted[0].task.name))
     ensemble.save(tmp_path / "file.persim")
     loaded = persim_gym.load(tmp_path / "file.persim")
     for name, array in ensemble.posterior.to_arrays().items():
@@ -216,7 +216,7 @@ def test_a_file_without_statistics_is_read_and_says_what_makes_them(tmp_path):
 
 
 def test_a_damaged_posterior_is_refused(refitted, tmp_path):
-    ensemble, _ = refitted
+    ensemble = replace(refitted[0], task=persim_gym.get_task(refitted[0].task.name))
     path = tmp_path / "file.persim"
     replace(ensemble, posterior=replace(ensemble.posterior, weighted=ensemble.posterior.weighted[:, :1])).save(path)
     with pytest.raises(errors.FileFormatError, match=r"'posterior\.weighted' is missing or has the wrong shape"):
