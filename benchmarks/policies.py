@@ -7,7 +7,7 @@ The MountainCar test policy, of a strength on the five test agents like that of 
     python benchmarks/policies.py MountainCar --only test --seed 1 --max-steps 150000 --evaluation-episodes 20
 
 DQN for the discrete tasks and TD3 for HalfCheetah, online in the true system, each stopped at the first evaluation
-above its threshold (paper, appendix D). A policy whose file exists is not trained again.
+above its threshold (paper, section 5). A policy whose file exists is not trained again.
 
 HalfCheetah's test policy, and the logging policy of mass 0.6 and damping 0.6, which alone got no further than 1850 in
 130 000 steps with any of three seeds, by

@@ -1,4 +1,4 @@
-"""A log and nothing else: the reward and the end of an episode are learned too, and the file alone is enough to go on.
+"""Train from a log alone: reward and end of an episode are learned, too, and the file is all another process needs.
 
 python examples/learned_reward.py [--agents 60] [--epochs 100]
 """

@@ -32,7 +32,7 @@ def write_table(path: str) -> None:
     pd.DataFrame(rows, columns=["patient", "hour", "glucose", "insulin", "dose"]).to_csv(path, index=False)
 
 
-# What is known without learning: spaces, a reward and when it is over. A function of NumPy arrays and torch tensors.
+# Known without learning: spaces, reward, when an episode ends. The functions take NumPy arrays and torch tensors.
 def reward(observations, actions, next_observations):
     """Minus the distance from 120 mg/dl, in hundreds."""
     return -abs(next_observations[..., 0] - 120.0) / 100.0

@@ -1,4 +1,4 @@
-"""What would have happened to one agent under two action plans? Draws both, with every member's opinion.
+"""Compare two action plans for one agent, with the prediction of every member drawn.
 
 python examples/what_if.py [--agent 4] [--out what-if.png]
 """

@@ -71,7 +71,7 @@ def _look_up_backward(gradients: Parameters, name: str, rows: Tensor, slope: Ten
 
 
 def predict(parameters: Parameters, states: Tensor, agent_rows: Tensor, actions: Tensor) -> Tensor:
-    """Return predicted (standardized) changes (M, D, B): Σ_l u_l(agent)·v_l(state, d)·w_l(action) (paper, eq. 3).
+    """Return predicted (standardized) changes (M, D, B): Σ_l u_l(agent)·v_l(state, d)·w_l(action) (paper, section 4).
 
     Parameters of another number of outputs than D give as many; so do those of a learned reward or termination.
 

@@ -1,4 +1,4 @@
-"""The paper's four ways to log a trajectory (appendix D), and the test policy of its prediction errors.
+"""The paper's four ways to log a trajectory (section 5 and appendix E.2), and the test policy of its prediction errors.
 
 ============  ====================================================================================================
 name          each agent acts with

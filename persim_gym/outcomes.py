@@ -1,7 +1,7 @@
 """Reward and termination that nobody wrote down: learned from the log as further factorized outputs.
 
 What agent n earns by a transition, and the logit of the probability that its episode ends there, is
-Σ_l u_l(n)·v_l(x)·w_l(action): the dynamics' encoders (paper, eq. 3) with a single output. For the reward x is next
+Σ_l u_l(n)·v_l(x)·w_l(action): the dynamics' encoders (paper, section 4) with a single output. For the reward x is next
 state and change; for the termination it is the next state, and w is the same for all actions. Where all agents earn or
 end alike, u is the same for all of them, too (`persim_gym.outcome_training`).
 """
