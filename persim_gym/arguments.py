@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -40,3 +41,23 @@ def layer_widths(name: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name}={value!r} must be a tuple of widths, one a layer, such as (256, 256)")
     return tuple(whole_number(f"{name}[{index}]", width) for index, width in enumerate(value))
+
+
+class Settings:
+    """A frozen dataclass of settings, of which copies can be made."""
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with some settings changed.
+
+        Raises:
+            UnknownNameError: there is no such setting.
+            InvalidArgumentError: its value is out of its range.
+
+        """
+        known = {field.name for field in fields(cast(Any, self))}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise UnknownNameError(
+                f"no setting {unknown[0]!r} of {type(self).__name__}; settings are {', '.join(sorted(known))}"
+            )
+        return replace(cast(Any, self), **changes)

@@ -74,8 +74,8 @@ def _head(
 ) -> float:  # fmt: skip
     """Add the gradients of the transitions' agents and actions, fill their slopes, and return their summed losses.
 
-    The change of coordinate d is Σ_l u_l(agent)·v_dl·w_l(action) (paper, section 4). The transitions are the last axis of
-    everything: what `count` leaves over of them counts for nothing.
+    The change of coordinate d is Σ_l u_l(agent)·v_dl·w_l(action) (paper, section 4). The transitions are the last axis
+    of everything: what `count` leaves over of them counts for nothing.
     """
     rank, size = len(parameters[_AGENT_BIAS]), len(changes)
     of_agent, of_action, both, slope = factors[0], factors[1], factors[2], factors[3]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from persim_gym.arguments import finite_number, layer_widths, whole_number, yes_or_no
+from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number, yes_or_no
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 RANKS = (3, 5, 10, 15, 20, 30)
@@ -22,7 +22,7 @@ def check_precision(matmul_precision: str) -> None:
 
 
 @dataclass(frozen=True)
-class PerSimConfig:
+class PerSimConfig(Settings):
     """PerSim (Agarwal et al., NeurIPS 2021): change of coordinate d = Σ_l u_l(agent)·v_l(state, d)·w_l(action)."""
 
     rank: int = 5
@@ -94,20 +94,6 @@ class PerSimConfig:
         if self.max_steps_per_epoch == 0:
             return self.batch_size
         return max(self.batch_size, -(-num_transitions // self.max_steps_per_epoch))
-
-    def with_changes(self, **changes: Any) -> PerSimConfig:
-        """Return a copy with some settings changed.
-
-        Raises:
-            UnknownNameError: there is no such setting.
-            InvalidArgumentError: its value is out of its range.
-
-        """
-        known = {field.name for field in fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise UnknownNameError(f"no setting {unknown[0]!r}; settings are {', '.join(sorted(known))}")
-        return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that JSON can hold."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.errors import InvalidArgumentError, MissingExtraError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.extras import optional
 from persim_gym.model import Ensemble
 from persim_gym.policies import as_policy
 from persim_gym.types import FloatArray
@@ -41,12 +42,9 @@ def plot_trajectories(
         seed: of the start state and random actions.
 
     """
-    pyplot = _pyplot()
     task = ensemble.task
-    figure, axes = pyplot.subplots(
-        task.observation_size, len(agents), figsize=(4.2 * len(agents), 1.7 * task.observation_size + 0.8),
-        sharex=True, sharey="row", squeeze=False, layout="constrained",
-    )  # fmt: skip
+    rows, columns = task.observation_size, len(agents)
+    figure, axes = _panels(rows, columns, (4.2 * columns, 1.7 * rows + 0.8), sharex=True, sharey="row")
     for column, agent in enumerate(agents):
         true, actions = _true_trajectory(ensemble, agent, steps, policy, seed)
         members = ensemble.simulator(agent).rollout(true[:1], actions[None])[:, 0]
@@ -86,17 +84,13 @@ def plot_frames(
         MissingExtraError: matplotlib or the renderer's library is not installed.
 
     """
-    pyplot = _pyplot()
     task = ensemble.task
     if not horizons:
         raise InvalidArgumentError("horizons=() must be one number of steps or more")
     horizons = [whole_number("horizons", steps) for steps in horizons]
     if task.make_renderer is None:
         raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories")
-    figure, axes = pyplot.subplots(
-        len(agents), len(horizons), figsize=(3.6 * len(horizons), 2.7 * len(agents)),
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
+    figure, axes = _panels(len(agents), len(horizons), (3.6 * len(horizons), 2.7 * len(agents)))
     for row, agent in enumerate(agents):
         true, actions = _true_trajectory(ensemble, agent, max(horizons), policy, seed)
         simulator = ensemble.simulator(agent)
@@ -141,12 +135,9 @@ def plot_agents(
         InvalidArgumentError: colours that are not one number an agent.
 
     """
-    pyplot = _pyplot()
     points, axes_of_factors = embed_agents(ensemble, method)
     panel_colors = _colors_of(ensemble) if colors is None else colors
-    figure, panels = pyplot.subplots(
-        1, len(panel_colors), figsize=(4.6 * len(panel_colors), 3.8), squeeze=False, layout="constrained"
-    )
+    figure, panels = _panels(1, len(panel_colors), (4.6 * len(panel_colors), 3.8))
     for axis, (name, values) in zip(panels[0], panel_colors.items(), strict=True):
         if np.shape(values) != (ensemble.num_agents,):
             raise InvalidArgumentError(
@@ -180,20 +171,17 @@ def embed_agents(ensemble: Ensemble, method: str = "pca") -> tuple[FloatArray, F
     """
     if method not in EMBEDDINGS:
         raise UnknownNameError(f"no embedding {method!r}; there are {', '.join(EMBEDDINGS)}")
-    try:
-        from sklearn.decomposition import PCA
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "plots") from error
+    decomposition = optional("sklearn.decomposition", "plots", library="scikit-learn")
+    manifold = optional("sklearn.manifold", "plots", library="scikit-learn")
     factors = factor_matrix(ensemble)
     spread = factors.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     standard = (factors - factors.mean(axis=0)) / spread
     if method == "pca":
-        pca = PCA(2, random_state=0).fit(standard)
+        pca = decomposition.PCA(2, random_state=0).fit(standard)
         return pca.transform(standard), (pca.components_ / spread).T
     perplexity = min(30.0, (len(factors) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(standard), None
+    return manifold.TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(standard), None
 
 
 def factor_matrix(ensemble: Ensemble) -> FloatArray:
@@ -251,20 +239,17 @@ def _title(ensemble: Ensemble, agent: int | str) -> str:
     return f"agent {ensemble.agent_labels[ensemble.agent_index(agent)]} (hidden: {named})"
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) -> tuple[Any, Any]:
+    """Return a figure of so many inches and its axes (rows, columns).
 
-    return pyplot
+    It is drawn to files only, and so leaves pyplot's figures and the backend of a notebook alone.
+    """
+    figure = optional("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
 
 
 def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    _pyplot().close(figure)
     return path

@@ -81,7 +81,7 @@ fit_tiny = partial(fit, config=TINY, progress=False)
             lambda: gymnasium.make("Heterogeneous-CartPole-v0", gravity=1),
         ),
         ("unknown config 'CartPol'; named ones are", lambda: fit_tiny(small_log(), config="CartPol")),
-        ("no setting 'ranks'; settings are", lambda: TINY.with_changes(ranks=3)),
+        ("no setting 'ranks' of PerSimConfig; settings are", lambda: TINY.with_changes(ranks=3)),
     ],
 )
 def test_unknown_names(message, call):

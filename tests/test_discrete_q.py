@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import persim_gym
-from persim_gym.baselines import bcq, cql, learned_policy, offline, offline_training
+from persim_gym import extras
+from persim_gym.baselines import bcq, cql, learned_policy, offline_training
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.tasks import get_task
 
@@ -24,7 +25,7 @@ def log():
 
 
 def config_of(name, **changes):
-    configs = offline.d3rlpy().algos
+    configs = extras.d3rlpy().algos
     if name == "BCQ":
         usual = {"share_encoder": False, "beta": 0.01, "learning_rate": 3e-4, "batch_size": 64}
         return configs.DiscreteBCQConfig(**{**usual, **changes})
@@ -125,7 +126,7 @@ def test_the_chosen_action_is_d3rlpys(log, name):
 
 @pytest.mark.parametrize("name", FITS)
 def test_what_it_does_not_follow_is_left_to_d3rlpy(log, name, monkeypatch):
-    library = offline.d3rlpy()
+    library = extras.d3rlpy()
     narrow = library.models.encoders.VectorEncoderFactory([8])
     clipped = library.optimizers.AdamFactory(clip_grad_norm=1.0)
     scaled = library.preprocessing.StandardRewardScaler()

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 import persim_gym
-from persim_gym import storage
+from persim_gym import extras, storage
 from persim_gym.baselines import OfflinePolicy, discrete_q, learned_policy, offline, offline_training
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
@@ -238,7 +238,7 @@ def test_no_transition_is_lost(discrete):
 def test_batches_agree_with_d3rlpys_own(discrete):
     """Where d3rlpy keeps a transition, ours is the same: equal losses on a fixed batch, from equal weights."""
     task, log = discrete
-    library = offline.d3rlpy()
+    library = extras.d3rlpy()
     terminated = np.flatnonzero(log.terminated[log.episode_ends - 1])[0]
     rows = np.arange(log.episode_starts[terminated], log.episode_ends[terminated])
     dataset = library.dataset.MDPDataset(

@@ -8,7 +8,7 @@ thus depends on what the agent did last, not on who it is. PE-TS is the probabil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import finite_number, layer_widths, whole_number
+from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.context_simulator import ContextSimulator
@@ -33,7 +33,7 @@ _MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
 @dataclass(frozen=True)
-class CaDMConfig:
+class CaDMConfig(Settings):
     """Settings of CaDM and of its training; the defaults are Vanilla CaDM's, as in its authors' code."""
 
     probabilistic: bool = False
@@ -109,13 +109,6 @@ class CaDMConfig:
     def features(self) -> Features:
         """What the networks see of a state."""
         return Features(self.absolute, self.angles)
-
-    def with_changes(self, **changes: Any) -> CaDMConfig:
-        """Return a copy with some settings changed."""
-        unknown = sorted(set(changes) - {field.name for field in fields(self)})
-        if unknown:
-            raise UnknownNameError(f"no setting {unknown[0]!r} of CaDM")
-        return replace(self, **changes)
 
 
 VANILLA_CADM = CaDMConfig()

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persim_gym.baselines.offline import OfflinePolicy, d3rlpy
+from persim_gym.baselines.offline import OfflinePolicy
 from persim_gym.baselines.offline_training import fit_policy
 from persim_gym.data import Trajectories
+from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 
 PAPER_STEPS = 550_000

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import finite_number, layer_widths, whole_number
+from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
 
 @dataclass(frozen=True)
-class MOReLConfig:
+class MOReLConfig(Settings):
     """Settings of MOReL as the paper ran it; what it leaves open is the MOReL code it cites, or said here."""
 
     num_members: int = 4
@@ -64,13 +64,6 @@ class MOReLConfig:
         finite_number("learning_rate", self.learning_rate, 0, above=True)
         if self.max_gradient_steps is not None:
             whole_number("max_gradient_steps", self.max_gradient_steps)
-
-    def with_changes(self, **changes: Any) -> MOReLConfig:
-        """Return a copy with some settings changed."""
-        unknown = sorted(set(changes) - {field.name for field in fields(self)})
-        if unknown:
-            raise UnknownNameError(f"no setting {unknown[0]!r} of MOReL")
-        return replace(self, **changes)
 
 
 CONFIGS = {"HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}

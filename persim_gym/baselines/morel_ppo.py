@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym.devices import single_thread
-from persim_gym.errors import MissingExtraError
+from persim_gym.extras import optional
 from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -22,10 +22,7 @@ from persim_gym.types import FloatArray
 
 def check_installed() -> None:
     """Raise `MissingExtraError` unless Stable-Baselines3 is there."""
-    try:
-        import stable_baselines3  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("stable_baselines3", "sb3") from error
+    optional("stable_baselines3", "sb3", library="stable-baselines3")
 
 
 def learn_ppo(

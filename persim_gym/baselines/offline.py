@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,30 +13,14 @@ from torch import nn
 
 from persim_gym.arguments import whole_number
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
-from persim_gym.errors import MissingExtraError, UnknownNameError
+from persim_gym.errors import UnknownNameError
+from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
 _CONFIGS = ("DiscreteBCQConfig", "BCQConfig", "DiscreteCQLConfig", "CQLConfig")
 """What a file may name."""
 _COUNTS = ("batch_size", "n_critics", "target_update_interval", "n_action_samples", "update_actor_interval")
-
-
-@cache
-def d3rlpy() -> Any:
-    """Import d3rlpy without the notices it prints.
-
-    Raises:
-        MissingExtraError: it is not installed.
-
-    """
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            import d3rlpy
-    except ImportError as error:
-        raise MissingExtraError("d3rlpy", "d3rlpy") from error
-    return d3rlpy
 
 
 def configured(config: Any, settings: dict[str, Any]) -> Any:

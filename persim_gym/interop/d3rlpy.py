@@ -7,8 +7,6 @@ transition; d3rlpy's algorithms take it like their own.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym import extras
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidDataError, MissingExtraError
+from persim_gym.errors import InvalidDataError
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
@@ -122,7 +121,7 @@ def to_d3rlpy(log: Trajectories, *, task: str | Task | None = None, action_size:
         InvalidArgumentError: the number of actions is unknown or too small.
 
     """
-    d3rlpy = import_d3rlpy()
+    d3rlpy = extras.d3rlpy()
     size = number_of_actions(log, known_task(log, task), action_size)
     episodes = [_episode(episode) for episode in split(log)]
     first, kinds = episodes[0], d3rlpy.constants.ActionSpace
@@ -156,28 +155,12 @@ def from_d3rlpy(
         InvalidDataError: no agents, observations that are not vectors, values outside the task.
 
     """
-    import_d3rlpy()
+    extras.d3rlpy()
     info = getattr(buffer, "dataset_info", None)
     if info is None or not hasattr(buffer, "episodes"):
         raise InvalidDataError(f"{buffer!r} is not a replay buffer of d3rlpy")
     discrete = info.action_space.name == "DISCRETE"
     return join([_logged(episode, discrete) for episode in buffer.episodes], agents=agents, task=task)
-
-
-def import_d3rlpy() -> Any:
-    """Return d3rlpy without what it prints while it is imported.
-
-    Raises:
-        MissingExtraError: it is not installed.
-
-    """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            import d3rlpy
-            import d3rlpy.dataset
-    except ImportError as error:
-        raise MissingExtraError("d3rlpy", "d3rlpy") from error
-    return d3rlpy
 
 
 def _signature(column: np.ndarray) -> Any:

@@ -13,10 +13,10 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import (
     InvalidArgumentError,
     InvalidDataError,
-    MissingExtraError,
     MissingFileError,
     PerSimError,
 )
+from persim_gym.extras import optional
 from persim_gym.tasks import Task, get_task, task_names
 
 if TYPE_CHECKING:
@@ -195,11 +195,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
 
 
 def _import_pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("pandas", "tables") from error
-    return pandas
+    return optional("pandas", "tables")
 
 
 def _read(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[Any, dict[str, Any]]:
@@ -253,10 +249,8 @@ def _read_csv(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
 
 
 def _read_parquet(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
-    try:
-        return pandas.read_parquet(path)
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "tables") from error
+    optional("pyarrow", "tables")
+    return pandas.read_parquet(path)
 
 
 def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:

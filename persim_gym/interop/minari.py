@@ -12,7 +12,8 @@ from gymnasium import spaces
 
 from persim_gym.columns import check_actions
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError, MissingFileError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError
+from persim_gym.extras import optional
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split
 from persim_gym.tasks import Task
 
@@ -110,12 +111,8 @@ def from_minari(
 
 
 def _import_minari() -> Any:
-    try:
-        import minari
-        import minari.data_collector
-    except ImportError as error:
-        raise MissingExtraError("minari", "minari") from error
-    return minari
+    optional("minari.data_collector", "minari")
+    return optional("minari", "minari")
 
 
 def _new_path(dataset_id: str) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 
 from persim_gym.columns import check_actions
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingExtraError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.extras import optional
 from persim_gym.policies import MLPPolicy
 from persim_gym.tasks import Task
 
@@ -142,12 +143,9 @@ def to_sb3_vec_env(env: Any) -> Any:
 
 @cache
 def _vec_env_class() -> Any:
-    try:
-        from stable_baselines3.common.vec_env import VecEnv
-    except ImportError as error:
-        raise MissingExtraError("stable-baselines3", "sb3") from error
+    base: Any = optional("stable_baselines3.common.vec_env", "sb3", library="stable-baselines3").VecEnv
 
-    class SimulatorVecEnv(VecEnv):
+    class SimulatorVecEnv(base):
         """A vector environment with Stable-Baselines3's interface."""
 
         def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:

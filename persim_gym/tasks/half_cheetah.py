@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.errors import MissingExtraError
+from persim_gym.extras import optional
 from persim_gym.tasks.base import Covariate, PlanningObjective, Task
 from persim_gym.tasks.rendering import GymnasiumRenderer
 from persim_gym.tasks.rules import never_terminated
@@ -31,10 +31,7 @@ NUM_POSITIONS = 9
 
 @cache
 def _mujoco() -> Any:
-    try:
-        import mujoco
-    except ImportError as error:
-        raise MissingExtraError("mujoco", "mujoco") from error
+    mujoco = optional("mujoco", "mujoco")
     return mujoco
 
 
