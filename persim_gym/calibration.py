@@ -20,7 +20,7 @@ from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factor_simulator import FactorSimulator
-from persim_gym.factors import factor_moments
+from persim_gym.factor_statistics import factor_moments
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
 from persim_gym.segments import Segments

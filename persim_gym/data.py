@@ -30,6 +30,7 @@ from persim_gym.columns import (
 )
 from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.labels import find_agent
+from persim_gym.provenance import joint_provenance, synthetic_note
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -406,32 +407,6 @@ def check_log(log: Trajectories, task: Task) -> None:
     check_actions(log.actions, task.action_size, task.discrete, low, high)
     for name in ("observations", "next_observations"):
         check_within(name, getattr(log, name), task.observation_space, task.observation_names)
-
-
-def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:
-    """Return where a log comes from that was put together of others.
-
-    A single synthetic part makes the whole ``"synthetic": "in part"``: it can never pass for recorded data.
-
-    Args:
-        provenances: of the parts.
-        always: whether parts of one and the same provenance are listed too, instead of their provenance returned.
-
-    """
-    different = [dict(one) for index, one in enumerate(provenances) if always or one not in provenances[:index]]
-    if len(different) < 2 and not always:
-        return different[0] if different else {}
-    marks = [one.get("synthetic", False) for one in different]
-    joint: dict[str, Any] = {"concatenated": different}
-    if any(marks):
-        joint["synthetic"] = True if all(mark is True for mark in marks) else "in part"
-    return joint
-
-
-def synthetic_note(provenance: Mapping[str, Any]) -> str:
-    """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
-    mark = provenance.get("synthetic", False)
-    return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"
 
 
 def _check_same_kind(first: Trajectories, log: Trajectories) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,11 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
-from persim_gym.data import synthetic_note
 from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingStatisticsError
 from persim_gym.labels import find_agents
 from persim_gym.posterior import FactorPosterior
+from persim_gym.provenance import synthetic_note
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import BoolArray, FloatArray, NumberedLabels
 
@@ -55,6 +54,9 @@ class Normalizer:
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
         return cls(states.mean(0), spread(states), changes.mean(0), spread(changes, states))
+
+
+_NORMALIZER = tuple(field.name for field in fields(Normalizer))
 
 
 def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
@@ -286,7 +288,7 @@ class Ensemble(AgentDynamics):
         """Write one safetensors file with everything else as JSON in its header, as a whole or not at all."""
         arrays = dict(self.parameters)
         arrays["initial_observations"] = self.initial_observations
-        for name in ("state_mean", "state_scale", "change_mean", "change_scale"):
+        for name in _NORMALIZER:
             arrays[f"normalizer.{name}"] = getattr(self.normalizer, name)
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
@@ -323,7 +325,7 @@ class Ensemble(AgentDynamics):
                 file's reference to a module has; else, where reward and termination were learned, made from the file.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            MissingFileError: there is no such file.
             FileFormatError: cut short, damaged, of a newer format, of another task, or not an ensemble.
             UnknownNameError: its task is not registered.
 
@@ -345,29 +347,24 @@ class Ensemble(AgentDynamics):
             shapes.update({f"{_POSTERIOR}{key}": shape for key, shape in known.items()})
         _check_shapes(path, arrays, shapes)
         outcomes = _read_outcomes(path, arrays, document.get("outcomes", []), found, config, count)
-        normalizer = Normalizer(
-            *(
-                np.array(arrays.pop(f"normalizer.{n}"))
-                for n in ("state_mean", "state_scale", "change_mean", "change_scale")
-            )
-        )
+        normalizer = Normalizer(*(np.array(arrays.pop(f"normalizer.{name}")) for name in _NORMALIZER))
         initial = np.array(arrays.pop("initial_observations"))
         covariates = arrays.pop("covariates", None)
         parts = {key.removeprefix(_POSTERIOR): arrays.pop(key) for key in [*arrays] if key.startswith(_POSTERIOR)}
         posterior = FactorPosterior.from_arrays(parts) if parts else None
         calibration = arrays.pop("calibration", None)
         return cls(
-            found,
-            config,
-            arrays,
-            normalizer,
-            labels,
-            initial,
-            covariates,
-            outcomes,
-            provenance,
-            posterior,
-            calibration,
+            task=found,
+            config=config,
+            parameters=arrays,
+            normalizer=normalizer,
+            agent_labels=labels,
+            initial_observations=initial,
+            covariates=covariates,
+            outcomes=outcomes,
+            provenance=provenance,
+            posterior=posterior,
+            calibration=calibration,
         )
 
     def __repr__(self) -> str:
@@ -396,7 +393,7 @@ def _expected_shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[
             discrete=task.discrete,
         ).items()
     }
-    for name in ("state_mean", "state_scale", "change_mean", "change_scale"):
+    for name in _NORMALIZER:
         shapes[f"normalizer.{name}"] = (size,)
     shapes["initial_observations"] = ()
     return shapes
@@ -430,8 +427,3 @@ def _read_outcomes(
     if "reward" in task.learned and "reward" not in outcomes:
         raise FileFormatError(f"{path} has no learned reward, and task {task.name} has no reward function: give one")
     return outcomes
-
-
-def describe(path: str | Path) -> dict[str, Any]:
-    """Return the header of an ensemble's file: task, agents, configuration, provenance. No array is read."""
-    return json.loads(json.dumps(storage.read_document(path, _KIND)))

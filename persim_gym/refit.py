@@ -16,7 +16,8 @@ from torch import Tensor
 
 from persim_gym.data import Trajectories
 from persim_gym.devices import resolve_device, threads_for
-from persim_gym.factors import refit_factors, standardized_batches, usable_rows
+from persim_gym.factor_statistics import standardized_batches, usable_rows
+from persim_gym.factors import refit_factors
 from persim_gym.gradients import head_inputs
 from persim_gym.model import SKIP, Ensemble
 from persim_gym.terminal import ProgressBar

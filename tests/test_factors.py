@@ -10,7 +10,7 @@ from support import SMALL, random_actions, random_ensemble, reference_changes, r
 from test_storage import rewrite_header
 
 import persim_gym
-from persim_gym import errors, factors, nearest_agents, personalize, refit_factors, update
+from persim_gym import errors, factor_statistics, factors, nearest_agents, personalize, refit_factors, update
 from persim_gym.model import Normalizer, varies
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import Task
@@ -390,7 +390,7 @@ def test_what_a_bound_cuts_short_is_left_out():
         agents=np.zeros(5, int), observations=before, actions=np.zeros(5, int), next_observations=after,
         episode_starts=np.arange(5),
     )  # fmt: skip
-    assert factors.usable_rows(ensemble, log, None).tolist() == [1, 2, 3]
-    assert factors.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
+    assert factor_statistics.usable_rows(ensemble, log, None).tolist() == [1, 2, 3]
+    assert factor_statistics.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
     free = replace(ensemble, config=SMALL)
-    assert factors.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]
+    assert factor_statistics.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ from support import DEEP, SMALL, random_ensemble
 
 import persim_gym
 from persim_gym import Ensemble, errors, storage
-from persim_gym.model import Normalizer, describe
+from persim_gym.model import Normalizer
 from persim_gym.training import one_step_errors
 from persim_gym.types import NumberedLabels
 
@@ -58,7 +58,6 @@ def test_the_file_is_safetensors_and_its_header_is_enough(cart_pole, tmp_path):
     with safe_open(path, "numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("agent.weight"), cart_pole.parameters["agent.weight"])
         document = json.loads(file.metadata()["persim_gym"])
-    assert describe(path) == document
     assert (document["task"], document["num_agents"], document["config"]["rank"]) == ("CartPole", 20, 5)
     assert document["provenance"]["data_digest"] == cart_pole.provenance["data_digest"]
 

@@ -1,0 +1,32 @@
+"""Where a log comes from, and whether any of it is synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:
+    """Return where a log comes from that was put together of others.
+
+    A single synthetic part makes the whole ``"synthetic": "in part"``: it can never pass for recorded data.
+
+    Args:
+        provenances: of the parts.
+        always: whether parts of one and the same provenance are listed too, instead of their provenance returned.
+
+    """
+    different = [dict(one) for index, one in enumerate(provenances) if always or one not in provenances[:index]]
+    if len(different) < 2 and not always:
+        return different[0] if different else {}
+    marks = [one.get("synthetic", False) for one in different]
+    joint: dict[str, Any] = {"concatenated": different}
+    if any(marks):
+        joint["synthetic"] = True if all(mark is True for mark in marks) else "in part"
+    return joint
+
+
+def synthetic_note(provenance: Mapping[str, Any]) -> str:
+    """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
+    mark = provenance.get("synthetic", False)
+    return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"
