@@ -284,7 +284,8 @@ def test_many_agents_are_done_a_block_at_a_time(refitted, monkeypatch):
     ensemble, log = refitted
     newcomers = simulated_log(ensemble, [6, 4, 1], seed=1, labels=["anna", "ben", "carl"])
     whole = personalize(ensemble, newcomers)
-    monkeypatch.setattr(factors, "_AGENTS_AT_ONCE", 2)
+    for module in (factors, factor_statistics):
+        monkeypatch.setattr(module, "AGENTS_AT_ONCE", 2)
     np.testing.assert_allclose(personalize(ensemble, newcomers).agent_factors(), whole.agent_factors(), atol=1e-5)
     sampled = refit_factors(ensemble, log)  # prior of the first and the last agent
     assert sampled.posterior.num_transitions.tolist() == [5, 1, 9, 3]
