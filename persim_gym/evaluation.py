@@ -11,7 +11,7 @@ import numpy as np
 from persim_gym.arguments import whole_number
 from persim_gym.dynamics import measured_agents, true_covariates
 from persim_gym.errors import PerSimError
-from persim_gym.policies import as_policy
+from persim_gym.policies import action_seed, as_policy
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray, LearnedDynamics, Policy
@@ -87,7 +87,7 @@ def prediction_error(
         for agent in chosen:
             label = ensemble.agent_labels[agent]
             known = true_covariates(ensemble, agent, covariates)
-            actor = as_policy(policy, task, seed)
+            actor = as_policy(policy, task, action_seed(seed, agent))
             rng = np.random.default_rng([seed, agent])
             states, actions, valid, redrawn = _test_trajectories(task, actor, known, episodes, rng)
             simulator = ensemble.simulator(agent, aggregate=aggregate, device=device)
@@ -132,7 +132,7 @@ def mean_predictor_errors(
 
     """
     episodes = whole_number("episodes", episodes)
-    actor, errors = as_policy(policy, task, seed), []
+    actor, errors = as_policy(policy, task, action_seed(seed)), []
     for agent, known in enumerate(task.test_agents if covariates is None else covariates):
         rng = np.random.default_rng([seed, agent])
         states, _, valid, _ = _test_trajectories(task, actor, np.asarray(known, np.float64), episodes, rng)

@@ -12,7 +12,7 @@ from persim_gym.arguments import whole_number
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
 from persim_gym.model import Ensemble
-from persim_gym.policies import as_policy
+from persim_gym.policies import action_seed, as_policy
 from persim_gym.types import FloatArray
 
 EMBEDDINGS = ("pca", "tsne")
@@ -222,7 +222,7 @@ def _true_trajectory(
 ) -> tuple[FloatArray, np.ndarray]:
     """Return states (H + 1, D) and actions (H,) or (H, A) of one episode, up to its end."""
     task = ensemble.task
-    actor = as_policy(policy, task, seed)
+    actor = as_policy(policy, task, action_seed(seed))
     system = task.system(ensemble.agent_covariates(agent)[None])
     states, actions, state = [system.reset(np.random.default_rng(seed))[0]], [], None
     while len(actions) < steps and not (actions and task.terminated(states[-1])):

@@ -154,6 +154,11 @@ def _takes_observations_only(predict: Callable[..., Any]) -> bool:
     return len(parameters) == 1 and all(parameter.kind not in several for parameter in parameters)
 
 
+def action_seed(seed: int, agent: int = 0) -> int:
+    """Return the seed of a policy's random actions where ``[seed, agent]`` is that of the initial states."""
+    return int(np.random.SeedSequence([seed, agent, 2]).generate_state(1)[0])
+
+
 def rows_of_state(state: Any, rows: IntArray) -> Any:
     """Return a policy's state for some of the episodes that it acts in, given by their places (n,).
 

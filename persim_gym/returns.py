@@ -11,7 +11,7 @@ import numpy as np
 from persim_gym.arguments import whole_number
 from persim_gym.dynamics import measured_agents, true_covariates
 from persim_gym.planning import MPCAgent, ValueIterationAgent
-from persim_gym.policies import as_policy
+from persim_gym.policies import action_seed, as_policy
 from persim_gym.tasks import System, Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, LearnedDynamics, Policy
@@ -127,7 +127,7 @@ def policy_returns(
     name = policy if isinstance(policy, str) else type(policy).__name__
 
     def make(agent: int, _: System) -> Policy:
-        return as_policy(policy, ensemble.task, int(np.random.SeedSequence([seed, agent, 2]).generate_state(1)[0]))
+        return as_policy(policy, ensemble.task, action_seed(seed, agent))
 
     return _returns(ensemble, make, name, agents, episodes, seed, covariates, progress)
 
