@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +126,11 @@ class MeanStepper:
         largest = np.abs(first).sum(axis=0).max() * max(np.abs(head).sum(axis=1).max() for head in self._heads)
         self.limit = 1e15 / max(largest, 1.0) if isfinite(largest) else 0.0
         """States of coordinates within ± this do not overflow float32 anywhere."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, by pickle or deepcopy, in which the state is again a part of the input."""
+        self.__dict__.update(state)
+        self._state = self._input[:-1]
 
     @staticmethod
     def fits(network: FoldedNetwork) -> bool:

@@ -1,5 +1,6 @@
 """Simulators as Gymnasium environments: the checkers, every way of making them, and what a step does."""
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -13,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from support import DEEP, SMALL, random_actions, random_ensemble, reference_changes
 
 import persim_gym  # noqa: F401  (registers the ids)
-from persim_gym import errors, get_task
+from persim_gym import errors, get_task, jit
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 
 OURS = [env_id for env_id in gymnasium.registry if env_id.startswith(("PerSim-", "Heterogeneous-"))]
@@ -419,15 +420,19 @@ def test_a_posterior_vector_environment_simulates_its_agents(cart_pole):
     assert np.isfinite(vector.step(np.array([1, 1, 0]))[0]).all()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar", "HalfCheetah"])
-def test_shipped_environments_can_be_pickled(name):
-    """As worker processes need it."""
+def test_shipped_environments_can_be_pickled_and_copied(name, compiled, monkeypatch):
+    """As worker processes need it, with numba and without."""
+    if not compiled:
+        monkeypatch.setattr(jit, "available", lambda: False)
     env = gymnasium.make(f"PerSim-{name}-agent3-v0").unwrapped
-    again = pickle.loads(pickle.dumps(env))
-    first, second = (one.reset(seed=1)[0] for one in (env, again))
-    np.testing.assert_array_equal(first, second)
-    action = env.action_space.sample()
-    np.testing.assert_array_equal(env.step(action)[0], again.step(action)[0])
+    for again in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        first, second = (one.reset(seed=1)[0] for one in (env, again))
+        np.testing.assert_array_equal(first, second)
+        for _ in range(3):
+            action = env.action_space.sample()
+            np.testing.assert_array_equal(env.step(action)[0], again.step(action)[0])
 
 
 def test_options_that_reset_does_not_know():
