@@ -147,9 +147,8 @@ def _predict(
     paths = FactorSimulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
     paths = paths.reshape(-1, draws, rows, *paths.shape[2:]).astype(np.float64)
     steps = np.arange(1, members.shape[2] + 1)[:, None]
-    noise = (
-        posterior.prior.noise_of_predictions.mean(0) * ensemble.normalizer.change_scale**2 * steps
-    )  # a sum of independent errors
+    of_a_step = posterior.prior.noise_of_predictions.mean(0) * ensemble.normalizer.change_scale**2
+    noise = of_a_step * steps  # a sum of independent errors
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
         return members.mean(0), np.sqrt(paths.var(axis=(0, 1)) + noise)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,9 @@ import numpy as np
 from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import (
     InvalidArgumentError,
-    InvalidDataError,
-    MissingFileError,
-    PerSimError,
 )
-from persim_gym.extras import optional
+from persim_gym.interop.table_files import import_pandas, read_table
+from persim_gym.interop.table_rows import TableRows, flags, numbers, whole_numbers
 from persim_gym.tasks import Task, get_task, task_names
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ _ATTRIBUTE = "persim_gym"
 _SYNTHETIC = "synthetic"
 _RECORDED = {"false", "no", "0", "0.0", "", "none", "nan", "<na>"}
 """What a table may say of a row that is not synthetic, in lower case."""
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 
 
 def from_dataframe(
@@ -87,19 +84,13 @@ def from_dataframe(
             two values of a covariate, or values outside the task.
 
     """
-    pandas = _import_pandas()
+    given = dict(locals())
+    pandas = import_pandas()
     if gaps not in GAPS:
         raise InvalidArgumentError(f"gaps={gaps!r} must be one of {', '.join(GAPS)}")
-    frame, origin = _read(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
+    frame, origin = read_table(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
     if observations is None:
-        named = {
-            "action": (action, "action"), "agent": (agent, "agent"), "single_agent": (single_agent, None),
-            "agent_labels": (agent_labels, None), "episode": (episode, None), "time": (time, None),
-            "time_step": (time_step, 1), "gaps": (gaps, "error"), "reward": (reward, None),
-            "next_observations": (next_observations, None), "terminated": (terminated, None),
-            "truncated": (truncated, None), "covariates": (covariates, ()),
-        }  # fmt: skip
-        changed = [name for name, (given, default) in named.items() if not (given is default or given == default)]
+        changed = [name for name, default in _ROLES.items() if given[name] is not default and given[name] != default]
         roles = _known_roles(frame, changed)
         return from_dataframe(
             frame,
@@ -107,18 +98,18 @@ def from_dataframe(
             provenance=roles["provenance"] if provenance is None else provenance,
             **roles["columns"],
         )
-    rows = _Rows(frame, agent, single_agent, agent_labels, episode)
+    rows = TableRows(frame, agent, single_agent, agent_labels, episode)
     starts = rows.episode_starts(terminated, truncated)
     if time is not None:
         starts = rows.checked_order(starts, time, time_step, split=gaps == "split")
     columns = {
         "agents": rows.agents,
-        "observations": _numbers(frame, observations),
-        "actions": _whole_numbers(frame, action) if isinstance(action, str) else _numbers(frame, action),
-        "next_observations": None if next_observations is None else _numbers(frame, next_observations),
-        "rewards": None if reward is None else _numbers(frame, [reward])[:, 0],
-        "terminated": None if terminated is None else _flags(frame, terminated),
-        "truncated": None if truncated is None else _flags(frame, truncated),
+        "observations": numbers(frame, observations),
+        "actions": whole_numbers(frame, action) if isinstance(action, str) else numbers(frame, action),
+        "next_observations": None if next_observations is None else numbers(frame, next_observations),
+        "rewards": None if reward is None else numbers(frame, [reward])[:, 0],
+        "terminated": None if terminated is None else flags(frame, terminated),
+        "truncated": None if truncated is None else flags(frame, truncated),
     }
     if gaps == "split" and next_observations is None:
         columns, starts = _without_single_rows(columns, starts)
@@ -134,6 +125,14 @@ def from_dataframe(
     if isinstance(task, Task) or task in task_names():
         check_log(log, get_task(task))
     return log
+
+
+_ROLES = {
+    name: parameter.default
+    for name, parameter in inspect.signature(from_dataframe).parameters.items()
+    if name not in ("table", "observations", "task", "provenance")
+}
+"""What a table that `to_dataframe` made says itself, and the defaults of these arguments."""
 
 
 def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None = None) -> pandas.DataFrame:
@@ -152,7 +151,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         InvalidArgumentError: names that are too few or used twice.
 
     """
-    pandas = _import_pandas()
+    pandas = import_pandas()
     names = _observation_names(log, observation_names)
     actions = "action" if log.discrete else [f"action {index}" for index in range(log.actions.shape[1])]
     columns: dict[str, Any] = {
@@ -192,65 +191,6 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     frame = pandas.DataFrame(dict(parts))
     frame.attrs[_ATTRIBUTE] = {"columns": columns, "task": log.task, "provenance": dict(log.provenance)}
     return frame
-
-
-def _import_pandas() -> Any:
-    return optional("pandas", "tables")
-
-
-def _read(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[Any, dict[str, Any]]:
-    """Return the frame with rows numbered from 0, and where it comes from.
-
-    In a CSV file an empty cell is a missing agent, unless one is ``nameless``.
-    """
-    origin: dict[str, Any] = {}
-    if isinstance(table, (str, Path)):
-        path = Path(table)
-        if not path.exists():
-            raise MissingFileError(f"there is no file {path}")
-        origin = {"table": path.name}
-        readers = {".csv": _read_csv, ".csv.gz": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
-        reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
-        if reader is None:
-            raise InvalidArgumentError(f"{path} must be a .csv or .parquet file; read others with pandas yourself")
-        try:
-            table = reader(pandas, path, agent, nameless)
-        except PerSimError:
-            raise
-        except Exception as error:
-            raise InvalidDataError(f"{path} cannot be read as a table: {error}") from error
-    if not isinstance(table, pandas.DataFrame):
-        raise InvalidArgumentError(f"table must be a pandas.DataFrame or a file, got {type(table).__name__}")
-    if len(table) == 0:
-        raise InvalidDataError("the table has no row")
-    attributes = dict(table.attrs)
-    named = [name for name in table.index.names if name is not None and name not in table.columns]
-    table = table.reset_index(named).reset_index(drop=True)
-    table.attrs = attributes
-    return table, origin
-
-
-def _read_csv(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
-    """Read a CSV file as it is written: the label "007" is no number, "NA" is not missing, numbers are exact."""
-    # To the last bit, as pandas from 3.1 on reads by itself.
-    version = tuple(map(int, pandas.__version__.split(".")[:2]))
-    exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
-    header = pandas.read_csv(path, nrows=1, header=None, dtype=str, keep_default_na=False).iloc[0].tolist()
-    names = pandas.read_csv(path, nrows=0).columns  # of two columns of one name the second is called another
-    missing = {name: _MISSING for name in names} | {agent: () if nameless else ("",)}
-    table = pandas.read_csv(path, dtype={agent: str}, keep_default_na=False, na_values=missing, **exact)
-    if not isinstance(table.index, pandas.RangeIndex):
-        raise InvalidDataError(
-            f"the rows of {path} have more fields than its header has names: name every column, and let no row end "
-            "with a comma"
-        )
-    table.columns = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
-    return table
-
-
-def _read_parquet(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
-    optional("pyarrow", "tables")
-    return pandas.read_parquet(path)
 
 
 def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
@@ -295,183 +235,3 @@ def _provenance(frame: Any, given: dict[str, Any]) -> dict[str, Any]:
     if marks <= _RECORDED:
         return given
     return {**given, "synthetic": True if marks == {"true"} else "in part"}
-
-
-def _column(frame: Any, name: str) -> Any:
-    if name not in frame.columns:
-        raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
-    if list(frame.columns).count(name) > 1:
-        raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
-    column = frame[name]
-    missing = np.flatnonzero(column.isna().to_numpy())
-    if len(missing):
-        raise InvalidDataError(
-            f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): fill them in or leave the "
-            "rows out"
-        )
-    return column
-
-
-def _numbers(frame: Any, names: Sequence[str]) -> np.ndarray:
-    """Return columns (T, …) of numbers."""
-    if isinstance(names, str):
-        raise InvalidArgumentError(f"give a list of columns, [{names!r}]")
-    columns = []
-    for name in names:
-        column = _column(frame, name)
-        if column.dtype.kind not in "fiub":
-            raise InvalidDataError(_no_number(name, column))
-        columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
-    return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0), np.float32)
-
-
-def _no_number(name: str, column: Any) -> str:
-    """Say which value of a column is no number, or that all are, but kept as something else."""
-    numbers = _import_pandas().to_numeric(column.astype(str), errors="coerce")
-    wrong = np.flatnonzero(numbers.isna().to_numpy())
-    if len(wrong) == 0:
-        return f"column {name!r} holds numbers as {column.dtype}; make it table[{name!r}].astype(float)"
-    return (
-        f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number; states need one "
-        f"column of numbers for each category, actions their numbers, table[{name!r}].astype('category').cat.codes"
-    )
-
-
-def _whole_numbers(frame: Any, name: str) -> np.ndarray:
-    """Return a column (T,) of discrete actions."""
-    column = _numbers(frame, [name])[:, 0]
-    wrong = np.flatnonzero((column != np.floor(column)) | (column < 0) | (column >= 2**31))
-    if len(wrong):
-        raise InvalidDataError(
-            f"column {name!r} holds {column[wrong[0]]} in row {wrong[0]}: discrete actions are whole numbers from 0 "
-            f"on; for continuous ones give a list, action=[{name!r}]"
-        )
-    return column.astype(np.int64)
-
-
-def _flags(frame: Any, name: str) -> np.ndarray:
-    column = _numbers(frame, [name])[:, 0]
-    wrong = np.flatnonzero(~np.isin(column, (0, 1)))
-    if len(wrong):
-        raise InvalidDataError(
-            f"column {name!r} holds {column[wrong[0]]:g} in row {wrong[0]}; it must hold true or false, or 1 or 0"
-        )
-    return column.astype(bool)
-
-
-class _Rows:
-    """Whose the rows are, and where their episodes begin."""
-
-    def __init__(
-        self, frame: Any, agent: str, single_agent: str | None, labels: Sequence[str] | None, episode: str | None
-    ) -> None:
-        self._frame = frame
-        if single_agent is not None:
-            named = [single_agent] * len(frame)
-        elif agent not in frame.columns:
-            raise InvalidDataError(
-                f"the table has no column {agent!r} of agents; name it with agent=, or give single_agent='its label' "
-                f"if all rows are of one agent. It has {', '.join(map(repr, frame.columns))}"
-            )
-        else:
-            named = [str(label) for label in _column(frame, agent).tolist()]
-        found = tuple(dict.fromkeys(named))
-        self.labels = found if labels is None else tuple(map(str, labels))
-        position = {label: index for index, label in enumerate(self.labels)}
-        strangers = [label for label in found if label not in position]
-        if strangers:
-            raise InvalidDataError(f"the table has agent {strangers[0]!r}, which agent_labels lacks")
-        idle = sorted(position.keys() - set(found), key=position.__getitem__)
-        if idle:
-            raise InvalidDataError(f"agent {idle[0]!r} has no transition: leave it out of agent_labels")
-        self.agents = np.array([position[label] for label in named], np.int64)
-        self._episodes = np.zeros(len(frame), np.int64)
-        if episode is not None:
-            self._episodes = _import_pandas().factorize(_column(frame, episode))[0]
-        self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
-
-    def episode_starts(self, terminated: str | None, truncated: str | None) -> np.ndarray:
-        """Return the rows (E,) at which episodes begin."""
-        keys = np.stack([self.agents, self._episodes], axis=1)
-        change = np.ones(len(keys), bool)
-        change[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-        blocks = keys[change]
-        if len(np.unique(blocks, axis=0)) < len(blocks):
-            seen: set[tuple[int, ...]] = set()
-            for row, key in zip(np.flatnonzero(change), map(tuple, blocks), strict=True):
-                if key in seen:
-                    raise InvalidDataError(
-                        f"row {row} goes on with agent {self.labels[key[0]]!r} after rows of others: the rows of an "
-                        f"episode must stand together; sort them first, {self._hint}"
-                    )
-                seen.add(key)
-        for name in (terminated, truncated):
-            if name is not None:
-                change[1:] |= _flags(self._frame, name)[:-1]
-        return np.flatnonzero(change)
-
-    def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
-        """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
-        column = _column(self._frame, time)
-        if column.dtype.kind not in "iufMm":
-            raise InvalidDataError(
-                f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)"
-            )
-        if column.dtype.kind in "Mm" and isinstance(time_step, Real):
-            raise InvalidArgumentError(
-                f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like"
-            )
-        try:
-            forward = bool(time_step > type(time_step)(0))
-        except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
-            forward = False
-        if not forward:
-            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
-        if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
-            column = column.astype(np.float64)
-        inner = np.ones(len(column), bool)
-        inner[starts] = False
-        difference = column.diff()
-        try:
-            steps = (difference / time_step).to_numpy(np.float64)
-        except TypeError as error:
-            raise InvalidArgumentError(
-                f"time_step={time_step!r} does not fit column {time!r}; for times give a pandas.Timedelta"
-            ) from error
-        steps = np.where(inner, steps, 1.0)
-        rounding = 1e-6
-        if column.dtype.kind == "f":  # seconds since 1970 tell no more than some ten millionths
-            rounding = max(rounding, 4 * float(np.spacing(np.abs(column.to_numpy()).max())) / float(time_step))
-        for wrong, message in (
-            (steps == 0, "two rows have the same time; drop one of them or take their mean"),
-            (steps < 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
-            (steps < 1 - rounding, f"the step is less than time_step={time_step!r}"),
-        ):
-            rows = np.flatnonzero(wrong)
-            if len(rows):
-                raise InvalidDataError(self._jump(time, int(rows[0])) + message)
-        gaps = np.flatnonzero(steps > 1 + rounding)
-        if len(gaps) and not split:
-            raise InvalidDataError(
-                f"{self._jump(time, int(gaps[0]))}steps are missing ({len(gaps)} such places); fill them in, or give "
-                "gaps='split' to begin a new episode after each"
-            )
-        return np.union1d(starts, gaps)
-
-    def constants(self, names: Sequence[str]) -> np.ndarray:
-        """Return covariates (N, K), which have one value for each agent."""
-        values = _numbers(self._frame, names).astype(np.float64)
-        first = np.unique(self.agents, return_index=True)[1]
-        differs = np.argwhere(values != values[first][self.agents])
-        if len(differs):
-            row, column = differs[0]
-            label = self.labels[self.agents[row]]
-            raise InvalidDataError(
-                f"covariate {names[column]!r} of agent {label!r} is {values[first][self.agents][row, column]} at first "
-                f"and {values[row, column]} in row {row}; a property that changes is an observation"
-            )
-        return values[first]
-
-    def _jump(self, time: str, row: int) -> str:
-        before, after = self._frame[time].iloc[row - 1], self._frame[time].iloc[row]
-        return f"{time!r} of agent {self.labels[self.agents[row]]!r} goes from {before} to {after} in row {row}: "

@@ -1,0 +1,193 @@
+"""The rows of a table: whose they are, where their episodes begin, and their columns as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.interop.table_files import import_pandas
+
+
+class TableRows:
+    """Whose the rows are, and where their episodes begin."""
+
+    def __init__(
+        self, frame: Any, agent: str, single_agent: str | None, labels: Sequence[str] | None, episode: str | None
+    ) -> None:
+        self._frame = frame
+        if single_agent is not None:
+            named = [single_agent] * len(frame)
+        elif agent not in frame.columns:
+            raise InvalidDataError(
+                f"the table has no column {agent!r} of agents; name it with agent=, or give single_agent='its label' "
+                f"if all rows are of one agent. It has {', '.join(map(repr, frame.columns))}"
+            )
+        else:
+            named = [str(label) for label in _column(frame, agent).tolist()]
+        found = tuple(dict.fromkeys(named))
+        self.labels = found if labels is None else tuple(map(str, labels))
+        position = {label: index for index, label in enumerate(self.labels)}
+        strangers = [label for label in found if label not in position]
+        if strangers:
+            raise InvalidDataError(f"the table has agent {strangers[0]!r}, which agent_labels lacks")
+        idle = sorted(position.keys() - set(found), key=position.__getitem__)
+        if idle:
+            raise InvalidDataError(f"agent {idle[0]!r} has no transition: leave it out of agent_labels")
+        self.agents = np.array([position[label] for label in named], np.int64)
+        self._episodes = np.zeros(len(frame), np.int64)
+        if episode is not None:
+            self._episodes = import_pandas().factorize(_column(frame, episode))[0]
+        self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
+
+    def episode_starts(self, terminated: str | None, truncated: str | None) -> np.ndarray:
+        """Return the rows (E,) at which episodes begin."""
+        keys = np.stack([self.agents, self._episodes], axis=1)
+        change = np.ones(len(keys), bool)
+        change[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        blocks = keys[change]
+        if len(np.unique(blocks, axis=0)) < len(blocks):
+            seen: set[tuple[int, ...]] = set()
+            for row, key in zip(np.flatnonzero(change), map(tuple, blocks), strict=True):
+                if key in seen:
+                    raise InvalidDataError(
+                        f"row {row} goes on with agent {self.labels[key[0]]!r} after rows of others: the rows of an "
+                        f"episode must stand together; sort them first, {self._hint}"
+                    )
+                seen.add(key)
+        for name in (terminated, truncated):
+            if name is not None:
+                change[1:] |= flags(self._frame, name)[:-1]
+        return np.flatnonzero(change)
+
+    def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
+        """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
+        column = _column(self._frame, time)
+        if column.dtype.kind not in "iufMm":
+            raise InvalidDataError(
+                f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)"
+            )
+        if column.dtype.kind in "Mm" and isinstance(time_step, Real):
+            raise InvalidArgumentError(
+                f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like"
+            )
+        try:
+            forward = bool(time_step > type(time_step)(0))
+        except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
+            forward = False
+        if not forward:
+            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
+        if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
+            column = column.astype(np.float64)
+        inner = np.ones(len(column), bool)
+        inner[starts] = False
+        difference = column.diff()
+        try:
+            steps = (difference / time_step).to_numpy(np.float64)
+        except TypeError as error:
+            raise InvalidArgumentError(
+                f"time_step={time_step!r} does not fit column {time!r}; for times give a pandas.Timedelta"
+            ) from error
+        steps = np.where(inner, steps, 1.0)
+        rounding = 1e-6
+        if column.dtype.kind == "f":  # seconds since 1970 tell no more than some ten millionths
+            rounding = max(rounding, 4 * float(np.spacing(np.abs(column.to_numpy()).max())) / float(time_step))
+        for wrong, message in (
+            (steps == 0, "two rows have the same time; drop one of them or take their mean"),
+            (steps < 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
+            (steps < 1 - rounding, f"the step is less than time_step={time_step!r}"),
+        ):
+            rows = np.flatnonzero(wrong)
+            if len(rows):
+                raise InvalidDataError(self._jump(time, int(rows[0])) + message)
+        gaps = np.flatnonzero(steps > 1 + rounding)
+        if len(gaps) and not split:
+            raise InvalidDataError(
+                f"{self._jump(time, int(gaps[0]))}steps are missing ({len(gaps)} such places); fill them in, or give "
+                "gaps='split' to begin a new episode after each"
+            )
+        return np.union1d(starts, gaps)
+
+    def constants(self, names: Sequence[str]) -> np.ndarray:
+        """Return covariates (N, K), which have one value for each agent."""
+        values = numbers(self._frame, names).astype(np.float64)
+        first = np.unique(self.agents, return_index=True)[1]
+        differs = np.argwhere(values != values[first][self.agents])
+        if len(differs):
+            row, column = differs[0]
+            label = self.labels[self.agents[row]]
+            raise InvalidDataError(
+                f"covariate {names[column]!r} of agent {label!r} is {values[first][self.agents][row, column]} at first "
+                f"and {values[row, column]} in row {row}; a property that changes is an observation"
+            )
+        return values[first]
+
+    def _jump(self, time: str, row: int) -> str:
+        before, after = self._frame[time].iloc[row - 1], self._frame[time].iloc[row]
+        return f"{time!r} of agent {self.labels[self.agents[row]]!r} goes from {before} to {after} in row {row}: "
+
+
+def _column(frame: Any, name: str) -> Any:
+    if name not in frame.columns:
+        raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
+    if list(frame.columns).count(name) > 1:
+        raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
+    column = frame[name]
+    missing = np.flatnonzero(column.isna().to_numpy())
+    if len(missing):
+        raise InvalidDataError(
+            f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): fill them in or leave the "
+            "rows out"
+        )
+    return column
+
+
+def numbers(frame: Any, names: Sequence[str]) -> np.ndarray:
+    """Return columns (T, …) of numbers."""
+    if isinstance(names, str):
+        raise InvalidArgumentError(f"give a list of columns, [{names!r}]")
+    columns = []
+    for name in names:
+        column = _column(frame, name)
+        if column.dtype.kind not in "fiub":
+            raise InvalidDataError(_no_number(name, column))
+        columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0), np.float32)
+
+
+def _no_number(name: str, column: Any) -> str:
+    """Say which value of a column is no number, or that all are, but kept as something else."""
+    numbers = import_pandas().to_numeric(column.astype(str), errors="coerce")
+    wrong = np.flatnonzero(numbers.isna().to_numpy())
+    if len(wrong) == 0:
+        return f"column {name!r} holds numbers as {column.dtype}; make it table[{name!r}].astype(float)"
+    return (
+        f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number; states need one "
+        f"column of numbers for each category, actions their numbers, table[{name!r}].astype('category').cat.codes"
+    )
+
+
+def whole_numbers(frame: Any, name: str) -> np.ndarray:
+    """Return a column (T,) of discrete actions."""
+    column = numbers(frame, [name])[:, 0]
+    wrong = np.flatnonzero((column != np.floor(column)) | (column < 0) | (column >= 2**31))
+    if len(wrong):
+        raise InvalidDataError(
+            f"column {name!r} holds {column[wrong[0]]} in row {wrong[0]}: discrete actions are whole numbers from 0 "
+            f"on; for continuous ones give a list, action=[{name!r}]"
+        )
+    return column.astype(np.int64)
+
+
+def flags(frame: Any, name: str) -> np.ndarray:
+    """Return a column (T,) of truth values."""
+    column = numbers(frame, [name])[:, 0]
+    wrong = np.flatnonzero(~np.isin(column, (0, 1)))
+    if len(wrong):
+        raise InvalidDataError(
+            f"column {name!r} holds {column[wrong[0]]:g} in row {wrong[0]}; it must hold true or false, or 1 or 0"
+        )
+    return column.astype(bool)
