@@ -122,7 +122,7 @@ def fit(
     provenance |= {
         **trajectories.source,
         "seed": seed,
-        "wall_seconds": round(time.perf_counter() - start, 1),
+        "wall_seconds": round(time.perf_counter() - start + runs.earlier_seconds, 1),
         "device": str(runs.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
@@ -186,6 +186,8 @@ class _Runs:
         self._log, self._task, self._seed, self._progress = log, task, seed, progress
         self._checkpoint = checkpoint
         self._written: list[Checkpoint] = []
+        self.earlier_seconds = 0.0
+        """That runs which were interrupted had taken for what is in their checkpoints."""
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
         """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
@@ -194,7 +196,9 @@ class _Runs:
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
         trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
         checkpoint = self._checkpoint_of(config, rows, stage)
-        loss = _resume(trainer, checkpoint)
+        loss, earlier = _resume(trainer, checkpoint)
+        self.earlier_seconds += earlier
+        start = time.perf_counter() - earlier
         device_rows = torch.as_tensor(rows, device=self.device)
         title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
         with ProgressBar(title, config.epochs, self._progress, done=trainer.epoch) as bar:
@@ -208,7 +212,8 @@ class _Runs:
                     )
                 bar.advance(f"loss {loss:.3e}")
                 if checkpoint.due or trainer.epoch == config.epochs:
-                    checkpoint.write(trainer.state(), epoch=trainer.epoch, loss=loss)
+                    seconds = time.perf_counter() - start
+                    checkpoint.write(trainer.state(), epoch=trainer.epoch, loss=loss, seconds=seconds)
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         candidates = refit_factors(
             self._ensemble(config, parameters),
@@ -307,11 +312,11 @@ class _Runs:
         return self._written[-1]
 
 
-def _resume(trainer: Trainer, checkpoint: Checkpoint) -> float:
-    """Continue from a checkpoint of exactly this run, if there is one; return its last loss."""
+def _resume(trainer: Trainer, checkpoint: Checkpoint) -> tuple[float, float]:
+    """Continue from a checkpoint of exactly this run, if there is one; return its last loss and the seconds it took."""
     found = checkpoint.read()
     if found is None:
-        return float("nan")
+        return float("nan"), 0.0
     tensors, progress = found
     trainer.resume(tensors, int(progress["epoch"]))
-    return float(progress["loss"])
+    return float(progress["loss"]), float(progress.get("seconds", 0.0))

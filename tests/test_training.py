@@ -1,6 +1,8 @@
 """`fit`: Adam on the paper's loss, the same bits for the same seed, and a model that finds a known system."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from support import SMALL, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, jit, trainer, training
+from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, jit, storage, trainer, training
 from persim_gym.config import CONFIGS, RANKS
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
@@ -192,13 +194,19 @@ def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return loss_and_gradients(*arguments, **settings)
 
+    clock = SimpleNamespace(perf_counter=itertools.count(step=10).__next__)
+    monkeypatch.setattr(training, "time", clock)
     monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
     monkeypatch.setattr(trainer, "loss_and_gradients", interrupting)
     checkpoint = tmp_path / "cartpole.persim"
     with pytest.raises(KeyboardInterrupt):
         fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
-    assert list(tmp_path.iterdir()) and not checkpoint.exists()
+    kept = list(tmp_path.iterdir())
+    assert kept and not checkpoint.exists()
+    spent = sum(storage.read_document(file, "checkpoint")["seconds"] for file in kept)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: 5.0))  # no time passes from here on
     resumed = fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
+    assert resumed.provenance["wall_seconds"] == spent > 0
     assert next(batches) < 2 * interrupted_after + 2 + 8 * 4  # nothing done twice but the interrupted epoch
     assert same_bits(resumed, whole)
     assert resumed.provenance["validation_loss"] == whole.provenance["validation_loss"]
