@@ -13,10 +13,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import plateau
 import policy_scale
 import protocol
 import results
+import settings
 from paper import report
 
 from persim_gym import storage
@@ -36,7 +38,7 @@ def tables(folder: Path = results.RESULTS) -> str:
         if results.results_file(table, scale, folder).exists()
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
-    rest = (*_policy_scale(folder), *_plateau(folder), *_factors(folder))
+    rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder))
     sections += [_published_twins(), _budgets((full, small)), *rest]
     return "\n\n".join([_contents(sections), *sections])
 
@@ -115,6 +117,28 @@ def _budgets(scales: Sequence[protocol.Scale]) -> str:
 
 def _number(value: int | str) -> str:
     return value if isinstance(value, str) else f"{value:,}"
+
+
+def _settings(folder: Path) -> list[str]:
+    """Return the errors that settings leave on unseen parts of the log, the least of each log first."""
+    errors: dict[tuple[str, ...], list[float]] = {}
+    for line in settings.read(folder / settings.FILE):
+        errors.setdefault(tuple(line[name] for name in ("env", "data", "num_agents", "variant")), []).append(
+            float(line["median"])
+        )
+    if not errors:
+        return []
+    means = {key: float(np.mean(values)) for key, values in errors.items()}
+    lines = []
+    for key in sorted(errors, key=lambda key: (key[:3], means[key])):
+        deviation = f" ± {np.std(errors[key], ddof=1):.2g}" if len(errors[key]) > 1 else ""
+        lines.append([*key, f"{means[key]:.3g}{deviation}", str(len(errors[key]))])
+    table = results.markdown([["env", "data", "agents", "settings", "error", "seeds"], *lines])
+    return [
+        "## Settings, by their error on unseen parts of the log\n\nTrained on the first 70 % of every trajectory, run "
+        "freely along the rest: the median member's error in standard deviations of the coordinates, mean ± standard "
+        f"deviation over seeds (`settings.py`).\n\n{table}"
+    ]
 
 
 def _policy_scale(folder: Path) -> list[str]:

@@ -33,7 +33,7 @@ from persim_gym.logging_policies import LOGGING_POLICIES
 from persim_gym.selection import free_running_errors
 
 SEEN = 0.7
-FILE = RESULTS / "settings.csv"
+FILE = "settings.csv"
 _KEY = ("env", "data", "variant", "seed", "num_agents")
 
 
@@ -67,6 +67,10 @@ def variants(env: str) -> dict[str, PerSimConfig]:
             "factors as trained": {"refit_factors": False},
             "not normalized": {"normalize": False},
             "squared error": {"huber_threshold": None},
+            "squared error up to 1": {"huber_threshold": 1.0},
+            "rank 5": {"rank": 5},
+            "half the epochs": {"epochs": 60, "halve_learning_rate_every": 8},
+            "twice the epochs": {"epochs": 240, "halve_learning_rate_every": 32},
             "constant learning rate 1e-3": {"learning_rate": 1e-3, "halve_learning_rate_every": 0},
             "weight decay 0.01": {"weight_decay": 0.01},
             "weight decay 0.1": {"weight_decay": 0.1},
@@ -140,7 +144,7 @@ def score(env: str, data: str, variant: str, seed: int, num_agents: int) -> Line
     )
 
 
-def read(path: Path = FILE) -> list[dict[str, str]]:
+def read(path: Path = RESULTS / FILE) -> list[dict[str, str]]:
     """Return the lines written so far."""
     if not path.exists():
         return []
@@ -148,7 +152,7 @@ def read(path: Path = FILE) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write(rows: list[dict[str, Any]], path: Path = FILE) -> None:
+def write(rows: list[dict[str, Any]], path: Path = RESULTS / FILE) -> None:
     """Write all lines."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
