@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,8 @@ app = typer.Typer(
 _console = Console(markup=False, highlight=False)
 
 _WHICH_AGENTS = 'Indices or labels: "0-4", "0,7", "anna,ben".'
-Aggregate = Annotated[str, typer.Option(help="mean or median over the members.")]
+_FOR_TRUE_SYSTEMS = ("policy", "episodes", "mpc_episodes", "value_iteration_episodes", "seed")
+Aggregate = Annotated[str, typer.Option(help="mean or median over the members; MPC plans by their mean return.")]
 Model = Annotated[
     Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
 ]
@@ -108,6 +110,7 @@ def train(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Model,
     agents: Annotated[
         str | None,
@@ -116,7 +119,7 @@ def evaluate(
     log: Annotated[
         Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")
     ] = None,
-    horizon: Annotated[int, typer.Option(help="Steps that a prediction runs freely along the log.", min=1)] = 50,
+    horizon: Annotated[int, typer.Option(help="With --log: steps that a prediction runs freely.", min=1)] = 50,
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
     mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
@@ -135,6 +138,10 @@ def evaluate(
 
     if json_path is not None:
         _check_output(json_path, model, log)
+    if log is None:
+        _refuse_options(context, ("horizon",), "is for --log, which is not given")
+    else:
+        _refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
     ensemble = load(model)
     chosen = _agents(agents, ensemble.agent_labels)
     if log is not None:
@@ -166,7 +173,7 @@ def evaluate(
     returns: dict[str, Any] = {}
     planners = {
         "mpc_returns": (mpc_returns, mpc_episodes),
-        "value_iteration_returns": (value_iteration_returns, value_iteration_episodes),
+        "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
     }
     for name, (measure, count) in planners.items():
         if count:
@@ -322,6 +329,14 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _refuse_options(context: typer.Context, names: Sequence[str], reason: str) -> None:
+    """Raise `InvalidArgumentError` if one of these options stands on the command line, where it would do nothing."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise InvalidArgumentError(f"--{given[0].replace('_', '-')} {reason}: leave it out")
+
+
 def _policy(policy: str, task: Any, seed: int) -> Any:
     from persim_gym.logging_policies import test_policy
     from persim_gym.policies import MLPPolicy
@@ -329,7 +344,7 @@ def _policy(policy: str, task: Any, seed: int) -> Any:
     if policy == "random":
         return policy
     if policy == "test":
-        return test_policy(task)
+        return test_policy(task, seed=seed)
     if not Path(policy).exists():
         raise InvalidArgumentError(
             f"--policy {policy!r} is no policy, and there is no file of this name; `persim-gym {sys.argv[1]} --help` "

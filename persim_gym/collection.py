@@ -9,6 +9,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.logging_policies import logging_policy
 from persim_gym.policies import as_policy, rows_of_state
 from persim_gym.tasks import Task, get_task
@@ -19,7 +20,7 @@ def collect(
     task: str | Task,
     *,
     policy: str | Policy | Callable[[FloatArray], Any] = "random",
-    num_agents: int = 500,
+    num_agents: int | None = None,
     seed: int = 0,
     covariates: FloatArray | None = None,
 ) -> Trajectories:
@@ -30,9 +31,10 @@ def collect(
         policy: one of the paper's four, "pure", "pure-eps-20", "pure-eps-40" or "random"
             (`persim_gym.logging_policies`), an object with Stable-Baselines3's `predict`, or a function from
             observations (B, D) to actions. It sees all agents that still run, and nothing of their covariates.
-        num_agents: N. The first agents are the task's test agents, the others are drawn from the covariates' ranges.
+        num_agents: N, 500 if not given. The first agents are the task's test agents, the others are drawn from the
+            covariates' ranges.
         seed: of the agents, the initial states and the random actions.
-        covariates: (N, K) of the agents, instead of the drawn ones.
+        covariates: (N, K) of the agents, instead of drawn ones.
 
     Returns:
         N trajectories, with covariates, of at most the task's time limit each.
@@ -42,9 +44,11 @@ def collect(
     seed = whole_number("seed", seed, least=0)
     agent_seed, start_seed, action_seed = np.random.SeedSequence(seed).spawn(3)
     if covariates is None:
-        count = whole_number("num_agents", num_agents)
+        count = 500 if num_agents is None else whole_number("num_agents", num_agents)
         covariates = task.sample_covariates(np.random.default_rng(agent_seed), count)
     covariates = task.check_covariates(covariates)
+    if num_agents is not None and num_agents != len(covariates):
+        raise InvalidArgumentError(f"num_agents={num_agents}, but covariates are of {len(covariates)}: leave one out")
     exploration_seed = int(action_seed.generate_state(1)[0])
     if isinstance(policy, str):
         actor = logging_policy(policy, task, covariates, seed=exploration_seed)

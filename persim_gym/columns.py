@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _CHUNK = 1_000_000
 _LEAST_RESOLUTION = 4
 """Steps of float32 that a coordinate's usual change must span."""
+_LEAST_CHANGE = 1e-6
+"""Of a coordinate's largest change: less is the drift of a system at rest, which nobody needs to tell apart."""
 
 
 def numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
@@ -210,35 +212,38 @@ def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: An
         )
 
 
-def check_resolution(name: str, given: Any, following: Any) -> None:
+def check_resolution(name: str, given: Any, following: Any, starts: IntArray) -> None:
     """Raise `InvalidDataError` where float32, which columns are kept in, is too coarse for what changes.
 
     Args:
         name: of the column.
         given: (T, D) as the user gave it.
-        following: (T, D) the same after the action; the rows after those of ``given`` if None.
+        following: (T, D) the same after the action; the rows after those of ``given`` in their episode if None.
+        starts: (E,) rows at which episodes begin.
 
     """
     states = np.asarray(given)
-    if states.dtype == np.float32 or states.ndim != 2 or states.dtype.kind not in "fiu" or len(states) < 2:
+    if states.dtype == np.float32 or states.ndim != 2 or states.dtype.kind not in "fiu":
         return
-    states = states.astype(np.float64)
-    after = states[1:] if following is None else np.asarray(following, np.float64)
-    if after.shape != states[: len(after)].shape:
+    before = states.astype(np.float64)
+    if following is None:
+        inside = np.delete(np.arange(len(before)), starts)
+        before, after = before[inside - 1], before[inside]
+    else:
+        after = np.asarray(following, np.float64)
+    if after.shape != before.shape or len(after) == 0:
         return
-    for column, (values, moves) in enumerate(
-        zip(states[: len(after)].T, (after - states[: len(after)]).T, strict=True)
-    ):
-        moving = moves != 0
+    for column, (values, changes) in enumerate(zip(before.T, np.abs(after - before).T, strict=True)):
+        moving = changes > _LEAST_CHANGE * changes.max()
         if not moving.any() or (values == values.astype(np.float32)).all():
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is refused elsewhere
             coarse = np.spacing(np.abs(values[moving]).astype(np.float32)).astype(np.float64)
-            told = float(np.median(np.abs(moves[moving]) / coarse))
+            told = float(np.median(changes[moving] / coarse))
         if told < _LEAST_RESOLUTION:
             raise InvalidDataError(
                 f"{name} coordinate {column} reaches {np.abs(values).max():.6g} and changes by "
-                f"{np.median(np.abs(moves[moving])):.3g}, but float32, which logs are kept in, has steps of "
+                f"{np.median(changes[moving]):.3g}, but float32, which logs are kept in, has steps of "
                 f"{np.median(coarse):.3g} there: subtract an offset from it"
             )
 

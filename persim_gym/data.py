@@ -142,11 +142,12 @@ class Trajectories:
             "terminated": ended,
             "truncated": cut,
         }
-        if next_observations is None:
+        following = None if next_observations is None else numbers("next_observations", next_observations, 2, count)
+        check_resolution("observations", given, next_observations, starts)
+        if following is None:
             columns, starts = with_successors(columns, starts)
         else:
-            columns["next_observations"] = numbers("next_observations", next_observations, 2, count)
-        check_resolution("observations", given, next_observations)
+            columns["next_observations"] = following
         if truncated is None:
             columns["truncated"] = cut_ends(columns["terminated"], starts)
         log = cls(

@@ -79,17 +79,19 @@ def value_iteration_returns(
     episodes: int = 20,
     seed: int = 0,
     covariates: Mapping[str, Sequence[float]] | None = None,
+    aggregate: str = "mean",
     device: str = "cpu",
     progress: bool = False,
     **settings: Any,
 ) -> list[AverageReturn]:
     """Measure the return of value iteration that plans in the simulator and acts in the true system.
 
-    Arguments as of `mpc_returns`; the settings are those of `persim_gym.ValueIterationAgent`.
+    Arguments as of `mpc_returns`; ``aggregate`` is how the members are combined, "mean" or "median", and the settings are
+    those of `persim_gym.ValueIterationAgent`.
     """
 
     def make(agent: int, _: System) -> Policy:
-        return ValueIterationAgent(ensemble.simulator(agent, device=device), **settings)
+        return ValueIterationAgent(ensemble.simulator(agent, aggregate=aggregate, device=device), **settings)
 
     return _returns(ensemble, make, "value iteration in the simulator", agents, episodes, seed, covariates, progress)
 

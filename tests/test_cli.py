@@ -114,6 +114,12 @@ def test_models_lists_the_installed_one(workshop):
         (["evaluate", "small.persim", "--agents", "99", "--policy", "random"], "0 … 11"),
         (["evaluate", "small.persim", "--policy", "foo"], "--policy 'foo' is no policy, and there is no file"),
         (["evaluate", "small.persim", "--log", "log.safetensors", "--json", "home"], "home is a folder: give the name"),
+        (
+            ["evaluate", "small.persim", "--log", "log.safetensors", "--policy", "random"],
+            "--policy is for true systems",
+        ),
+        (["evaluate", "small.persim", "--log", "log.safetensors", "--mpc-episodes", "1"], "--mpc-episodes is for true"),
+        (["evaluate", "small.persim", "--horizon", "9"], "--horizon is for --log, which is not given: leave it out"),
         (["train", "log.safetensors", "--out", "home"], "home is a folder: give the name of a file"),
         (["collect", "CartPole", "--out", "log.safetensors/x"], "log.safetensors is not a folder"),
     ],

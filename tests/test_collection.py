@@ -8,7 +8,7 @@ import torch
 from test_tasks import gymnasium_cart_pole, gymnasium_mountain_car
 
 import persim_gym
-from persim_gym import get_task
+from persim_gym import errors, get_task
 
 
 def episodes(log):
@@ -109,3 +109,10 @@ def test_a_task_without_covariates():
     )  # fmt: skip
     log = persim_gym.collect(plain, num_agents=3, seed=0)
     assert log.num_agents == 3 and log.covariate_names == ()
+
+
+def test_covariates_say_how_many_agents_there_are():
+    covariates = np.tile([10.0, 0.5], (3, 1))
+    assert persim_gym.collect("CartPole", covariates=covariates).num_agents == 3
+    with pytest.raises(errors.InvalidArgumentError, match="num_agents=4, but covariates are of 3: leave one out"):
+        persim_gym.collect("CartPole", covariates=covariates, num_agents=4)

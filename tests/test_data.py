@@ -187,6 +187,16 @@ def test_numbers_that_float32_cannot_tell_apart_are_refused():
                 Trajectories.from_arrays(**made)
 
 
+def test_only_changes_within_an_episode_say_whether_float32_can_tell_them_apart():
+    """Neither a system that settles, whose last changes are next to nothing, nor the way from one agent to the next."""
+    heaters = np.concatenate([start + 5 * 0.9 ** np.arange(300) for start in (20.0, 900.0)])
+    agents = np.repeat(["cold", "hot"], 300)
+    assert Trajectories.from_arrays(agents=agents, observations=heaters[:, None], actions=[0] * 600).num_agents == 2
+    clocks = np.concatenate([start + 60.0 * np.arange(300) for start in (1.6e9, 1.7e9)])
+    with pytest.raises(errors.InvalidDataError, match="changes by 60, .* has steps of 128"):
+        Trajectories.from_arrays(agents=agents, observations=clocks[:, None], actions=[0] * 600)
+
+
 @pytest.mark.parametrize(
     "change",
     [

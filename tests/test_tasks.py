@@ -1,5 +1,9 @@
 """The tasks against Gymnasium's own environments, the specification's constants and hand-worked cases."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from support import random_actions, walk_task
 
 from persim_gym import errors, get_task, register_task, task_names, tasks
+from persim_gym.tasks import is_built_in
 from persim_gym.tasks.rendering import GymnasiumRenderer
 
 TASKS = ("MountainCar", "CartPole", "HalfCheetah")
@@ -201,6 +206,16 @@ def test_a_task_of_ones_own(monkeypatch):
     assert task_names() == (*TASKS, "Walk")
     with pytest.raises(errors.InvalidArgumentError, match="Walk"):
         register_task(walk_task())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_from_another_process_is_the_same_task(name):
+    """Ensembles come back from worker processes by pickle, and are to be saved and registered."""
+    task = get_task(name)
+    for copied in (pickle.loads(pickle.dumps(task)), copy.deepcopy(task)):
+        assert is_built_in(copied)
+    with pytest.raises(errors.InvalidArgumentError, match="and yours is another"):
+        is_built_in(replace(task, render_fps=7))
 
 
 def test_drawing_where_mujoco_cannot():

@@ -129,6 +129,11 @@ def test_what_cannot_be_planned_says_why():
         ValueIterationAgent(object())
     with pytest.raises(InvalidArgumentError, match="the simulator has 2"):
         simulated_step(ensemble_of(get_task("CartPole")).simulator(agents=[0, 1]))
+    for setting, wrong in (
+        ("discount", 0.0), ("discount", 1.1), ("tolerance", -1.0), ("max_sweeps", 0), ("max_sweeps", 2.5),
+    ):  # fmt: skip
+        with pytest.raises(InvalidArgumentError, match=rf"{setting}={wrong}"):
+            ValueIterationAgent(simulator, points=3, bounds=([-1] * 4, [1] * 4), **{setting: wrong})
     agent = ValueIterationAgent(simulator, points=3, bounds=([-1] * 4, [1] * 4), max_sweeps=2)
     with pytest.raises(InvalidStateError, match=r"shape \(E, 4\); got shape \(3, 2\)"):
         agent.predict(np.zeros((3, 2)))

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import finite_number, whole_number
 from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
 from persim_gym.planning.models import model_and_task
 from persim_gym.simulator import Simulator
@@ -169,13 +169,16 @@ class ValueIterationAgent:
             max_sweeps: steps to plan ahead at most; by default the task's time limit.
 
         Raises:
-            InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large.
+            InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large, a number out of its
+                range.
             NonFiniteReturnError: the model diverges somewhere on the grid.
 
         """
         source, found = model_and_task(model, task)
         if not found.discrete:
             raise InvalidArgumentError(f"value iteration plans discrete actions; those of task {found.name} are not")
+        if finite_number("discount", discount, 0, above=True) > 1:
+            raise InvalidArgumentError(f"discount={discount} must be at most 1")
         self.task: Task = found
         self.value_function = value_iteration(
             simulated_step(source) if isinstance(source, Simulator) else true_step(source),
@@ -183,8 +186,8 @@ class ValueIterationAgent:
             objective=objective or PlanningObjective(found.reward, found.terminated),
             grid=make_grid(found, points=points, bounds=bounds),
             discount=discount,
-            tolerance=tolerance,
-            max_sweeps=found.max_episode_steps if max_sweeps is None else max_sweeps,
+            tolerance=finite_number("tolerance", tolerance, 0),
+            max_sweeps=found.max_episode_steps if max_sweeps is None else whole_number("max_sweeps", max_sweeps),
         )
 
     def predict(

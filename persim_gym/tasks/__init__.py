@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def register_task(task: Task, *, replace: bool = False) -> None:
 
     """
     known = _TASKS.get(task.name)
-    same = known is task or (known is not None and not task.has_own_functions and known.to_json() == task.to_json())
-    if known in _BUILT_IN and known is not task:
+    same = known is not None and (
+        is_same(known, task) or (not task.has_own_functions and known.to_json() == task.to_json())
+    )
+    if known in _BUILT_IN and not same:
         raise InvalidArgumentError(f"a built-in task is named {task.name!r}; give yours another name")
     if known is not None and not same and not replace:
         raise InvalidArgumentError(
@@ -76,6 +79,11 @@ def register_task(task: Task, *, replace: bool = False) -> None:
             "persim_gym.register_task(task, replace=True)"
         )
     _TASKS[task.name] = task
+
+
+def is_same(first: Task, second: Task) -> bool:
+    """Whether two tasks are equal field by field, as a task and its copy from another process are."""
+    return all(getattr(first, field.name) == getattr(second, field.name) for field in fields(Task))
 
 
 def is_built_in(task: Task) -> bool:
@@ -86,7 +94,7 @@ def is_built_in(task: Task) -> bool:
 
     """
     named = next((known for known in _BUILT_IN if known.name == task.name), None)
-    if named is not None and named is not task:
+    if named is not None and not is_same(named, task):
         raise InvalidArgumentError(
             f"a built-in task is named {task.name!r}, and yours is another; give it another name, "
             "dataclasses.replace(task, name=...)"

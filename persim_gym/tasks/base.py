@@ -41,6 +41,10 @@ class ToLearn:
             "(ensemble.simulator(agent).task)"
         )
 
+    def __reduce__(self) -> str:
+        """Pickle and copy as what it is, the one object of its kind."""
+        return "TO_LEARN"
+
 
 TO_LEARN = ToLearn()
 

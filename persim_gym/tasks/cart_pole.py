@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +61,11 @@ def planning_reward(observations: Any, actions: Any, next_observations: Any) -> 
     return 1.0 - off_track * 1.0 - fallen * 1.0
 
 
+def make_system(covariates: FloatArray) -> EquationSystem:
+    """Return B copies with covariates (B, K)."""
+    return EquationSystem(dynamics, initial_observations, covariates)
+
+
 def _renderer(covariates: FloatArray, render_mode: str) -> GymnasiumRenderer:
     def put(env: Any, observation: FloatArray) -> None:
         env.length = float(covariates[1])
@@ -87,6 +91,6 @@ TASK = Task(
     covariates=(Covariate("force", 2.0, 18.0, 10.0), Covariate("length", 0.15, 0.85, 0.5)),
     test_agents=((2.0, 0.5), (10.0, 0.5), (18.0, 0.5), (10.0, 0.85), (10.0, 0.15)),
     policy_training_agents=((6.0, 0.5), (14.0, 0.5), (10.0, 0.5), (10.0, 0.675), (10.0, 0.325)),
-    make_system=partial(EquationSystem, dynamics, initial_observations),
+    make_system=make_system,
     make_renderer=_renderer,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +53,11 @@ def progress(observations: Any) -> Any:
     return PROGRESS_WEIGHT * observations[..., 0]
 
 
+def make_system(covariates: FloatArray) -> EquationSystem:
+    """Return B copies with covariates (B, K)."""
+    return EquationSystem(dynamics, initial_observations, covariates)
+
+
 def _renderer(covariates: FloatArray, render_mode: str) -> GymnasiumRenderer:
     def put(env: Any, observation: FloatArray) -> None:
         env.state = tuple(float(value) for value in observation)
@@ -77,7 +81,7 @@ TASK = Task(
     covariates=(Covariate("gravity", 0.0001, 0.0035, 0.0025),),
     test_agents=((0.0001,), (0.0005,), (0.001,), (0.0025,), (0.0035,)),
     policy_training_agents=((0.0003,), (0.00075,), (0.00175,), (0.0025,), (0.003,)),
-    make_system=partial(EquationSystem, dynamics, initial_observations),
+    make_system=make_system,
     make_renderer=_renderer,
     render_fps=30,
 )
