@@ -86,8 +86,8 @@ def value_iteration_returns(
 ) -> list[AverageReturn]:
     """Measure the return of value iteration that plans in the simulator and acts in the true system.
 
-    Arguments as of `mpc_returns`; ``aggregate`` is how the members are combined, "mean" or "median", and the settings are
-    those of `persim_gym.ValueIterationAgent`.
+    Arguments as of `mpc_returns`; ``aggregate`` says how the members are combined, "mean" or "median", and the settings
+    are those of `persim_gym.ValueIterationAgent`.
     """
 
     def make(agent: int, _: System) -> Policy:

@@ -294,6 +294,7 @@ def test_states_that_are_none(env_id):
         (np.zeros((1, 4)), r"got shape \(1, 4\)"),
         ([0.0, np.nan, 0.0, 0.0], "must be finite, got nan as velocity"),
         ("upright", "not an array of numbers"),
+        ([0.0, 0.0, 3.0, 0.0], "angle = 3 is outside its range from -0.4.* to 0.4.*: correct the state, or widen"),
     ):
         refuses(errors.InvalidStateError, ValueError, message, partial(env.reset, options={"state": state}))
     env.reset(seed=0)

@@ -326,6 +326,40 @@ class TestVector:
         np.testing.assert_array_equal(vector.reset(options={"state": one})[0], np.float32([one, one]))
         np.testing.assert_array_equal(vector.reset(options={"state": each})[0], np.float32(each))
 
+    def test_a_seed_for_each(self, cart_pole):
+        """As Gymnasium's own vector environments take them."""
+        vector = PersonalizedVectorEnv(cart_pole, num_envs=2)
+        first = vector.reset(seed=[3, 4])[0]
+        np.testing.assert_array_equal(vector.reset(seed=[3, 4])[0], first)
+        assert (vector.reset(seed=[3, 5])[0] != first).any()
+        for wrong in ([3], [3, -1]):
+            with pytest.raises(errors.InvalidArgumentError, match="seed="):
+                vector.reset(seed=wrong)
+
+    @pytest.mark.parametrize("mode", ["same_step", "next_step"])
+    def test_rewards_that_are_a_part_of_the_states(self, cart_pole, mode):
+        """They are the ended episode's, and the next one's start is its own, where the same numbers served for both."""
+        task = get_task("CartPole")
+        bounds = np.array([4.8, 9, 0.42, 9], np.float64)
+        walker = dataclasses.replace(
+            task,
+            name="Walker",
+            observation_space=gymnasium.spaces.Box(-bounds, bounds, dtype=np.float64),
+            reward=lambda before, actions, after: after[..., 0],
+        )
+        vector = PersonalizedVectorEnv(
+            dataclasses.replace(cart_pole, task=walker), num_envs=3, autoreset_mode=mode, max_episode_steps=3
+        )
+        alone = vector.observation_space
+        states, _ = vector.reset(seed=1)
+        for step in range(1, 9):
+            states, rewards, _, truncated, info = vector.step(np.ones(3, np.int64))
+            assert states.dtype == alone.dtype and states in alone
+            if mode == "same_step" and truncated.any():
+                np.testing.assert_array_equal(rewards, [last[0] for last in info["final_obs"]])
+            resetting = mode == "next_step" and step % 4 == 0
+            assert not resetting or ((rewards == 0).all() and (states[:, 0] != 0).all())
+
 
 class TestEnd:
     """A step before the first reset or after the end of an episode is an error, until the next reset."""

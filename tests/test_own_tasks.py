@@ -461,6 +461,17 @@ def test_a_file_of_other_spaces_is_not_taken_for_the_known_task(ensemble, tmp_pa
         persim_gym.load(tmp_path / "glucose.persim", task=narrow)
 
 
+def test_spaces_of_float64_are_made_float32(ensemble, tmp_path):
+    """As observations are: they lie in the space, and the file of an ensemble in the same one again."""
+    task = own_task(observation_space=spaces.Box(-0.1, 1.1, (2,), np.float64))
+    dataclasses.replace(ensemble, task=task).save(tmp_path / "narrow.persim")
+    loaded = persim_gym.load(tmp_path / "narrow.persim")
+    assert loaded.task.observation_space == task.observation_space == spaces.Box(-0.1, 1.1, (2,), np.float32)
+    env = PersonalizedEnv(dataclasses.replace(ensemble, task=task), agent=0)
+    observation, _ = env.reset(options={"state": [-0.1, 1.1]})
+    assert observation in env.observation_space
+
+
 def test_start_states_are_checked(ensemble):
     for wrong in (lambda rng, count: np.full((count, 2), np.nan), lambda rng, count: [0.0, 0.0]):
         task = dataclasses.replace(ensemble.task, initial_observations=wrong)

@@ -133,11 +133,11 @@ def test_batch_equals_single_copies(name):
     starts = system.reset(np.random.default_rng(2)).copy()
     actions = random_actions(task, rng, 6, 20)
     batch = [system.step(row).copy() for row in actions]
-    for copy in (0, 7, 19):
-        alone = task.system(covariates[copy])
-        alone.set_observations(starts[copy : copy + 1])
+    for one in (0, 7, 19):
+        alone = task.system(covariates[one])
+        alone.set_observations(starts[one : one + 1])
         for row, observations in zip(actions, batch, strict=True):
-            np.testing.assert_allclose(alone.step(row[copy : copy + 1])[0], observations[copy], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(alone.step(row[one : one + 1])[0], observations[one], rtol=1e-9, atol=1e-12)
     branch = system.branch(np.array([7, 7, 0]))
     np.testing.assert_array_equal(branch.observe(), system.observe()[[7, 7, 0]])
     branch.step(actions[0, [0, 1, 2]])

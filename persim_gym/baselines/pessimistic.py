@@ -236,7 +236,7 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
         halted = self.unknown(discrepancies) | ~np.isfinite(after).all(axis=1)
         after = np.clip(after, self.task.observation_space.low, self.task.observation_space.high)
         after[halted] = before[halted]
-        rewards = np.asarray(self.task.reward(before, actions, after), np.float64)
+        rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
         rewards[halted] = -self.penalty
         terminated = halted | np.asarray(self.task.terminated(after), bool)
         self._steps += 1

@@ -16,7 +16,6 @@ from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observ
 from persim_gym.errors import (
     EpisodeOverError,
     InvalidArgumentError,
-    InvalidStateError,
     OutOfMemoryError,
 )
 from persim_gym.tasks.environment import checked_options
@@ -122,21 +121,22 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self._drawn = None if ensemble == "aggregate" else _DrawnMembers(known, self.simulator, num_envs, ensemble)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin new episodes.
 
         Args:
-            seed: of all start states to come; None goes on with the generator there is.
+            seed: of all start states to come, one number or B of them, which together seed the one generator; None goes
+                on with the generator there is.
             options: "state", a start state for all (D,) or one for each (B, D); "reset_mask", (B,) booleans: which
                 environments to reset, at least one; the others stay where they are.
 
         Raises:
             InvalidStateError: states of another shape or not finite.
-            InvalidArgumentError: a mask of another shape or type, or without any True.
+            InvalidArgumentError: a mask of another shape or type, or without any True; another number of seeds.
 
         """
-        super().reset(seed=seed)
+        super().reset(seed=self._single_seed(seed))
         if self.simulator.stochastic:
             self.simulator.reseed(int(self.np_random.integers(SEEDS)))
         given = checked_options(options, ("state", "reset_mask"))
@@ -169,7 +169,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         model = self.simulator if self._drawn is None else self._drawn
         prediction = model.step(before, actions)
         after, diverged = self._within_space(before, prediction.next_observations)
-        rewards = np.asarray(self.task.reward(before, actions, after), np.float64)
+        rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
         terminated = np.asarray(self.task.terminated(after), bool)
         self._steps += 1
         truncated = diverged | (self._steps >= self.max_episode_steps)
@@ -218,15 +218,19 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         after[diverged] = before[diverged]
         return after, diverged
 
+    def _single_seed(self, seed: int | Sequence[int] | None) -> int | None:
+        """Return the seed that one for each environment amount to."""
+        if seed is None or np.ndim(seed) == 0:
+            return seed
+        if len(seed) != self.num_envs:
+            raise InvalidArgumentError(f"seed={seed!r} must be one whole number, or {self.num_envs} of them")
+        each = [whole_number("seed", one, least=0) for one in seed]
+        return int(np.random.SeedSequence(each).generate_state(1)[0])
+
     def _checked_states(self, state: Any) -> FloatArray:
-        shape = (self.num_envs, self.task.observation_size)
-        try:
-            given = np.asarray(state, np.float64)
-        except (TypeError, ValueError) as error:
-            raise InvalidStateError(f"state {state!r} is not an array of numbers") from error
-        if given.shape not in (shape, shape[1:]) or not np.isfinite(given).all():
-            raise InvalidStateError(f"state must be finite and of shape {shape} or {shape[1:]}, got {given.shape}")
-        return np.broadcast_to(given, shape)
+        """Return start states (B, D), given for each or one for all."""
+        leading = (self.num_envs,) if np.ndim(state) > 1 else ()
+        return np.broadcast_to(self.task.check_states(state, *leading), (self.num_envs, self.task.observation_size))
 
     def _checked_mask(self, mask: Any) -> BoolArray:
         given = np.asarray(mask)

@@ -20,7 +20,7 @@ from persim_gym.errors import (
     PerSimError,
     UnknownNameError,
 )
-from persim_gym.tasks.spaces import check_spaces, space_from_json, space_to_json
+from persim_gym.tasks.spaces import as_float32, check_spaces, space_from_json, space_to_json
 from persim_gym.types import FloatArray
 
 # Rewards and termination rules use operators only, so that the same definition serves NumPy arrays and torch tensors.
@@ -137,9 +137,9 @@ class Task:
     name: str
     """Ids are made of it, ``PerSim-<name>-agent0-v0``, if it has only letters, digits, "_", "-" and "."."""
     observation_space: spaces.Box
-    """With one axis (D,)."""
+    """With one axis (D,); made float32."""
     action_space: spaces.Discrete | spaces.Box
-    """Discrete from 0 on, or a Box with one axis (A,)."""
+    """Discrete from 0 on, or a Box with one axis (A,), made float32."""
     max_episode_steps: int
     """Steps after which an episode is truncated."""
     reward: RewardFn = TO_LEARN
@@ -172,6 +172,8 @@ class Task:
 
     def __post_init__(self) -> None:
         check_spaces(self.observation_space, self.action_space)
+        for name in ("observation_space", "action_space"):
+            object.__setattr__(self, name, as_float32(getattr(self, name)))
         names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
         if len(names) != self.observation_size:
             raise InvalidArgumentError(f"task {self.name} has {self.observation_size} coordinates, {len(names)} names")
@@ -303,7 +305,13 @@ class Task:
         return self.make_system(np.atleast_2d(np.asarray(covariates, dtype=np.float64)))
 
     def check_observations(
-        self, observations: Any, *leading: int | str, dtype: Any = np.float32, least: int = 0, finite: bool = False
+        self,
+        observations: Any,
+        *leading: int | str,
+        dtype: Any = np.float32,
+        least: int = 0,
+        finite: bool = False,
+        name: str = "observations",
     ) -> FloatArray:
         """Return observations given by a user as an array (*leading, D).
 
@@ -313,6 +321,7 @@ class Task:
             dtype: of the array.
             least: length that every axis has at least.
             finite: whether infinity and NaN are refused.
+            name: of what is given, for the messages.
 
         Raises:
             InvalidStateError: no numbers, or not of this shape, or not finite.
@@ -323,27 +332,41 @@ class Task:
             array = np.asarray(observations, dtype)
         except (TypeError, ValueError) as error:
             raise InvalidStateError(
-                f"observations of task {self.name} must be numbers of shape {_shown(shape)}; "
+                f"{name} of task {self.name} must be numbers of shape {_shown(shape)}; "
                 f"{reprlib.repr(observations)} is not an array of numbers: {error}"
             ) from error
         if not _has_shape(array, shape) or min(array.shape) < least:
             names = "" if leading else f": {', '.join(self.observation_names)}"
             enough = f" with every axis at least {least}" if least else ""
             raise InvalidStateError(
-                f"observations of task {self.name} must have shape {_shown(shape)}{names}{enough}; "
-                f"got shape {array.shape}"
+                f"{name} of task {self.name} must have shape {_shown(shape)}{names}{enough}; got shape {array.shape}"
             )
         if finite and not np.isfinite(array).all():
             place = tuple(np.argwhere(~np.isfinite(array))[0])
             raise InvalidStateError(
-                f"observations of task {self.name} must be finite, got {array[place]} as "
-                f"{self.observation_names[place[-1]]}"
+                f"{name} of task {self.name} must be finite, got {array[place]} as {self.observation_names[place[-1]]}"
             )
         return array
 
-    def check_observation(self, observation: Any) -> FloatArray:
-        """Return a single observation given by a user as float64 (D,), finite, or raise `InvalidStateError`."""
-        return self.check_observations(observation, dtype=np.float64, finite=True)
+    def check_states(self, states: Any, *leading: int | str) -> FloatArray:
+        """Return states to begin in, given by a user, as float64 (*leading, D).
+
+        Raises:
+            InvalidStateError: no finite numbers of this shape, or outside the observation space by more than rounding.
+
+        """
+        given = self.check_observations(states, *leading, dtype=np.float64, finite=True, name="state")
+        low, high = self.observation_space.low, self.observation_space.high
+        with np.errstate(over="ignore"):  # float32's largest number stands for no bound
+            beyond = (given < low - 1e-6 * np.maximum(1, abs(low))) | (given > high + 1e-6 * np.maximum(1, abs(high)))
+        if beyond.any():
+            place = tuple(np.argwhere(beyond)[0])
+            raise InvalidStateError(
+                f"{self.observation_names[place[-1]]} = {given[place]:.6g} is outside its range from "
+                f"{low[place[-1]]:.6g} to {high[place[-1]]:.6g} in task {self.name}'s observation_space: correct the "
+                "state, or widen the space"
+            )
+        return given
 
     def check_actions(self, actions: Any, *leading: int | str) -> np.ndarray:
         """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).

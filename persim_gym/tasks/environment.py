@@ -57,7 +57,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         state = checked_options(options, ("state",)).get("state")
-        self._observation = self._begin(None if state is None else self.task.check_observation(state))
+        self._observation = self._begin(None if state is None else self.task.check_states(state))
         self._over = False
         self._steps = 0
         if self.render_mode == "human":

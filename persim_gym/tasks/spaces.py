@@ -35,6 +35,13 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
         )
 
 
+def as_float32(space: spaces.Discrete | spaces.Box) -> spaces.Discrete | spaces.Box:
+    """Return a space whose bounds are float32, as observations and models are; discrete ones as they are."""
+    if isinstance(space, spaces.Discrete) or space.dtype == np.float32:
+        return space
+    return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+
+
 def space_to_json(space: spaces.Discrete | spaces.Box) -> dict[str, Any]:
     """Return what `space_from_json` makes the space of again."""
     if isinstance(space, spaces.Discrete):
