@@ -43,7 +43,7 @@ def episodes_of(cell: Cell) -> int:
 
 def objective_of(cell: Cell) -> PlanningObjective:
     """Return what a method's planner maximizes: the task's objective, or its reward alone."""
-    objective = get_task(cell.env).planning_objective
+    objective = get_task(cell.env).objective
     if cell.method not in protocol.PLAIN:
         return objective
     return replace(objective, progress=None, terminated=None)

@@ -51,7 +51,7 @@ def shooting_decision(task: Task, start: np.ndarray, rng: np.random.Generator) -
     """Return one decision of random shooting, 1000 candidates of 50 steps, by `ModelEnv.evaluate_action_sequences`."""
     import mbrl.models
 
-    goal = task.planning_objective
+    goal = task.objective
 
     def reward(actions: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
         return goal.reward(following, actions, following)[:, None]

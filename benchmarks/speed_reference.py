@@ -84,7 +84,7 @@ class Model:
     @torch.no_grad()
     def returns(self, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the mean return (C,) of candidates (C, H) or (C, H, A), each member on its own trajectory."""
-        goal = self.task.planning_objective
+        goal = self.task.objective
         total = torch.zeros(len(actions))
         agents = self._agent.repeat(len(actions), 1)
         for member in self.members:
@@ -105,7 +105,7 @@ class Model:
     @torch.no_grad()
     def mean_state_returns(self, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
         """Return the mean return (C,) of candidates (C, H, A), all members on their mean trajectory."""
-        goal, total = self.task.planning_objective, torch.zeros(len(actions))
+        goal, total = self.task.objective, torch.zeros(len(actions))
         states = torch.as_tensor(start, dtype=torch.float32).repeat(len(actions), 1)
         agents = self._agent.repeat(len(actions), 1)
         for step in range(actions.shape[1]):

@@ -45,14 +45,14 @@ def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
             functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
         elif outcome is not None:  # it is None while `fit` is still at the dynamics
             functions[name] = LearnedReward(outcome, agents)
-    objective = _with_learned(task.planning_objective, functions)
+    objective = _with_learned(task.objective, functions)
     if len(agents) > 1:
         objective = replace(objective, of_agent=partial(_objective_of, ensemble))
     return replace(task, **functions, planning_objective=objective)
 
 
 def _objective_of(ensemble: LearnedDynamics, agent: int) -> PlanningObjective:
-    return bound_task(ensemble, [agent]).planning_objective
+    return bound_task(ensemble, [agent]).objective
 
 
 def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:
@@ -143,7 +143,5 @@ class _Bound:
 def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> PlanningObjective:
     """Return an objective with learned functions in the place of those that were to be learned."""
     return replace(
-        objective,
-        is_return=False,  # it may know of agents, too
-        **{name: one for name, one in functions.items() if isinstance(getattr(objective, name), ToLearn)},
+        objective, **{name: one for name, one in functions.items() if isinstance(getattr(objective, name), ToLearn)}
     )

@@ -203,7 +203,7 @@ def test_own_functions(tmp_path, registry, run_python):
     """A session that has them goes on at once; another imports them by reference, or is told what to do."""
     config = CONFIG.with_changes(epochs=1)
     task = own_task(name="Sugar", reward=cost, terminated=beyond)
-    assert task.learned == () and task.planning_objective.reward is cost
+    assert task.learned == () and task.objective.reward is cost
     model = persim_gym.fit(own_log(episodes=3), task=task, config=config, progress=False)
     assert model.outcomes == {} and model.simulator(0).task is task
     model.save(tmp_path / "sugar.persim")
@@ -443,9 +443,11 @@ def test_a_file_keeps_all_of_a_task_but_functions():
 def test_planners_follow_a_reward_that_is_replaced():
     task = own_task(reward=lambda s, a, n: n[..., 0], terminated=lambda n: n[..., 0] > 9)
     other = dataclasses.replace(task, reward=lambda s, a, n: -n[..., 0])
-    assert other.planning_objective.reward is other.reward
+    assert (other.objective.reward, other.objective.terminated) == (other.reward, task.terminated)
     kept = persim_gym.tasks.PlanningObjective(task.reward)
-    assert dataclasses.replace(task, planning_objective=kept, max_episode_steps=3).planning_objective is kept
+    assigned = dataclasses.replace(task, planning_objective=kept)
+    assert dataclasses.replace(assigned, reward=other.reward).objective is kept
+    assert dataclasses.replace(assigned, planning_objective=None).objective.terminated is task.terminated
 
 
 def test_a_variant_of_a_built_in_task_needs_a_name_of_its_own(cart_pole_log):

@@ -288,7 +288,7 @@ def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, p
     """For two environments with an agent each; rollouts end at different steps."""
     ensemble, rng = random_ensemble(name, config, step_size=0.05), np.random.default_rng(0)
     task = ensemble.task
-    objective = task.planning_objective if objective is None else objective(task)
+    objective = task.objective if objective is None else objective(task)
     starts = 0.05 * rng.normal(size=(2, task.observation_size))
     actions = random_actions(task, rng, 2, candidates, 8)
     simulator = ensemble.simulator(agents=[2, 0])
@@ -324,7 +324,7 @@ def test_rewards_beside_nan_states_are_not_returns():
 def test_true_rollouts_equal_a_plain_loop(name):
     """In duplicates of the system, which itself stays where it is."""
     task, rng = get_task(name), np.random.default_rng(0)
-    objective = task.planning_objective
+    objective = task.objective
     system = task.system(task.test_agents[:3])
     starts = system.reset(rng).copy()
     actions = rng.integers(task.action_size, size=(2, 6, 40))

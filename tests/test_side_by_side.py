@@ -28,10 +28,8 @@ def simulators(cart_pole_log, cart_pole):
 
 
 OBJECTIVES = {
-    "done mask": get_task("CartPole").planning_objective,
-    "progress": replace(
-        get_task("CartPole").planning_objective, terminated=None, progress=lambda states: states[..., 0] + 1
-    ),
+    "done mask": get_task("CartPole").objective,
+    "progress": replace(get_task("CartPole").objective, terminated=None, progress=lambda states: states[..., 0] + 1),
 }
 
 

@@ -70,7 +70,7 @@ def test_the_wall_stops_the_mountain_car():
 @pytest.mark.parametrize("name", ["MountainCar", "CartPole"])
 def test_planning_objective(name):
     """Specification 1.1 and 1.2: what a planner earns and where its rollout ends."""
-    objective = get_task(name).planning_objective
+    objective = get_task(name).objective
     if name == "MountainCar":
         states = np.array([[0.49, 0.07], [0.5, -0.01], [0.5, 0.0]])
         rewards, ends = [-1, 0, 0], None

@@ -81,7 +81,7 @@ class MPCAgent:
         self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
         if self._propagation not in PROPAGATIONS:
             raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
-        self._objective = objective or self.task.planning_objective
+        self._objective = objective or self.task.objective
         self._rng = np.random.default_rng(seed)
         self._best_only = self._plan.func is random_shooting
         self._remembers = self._plan.func is improved_cross_entropy_method  # its state has several sequences

@@ -50,7 +50,7 @@ def simulated_returns(
     """
     if propagation not in PROPAGATIONS:
         raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
-    goal = simulator.task.planning_objective if objective is None else objective
+    goal = simulator.task.objective if objective is None else objective
     agents = np.broadcast_to(simulator.agents, len(observations))
     starts = np.asarray(observations, np.float32)
     on_cpu = simulator.device.type == "cpu"

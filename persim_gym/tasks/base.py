@@ -77,8 +77,6 @@ class PlanningObjective:
     """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
     of_agent: Callable[[int], PlanningObjective] | None = None
     """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
-    is_return: bool = False
-    """Whether it is the task's own reward and termination, and so follows them where ``replace`` changes these."""
 
     def largest_return(self, horizon: int) -> float | None:
         """Return what no rollout of so many steps can exceed; None if that is not known."""
@@ -148,8 +146,8 @@ class Task:
     """next_observations (…, D) -> (…) booleans, of NumPy arrays and of tensors."""
     observation_names: tuple[str, ...] = ()
     """(D,); "observation 0", … if not given."""
-    planning_objective: PlanningObjective = cast(Any, None)
-    """By default the return: the rewards up to the terminal state."""
+    planning_objective: PlanningObjective | None = None
+    """What planners maximize, if not the return; `objective` is either."""
     initial_observations: Callable[[np.random.Generator, int], FloatArray] | None = None
     """(rng, B) -> (B, D). Without it a simulator starts in the first states of its log."""
     grid_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -181,9 +179,11 @@ class Task:
         if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
             raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
         object.__setattr__(self, "observation_names", names)
-        if self.planning_objective is None or self.planning_objective.is_return:
-            objective = PlanningObjective(self.reward, self.terminated, is_return=True)
-            object.__setattr__(self, "planning_objective", objective)
+
+    @property
+    def objective(self) -> PlanningObjective:
+        """What planners maximize: the planning objective, or the return, the rewards up to the terminal state."""
+        return self.planning_objective or PlanningObjective(self.reward, self.terminated)
 
     @property
     def has_own_functions(self) -> bool:
