@@ -47,8 +47,8 @@ def run_epoch(
     If ``logistic``, targets are 0 and 1, outputs their logits, and the loss is the cross entropy.
 
     Args:
-        states: four of the member's own: its parameters, by the names of `persim_gym.model.parameter_shapes` without
-            the members' axis; room for their gradients; Adam's first moments; its second ones.
+        states: four of the member's own: its parameters, by the names of `persim_gym.parameters.parameter_shapes`
+            without the members' axis; room for their gradients; Adam's first moments; its second ones.
         data: (T, I + O) standardized inputs and targets side by side, of the dynamics states and changes; (T,) agents;
             (T,) actions.
         order: (n,) rows of the log, as they are visited.

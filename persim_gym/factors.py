@@ -15,7 +15,8 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factor_statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
 from persim_gym.labels import known_agents
-from persim_gym.model import Ensemble, varies
+from persim_gym.model import Ensemble
+from persim_gym.normalizer import varies
 from persim_gym.posterior import FactorPosterior, Prior
 from persim_gym.types import FloatArray, IntArray
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.model import SKIP, Ensemble
+from persim_gym.model import Ensemble
+from persim_gym.parameters import SKIP
 
 Layers = list[tuple[np.ndarray, np.ndarray]]
 """Weights (M, outputs, inputs) and biases (M, outputs, 1)."""

@@ -12,8 +12,9 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.errors import InvalidDataError, TrainingDivergedError
 from persim_gym.gradients import predict
-from persim_gym.model import Outcome, outcome_shapes, spread
+from persim_gym.normalizer import spread
 from persim_gym.outcomes import LearnedReward, LearnedTermination, reward_inputs
+from persim_gym.parameters import Outcome, outcome_shapes
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer

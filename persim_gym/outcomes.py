@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.model import Ensemble, Outcome
+from persim_gym.model import Ensemble
+from persim_gym.parameters import Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
 from persim_gym.tasks.rules import never_terminated
 from persim_gym.types import LearnedDynamics

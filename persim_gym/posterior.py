@@ -57,8 +57,8 @@ class Prior:
         Args:
             moments: of a sample of agents.
             factors: (M, N, r) of these agents, to begin with.
-            telling: (D,) which coordinates have a say: those whose changes differ (`persim_gym.model.varies`). One that
-                always changes alike is fitted best by no factors at all, and would draw them there.
+            telling: (D,) which coordinates have a say: those whose changes differ (`persim_gym.normalizer.varies`). One
+                that always changes alike is fitted best by no factors at all, and would draw them there.
 
         """
         members = [_estimate_member(moments, factors, telling, member) for member in range(len(factors))]

@@ -19,7 +19,8 @@ from persim_gym.devices import resolve_device, threads_for
 from persim_gym.factor_statistics import standardized_batches, usable_rows
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import head_inputs
-from persim_gym.model import SKIP, Ensemble
+from persim_gym.model import Ensemble
+from persim_gym.parameters import SKIP
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import IntArray
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.data import Trajectories
-from persim_gym.model import Ensemble, varies
+from persim_gym.model import Ensemble
+from persim_gym.normalizer import varies
 from persim_gym.segments import Segments
 from persim_gym.types import FloatArray, IntArray
 

@@ -16,7 +16,7 @@ from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads, matmul_precision
 from persim_gym.gradients import loss_and_gradients
 from persim_gym.graphs import RecordedStep
-from persim_gym.model import Normalizer
+from persim_gym.normalizer import Normalizer
 from persim_gym.tasks import Task
 
 _FLOATS_PER_CACHE_LINE = 16

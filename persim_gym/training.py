@@ -19,8 +19,10 @@ from persim_gym.devices import memory_for, resolve_device, threads_for
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
-from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble, Normalizer, Outcome, parameter_shapes
+from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
+from persim_gym.normalizer import Normalizer
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
+from persim_gym.parameters import Outcome, parameter_shapes
 from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task, is_built_in

@@ -9,7 +9,9 @@ from gymnasium import spaces
 
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
-from persim_gym.model import Ensemble, Normalizer, parameter_shapes
+from persim_gym.model import Ensemble
+from persim_gym.normalizer import Normalizer
+from persim_gym.parameters import parameter_shapes
 from persim_gym.tasks import PlanningObjective, Task, get_task
 from persim_gym.tasks.equations import EquationSystem
 

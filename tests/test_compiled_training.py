@@ -8,7 +8,7 @@ from support import walk_dynamics, walk_task
 
 import persim_gym
 from persim_gym import PerSimConfig, Trajectories, fit, jit
-from persim_gym.model import parameter_shapes
+from persim_gym.parameters import parameter_shapes
 from persim_gym.tasks import get_task
 from persim_gym.trainer import Columns, Trainer
 

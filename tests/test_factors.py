@@ -11,7 +11,7 @@ from test_storage import rewrite_header
 
 import persim_gym
 from persim_gym import errors, factor_statistics, factors, nearest_agents, personalize, refit_factors, update
-from persim_gym.model import Normalizer, varies
+from persim_gym.normalizer import Normalizer, varies
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import Task
 

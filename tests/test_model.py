@@ -10,7 +10,7 @@ from support import DEEP, SMALL, random_ensemble
 
 import persim_gym
 from persim_gym import Ensemble, errors, storage
-from persim_gym.model import Normalizer
+from persim_gym.normalizer import Normalizer
 from persim_gym.training import one_step_errors
 from persim_gym.types import NumberedLabels
 

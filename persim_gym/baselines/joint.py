@@ -26,7 +26,8 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device, threads_for
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.graphs import RecordedStep
-from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Normalizer
+from persim_gym.model import MAX_INITIAL_OBSERVATIONS
+from persim_gym.normalizer import Normalizer
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training import task_of

@@ -1,0 +1,51 @@
+"""`Normalizer`: mean and scale of states and of their changes, and which coordinates vary at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from persim_gym.types import BoolArray, FloatArray
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Standardization of states and of their changes; zeros and ones when there is none."""
+
+    state_mean: FloatArray
+    """(D,)."""
+    state_scale: FloatArray
+    """(D,)."""
+    change_mean: FloatArray
+    """(D,)."""
+    change_scale: FloatArray
+    """(D,)."""
+
+    @classmethod
+    def identity(cls, size: int) -> Normalizer:
+        """Return the normalizer that changes nothing."""
+        return cls(np.zeros(size), np.ones(size), np.zeros(size), np.ones(size))
+
+    @classmethod
+    def of(cls, observations: FloatArray, next_observations: FloatArray) -> Normalizer:
+        """Return mean and unbiased deviation over all transitions (T, D); a constant coordinate keeps scale 1."""
+        states = np.asarray(observations, np.float64)
+        changes = np.asarray(next_observations, np.float64) - states
+        return cls(states.mean(0), spread(states), changes.mean(0), spread(changes, states))
+
+
+def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
+    """Return the unbiased deviation (D,) of values (T, D), 1 for a coordinate that does not vary (see `varies`)."""
+    return np.where(varies(values, values if states is None else states), _deviation(values), 1.0)
+
+
+def varies(values: FloatArray, states: FloatArray) -> BoolArray:
+    """Return which coordinates (D,) of values (T, D) differ by more than the rounding of float32 states (T, D)."""
+    rounding = np.finfo(np.float32).eps * np.abs(states).max(axis=0)
+    return _deviation(values) > np.maximum(rounding, np.finfo(np.float32).tiny)
+
+
+def _deviation(values: FloatArray) -> FloatArray:
+    """Return the unbiased deviation (D,) of values (T, D)."""
+    return values.std(axis=0, ddof=min(1, len(values) - 1))
