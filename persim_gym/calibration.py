@@ -113,7 +113,8 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
     rng = np.random.default_rng(seed)
     early, late = _halves(trajectories)
     known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))
-    newcomers = _with_agents(ensemble, known)
+    means, _ = known.solve(np.arange(trajectories.num_agents))
+    newcomers = replace(_of_agents(ensemble, means), posterior=known)
     segments = _segments(trajectories, late, rng)
     agents = np.asarray(trajectories.agents[segments.starts], np.int64)
     if len(np.unique(agents)) < _LEAST_AGENTS:
@@ -141,7 +142,7 @@ def _predict(
     members = FactorSimulator(ensemble, agents).rollout(observations, moves).astype(np.float64)
     found, place = np.unique(agents, return_inverse=True)
     factors = posterior.draw(found, np.random.default_rng(seed), draws)  # (draws, M, n, r)
-    drawn = _with_factors(ensemble, np.concatenate(list(factors), axis=1))
+    drawn = _of_agents(ensemble, np.concatenate(list(factors), axis=1))
     copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
     times = (draws,) + (1,) * (moves.ndim - 1)
     paths = FactorSimulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
@@ -153,23 +154,16 @@ def _predict(
         return members.mean(0), np.sqrt(paths.var(axis=(0, 1)) + noise)
 
 
-def _with_factors(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
-    """Return an ensemble whose agents have the factors (M, n, r)."""
-    weight = (factors - ensemble.parameters["agent.bias"][:, None]).astype(np.float32)
+def _of_agents(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
+    """Return the ensemble of n other agents, without names, who have the factors (M, n, r)."""
     return replace(
         ensemble,
-        parameters={**ensemble.parameters, "agent.weight": weight},
+        parameters={**ensemble.parameters, "agent.weight": ensemble.table_rows(factors)},
         agent_labels=NumberedLabels(factors.shape[1]),
         covariates=None,
         posterior=None,
         outcomes={},  # of other agents; predictions of states need none
     )
-
-
-def _with_agents(ensemble: Ensemble, posterior: FactorPosterior) -> Ensemble:
-    """Return an ensemble of the agents of a posterior."""
-    means, _ = posterior.solve(np.arange(len(posterior.num_transitions)))
-    return replace(_with_factors(ensemble, means), posterior=posterior)
 
 
 def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:

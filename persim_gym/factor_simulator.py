@@ -81,10 +81,8 @@ class FactorSimulator(Simulator):
             raise InvalidArgumentError(
                 "this simulator's rows have their agents' factors; make it with own_factors=True"
             )
-        parameters = self._shared[0]
-        table, complete = parameters["agent.weight"], torch.tensor(factors, dtype=torch.float32, device=self.device)
-        # A factor is the agent's row of the table and the bias that all agents share.
-        table[:, torch.as_tensor(rows, device=self.device)] = complete - parameters["agent.bias"][:, None]
+        table, own = self._shared[0]["agent.weight"], self.ensemble.table_rows(np.asarray(factors, np.float32))
+        table[:, torch.as_tensor(rows, device=self.device)] = torch.as_tensor(own, device=self.device)
 
     def network(self, agent: int) -> AgentNetwork:
         """Return the folded network of an agent's index, with the agent's factors; folded once."""

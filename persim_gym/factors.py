@@ -118,7 +118,7 @@ def personalize(
     )
     newcomers = np.arange(first, first + len(labels))
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
-        return _with_factors(grown, newcomers, covariate_map.predict(values)[0])
+        return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
     if len(described):
@@ -277,11 +277,4 @@ def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray
 
 def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
     """Return the ensemble with the factors of some agents set to their posterior means."""
-    return _with_factors(ensemble, agents, ensemble.known_posterior().solve(agents)[0])
-
-
-def _with_factors(ensemble: Ensemble, agents: IntArray, factors: FloatArray) -> Ensemble:
-    """Return the ensemble with the factors (M, n, r) of some agents (n,) replaced."""
-    weight = np.array(ensemble.parameters["agent.weight"])
-    weight[:, agents] = factors - ensemble.parameters["agent.bias"][:, None]
-    return replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight})
+    return ensemble.with_factors(ensemble.known_posterior().solve(agents)[0], agents)

@@ -61,6 +61,16 @@ class Ensemble(AgentDynamics):
         """Return u (M, N, r) of the chosen agents, shared bias included."""
         return self.parameters["agent.weight"][:, agents] + self.parameters["agent.bias"][:, None]
 
+    def table_rows(self, factors: FloatArray) -> FloatArray:
+        """Return the rows (M, n, r) float32 of an agent table by which n agents have the factors u (M, n, r)."""
+        return (factors - self.parameters["agent.bias"][:, None]).astype(np.float32)
+
+    def with_factors(self, factors: FloatArray, agents: Any = slice(None)) -> Ensemble:
+        """Return the ensemble whose `agent_factors` of the chosen agents are u (M, n, r); the posterior stays."""
+        table = np.array(self.parameters["agent.weight"])
+        table[:, agents] = self.table_rows(factors)
+        return replace(self, parameters={**self.parameters, "agent.weight": table})
+
     def action_factors(self) -> FloatArray:
         """Return w (M, A, r) of every discrete action, bias included."""
         return self.parameters["action.weight"] + self.parameters["action.bias"][:, None]

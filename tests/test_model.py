@@ -84,6 +84,20 @@ def test_agents_keep_their_own_factors(cart_pole):
     np.testing.assert_array_equal(cart_pole.agent_covariates(4), [10.0, 0.15])
 
 
+def test_factors_that_are_given_are_those_of_their_agents(cart_pole):
+    """Of some agents, whatever the order, or of all; the others and the ensemble itself stay as they are."""
+    before, rng = cart_pole.agent_factors(), np.random.default_rng(0)
+    factors = rng.normal(size=before.shape)
+    some = cart_pole.with_factors(factors[:, :2], [7, 3])
+    np.testing.assert_allclose(some.agent_factors([7, 3]), factors[:, :2], rtol=1e-5, atol=1e-6)
+    others = np.delete(np.arange(cart_pole.num_agents), [3, 7])
+    np.testing.assert_array_equal(some.agent_factors(others), before[:, others])
+    everyone = cart_pole.with_factors(factors)
+    np.testing.assert_allclose(everyone.agent_factors(), factors, rtol=1e-5, atol=1e-6)
+    assert everyone.parameters["agent.weight"].dtype == np.float32
+    np.testing.assert_array_equal(cart_pole.agent_factors(), before)
+
+
 def test_with_members(cart_pole):
     """Some of the members, in the order given, predict what they predicted among all."""
     states, actions = np.full((2, 4), 0.01), np.array([0, 1])
