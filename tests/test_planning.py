@@ -242,6 +242,11 @@ def test_nothing_but_nan_is_an_error(planner):
             TestRandomShooting.search(returns, **cold(2, 2))
 
 
+def unpaid(task):
+    """The same as `both`, but for the last step's reward."""
+    return dataclasses.replace(both(task), pays_last_step=False)
+
+
 def both(task):
     """An objective with a termination and a progress term, so that neither hides the other."""
 
@@ -268,9 +273,10 @@ def plain_returns(simulator, objective, start, sequences, propagation):
                 after = np.array([simulator.step_members(states[[m]], [action])[m, 0] for m in range(members)])
             rewards = objective.reward(states, np.tile(action, (members, *[1] * np.ndim(action))), after)
             reached = np.tile(after.mean(0), (members, 1)) if propagation == "mean_state" else after
+            before = alive
             if objective.terminated is not None:
                 alive = alive * ~objective.terminated(reached)
-            total += alive * rewards
+            total += (before if objective.pays_last_step else alive) * rewards
             if best is not None:
                 best = np.maximum(best, objective.progress(reached))
             states = reached
@@ -282,7 +288,13 @@ def plain_returns(simulator, objective, start, sequences, propagation):
 @pytest.mark.parametrize("candidates", [12, 300])  # members in one product, and one product a member
 @pytest.mark.parametrize(
     ("name", "config", "objective"),
-    [("CartPole", SMALL, None), ("MountainCar", DEEP, None), ("HalfCheetah", DEEP, None), ("CartPole", DEEP, both)],
+    [
+        ("CartPole", SMALL, None),
+        ("MountainCar", DEEP, None),
+        ("HalfCheetah", DEEP, None),
+        ("CartPole", DEEP, both),
+        ("CartPole", DEEP, unpaid),
+    ],
 )
 def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, propagation):
     """For two environments with an agent each; rollouts end at different steps."""
@@ -301,6 +313,22 @@ def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, p
         )
         np.testing.assert_allclose(found[row, checked], expected, rtol=1e-4, atol=1e-4)
     assert len(np.unique(found.round(5))) > 2
+
+
+@pytest.mark.parametrize("pays", [lambda x: -1.0 - 100.0 * (x >= 5), lambda x: 1.0 * (x <= 0)])
+def test_the_reward_of_the_last_step_counts(pays):
+    """A cliff at 5 is not walked off to be spared the other steps; a goal at 0, the only thing that pays, is found."""
+    task = dataclasses.replace(
+        walk_task(),
+        reward=lambda states, actions, reached: pays(reached[..., 0]),
+        terminated=lambda reached: (reached[..., 0] <= 0) | (reached[..., 0] >= 5),
+        planning_objective=None,
+    )
+    agent = MPCAgent(perfect_walk_ensemble(task).simulator(1), horizon=8, num_candidates=500, seed=0)
+    plan = agent.plan(np.array([[3.0, 0.0]]))
+    positions = 3 + np.cumsum(plan.actions[0] - 1)
+    assert positions[: (positions <= 0).argmax() + 1].max() < 5 and (positions <= 0).any()
+    assert plan.returns[0] == pytest.approx(-3.0 if pays(1.0) < 0 else 1.0)
 
 
 def test_rewards_beside_nan_states_are_not_returns():
@@ -337,10 +365,12 @@ def test_true_rollouts_equal_a_plain_loop(name):
             total, alive, states = 0.0, True, alone.observe()
             best = -np.inf if objective.progress is None else objective.progress(states)[0]
             for action in actions[row, candidate]:
-                before, states = states, alone.step([action])
+                before, states, running = states, alone.step([action]), alive
                 if objective.terminated is not None:
                     alive = alive and not objective.terminated(states)[0]
-                total += alive * objective.reward(before, [action], states)[0]
+                total += (running if objective.pays_last_step else alive) * objective.reward(before, [action], states)[
+                    0
+                ]
                 best = best if objective.progress is None else max(best, objective.progress(states)[0])
             total += 0 if objective.progress is None else 40 * best
             assert found[row, candidate] == pytest.approx(total)

@@ -220,7 +220,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     def _single_seed(self, seed: int | Sequence[int] | None) -> int | None:
         """Return the seed that one for each environment amount to."""
-        if seed is None or np.ndim(seed) == 0:
+        if not isinstance(seed, (Sequence, np.ndarray)):
             return seed
         if len(seed) != self.num_envs:
             raise InvalidArgumentError(f"seed={seed!r} must be one whole number, or {self.num_envs} of them")

@@ -112,7 +112,7 @@ def value_iteration(
     Args:
         step: the model, deterministic.
         num_actions: A.
-        objective: reward and termination; its progress term is not used.
+        objective: reward and termination; the step into a terminal state earns its reward, and progress does not count.
         grid: where values are kept.
         discount: of later rewards.
         tolerance: stop when no value changes by more.

@@ -39,10 +39,13 @@ class Tally:
 
     def add(self, rewards: Any, reached: Any) -> None:
         """Count the rewards (…, n) of a step that led to states (…, n, D)."""
-        if self._objective.terminated is not None:
-            self.alive &= ~self._objective.terminated(reached)
-            rewards = self._library.where(self.alive, rewards, 0.0)
-        self._earned += rewards
+        objective = self._objective
+        if objective.pays_last_step:
+            self._earned += self._library.where(self.alive, rewards, 0.0)
+        if objective.terminated is not None:
+            self.alive &= ~objective.terminated(reached)
+        if not objective.pays_last_step:
+            self._earned += self._library.where(self.alive, rewards, 0.0)
         if self._furthest is not None:
             self._furthest = self._library.maximum(self._furthest, self._objective.progress(reached))
 

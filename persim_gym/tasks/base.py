@@ -67,7 +67,7 @@ class PlanningObjective:
 
     return = Σ_t alive_t · reward(s_t, a_t, s_{t+1}) + H · max_{0≤t≤H} progress(s_t),
 
-    where alive_t is 0 from the step that ends in a terminal state on.
+    where alive_t is 0 after the step that ends in a terminal state or, without ``pays_last_step``, from this step on.
     """
 
     reward: RewardFn
@@ -77,6 +77,8 @@ class PlanningObjective:
     """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
     of_agent: Callable[[int], PlanningObjective] | None = None
     """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
+    pays_last_step: bool = True
+    """Whether the step into a terminal state earns its reward, as it does in an episode."""
 
     def largest_return(self, horizon: int) -> float | None:
         """Return what no rollout of so many steps can exceed; None if that is not known."""

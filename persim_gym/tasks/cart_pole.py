@@ -85,7 +85,7 @@ TASK = Task(
     terminated=terminated,
     max_episode_steps=200,
     observation_names=("position", "velocity", "angle", "angular velocity"),
-    planning_objective=PlanningObjective(planning_reward, terminated=terminated, max_reward=1.0),
+    planning_objective=PlanningObjective(planning_reward, terminated, max_reward=1.0, pays_last_step=False),
     initial_observations=initial_observations,
     grid_bounds=(tuple(-limit for limit in _GRID_CORNER), _GRID_CORNER),
     covariates=(Covariate("force", 2.0, 18.0, 10.0), Covariate("length", 0.15, 0.85, 0.5)),
