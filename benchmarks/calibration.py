@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import protocol
 from cells import CACHE, commit
-from newcomers import first_transitions, persim_plus, population, write_rows
-from results import RESULTS
+from measurement_file import RESULTS, MeasurementFile
+from newcomers import first_transitions, persim_plus, population
 
 from persim_gym import Ensemble, Trajectories, calibrate, collect, forecast, personalize
 from persim_gym.errors import PerSimError
@@ -85,6 +85,12 @@ def _starts(log: Trajectories, horizon: int, rng: np.random.Generator) -> np.nda
     return np.sort(rng.choice(rows, min(_SEGMENTS, len(rows)), replace=False))
 
 
+def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFile[Coverage]:
+    """Return a scale's results file."""
+    path = folder / f"calibration{scale.file_suffix}.csv"
+    return MeasurementFile(path, Coverage, key=("env", "data"), float_format=".4g")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,14 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
-    path = given.results / f"calibration{'' if scale.name == 'full' else f'-{scale.name}'}.csv"
     for env in given.env:
         try:
             ensemble = persim_plus(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
             rows = coverage(ensemble, data=given.data, agents=given.agents, seed=given.seed, scale=scale.name)
         except PerSimError as error:
             parser.error(str(error))
-        write_rows(path, rows)
+        results_file(scale, given.results).replace(rows)
         for row in rows:
             print(f"{env} {row.coordinate}: {row.level:.0%} covers {row.covered:.1%} {row.horizon} steps ahead")
 

@@ -10,21 +10,20 @@ each data set. The ensembles are those of benchmarks/paper.py.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import protocol
 from cells import CACHE, commit
+from measurement_file import RESULTS, MeasurementFile
 from models import trained
-from results import RESULTS
 
-from persim_gym import Ensemble, storage
+from persim_gym import Ensemble
 from persim_gym.errors import MissingExtraError, PerSimError
 from persim_gym.plotting import EMBEDDINGS, embed_agents, factor_matrix
 
@@ -100,24 +99,11 @@ def draw(ensemble: Ensemble, path: Path, *, method: str, rows: Sequence[Knowledg
     return path
 
 
-def write(rows: Sequence[Knowledge], folder: Path = RESULTS) -> Path:
-    """Write rows into the results file, in place of those of the same data sets, seeds and scales."""
-    scale = rows[0].scale
-    path = folder / f"factors{'' if scale == 'full' else f'-{scale}'}.csv"
-    columns = [field.name for field in fields(Knowledge)]
-    replaced = {(row.env, row.data, str(row.seed)) for row in rows}
-    kept: list[list[str]] = []
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = [list(line.values()) for line in csv.DictReader(file)]
-        kept = [line for line in kept if (line[0], line[1], line[columns.index("seed")]) not in replaced]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    new = [[f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)] for row in rows]
-    writer.writerows(sorted([*kept, *new]))
-    storage.write_text(path, text.getvalue())
-    return path
+def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFile[Knowledge]:
+    """Return a scale's results file."""
+    path = folder / f"factors{scale.file_suffix}.csv"
+    order = attrgetter("env", "data", "covariate", "regressor", "seed")
+    return MeasurementFile(path, Knowledge, key=("env", "data", "seed"), order=order)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,9 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scale = protocol.get_scale(given.scale)
         ensemble = trained(given.env, given.data, scale, given.seed, device=given.device, cache=given.cache)
         rows = knowledge(ensemble, env=given.env, data=given.data, seed=given.seed, scale=scale.name)
-        write(rows, given.results)
-        suffix = "" if scale.name == "full" else f"-{scale.name}"
-        name = f"factors-{given.env}-{given.data}-{given.embedding}{suffix}.png"
+        results_file(scale, given.results).replace(rows)
+        name = f"factors-{given.env}-{given.data}-{given.embedding}{scale.file_suffix}.png"
         draw(ensemble, given.results / name, method=given.embedding, rows=rows)
     except PerSimError as error:
         parser.error(str(error))

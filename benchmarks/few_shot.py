@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import protocol
 from cells import CACHE, commit
+from measurement_file import RESULTS, MeasurementFile
 from models import logged
-from newcomers import first_transitions, persim_plus, write_rows
-from results import RESULTS
+from newcomers import first_transitions, persim_plus
 
 from persim_gym import Ensemble, personalize, prediction_error
 from persim_gym.errors import MissingExtraError, PerSimError
@@ -135,6 +135,12 @@ def draw(rows: Sequence[Error], path: Path) -> None:
     pyplot.close(figure)
 
 
+def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFile[Error]:
+    """Return a scale's results file."""
+    path = folder / f"few-shot{scale.file_suffix}.csv"
+    return MeasurementFile(path, Error, key=("env", "data"), float_format=".4g")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
-    suffix = "" if scale.name == "full" else f"-{scale.name}"
     for env in given.env:
         try:
             settings = {"device": given.device, "cache": given.cache}
@@ -162,8 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
                 scale=scale,
             )  # fmt: skip
-            write_rows(given.results / f"few-shot{suffix}.csv", rows)
-            draw(rows, given.results / f"few-shot-{env}-{given.data}{suffix}.png")
+            results_file(scale, given.results).replace(rows)
+            draw(rows, given.results / f"few-shot-{env}-{given.data}{scale.file_suffix}.png")
         except PerSimError as error:
             parser.error(str(error))
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 import protocol
+from measurement_file import RESULTS
 from models import trained
-from results import RESULTS, suffix
 
 from persim_gym.logging_policies import test_policy
 from persim_gym.plotting import plot_frames
@@ -37,7 +37,7 @@ def main() -> None:
             config = protocol.config_name(env, given.method)
             ensemble = trained(env, data, scale, given.seed, config=config)
             policy = test_policy(env, seed=given.seed)
-            path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}{suffix(scale)}.png"
+            path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}{scale.file_suffix}.png"
             print(plot_frames(ensemble, path, agents=AGENTS[env], horizons=HORIZONS, policy=policy, seed=given.seed))
 
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import protocol
 from models import trained
 
-from persim_gym import Ensemble, Trajectories, collect, get_task, storage
+from persim_gym import Ensemble, Trajectories, collect, get_task
 
 
 def persim_plus(
@@ -51,20 +46,3 @@ def first_transitions(log: Trajectories, count: int | None = None) -> Trajectori
         covariate_names=log.covariate_names,
         task=log.task,
     )
-
-
-def write_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Write records of one dataclass as CSV, in place of those in the file of the same environment and data."""
-    columns = [field.name for field in fields(rows[0])]
-    replaced = {(row.env, row.data) for row in rows}
-    kept: list[list[str]] = []
-    if path.exists():
-        with open(path, newline="") as file:
-            kept = [list(line.values()) for line in csv.DictReader(file)]
-        kept = [line for line in kept if (line[0], line[1]) not in replaced]
-    new = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in astuple(row)] for row in rows]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([*kept, *new])
-    storage.write_text(path, text.getvalue())

@@ -18,6 +18,7 @@ import protocol
 import results
 from cells import CACHE, Cell
 from measure import measure
+from measurement_file import RESULTS
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from seeds import Seeds
@@ -37,7 +38,7 @@ def reproduce(
     first_seed: int = 0,
     device: str = "auto",
     jobs: int = 1,
-    folder: Path = results.RESULTS,
+    folder: Path = RESULTS,
     cache: Path = CACHE,
 ) -> list[str]:
     """Measure what of a table is not measured yet, and write it down.
@@ -114,8 +115,7 @@ def reproduce(
                 f"{len(measured)}; measure it with --seeds {known + 1}"
             )
             continue
-        rows = results.with_measured(results.read(table, scale, folder), cells[0], measured)
-        results.write(table, scale, rows, folder)
+        results.results_file(table, scale, folder).replace(results.rows_of(cells[0], measured))
     return problems
 
 
@@ -125,7 +125,7 @@ def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -
         raise InvalidArgumentError(f"no {what} {unknown[0]!r} in this table; there are {', '.join(known)}")
 
 
-def report(table: Table, scale: Scale, folder: Path = results.RESULTS) -> str:
+def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     """Return our rows beside the paper's, as text."""
     rows = results.read(table, scale, folder)
     text = f"Table {table.number}: {table.title} (scale {scale.name})"
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     parser.add_argument("--device", default="auto", help="a torch device")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of the results files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained ensembles and finished seeds")
     given = parser.parse_args(arguments)
     try:

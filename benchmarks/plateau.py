@@ -9,9 +9,8 @@ many steps suffice is to be read from agents that no table reports, 5 and above.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import augmented
@@ -19,14 +18,13 @@ import baseline_methods
 import numpy as np
 import protocol
 from cells import CACHE, Cell
+from measurement_file import RESULTS, MeasurementFile
 from models import logged
-from results import RESULTS
 
-from persim_gym import Trajectories, get_task, storage
+from persim_gym import Trajectories, get_task
 from persim_gym.returns import run_episodes
 from persim_gym.types import Policy
 
-COLUMNS = ("env", "data", "method", "agent", "seed", "steps", "mean", "std", "scale")
 METHODS = (
     protocol.BCQ_P,
     protocol.BCQ_A,
@@ -34,27 +32,42 @@ METHODS = (
     protocol.CQL_A,
     *(method for method in protocol.SIMULATOR_OF if method not in protocol.SELECTED),  # those choose their own end
 )
-FILE = "plateau.csv"
 
 
-def curve(cell: Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[tuple[str, ...]]:
-    """Return a row after every so many gradient steps."""
+@dataclass(frozen=True)
+class Point:
+    """The return after some gradient steps: a line of the results file."""
+
+    env: str
+    data: str
+    method: str
+    agent: int
+    seed: int
+    steps: int
+    mean: float
+    """Over the episodes."""
+    std: float
+    scale: str
+
+
+def curve(cell: Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[Point]:
+    """Return a point after every so many gradient steps."""
     task, scale, seed = get_task(cell.env), cell.scale, cell.seed
     everyones = logged(cell.env, cell.data, scale)
-    rows = []
+    points = []
 
     def watch(policy: Policy, done: int) -> None:
         system = task.system(np.tile(everyones.covariates[agent], (scale.policy_episodes, 1)))
         returns, _ = run_episodes(task, policy, system, np.random.default_rng([seed, agent]))
-        figures = (f"{returns.mean():.6g}", f"{returns.std():.6g}")
-        rows.append((cell.env, cell.data, cell.method, str(agent), str(seed), str(done), *figures, scale.name))
-        print(" ".join(rows[-1]), flush=True)
+        mean, std = float(returns.mean()), float(returns.std())
+        points.append(Point(cell.env, cell.data, cell.method, agent, seed, done, mean, std, scale.name))
+        print(points[-1], flush=True)
 
     baseline_methods.learner(cell.method)(
         _learned_from(cell, everyones, agent, cache), steps=steps, seed=seed, progress=False,
         callback=watch, callback_every=every,
     )  # fmt: skip
-    return rows
+    return points
 
 
 def _learned_from(cell: Cell, everyones: Trajectories, agent: int, cache: Path) -> Trajectories:
@@ -65,20 +78,9 @@ def _learned_from(cell: Cell, everyones: Trajectories, agent: int, cache: Path) 
     return everyones.select([agent]) if cell.method.endswith("-A") else everyones
 
 
-def read(folder: Path = RESULTS) -> list[tuple[str, ...]]:
-    """Return the rows measured so far."""
-    path = folder / FILE
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [tuple(line[name] for name in COLUMNS) for line in csv.DictReader(file)]
-
-
-def write(rows: Sequence[tuple[str, ...]], folder: Path = RESULTS) -> None:
-    """Write the file as a whole."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    storage.write_text(folder / FILE, text.getvalue())
+def results_file(folder: Path = RESULTS) -> MeasurementFile[Point]:
+    """Return the file of all curves."""
+    return MeasurementFile(folder / "plateau.csv", Point, key=("env", "data", "method", "agent", "seed", "scale"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,9 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = protocol.get_scale(given.scale)
     for method in given.method:
         cell = Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
-        new = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
-        kept = [row for row in read(given.results) if (*row[:5], row[-1]) != (*new[0][:5], new[0][-1])]
-        write([*kept, *new], given.results)
+        points = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
+        results_file(given.results).replace(points)
 
 
 if __name__ == "__main__":

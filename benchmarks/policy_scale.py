@@ -11,24 +11,43 @@ open.) Writes results/policy-scale.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import protocol
 import results
+from measurement_file import RESULTS, MeasurementFile
 
-from persim_gym import get_task, storage
+from persim_gym import get_task
 from persim_gym.evaluation import mean_predictor_errors
 from persim_gym.logging_policies import test_policy
 
-FILE = "policy-scale.csv"
-COLUMNS = ("table", "env", "agent", "ours", "paper", "ratio", "episodes", "seed")
 _SHARPEST_R2 = 0.99  # beyond it the digits printed leave the scale open
 
 
-def measure(number: int, episodes: int, seed: int) -> list[tuple[str, ...]]:
+@dataclass(frozen=True)
+class Spread:
+    """How far one agent's trajectories spread: a line of the results file."""
+
+    table: int
+    env: str
+    agent: int
+    ours: float
+    paper: float
+    """Not a number where it is open."""
+    ratio: float
+    """Ours in units of the paper's."""
+    episodes: int
+    seed: int
+
+
+def results_file(folder: Path = RESULTS) -> MeasurementFile[Spread]:
+    """Return the results file."""
+    return MeasurementFile(folder / "policy-scale.csv", Spread, float_format=".4g", formats={"ratio": ".3f"})
+
+
+def measure(number: int, episodes: int, seed: int) -> list[Spread]:
     """Return a row for each test agent of one of the tables of prediction errors."""
     table = protocol.get_table(number)
     (env,) = table.envs
@@ -38,8 +57,7 @@ def measure(number: int, episodes: int, seed: int) -> list[tuple[str, ...]]:
     for agent, error in enumerate(ours):
         rmse, r2 = (figures[env, "random", "PerSim", str(agent), metric][0] for metric in ("rmse", "r2"))
         paper = math.nan if r2 > _SHARPEST_R2 else rmse / math.sqrt(1 - r2)
-        figures_of_agent = (f"{error:.4g}", f"{paper:.4g}", f"{error / paper:.3f}")
-        rows.append((str(number), env, str(agent), *figures_of_agent, str(episodes), str(seed)))
+        rows.append(Spread(number, env, agent, float(error), paper, error / paper, episodes, seed))
     return rows
 
 
@@ -48,13 +66,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=results.RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     rows = [row for number in (7, 8) for row in measure(number, given.episodes, given.seed)]
-    print(results.markdown([COLUMNS, *rows]))
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    storage.write_text(given.results / FILE, text.getvalue())
+    file = results_file(given.results)
+    print(results.markdown([file.columns, *map(file.texts, rows)]))
+    file.replace(rows)
 
 
 if __name__ == "__main__":

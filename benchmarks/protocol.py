@@ -147,6 +147,11 @@ class Scale:
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By method, the settings that say how much it is trained."""
 
+    @property
+    def file_suffix(self) -> str:
+        """What its results files have behind their names: scales do not share one."""
+        return "" if self.name == "full" else f"-{self.name}"
+
 
 def _prediction(number: int, env: str, learned: tuple[str, ...]) -> Table:
     title = f"Prediction error, {env}: RMSE (mean over episodes) and R² (median)"

@@ -8,17 +8,18 @@ What stands outside the two marker lines is left as it is.
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import factors
 import numpy as np
 import plateau
 import policy_scale
 import protocol
 import results
 import settings
+from measurement_file import RESULTS
 from paper import report
 
 from persim_gym import storage
@@ -28,17 +29,17 @@ README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: written by readme.py -->", "<!-- end of tables -->"
 
 
-def tables(folder: Path = results.RESULTS) -> str:
+def tables(folder: Path = RESULTS) -> str:
     """Return all tables that have results of full scale, then of the small one, as Markdown."""
     full, small = protocol.get_scale("full"), protocol.get_scale("small")
     measured = [
         (table, scale)
         for scale in (full, small)
         for table in protocol.TABLES.values()
-        if results.results_file(table, scale, folder).exists()
+        if results.results_file(table, scale, folder).path.exists()
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
-    rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder))
+    rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder, (full, small)))
     sections += [_published_twins(), _budgets((full, small)), *rest]
     return "\n\n".join([_contents(sections), *sections])
 
@@ -122,10 +123,8 @@ def _number(value: int | str) -> str:
 def _settings(folder: Path) -> list[str]:
     """Return the errors that settings leave on unseen parts of the log, the least of each log first."""
     errors: dict[tuple[str, ...], list[float]] = {}
-    for line in settings.read(folder / settings.FILE):
-        errors.setdefault(tuple(line[name] for name in ("env", "data", "num_agents", "variant")), []).append(
-            float(line["median"])
-        )
+    for line in settings.results_file(folder).read():
+        errors.setdefault((line.env, line.data, str(line.num_agents), line.variant), []).append(line.median)
     if not errors:
         return []
     means = {key: float(np.mean(values)) for key, values in errors.items()}
@@ -143,36 +142,44 @@ def _settings(folder: Path) -> list[str]:
 
 def _policy_scale(folder: Path) -> list[str]:
     """Return the spread of the test policies' trajectories beside the authors'."""
-    path = folder / policy_scale.FILE
-    if not path.exists():
+    file = policy_scale.results_file(folder)
+    rows = file.read()
+    if not rows:
         return []
-    with path.open(newline="") as file:
-        lines = [list(line) for line in csv.reader(file)]
+    table = results.markdown([file.columns, *map(file.texts, rows)])
     return [
         "## How far the test policies' trajectories spread\n\nThe error of predicting an episode's own mean, and what "
-        f"the paper's RMSE and R² say of it (`policy_scale.py`).\n\n{results.markdown(lines)}"
+        f"the paper's RMSE and R² say of it (`policy_scale.py`).\n\n{table}"
     ]
 
 
 def _plateau(folder: Path) -> list[str]:
     """Return the learning curves of the methods that are trained for fewer steps than the paper's."""
-    rows = plateau.read(folder)
-    if not rows:
+    points = plateau.results_file(folder).read()
+    if not points:
         return []
-    lines = [[*row[:5], f"{int(row[5]):,}", f"{float(row[6]):.1f} ± {float(row[7]):.1f}"] for row in rows]
+    lines = [
+        [
+            one.env,
+            one.data,
+            one.method,
+            str(one.agent),
+            str(one.seed),
+            f"{one.steps:,}",
+            f"{one.mean:.1f} ± {one.std:.1f}",
+        ]
+        for one in points
+    ]
     table = results.markdown([["env", "data", "method", "agent", "seed", "gradient steps", "return"], *lines])
     return [f"## Learning curves\n\n± is over 100 episodes.\n\n{table}"]
 
 
-def _factors(folder: Path) -> list[str]:
-    lines = []
-    for path in sorted(folder.glob("factors*.csv"), key=lambda path: path.stem):
-        with path.open(newline="") as file:
-            lines += [
-                [line[name] for name in ("env", "data", "covariate", "regressor", "scale")]
-                + [f"{float(line['r2']):.3f}"]
-                for line in csv.DictReader(file)
-            ]
+def _factors(folder: Path, scales: Sequence[protocol.Scale]) -> list[str]:
+    lines = [
+        [row.env, row.data, row.covariate, row.regressor, row.scale, f"{row.r2:.3f}"]
+        for scale in scales
+        for row in factors.results_file(scale, folder).read()
+    ]
     if not lines:
         return []
     table = results.markdown([["env", "data", "covariate", "regression from factors", "scale", "R²"], *lines])

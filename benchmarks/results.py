@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import protocol
 from cells import Cell, Measured
+from measurement_file import RESULTS, MeasurementFile
 from protocol import PAPER_METHOD, Scale, Table
 
-from persim_gym import storage
 from persim_gym.errors import FileFormatError
 
-RESULTS = Path(__file__).parent / "results"
 REFERENCE = Path(__file__).parent / "reference"
 
 
@@ -42,19 +39,14 @@ class Row:
     """Seconds to come by all seeds and agents of this method and data set from nothing."""
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
 Key = tuple[str, str, str]
 """(env, data, method)."""
 
 
-def suffix(scale: Scale) -> str:
-    """Return what a scale's results files have behind their names: scales do not share one."""
-    return "" if scale.name == "full" else f"-{scale.name}"
-
-
-def results_file(table: Table, scale: Scale, folder: Path = RESULTS) -> Path:
-    """Return the name of a table's results file."""
-    return folder / f"table{table.number}{suffix(scale)}.csv"
+def results_file(table: Table, scale: Scale, folder: Path = RESULTS) -> MeasurementFile[Row]:
+    """Return a table's results file."""
+    path = folder / f"table{table.number}{scale.file_suffix}.csv"
+    return MeasurementFile(path, Row, key=("env", "data", "method"), order=_order, versioned=True)
 
 
 def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
@@ -64,50 +56,11 @@ def read(table: Table, scale: Scale, folder: Path = RESULTS) -> list[Row]:
         FileFormatError: the file is of another version of the protocol, or not a results file.
 
     """
-    path = results_file(table, scale, folder)
-    lines = read_lines(path, COLUMNS)
-    try:
-        rows = [Row(**{f.name: _parse(line[f.name], str(f.type)) for f in fields(Row)}) for line in lines]
-    except (TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} is damaged ({error}); move it away and measure again") from error
+    file = results_file(table, scale, folder)
+    rows = file.read()
     if any((row.table, row.scale) != (table.number, scale.name) for row in rows):
-        raise FileFormatError(f"{path} holds rows of another table or scale; move it away and measure again")
+        raise FileFormatError(f"{file.path} holds rows of another table or scale; move it away and measure again")
     return sorted(rows, key=_order)
-
-
-def write(table: Table, scale: Scale, rows: Iterable[Row], folder: Path = RESULTS) -> None:
-    """Write a results file."""
-    texts = [[f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(row)] for row in rows]
-    lines = [dict(zip(COLUMNS, text, strict=True)) for text in texts]
-    write_lines(results_file(table, scale, folder), COLUMNS, lines)
-
-
-def read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the lines of a file of measurements, none if there is no file; one of the columns is "env".
-
-    Raises:
-        FileFormatError: a line is of another version of its environment's protocol, or the file has other columns.
-
-    """
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != tuple(columns):
-            raise FileFormatError(f"{path} must have the columns {','.join(columns)}; move it away and measure again")
-        lines = list(reader)
-    _check_protocol(path, {line["env"] for line in lines})
-    return lines
-
-
-def write_lines(path: Path, columns: Sequence[str], lines: Iterable[dict[str, str]]) -> None:
-    """Write a file of measurements and the versions of their protocols, each as a whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    storage.write_text(_meta(path), json.dumps({"protocol": protocol.PROTOCOL}) + "\n")
-    storage.write_text(path, text.getvalue())
 
 
 def num_seeds(rows: Sequence[Row], key: Key) -> int:
@@ -115,14 +68,14 @@ def num_seeds(rows: Sequence[Row], key: Key) -> int:
     return min((row.seeds for row in rows if (row.env, row.data, row.method) == key), default=0)
 
 
-def with_measured(rows: Sequence[Row], cell: Cell, measured: Sequence[Measured]) -> list[Row]:
-    """Return the rows with those of one method and data set replaced, from its seeds' scores."""
+def rows_of(cell: Cell, measured: Sequence[Measured]) -> list[Row]:
+    """Return the rows of one method and data set, from its seeds' scores."""
     scores: dict[tuple[str, str], list[float]] = {}
     for one in measured:
         for score in one.scores:
             scores.setdefault((score.agent, score.metric), []).append(score.value)
     wall = round(sum(one.wall_s for one in measured), 1)
-    new = [
+    return [
         Row(
             cell.table.number, cell.env, cell.data, cell.method, agent, metric, float(np.mean(values)),
             float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
@@ -130,9 +83,6 @@ def with_measured(rows: Sequence[Row], cell: Cell, measured: Sequence[Measured])
         )
         for (agent, metric), values in scores.items()
     ]  # fmt: skip
-    key = (cell.env, cell.data, cell.method)
-    kept = [row for row in rows if (row.env, row.data, row.method) != key]
-    return sorted([*kept, *new], key=_order)
 
 
 def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, float]]:
@@ -271,28 +221,6 @@ def tally(table: Table, rows: Sequence[Row], method: str) -> str:
         return f"{method}: RMSE at or below the paper's in {good} of {len(pairs)} cells, within twice in {near}."
     good = sum(ours >= mean - np.nan_to_num(std) for ours, (mean, std) in pairs)
     return f"{method}: return at or above the paper's mean minus one deviation in {good} of {len(pairs)} cells."
-
-
-def _check_protocol(path: Path, envs: Iterable[str]) -> None:
-    try:
-        versions = dict(json.loads(_meta(path).read_text())["protocol"])
-    except (OSError, ValueError, KeyError, TypeError):
-        versions = {}
-    for env in sorted(envs):
-        version, current = versions.get(env, "unknown"), protocol.PROTOCOL.get(env)
-        if version != current:
-            raise FileFormatError(
-                f"{path}: {env} was measured under protocol {version}, this is its protocol {current}: their figures "
-                "do not mix; take its lines out of the file, or move the file away, and measure again"
-            )
-
-
-def _meta(path: Path) -> Path:
-    return path.with_suffix(".meta.json")
-
-
-def _parse(text: str, kind: str) -> str | int | float:
-    return {"int": int, "float": float, "str": str}[kind](text)
 
 
 def _order(row: Row) -> tuple[int | str, ...]:

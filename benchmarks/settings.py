@@ -13,28 +13,24 @@ benchmarks/results/settings.csv, a line for each variant and seed; what is there
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from cells import commit
+from measurement_file import RESULTS, MeasurementFile
 from protocol import SCALES
-from results import RESULTS
 
-from persim_gym import Trajectories, collect, fit, storage
+from persim_gym import Trajectories, collect, fit
 from persim_gym.config import CONFIGS, PerSimConfig
 from persim_gym.logging_policies import LOGGING_POLICIES
 from persim_gym.selection import free_running_errors
 
 SEEN = 0.7
-FILE = "settings.csv"
-_KEY = ("env", "data", "variant", "seed", "num_agents")
 
 
 @dataclass(frozen=True)
@@ -144,21 +140,10 @@ def score(env: str, data: str, variant: str, seed: int, num_agents: int) -> Line
     )
 
 
-def read(path: Path = RESULTS / FILE) -> list[dict[str, str]]:
-    """Return the lines written so far."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, Any]], path: Path = RESULTS / FILE) -> None:
-    """Write all lines."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Line)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    storage.write_text(path, text.getvalue())
+def results_file(folder: Path = RESULTS) -> MeasurementFile[Line]:
+    """Return the file of all lines."""
+    key = ("env", "data", "variant", "seed", "num_agents")
+    return MeasurementFile(folder / "settings.csv", Line, key=key, float_format="")  # all digits
 
 
 def main() -> None:
@@ -175,15 +160,15 @@ def main() -> None:
         if unknown:
             parser.error(f"no variant {unknown[0]!r} of {env}; there are {', '.join(variants(env))}")
     torch.set_num_threads(1)
+    file = results_file()
     for env in given.tasks:
         for seed in range(given.seeds):
             for variant in given.variant or variants(env):
-                rows: list[dict[str, Any]] = list(read())
-                key = (env, given.data, variant, str(seed), str(given.agents))
-                if key in {tuple(row[name] for name in _KEY) for row in rows}:
+                key = (env, given.data, variant, seed, given.agents)
+                if key in {file.key_of(line) for line in file.read()}:
                     continue
-                line = score(env, given.data, variant, seed, given.agents)
-                write([*rows, vars(line)])
+                line = score(*key)
+                file.replace([line])
                 print(line, flush=True)
 
 

@@ -12,16 +12,14 @@ their own.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ import speed_reference
 import startup
 import torch
 from cells import commit
-from torch.utils.mkldnn import to_mkldnn
+from measurement_file import RESULTS, MeasurementFile, locked
 
 import persim_gym
 from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load, personalize, storage
@@ -49,7 +47,6 @@ from persim_gym.tasks import Task
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import NumberedLabels
 
-RESULTS = Path(__file__).parent / "results"
 OURS = "persim-gym"
 MEDIUM = "persim-gym, medium precision"
 """Matrix products in bfloat16, where the processor has them."""
@@ -337,6 +334,8 @@ def planning_returns(steps: int = 2) -> Iterator[Row]:
 
 def products() -> Iterator[Row]:
     """Yield what the libraries for matrix products reach at the shapes of training and planning, in seconds."""
+    from torch.utils.mkldnn import to_mkldnn
+
     for case, (count, inputs, outputs) in PRODUCTS.items():
         left, right, out = torch.rand(count, inputs), torch.rand(inputs, outputs), torch.empty(count, outputs)
         linear = to_mkldnn(torch.nn.Linear(inputs, outputs, bias=False).eval())
@@ -481,53 +480,39 @@ def main() -> None:
     if not speed_mbrl.available():
         print("mbrl cannot be imported: its rows are left out (benchmarks/speed_mbrl.py says how to install it)")
     found = [row for part in chosen for row in PARTS[part]()]
-    kept = [row for row in _read() if row.part not in {row.part for row in found}]
-    found = sorted([*kept, *found], key=lambda row: _ORDER.index(row.part))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
-    writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in astuple(r)] for r in found)
-    storage.write_text(RESULTS / "speed.csv", text.getvalue())
+    with locked(RESULTS):
+        results_file().replace(found)
+        _write_circumstances(chosen)
+    import speed_plots
+
+    speed_plots.draw(results_file().read(), RESULTS)
+
+
+def results_file(folder: Path = RESULTS) -> MeasurementFile[Row]:
+    """Return the results file."""
+    path = folder / "speed.csv"
+    return MeasurementFile(path, Row, key=("part",), order=lambda row: _ORDER.index(row.part), float_format=".5g")
+
+
+def _write_circumstances(parts: Sequence[str]) -> None:
+    """Write down with which versions and on which processor some parts were measured, and keep the others'."""
     path = RESULTS / "speed.meta.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     document = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/speed.py",
-        "commits": {**known.get("commits", {}), **dict.fromkeys(chosen, commit())},
-        "processors": {**known.get("processors", {}), **dict.fromkeys(chosen, _processor())},
+        "commits": {**known.get("commits", {}), **dict.fromkeys(parts, commit())},
+        "processors": {**known.get("processors", {}), **dict.fromkeys(parts, _processor())},
         "versions": {m.__name__: m.__version__ for m in (persim_gym, gymnasium, np, torch)}
         | {"python": platform.python_version()},
         "mbrl": speed_mbrl.available(),
     }
     storage.write_text(path, json.dumps(document, indent=1) + "\n")
-    import speed_plots
-
-    speed_plots.draw(found, RESULTS)
 
 
 _ORDER = (
     "train", "step", "batch", "plan", "context", "product", "offline", "start", "memory", "agents", "members",
     "newcomers",
 )  # fmt: skip
-
-
-def _read() -> list[Row]:
-    """Return the rows of earlier runs."""
-    path = RESULTS / "speed.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [
-            Row(
-                r["part"],
-                r["what"],
-                r["contender"],
-                float(r["median"]),
-                r["unit"],
-                float(r["ratio_to_ours"]),
-                int(r["turns"]),
-            )
-            for r in csv.DictReader(file)
-        ]
 
 
 def _processor() -> str:

@@ -8,16 +8,14 @@ Fresh processes in turn, A B A B …; medians, and the median of the ratios pair
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from persim_gym import storage
+from measurement_file import RESULTS, MeasurementFile
 
-RESULT = Path(__file__).parent / "results" / "startup.csv"
 _TIMED = "import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
 MEASURED = {
     "import gymnasium": "import gymnasium",
@@ -27,6 +25,23 @@ MEASURED = {
         "import gymnasium, persim_gym; gymnasium.make('PerSim-CartPole-agent7-v0').reset(seed=0)"
     ),
 }
+
+
+@dataclass(frozen=True)
+class StartTime:
+    """How long one thing takes beside another: a line of the results file."""
+
+    what: str
+    median_s: float
+    against: str
+    median_ratio: float
+    """Median over the runs of the ratio to what it is measured against."""
+    runs: int
+
+
+def results_file(folder: Path = RESULTS) -> MeasurementFile[StartTime]:
+    """Return the results file."""
+    return MeasurementFile(folder / "startup.csv", StartTime, formats={"median_s": ".4f", "median_ratio": ".2f"})
 
 
 def seconds(code: str) -> float:
@@ -51,14 +66,11 @@ def main() -> None:
     for index, name in enumerate(names):
         peer = names[index - index % 2]
         ratio = statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
-        rows.append((name, f"{statistics.median(times[name]):.4f}", peer, f"{ratio:.2f}", runs))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("what", "median_s", "against", "median_ratio", "runs"))
-    writer.writerows(rows)
-    storage.write_text(RESULT, text.getvalue())
+        rows.append(StartTime(name, statistics.median(times[name]), peer, ratio, runs))
+    file = results_file()
+    file.replace(rows)
     for row in rows:
-        print(*row, sep="  ")
+        print(*file.texts(row), sep="  ")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
         steps = ["--steps", steps, "--every", "2", "--results", str(tmp_path)]
         plateau.main([*arguments, "--method", "BCQ-A", "PerSim-CQL-5", *steps, "--cache", str(tmp_path)])
     plateau.main([*arguments, "--method", "BCQ-P", "--steps", "1", "--every", "1", "--results", str(tmp_path)])
-    measured = [(row[2], row[5]) for row in plateau.read(tmp_path)]
-    assert measured == [*((name, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in ("2", "4")), ("BCQ-P", "1")]
+    measured = [(point.method, point.steps) for point in plateau.results_file(tmp_path).read()]
+    assert measured == [*((name, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in (2, 4)), ("BCQ-P", 1)]
     text = readme.tables(tmp_path)
     assert "## Learning curves" in text and "| BCQ-P" in text
     assert "max_gradient_steps = 60,000" in text

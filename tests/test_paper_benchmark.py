@@ -130,7 +130,9 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,abc,10" for seed in (0, 1)]
     (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10\n")
     with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
-        importlib.import_module("seeds").Seeds(benchmark["protocol"].get_scale("quick"), tmp_path / "results")._read()
+        importlib.import_module("seeds").seeds_file(
+            benchmark["protocol"].get_scale("quick"), tmp_path / "results"
+        ).read()
 
 
 def test_planning_in_the_true_system_is_measured_as_the_package_does(benchmark, folders, tmp_path, cart_pole):
@@ -294,7 +296,7 @@ def test_factors_know_the_covariate(benchmark, tmp_path, folders, capsys):
     factors.main(["--env", "CartPole", "--data", "random", "--scale", "quick", "--device", "cpu", *folders])
     assert "R² of length" in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "results").iterdir())
-    assert names == ["factors-CartPole-random-pca-quick.png", "factors-quick.csv"]
+    assert names == [".lock", "factors-CartPole-random-pca-quick.png", "factors-quick.csv"]
 
 
 def test_regression_from_factors_recovers_a_known_function(benchmark):
