@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import protocol
 import results
 from cells import CACHE, Cell
 from measure import measure
-from measurement_file import RESULTS
+from measurement_file import RESULTS, locked
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from seeds import Seeds
@@ -27,30 +28,56 @@ from persim_gym.baselines.bcq import PAPER_STEPS
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of a table is to be measured."""
+
+    table: Table
+    scale: Scale
+    data: Sequence[str]
+    """Names of data sets, "-" for the methods that plan in the true system."""
+    methods: Sequence[str] | None = None
+    """All if not given."""
+    envs: Sequence[str] | None = None
+    """All if not given."""
+    seeds: int = 3
+    first_seed: int = 0
+    """Number of the first; a row is of all seeds of it that are written down, these and others."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise InvalidArgumentError(f"seeds={self.seeds} must be at least 1")
+        if self.first_seed < 0:
+            raise InvalidArgumentError(f"first_seed={self.first_seed} must be at least 0")
+        _check_names("method", self.methods, (*self.table.learned, *self.table.true))
+        _check_names("environment", self.envs, self.table.envs)
+
+    def rows(self) -> dict[results.Key, list[Cell]]:
+        """Return the cells, a seed each, of every row."""
+        envs = [env for env in self.envs or self.table.envs if env in self.scale.envs]
+        if not envs:
+            raise InvalidArgumentError(
+                f"scale {self.scale.name!r} is for {', '.join(self.scale.envs)}, table {self.table.number} is of "
+                f"{', '.join(self.table.envs)}: choose another scale"
+            )
+        keys = [
+            (env, data, method)
+            for env in envs
+            for data in self.data
+            for method in self.table.methods(protocol.check_data(self.table, data))
+            if self.methods is None or method in self.methods
+        ]
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return {key: [Cell(self.table, *key, seed, self.scale) for seed in seeds] for key in keys}
+
+
 def reproduce(
-    table: Table,
-    scale: Scale,
-    *,
-    data: Sequence[str],
-    methods: Sequence[str] | None = None,
-    envs: Sequence[str] | None = None,
-    seeds: int = 3,
-    first_seed: int = 0,
-    device: str = "auto",
-    jobs: int = 1,
-    folder: Path = RESULTS,
-    cache: Path = CACHE,
+    part: Part, *, device: str = "auto", jobs: int = 1, folder: Path = RESULTS, cache: Path = CACHE
 ) -> list[str]:
-    """Measure what of a table is not measured yet, and write it down.
+    """Measure what of a part of a table is not measured yet, and write it down.
 
     Args:
-        table: of the paper.
-        scale: of the experiment.
-        data: names of data sets, "-" for the methods that plan in the true system.
-        methods: only these; all if not given.
-        envs: only these of the table's environments; all if not given.
-        seeds: how many.
-        first_seed: number of the first; a row is of all seeds of it that are written down, these and others.
+        part: of the table.
         device: to train, predict and plan on.
         jobs: how many processes measure at once.
         folder: of the results file.
@@ -60,63 +87,69 @@ def reproduce(
         What could not be measured, and why; a line each.
 
     """
-    for name, count in (("seeds", seeds), ("jobs", jobs)):
-        if count < 1:
-            raise InvalidArgumentError(f"{name}={count} must be at least 1")
-    if first_seed < 0:
-        raise InvalidArgumentError(f"first_seed={first_seed} must be at least 0")
-    _check_names("method", methods, (*table.learned, *table.true))
-    _check_names("environment", envs, table.envs)
-    chosen = [env for env in envs or table.envs if env in scale.envs]
-    if not chosen:
-        raise InvalidArgumentError(
-            f"scale {scale.name!r} is for {', '.join(scale.envs)}, table {table.number} is of {', '.join(table.envs)}: "
-            "choose another scale"
-        )
-    rows, problems = results.read(table, scale, folder), []
-    seeds_measured = Seeds(scale, folder)
-    wanted = [
-        (env, one, method)
-        for env in chosen
-        for one in data
-        for method in table.methods(protocol.check_data(table, one))
-        if methods is None or method in methods
-    ]
-    unfinished: dict[results.Key, list[Cell]] = {}
-    for key in wanted:
-        asked = [Cell(table, *key, seed, scale) for seed in range(first_seed, first_seed + seeds)]
-        missing = first_seed > 0 and any(seeds_measured.get(cell) is None for cell in asked)
-        if missing or results.num_seeds(rows, key) < seeds:
-            unfinished[key] = asked
+    if jobs < 1:
+        raise InvalidArgumentError(f"jobs={jobs} must be at least 1")
+    seeds = Seeds(part.scale, folder)
+    rows = _unfinished(part, seeds)
     failed: dict[str, str] = {}
     if jobs > 1:
-        new = [cell for cells in unfinished.values() for cell in cells if seeds_measured.get(cell) is None]
-        for cell, found in measure_in_processes(new, jobs, device=device, cache=cache):
-            if isinstance(found, str):
-                failed[cell.name] = found
-            else:
-                seeds_measured.put(cell, found)
-    for key, cells in unfinished.items():
-        reasons = [failed[cell.name] for cell in cells if cell.name in failed]
-        if reasons:
-            problems.append(f"{' · '.join(key)}: {reasons[0]}")
-            continue
+        failed = _measure_together(rows.values(), seeds, jobs=jobs, device=device, cache=cache)
+    problems = []
+    for key, cells in rows.items():
         try:
             for cell in cells:
-                if seeds_measured.get(cell) is None:
-                    seeds_measured.put(cell, measure(cell, device=device, cache=cache))
+                if cell.name in failed:
+                    raise PerSimError(failed[cell.name])
+                if seeds.get(cell) is None:
+                    seeds.put(cell, measure(cell, device=device, cache=cache))
+            _write_row(cells[0], seeds)
         except PerSimError as error:
             problems.append(f"{' · '.join(key)}: {error}")
-            continue
-        measured, known = seeds_measured.all_of(cells[0]), results.num_seeds(rows, key)
-        if len(measured) < known:
-            problems.append(
-                f"{' · '.join(key)}: the row has {known} seeds whose scores are not written down each, and would have "
-                f"{len(measured)}; measure it with --seeds {known + 1}"
-            )
-            continue
-        results.results_file(table, scale, folder).replace(results.rows_of(cells[0], measured))
     return problems
+
+
+def _unfinished(part: Part, seeds: Seeds) -> dict[results.Key, list[Cell]]:
+    """Return the rows that are of fewer seeds than asked for, or lack one of those asked for by number."""
+    written = results.read(part.table, part.scale, seeds.folder)
+    unfinished = {}
+    for key, cells in part.rows().items():
+        lacking = part.first_seed > 0 and any(seeds.get(cell) is None for cell in cells)
+        if lacking or results.num_seeds(written, key) < part.seeds:
+            unfinished[key] = cells
+    return unfinished
+
+
+def _measure_together(
+    rows: Iterable[Sequence[Cell]], seeds: Seeds, *, jobs: int, device: str, cache: Path
+) -> dict[str, str]:
+    """Measure and write down the seeds that are missing, in processes; return why some could not be, by cell's name."""
+    failed = {}
+    missing = [cell for cells in rows for cell in cells if seeds.get(cell) is None]
+    for cell, found in measure_in_processes(missing, jobs, device=device, cache=cache):
+        if isinstance(found, str):
+            failed[cell.name] = found
+        else:
+            seeds.put(cell, found)
+    return failed
+
+
+def _write_row(cell: Cell, seeds: Seeds) -> None:
+    """Write down the row that a cell is of, from all its seeds; nobody else adds a seed meanwhile.
+
+    Raises:
+        PerSimError: the row is of more seeds than have their scores written down.
+
+    """
+    with locked(seeds.folder):
+        measured = seeds.all_of(cell)
+        written = results.read(cell.table, cell.scale, seeds.folder)
+        known = results.num_seeds(written, (cell.env, cell.data, cell.method))
+        if len(measured) < known:
+            raise PerSimError(
+                f"the row has {known} seeds whose scores are not written down each, and would have {len(measured)}; "
+                f"measure it with --seeds {known + 1}"
+            )
+        results.results_file(cell.table, cell.scale, seeds.folder).replace(results.rows_of(cell, measured))
 
 
 def _check_names(what: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
@@ -168,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
         everything = [data for data in protocol.DATA if table.methods(data)]
-        problems = reproduce(
+        part = Part(
             table,
             scale,
             data=given.data or everything,
@@ -176,11 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             envs=given.env,
             seeds=given.seeds,
             first_seed=given.first_seed,
-            device=given.device,
-            jobs=given.jobs,
-            folder=given.results,
-            cache=given.cache,
         )
+        problems = reproduce(part, device=given.device, jobs=given.jobs, folder=given.results, cache=given.cache)
         print(report(table, scale, given.results))
     except PerSimError as error:
         parser.error(str(error))
