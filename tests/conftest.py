@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import persim_gym
+from persim_gym import tasks
 
 torch.set_num_threads(1)
 
@@ -82,3 +83,12 @@ def registry():
     yield gymnasium.registry
     gymnasium.registry.clear()
     gymnasium.registry.update(before)
+
+
+@pytest.fixture
+def known_tasks():
+    """The tasks that are known by name, put back afterwards."""
+    before = dict(tasks._TASKS)
+    yield
+    tasks._TASKS.clear()
+    tasks._TASKS.update(before)

@@ -8,7 +8,7 @@ from gymnasium import make
 from support import perfect_walk_ensemble, random_actions, random_ensemble, walk_task
 
 import persim_gym
-from persim_gym import calibrate, errors, forecast, refit_factors, tasks
+from persim_gym import calibrate, errors, forecast, refit_factors
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.posterior import FactorPosterior, Prior
 
@@ -99,9 +99,9 @@ def walk_log(speeds, error, seed, steps=20):
     )
 
 
-def test_calibrated_intervals_cover_where_normal_ones_do_not(tmp_path, monkeypatch):
+def test_calibrated_intervals_cover_where_normal_ones_do_not(tmp_path, known_tasks):
     """Errors with heavy tails, and correlated: one offset for a whole trajectory."""
-    monkeypatch.setitem(tasks._TASKS, "Walk", walk_task())
+    persim_gym.register_task(walk_task())
 
     def error(rng, shape):
         return 0.1 * rng.standard_t(2, size=(shape[0], 1)) + 0.01 * rng.normal(size=shape)

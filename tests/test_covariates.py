@@ -8,7 +8,7 @@ import pytest
 from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
-from persim_gym import errors, fit_covariate_map, personalize, refit_factors, tasks
+from persim_gym import errors, fit_covariate_map, personalize, refit_factors
 from persim_gym.covariates import KINDS
 
 NUM_AGENTS = 60
@@ -89,9 +89,9 @@ def learned():
     return refit_factors(ensemble, log), log
 
 
-def test_environments_of_agents_never_seen(tmp_path, monkeypatch, registry):
+def test_environments_of_agents_never_seen(tmp_path, known_tasks, registry):
     """By covariates at `gym.make`, and by label where a personalized ensemble has been registered."""
-    monkeypatch.setitem(tasks._TASKS, "Walk", walk_task())
+    persim_gym.register_task(walk_task())
     ensemble = walkers()
     persim_gym.register_ensemble(save(ensemble, tmp_path / "walk.persim"), name="Walkers")
     env = gymnasium.make("PerSim-Walkers-v0", covariates={"speed": 1.2345})
@@ -106,9 +106,9 @@ def test_environments_of_agents_never_seen(tmp_path, monkeypatch, registry):
         assert made.step(2)[0][0] == pytest.approx(3.75, abs=1e-3)
 
 
-def test_a_vector_of_agents_never_seen(tmp_path, monkeypatch, registry):
+def test_a_vector_of_agents_never_seen(tmp_path, known_tasks, registry):
     """Environments of one such agent or of several, two of them alike, through `gym.make_vec`."""
-    monkeypatch.setitem(tasks._TASKS, "Walk", walk_task())
+    persim_gym.register_task(walk_task())
     persim_gym.register_ensemble(save(walkers(), tmp_path / "walk.persim"), name="Walkers")
     several = [{"speed": speed} for speed in (0.75, 1.5, 0.75)]
     for covariates, expected in (({"speed": 1.2345}, [1.2345] * 3), (several, [0.75, 1.5, 0.75])):

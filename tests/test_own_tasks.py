@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 import persim_gym
-from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes, tasks
+from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
@@ -234,10 +234,9 @@ def test_own_functions(tmp_path, registry, run_python):
             persim_gym.load(path)
 
 
-def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, monkeypatch):
+def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, known_tasks, monkeypatch):
     """In the session that has its functions the ids work at once."""
     monkeypatch.setenv("PERSIM_HOME", str(tmp_path))
-    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
     task = own_task(name="Syrup", reward=cost)
     assert task.learned == ("terminated",)
     model = persim_gym.fit(own_log(episodes=6), task=task, config=CONFIG.with_changes(epochs=1), progress=False)

@@ -191,7 +191,7 @@ def test_an_empty_model_home_is_none(monkeypatch):
     assert registration.model_home().name == "persim-gym"
 
 
-def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, registry):
+def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, registry, known_tasks):
     """As when a cell of a notebook is run again."""
 
     def model(reward):
@@ -199,18 +199,13 @@ def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, regi
         return perfect_walk_ensemble(task)
 
     first, second = model(1.0), model(2.0)
-    tasks = dict(persim_gym.tasks._TASKS)
-    try:
-        registration.register_ensemble(first)
-        with pytest.raises(errors.InvalidArgumentError, match="replace=True"):
-            registration.register_ensemble(second)
-        persim_gym.register_task(second.task, replace=True)
+    registration.register_ensemble(first)
+    with pytest.raises(errors.InvalidArgumentError, match="replace=True"):
         registration.register_ensemble(second)
-        env = gymnasium.make("PerSim-Notebook-agent0-v0")
-        env.reset(seed=0)
-        assert env.step(1)[1] == 2.0
-        with pytest.raises(errors.InvalidArgumentError, match="built-in"):
-            persim_gym.register_task(dataclasses.replace(second.task, name="CartPole"), replace=True)
-    finally:
-        persim_gym.tasks._TASKS.clear()
-        persim_gym.tasks._TASKS.update(tasks)
+    persim_gym.register_task(second.task, replace=True)
+    registration.register_ensemble(second)
+    env = gymnasium.make("PerSim-Notebook-agent0-v0")
+    env.reset(seed=0)
+    assert env.step(1)[1] == 2.0
+    with pytest.raises(errors.InvalidArgumentError, match="built-in"):
+        persim_gym.register_task(dataclasses.replace(second.task, name="CartPole"), replace=True)

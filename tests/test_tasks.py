@@ -11,7 +11,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from support import random_actions, walk_task
 
-from persim_gym import errors, get_task, register_task, task_names, tasks
+from persim_gym import errors, get_task, register_task, task_names
 from persim_gym.tasks import is_built_in
 from persim_gym.tasks.rendering import GymnasiumRenderer
 
@@ -196,9 +196,8 @@ class TestHalfCheetah:
             assert not task.terminated(after).any()
 
 
-def test_a_task_of_ones_own(monkeypatch):
+def test_a_task_of_ones_own(known_tasks):
     """A registered task is found by name; a second one of the same name is refused; the built-in ones stay."""
-    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
     task = walk_task()
     register_task(task)
     register_task(task)
