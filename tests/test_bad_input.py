@@ -539,7 +539,7 @@ def test_a_task_without_a_true_system():
     assert env.step(1)[0].shape == (2,)
 
 
-def test_a_missing_library_names_its_extra(run_python):
+def test_missing_mujoco_names_its_extra(run_python):
     """Without MuJoCo the cheetah says what to install, and CartPole works."""
     code = """
 import sys

@@ -326,7 +326,7 @@ def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_interrupted_training_resumes_to_the_same_bits(cart_pole_log, tmp_path, monkeypatch, method):
+def test_interrupted_cadm_training_resumes_to_the_same_bits(cart_pole_log, tmp_path, monkeypatch, method):
     settings = {**TINY, "config": method, "iterations": 4, "device": "cpu", "progress": False, "seed": 3}
     whole = fit_cadm(cart_pole_log, **settings)
     calls, run_iteration = itertools.count(), _Trainer.run_iteration
@@ -498,7 +498,7 @@ def test_features_of_states():
     assert features.size(3) == 3 and features.base(states)[0] == 0
 
 
-def test_bad_input(cart_pole_log, cheetah_log, tmp_path):
+def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_log, tmp_path):
     with pytest.raises(UnknownNameError, match="unknown config 'CaDM'; named ones are Vanilla CaDM, PE-TS CaDM"):
         fit_cadm(cart_pole_log, config="CaDM")
     with pytest.raises(InvalidDataError, match="the log's actions are continuous|18 observation coordinates"):
@@ -541,7 +541,7 @@ def test_bad_input(cart_pole_log, cheetah_log, tmp_path):
         ("seed=-1 must be a whole number", {"seed": -1}),
     ],
 )
-def test_settings_out_of_range(cart_pole_log, message, changes):
+def test_cadm_settings_out_of_range(cart_pole_log, message, changes):
     with pytest.raises(InvalidArgumentError, match=message):
         fit_cadm(cart_pole_log, progress=False, **changes)
 

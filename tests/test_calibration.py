@@ -224,7 +224,7 @@ INVALID, MISSING, UNKNOWN, DATA = (
         (DATA, "2 agents, 2 of them with a second half", lambda e: calibrate(e, walk_log(np.ones(2), quiet, 0))),
     ],
 )
-def test_bad_input(kind, message, call):
+def test_intervals_need_known_levels_agents_and_posteriors(kind, message, call):
     with pytest.raises(kind, match=message) as caught:
         call(walkers())
     assert isinstance(caught.value, errors.PerSimError)

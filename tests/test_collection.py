@@ -42,7 +42,7 @@ def test_random_returns_match_the_paper():
     np.testing.assert_array_equal(log.episode_returns, log.episode_lengths)
 
 
-def test_same_seed_same_bits():
+def test_same_seed_same_log():
     """And another seed, another log; no global generator is touched."""
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     first, second, third = (persim_gym.collect("CartPole", num_agents=6, seed=seed) for seed in (5, 5, 6))

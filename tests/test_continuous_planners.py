@@ -24,7 +24,7 @@ def search(
 
 @pytest.mark.parametrize("planner", SEARCHES)
 @pytest.mark.parametrize("horizon", [1, 3, 6])
-def test_linear_quadratic_control(planner, horizon):
+def test_icem_and_mppi_solve_linear_quadratic_control(planner, horizon):
     """x' = x + a, return −Σ(x'² + a²/2): the plan is the least-squares solution, for several starts at once."""
     starts = np.array([0.8, -0.5, 0.0])
 
@@ -105,7 +105,7 @@ def test_nan_is_never_chosen(planner):
         ("mppi", "num_candidates=1.5 must be a whole number", {"num_candidates": 1.5}),
     ],
 )
-def test_settings_out_of_range(planner, message, settings):
+def test_search_settings_out_of_range(planner, message, settings):
     """A planner that is called by itself refuses them, too, before it scores anything."""
     with pytest.raises(errors.InvalidArgumentError, match=message):
         search(planner, lambda environments, actions: pytest.fail("scored"), **settings)
@@ -127,7 +127,7 @@ class TestImprovedCrossEntropy:
         settings = {"horizon": 3, "num_candidates": 40, "num_elites": 8, "num_rounds": 4, **settings}
         return search("icem", returns, **settings), rounds
 
-    def test_rounds(self):
+    def test_each_round_has_fewer_candidates_and_keeps_elites(self):
         """Fewer and fewer candidates; kept elites compete again; the mean in the last round; the best is executed."""
         plan, rounds = self.recorded(decay=1.5, kept_fraction=0.5)
         assert [len(actions[0]) for actions, _ in rounds] == [40, 26 + 4, 17 + 4, 16 + 4 + 1]
@@ -172,7 +172,7 @@ class TestImprovedCrossEntropy:
 class TestPathIntegral:
     """MPPI's weighted mean."""
 
-    def test_rounds(self):
+    def test_each_round_plans_the_weighted_mean(self):
         """Each round's plan is the mean weighted by exp(return / temperature), returns in standard deviations."""
         rounds = []
 

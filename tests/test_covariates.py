@@ -179,7 +179,7 @@ def test_far_outside_the_range_warns_with_the_distance():
         ),
     ],
 )  # fmt: skip
-def test_bad_input(kind, message, call):
+def test_unusable_covariates_and_maps_are_refused(kind, message, call):
     import persim_gym.envs  # noqa: F401
 
     with pytest.raises(kind, match=message) as caught:

@@ -77,7 +77,7 @@ def test_a_gpu_learns_as_well_as_the_cpu(name, cart_pole_log, cheetah_log):
     assert best_error("cuda") < 2 * best_error("cpu")
 
 
-def test_interrupted_training_goes_on(cart_pole_log, tmp_path, monkeypatch):
+def test_interrupted_training_on_cuda_goes_on(cart_pole_log, tmp_path, monkeypatch):
     config = get_config("CartPole", "CartPole").with_changes(epochs=6)
     settings = {"config": config, "device": "cuda", "validation_fraction": 0, "seed": 0, "progress": False}
     straight = persim_gym.fit(cart_pole_log, **settings)

@@ -90,7 +90,7 @@ def test_concatenate(log):
     np.testing.assert_array_equal(joined.covariates, log.covariates)
 
 
-def test_save_and_load(log, tmp_path):
+def test_a_saved_log_is_loaded_to_the_bit(log, tmp_path):
     """Every column to the bit, mapped and not read, and everything else."""
     path = tmp_path / "folder" / "log.safetensors"
     log.save(path)
@@ -124,7 +124,7 @@ def test_digest_sees_every_column(log):
     assert len(digests) == len(COLUMNS) + 2
 
 
-def test_repr_says_what_it_is(log):
+def test_repr_says_what_a_log_is(log):
     """Task, sizes, mean length and mean return."""
     text = repr(log)
     for part in ("Mine", "2 agents", "3 episodes", "6 transitions", "2 observations", "length 2.0", "return 7.0"):

@@ -256,7 +256,7 @@ def test_newcomers_keep_or_lack_covariates(cart_pole, cart_pole_log):
         (errors.InvalidDataError, "observation coordinates, task", lambda e, log: personalize(e, cart_pole_rows())),
     ],
 )  # fmt: skip
-def test_bad_input(refitted, kind, message, call):
+def test_factors_are_inferred_of_matching_agents_only(refitted, kind, message, call):
     ensemble, log = refitted
     with pytest.raises(kind, match=message) as caught:
         call(ensemble, log)

@@ -81,7 +81,7 @@ def test_first_states_that_lie_far_apart():
     assert len(set(many[:5])) == 5 and many[5:].tolist() == many[:2].tolist()
 
 
-def test_same_seed_same_bits():
+def test_same_seed_same_generated_log():
     """For every policy, and another seed gives others."""
     ensemble = random_ensemble("CartPole")
     for policy in ("plan", "random"):
@@ -194,7 +194,7 @@ def test_policies_of_other_libraries(cart_pole):
         (errors.InvalidActionError, "whole numbers from 0 to 2", {"policy": lambda o: np.full(len(o), 3)}),
     ],
 )
-def test_arguments_out_of_range(walk, kind, message, arguments):
+def test_generate_arguments_out_of_range(walk, kind, message, arguments):
     """The message names the argument and its value."""
     with pytest.raises(kind, match=message):
         quiet(walk, **{"agents": [0], "policy": "random", **arguments})

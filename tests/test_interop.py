@@ -455,7 +455,7 @@ def test_a_tables_labels_reach_gym_make(table, tmp_path, registry):
         ("pyarrow", "pyarrow", "interop.from_dataframe('log.parquet')"),
     ],
 )
-def test_a_missing_library_names_its_extra(run_python, tmp_path, library, module, call):
+def test_a_missing_library_of_interop_names_its_extra(run_python, tmp_path, library, module, call):
     """As an ImportError that says what to install."""
     extra = {"pandas": "tables", "pyarrow": "tables"}.get(library, library)
     if library == "pyarrow":

@@ -174,7 +174,7 @@ def test_the_learning_rate_is_halved(cart_pole_log, monkeypatch):
     np.testing.assert_allclose(rates, np.repeat([0.008, 0.008, 0.004, 0.004, 0.002], 3), rtol=1e-6)
 
 
-def test_interrupted_training_goes_on(cart_pole_log, tmp_path, monkeypatch):
+def test_interrupted_joint_training_goes_on(cart_pole_log, tmp_path, monkeypatch):
     """To the bits of a run that was not interrupted; a checkpoint of another run is refused."""
     config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=6, halve_learning_rate_every=2)
     settings = {"config": config, "device": "cpu", "progress": False}

@@ -23,7 +23,7 @@ def ensemble(request):
     return request.getfixturevalue(request.param)
 
 
-def test_save_and_load(ensemble, tmp_path):
+def test_a_saved_ensemble_is_loaded_to_the_bit(ensemble, tmp_path):
     """Every array to the bit, and everything else."""
     ensemble.save(tmp_path / "model.persim")
     loaded = persim_gym.load(tmp_path / "model.persim")
@@ -122,7 +122,7 @@ def test_normalizer_is_mean_and_unbiased_deviation():
 
 
 @pytest.mark.parametrize(("task", "config"), [("CartPole", SMALL), ("HalfCheetah", DEEP)])
-def test_repr_says_what_it_is(task, config):
+def test_repr_says_what_an_ensemble_is(task, config):
     """Task, agents, members, rank."""
     text = repr(random_ensemble(task, config))
     for part in (task, "3 agents", "3 members", "rank 3"):

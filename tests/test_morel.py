@@ -217,7 +217,7 @@ def test_a_policy_for_continuous_actions(continuous_policy):
 
 
 @pytest.mark.parametrize("kind", ["policy", "continuous_policy"])
-def test_a_saved_policy_acts_as_it_did(request, kind, tmp_path):
+def test_a_saved_morel_policy_acts_as_it_did(request, kind, tmp_path):
     policy = request.getfixturevalue(kind)
     policy.save(tmp_path / "one.policy")
     loaded, again = (MOReLPolicy.load(tmp_path / "one.policy", seed=4) for _ in range(2))
@@ -288,7 +288,7 @@ def test_a_policy_that_can_only_halt_says_so(cart_pole_log):
     assert (policy.provenance["halted"], policy.provenance["mean_episode_steps"]) == (1.0, 1.0)
 
 
-def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(policy, cart_pole_log):
+def test_same_seed_same_morel_policy_and_nobody_elses_numbers_are_touched(policy, cart_pole_log):
     random.seed(3)
     np.random.seed(3)
     torch.manual_seed(3)
@@ -300,7 +300,7 @@ def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(policy, cart
     assert before[0] == after[0] and np.array_equal(before[1], after[1]) and torch.equal(before[2], after[2])
 
 
-def test_bad_input(make, policy, cart_pole_log, monkeypatch):
+def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_log, monkeypatch):
     with pytest.raises(InvalidArgumentError, match="num_envs=0 must be a whole number of at least 1"):
         make(1.0, num_envs=0)
     with pytest.raises(InvalidArgumentError, match="threshold=nan must be at least 0"):

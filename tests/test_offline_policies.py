@@ -114,7 +114,7 @@ def test_continuous_actions_fill_the_action_space(continuous, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(continuous, method):
+def test_same_seed_same_offline_policy_and_nobody_elses_numbers_are_touched(continuous, method):
     task, log = continuous
     torch.manual_seed(5)
     np.random.seed(5)
@@ -130,7 +130,7 @@ def test_same_seed_same_policy_and_nobody_elses_numbers_are_touched(continuous, 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_a_saved_policy_acts_as_it_did(request, kind, method, tmp_path):
+def test_a_saved_offline_policy_acts_as_it_did(request, kind, method, tmp_path):
     task, log = request.getfixturevalue(kind)
     policy = METHODS[method](log, task=task, agent=1, steps=6, seed=3, progress=False, **SMALL)
     policy.save(tmp_path / "one.policy")
@@ -153,7 +153,7 @@ def test_a_saved_policy_acts_as_it_did(request, kind, method, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("interrupted_after", [2, 3])
-def test_interrupted_training_resumes_to_the_same_bits(request, kind, method, interrupted_after, tmp_path, monkeypatch):
+def test_interrupted_learning_resumes_to_the_same_bits(request, kind, method, interrupted_after, tmp_path, monkeypatch):
     """Interrupted before or after the best score; what the policy draws when asked is the same, too."""
     task, log = request.getfixturevalue(kind)
     scores = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.0}
@@ -339,7 +339,7 @@ def test_an_agents_own_data(discrete, method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bad_input(discrete, continuous, method, monkeypatch):
+def test_offline_learners_refuse_wrong_logs_and_settings(discrete, continuous, method, monkeypatch):
     fit = METHODS[method]
     task, log = discrete
     with pytest.raises(UnknownNameError, match="no agent 7"):

@@ -125,7 +125,7 @@ class TestCrossEntropy:
 
     @pytest.mark.parametrize("horizon", [1, 3, 6])
     @pytest.mark.parametrize("candidates", [200, 500])
-    def test_linear_quadratic_control(self, horizon, candidates):
+    def test_cem_solves_linear_quadratic_control(self, horizon, candidates):
         """x' = x + a, return −Σ(x'² + a²/2): the plan is the least-squares solution, for several starts at once."""
         starts = np.array([0.8, -0.5, 0.0])
 

@@ -61,7 +61,7 @@ def test_random_policy():
     assert np.shape(RandomPolicy(discrete).predict(np.zeros(2))[0]) == ()
 
 
-def test_save_and_load(tmp_path):
+def test_a_saved_policy_network_acts_as_it_did(tmp_path):
     """The same actions and the same facts; a file of another kind is refused."""
     _, layers = torch_network((4, 8, 2))
     policy = MLPPolicy("CartPole", layers, epsilon=0.25, provenance={"algorithm": "DQN"})

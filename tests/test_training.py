@@ -96,7 +96,7 @@ def test_initial_weights_are_torchs(log):
         assert not np.array_equal(weights[0], weights[1])
 
 
-def test_same_seed_same_bits(log):
+def test_same_seed_same_ensemble(log):
     """And another seed, other bits; no global generator is touched, nor the number of threads."""
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     first, second, third = (fit(log, config=TINY, seed=seed, progress=False) for seed in (3, 3, 4))
@@ -182,7 +182,7 @@ def test_rank_auto_takes_the_lowest_validation_error(log):
 
 
 @pytest.mark.parametrize("interrupted_after", [3, 9])
-def test_interrupted_training_resumes_to_the_same_bits(log, tmp_path, monkeypatch, interrupted_after):
+def test_interrupted_fit_resumes_to_the_same_bits(log, tmp_path, monkeypatch, interrupted_after):
     """Interrupted while validating or while refitting; the same call goes on, and cleans up when done."""
     monkeypatch.setattr(jit, "available", lambda: False)
     config = TINY.with_changes(batch_size=40)  # 3 batches an epoch in validation, 3 or 4 after it

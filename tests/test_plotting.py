@@ -66,7 +66,7 @@ def test_the_map_keeps_the_order_of_a_single_covariate():
         (errors.UnknownNameError, "labelled 'nobody'", {"label": ["nobody"]}),
     ],
 )
-def test_bad_input(ensemble, tmp_path, kind, message, settings):
+def test_maps_that_cannot_be_drawn_are_refused(ensemble, tmp_path, kind, message, settings):
     with pytest.raises(kind, match=message):
         plot_agents(ensemble, tmp_path / "agents.png", **settings)
     pyplot.close("all")
