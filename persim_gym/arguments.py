@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Self, cast
 
@@ -29,6 +29,22 @@ def finite_number(name: str, value: Any, least: float, *, above: bool = False) -
     return number
 
 
+def at_least_zero(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a number of at least 0, infinity too; else raise `InvalidArgumentError`."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not number >= 0:
+        raise InvalidArgumentError(f"{name}={value!r} must be at least 0")
+    return number
+
+
+def below_one(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is at least 0 and below 1; else raise `InvalidArgumentError`."""
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not 0 <= number < 1:
+        raise InvalidArgumentError(f"{name}={value!r} must be at least 0 and below 1")
+    return number
+
+
 def yes_or_no(name: str, value: Any) -> bool:
     """Return a truth value, a Python or a NumPy one, or raise `InvalidArgumentError`."""
     if not isinstance(value, (bool, np.bool_)):
@@ -36,15 +52,45 @@ def yes_or_no(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def layer_widths(name: str, value: Any) -> tuple[int, ...]:
-    """Return the widths of layers, each a whole number of at least 1, or raise `InvalidArgumentError`."""
+def layer_widths(name: str, value: Any, *, empty: bool = True) -> tuple[int, ...]:
+    """Return the widths of layers, each a whole number of at least 1, or raise `InvalidArgumentError`.
+
+    Args:
+        name: of the argument.
+        value: to check.
+        empty: whether there may be no layer.
+
+    """
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InvalidArgumentError(f"{name}={value!r} must be a tuple of widths, one a layer, such as (256, 256)")
+    if not value and not empty:
+        raise InvalidArgumentError(f"{name}={value!r} needs at least one layer")
     return tuple(whole_number(f"{name}[{index}]", width) for index, width in enumerate(value))
 
 
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of some words, or raise `InvalidArgumentError`."""
+    if value not in choices:
+        raise InvalidArgumentError(f"{name}={value!r} must be one of {', '.join(choices)}")
+    return value
+
+
+_CHECK = "check"
+"""In the metadata of a field."""
+
+
 class Settings:
-    """A frozen dataclass of settings, of which copies can be made."""
+    """A frozen dataclass of settings, checked when it is made, of which copies can be made.
+
+    A field that `checked`, or one of the functions after it, returned has what its check makes of the value given: an
+    int, say, of a NumPy integer. A subclass checks in its own ``__post_init__`` what concerns several fields.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(cast(Any, self)):
+            if _CHECK in one.metadata:
+                # The dataclass is frozen, for everybody else.
+                object.__setattr__(self, one.name, one.metadata[_CHECK](one.name, getattr(self, one.name)))
 
     def with_changes(self, **changes: Any) -> Self:
         """Return a copy with some settings changed.
@@ -54,10 +100,54 @@ class Settings:
             InvalidArgumentError: its value is out of its range.
 
         """
-        known = {field.name for field in fields(cast(Any, self))}
+        known = {one.name for one in fields(cast(Any, self))}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise UnknownNameError(
                 f"no setting {unknown[0]!r} of {type(self).__name__}; settings are {', '.join(sorted(known))}"
             )
         return replace(cast(Any, self), **changes)
+
+
+def checked(check: Callable[[str, Any], Any], default: Any = MISSING, *, optional: bool = False) -> Any:
+    """Return a field of `Settings` that holds ``check(name, value)``, or None where that is allowed.
+
+    Args:
+        check: raises `InvalidArgumentError` for a value out of its range.
+        default: of the field; it has to be given if left out.
+        optional: whether the value may be None.
+
+    """
+
+    def unless_none(name: str, value: Any) -> Any:
+        return None if value is None else check(name, value)
+
+    return field(default=default, metadata={_CHECK: unless_none if optional else check})
+
+
+def whole(default: Any = MISSING, *, least: int = 1, optional: bool = False) -> Any:
+    """Return a field that holds a whole number of at least ``least``."""
+    return checked(lambda name, value: whole_number(name, value, least), default, optional=optional)
+
+
+def finite(default: Any = MISSING, *, above: float | None = None, optional: bool = False) -> Any:
+    """Return a field that holds a finite number of at least 0, or ``above`` a bound."""
+    least = 0.0 if above is None else above
+    return checked(
+        lambda name, value: finite_number(name, value, least, above=above is not None), default, optional=optional
+    )
+
+
+def truth(default: Any = MISSING) -> Any:
+    """Return a field that holds True or False."""
+    return checked(yes_or_no, default)
+
+
+def widths(default: Any = MISSING, *, empty: bool = True) -> Any:
+    """Return a field that holds the widths of layers, ``empty`` or not."""
+    return checked(lambda name, value: layer_widths(name, value, empty=empty), default)
+
+
+def choice(default: Any = MISSING, *, choices: Sequence[str]) -> Any:
+    """Return a field that holds one of some words."""
+    return checked(lambda name, value: one_of(name, value, choices), default)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number, yes_or_no
+from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 RANKS = (3, 5, 10, 15, 20, 30)
@@ -15,79 +15,58 @@ PRECISIONS = ("highest", "high", "medium")
 """As in `torch.set_float32_matmul_precision`."""
 
 
-def check_precision(matmul_precision: str) -> None:
-    """Raise an error if there is no such precision of matrix products."""
-    if matmul_precision not in PRECISIONS:
-        raise InvalidArgumentError(f"matmul_precision={matmul_precision!r} must be one of {', '.join(PRECISIONS)}")
-
-
 @dataclass(frozen=True)
 class PerSimConfig(Settings):
     """PerSim (Agarwal et al., NeurIPS 2021): change of coordinate d = Σ_l u_l(agent)·v_l(state, d)·w_l(action)."""
 
-    rank: int = 5
+    rank: int = whole(5)
     """r, the number of latent factors."""
-    state_hidden: tuple[int, ...] = (256,)
+    state_hidden: tuple[int, ...] = widths((256,), empty=False)
     """Widths of the state encoder's ReLU layers."""
-    action_hidden: tuple[int, ...] = (256, 256)
+    action_hidden: tuple[int, ...] = widths((256, 256))
     """Widths of the action encoder's ReLU layers; not used for discrete actions, which have a table."""
-    linear_skip: bool = False
+    linear_skip: bool = truth(False)
     """Whether the state encoder has a linear path beside its ReLU layers."""
-    normalize: bool = True
+    normalize: bool = truth(True)
     """Whether states and their changes are standardized over the log."""
-    num_members: int = 5
+    num_members: int = whole(5)
     """M: same data, different initial weights and batches."""
-    num_candidates: int = 0
+    num_candidates: int = whole(0, least=0)
     """Members trained, of which the ``num_members`` with the lowest free-running error are kept
     (`persim_gym.selection`); 0 trains as many as are kept, as the paper does."""
-    epochs: int = 300
+    epochs: int = whole(300)
     """Passes over the log."""
-    batch_size: int = 256
+    batch_size: int = whole(256)
     """Transitions of a step of the optimizer, for each member."""
-    max_steps_per_epoch: int = 0
+    max_steps_per_epoch: int = whole(0, least=0)
     """Steps of the optimizer beyond which an epoch of a longer log takes larger batches instead; 0 for no limit."""
-    learning_rate: float = 1e-3
+    learning_rate: float = finite(1e-3, above=0)
     """Of Adam."""
-    halve_learning_rate_every: int = 150
+    halve_learning_rate_every: int = whole(150, least=0)
     """Epochs after which the learning rate is halved, again and again; 0 for never."""
-    huber_threshold: float | None = None
+    huber_threshold: float | None = finite(None, above=0, optional=True)
     """Error, in units of the targets, from which the loss grows linearly; None for the squared error throughout."""
-    clip_states: bool = False
+    clip_states: bool = truth(False)
     """Whether simulated states are kept within the observation space; the paper's are not."""
-    weight_decay: float = 0.0
+    weight_decay: float = finite(0.0)
     """Decoupled from the gradient, as in AdamW (Loshchilov and Hutter, ICLR 2019)."""
-    matmul_precision: str = "highest"
+    matmul_precision: str = choice("highest", choices=PRECISIONS)
     """Of the matrix products that train large networks, as `torch.set_float32_matmul_precision` has it: "high" and
     "medium" are faster where the device multiplies TensorFloat32 or bfloat16 numbers, and change nothing elsewhere."""
-    refit_factors: bool = False
+    refit_factors: bool = truth(False)
     """Whether the agents' factors are replaced, after training, by their posterior means (`persim_gym.factors`)."""
-    refit_rounds: int = 0
+    refit_rounds: int = whole(0, least=0)
     """Rounds in which, after that, the state encoder's last layer and the factors are refitted in turns
     (`persim_gym.refit`)."""
 
     def __post_init__(self) -> None:
-        for name in ("state_hidden", "action_hidden"):
-            object.__setattr__(self, name, layer_widths(name, getattr(self, name)))
-        for name in ("rank", "num_members", "epochs", "batch_size"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        for name in ("num_candidates", "max_steps_per_epoch", "halve_learning_rate_every", "refit_rounds"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=0))
-        for name in ("normalize", "clip_states", "linear_skip", "refit_factors"):
-            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
-        object.__setattr__(self, "learning_rate", finite_number("learning_rate", self.learning_rate, 0, above=True))
-        object.__setattr__(self, "weight_decay", finite_number("weight_decay", self.weight_decay, 0))
-        if not self.state_hidden:
-            raise InvalidArgumentError("state_hidden=() needs at least one layer")
+        super().__post_init__()
         if self.num_candidates and self.num_candidates < self.num_members:
             raise InvalidArgumentError(
                 f"num_candidates={self.num_candidates} must be 0 or at least num_members={self.num_members}"
             )
-        if self.huber_threshold is not None:
-            threshold = finite_number("huber_threshold", self.huber_threshold, 0, above=True)
-            object.__setattr__(self, "huber_threshold", threshold)
         if self.refit_rounds and not self.refit_factors:
             raise InvalidArgumentError(f"refit_rounds={self.refit_rounds} needs refit_factors=True")
-        check_precision(self.matmul_precision)
 
     def batch_size_for(self, num_transitions: int) -> int:
         """Return the size of the batches when so many transitions are learned from."""

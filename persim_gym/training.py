@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import below_one, whole_number
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
@@ -88,8 +88,7 @@ def fit(
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)
     seed = whole_number("seed", seed, least=0)
-    if not 0 <= validation_fraction < 1:
-        raise InvalidArgumentError(f"validation_fraction={validation_fraction} must be at least 0 and below 1")
+    validation_fraction = below_one("validation_fraction", validation_fraction)
     if rank is not None and rank != "auto":
         chosen = chosen.with_changes(rank=rank)
     candidates = [chosen.with_changes(rank=r) for r in RANKS] if rank == "auto" else [chosen]

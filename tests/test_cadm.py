@@ -533,6 +533,10 @@ def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_lo
     ("message", "changes"),
     [
         ("validation_fraction=1", {"validation_fraction": 1}),
+        ("validation_fraction='a' must be at least 0 and below 1", {"validation_fraction": "a"}),
+        ("max_validation=-1 must be a whole number of at least 0", {"max_validation": -1}),
+        ("probabilistic='no' must be True or False", {"probabilistic": "no"}),
+        ("absolute=0 must be a tuple of coordinates", {"absolute": 0}),
         ("learning_rate=-1", {"learning_rate": -1}),
         ("absolute=-1 must be a whole number", {"absolute": (-1,)}),
         ("coordinate 1 is in absolute and in angles", {"absolute": (0, 1), "angles": (1,)}),

@@ -7,7 +7,7 @@ thus depends on what the agent did last, not on who it is. PE-TS is the probabil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number
+from persim_gym.arguments import Settings, below_one, checked, choice, finite, truth, whole, whole_number, widths
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.baselines.history import History, check_history
-from persim_gym.config import check_precision
+from persim_gym.config import PRECISIONS
 from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
@@ -32,74 +32,67 @@ _ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
 _MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
+def _coordinates(name: str, value: Any) -> tuple[int, ...]:
+    """Return indices of coordinates, or raise `InvalidArgumentError`."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidArgumentError(f"{name}={value!r} must be a tuple of coordinates, such as (0, 2)")
+    return tuple(whole_number(name, one, least=0) for one in value)
+
+
 @dataclass(frozen=True)
 class CaDMConfig(Settings):
     """Settings of CaDM and of its training; the defaults are Vanilla CaDM's, as in its authors' code."""
 
-    probabilistic: bool = False
+    probabilistic: bool = truth(False)
     """Whether the forward model predicts a variance, members learn from bootstrap samples and rollouts are sampled."""
-    num_members: int = 1
+    num_members: int = whole(1)
     """M: each with an encoder, a forward and a backward model of its own."""
-    num_particles: int = 1
+    num_particles: int = whole(1)
     """P: trajectories of a rollout, as many for each member."""
-    history_length: int = 10
+    history_length: int = whole(10)
     """K: transitions that the context is computed from."""
-    future_steps: int = 10
+    future_steps: int = whole(10)
     """F: a context is trained to explain the transition after it and those up to F − 1 steps later."""
-    futures_per_context: int = 10
+    futures_per_context: int = whole(10)
     """Of these F transitions, as many, drawn anew, enter a gradient step; fewer cost less and mean the same."""
-    context_size: int = 10
-    encoder_hidden: tuple[int, ...] = (256, 128, 64)
+    context_size: int = whole(10)
+    encoder_hidden: tuple[int, ...] = widths((256, 128, 64))
     """Widths of the encoder's ReLU layers."""
-    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    hidden: tuple[int, ...] = widths((200, 200, 200, 200))
     """Widths of the swish layers of the forward and the backward model."""
-    backward_weight: float = 0.5
+    backward_weight: float = finite(0.5)
     """β: weight of the backward model's loss."""
-    variance_weight: float = 0.01
+    variance_weight: float = finite(0.01)
     """Weight of the distance between the learned bounds of the log variance."""
-    batch_size: int = 256
+    batch_size: int = whole(256)
     """Contexts in a gradient step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = finite(1e-3, above=0)
     """Of Adam."""
-    matmul_precision: str = "highest"
+    matmul_precision: str = choice("highest", choices=PRECISIONS)
     """Of training's matrix products, as `persim_gym.PerSimConfig` has it."""
-    iterations: int = 20
+    iterations: int = whole(20)
     """The log is replayed in so many parts; each iteration adds the next agents' trajectories."""
-    max_epochs: int = 200
+    max_epochs: int = whole(200)
     """Of each iteration."""
-    max_gradient_steps: int = 150_000
+    max_gradient_steps: int = whole(150_000)
     """Of all iterations, each of which gets the same number of epochs."""
-    validation_fraction: float = 0.1
-    max_validation: int = 5000
+    validation_fraction: float = checked(below_one, 0.1)
+    max_validation: int = whole(5000, least=0)
     """Contexts held out for early stopping."""
-    absolute: tuple[int, ...] = ()
+    absolute: tuple[int, ...] = checked(_coordinates, ())
     """Coordinates of the observation whose next value is predicted itself and that are no input."""
-    angles: tuple[int, ...] = ()
+    angles: tuple[int, ...] = checked(_coordinates, ())
     """Coordinates that enter by sine and cosine."""
 
     def __post_init__(self) -> None:
-        for name in ("encoder_hidden", "hidden"):
-            object.__setattr__(self, name, layer_widths(name, getattr(self, name)))
-        for name in (
-            "num_members", "num_particles", "history_length", "future_steps", "futures_per_context", "context_size",
-            "batch_size", "iterations", "max_epochs", "max_gradient_steps",
-        ):  # fmt: skip
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        for name in ("absolute", "angles"):
-            object.__setattr__(self, name, tuple(whole_number(name, one, least=0) for one in getattr(self, name)))
+        super().__post_init__()
         both = set(self.absolute) & set(self.angles)
         if both:
             raise InvalidArgumentError(f"coordinate {min(both)} is in absolute and in angles; it can be in one of them")
-        finite_number("learning_rate", self.learning_rate, 0, above=True)
-        finite_number("backward_weight", self.backward_weight, 0)
-        finite_number("variance_weight", self.variance_weight, 0)
-        if not 0 <= self.validation_fraction < 1:
-            raise InvalidArgumentError(f"validation_fraction={self.validation_fraction} must be at least 0 and below 1")
         if self.num_particles % self.num_members:
             raise InvalidArgumentError(
                 f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}"
             )
-        check_precision(self.matmul_precision)
         if self.futures_per_context > self.future_steps:
             raise InvalidArgumentError(
                 f"futures_per_context={self.futures_per_context} must be at most future_steps={self.future_steps}"

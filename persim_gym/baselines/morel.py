@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import Settings, finite_number, layer_widths, whole_number
+from persim_gym.arguments import Settings, at_least_zero, checked, finite, whole, whole_number, widths
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
@@ -30,40 +30,32 @@ from persim_gym.types import FloatArray
 class MOReLConfig(Settings):
     """Settings of MOReL as the paper ran it; what it leaves open is the MOReL code it cites, or said here."""
 
-    num_members: int = 4
-    hidden: tuple[int, ...] = (128, 128)
+    num_members: int = whole(4)
+    hidden: tuple[int, ...] = widths((128, 128))
     """Widths of the dynamics' ReLU layers."""
-    epochs: int = 100
+    epochs: int = whole(100)
     """Of the dynamics; the weights with the least validation error are kept."""
-    max_gradient_steps: int | None = None
+    max_gradient_steps: int | None = whole(None, optional=True)
     """Of the dynamics; fewer epochs are run if these would take more."""
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    batch_size: int = whole(256)
+    learning_rate: float = finite(1e-3, above=0)
     """Of Adam, for the dynamics."""
-    threshold_scale: float = 1.0
+    threshold_scale: float = checked(at_least_zero, 1.0)
     """c: pairs whose discrepancy is above c times the largest of the log's are unknown. The paper does not give c; at 1
     no logged pair halts."""
-    penalty: float = 50.0
+    penalty: float = finite(50.0)
     """κ, the cost of halting."""
-    max_episode_steps: int = 500
+    max_episode_steps: int = whole(500)
     """Of an episode in the pessimistic MDP."""
-    policy_steps: int = 1_000_000
+    policy_steps: int = whole(1_000_000)
     """Steps in the pessimistic MDP that PPO learns from."""
-    num_envs: int = 64
+    num_envs: int = whole(64)
     """Episodes side by side; PPO learns after every 1024 steps of all together."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", layer_widths("hidden", self.hidden))
-        for name in ("num_members", "epochs", "batch_size", "policy_steps", "num_envs", "max_episode_steps"):
-            object.__setattr__(self, name, whole_number(name, getattr(self, name)))
+        super().__post_init__()
         if self.num_members < 2:
             raise InvalidArgumentError(f"num_members={self.num_members} must be at least 2: one cannot disagree")
-        if not self.threshold_scale >= 0:
-            raise InvalidArgumentError(f"threshold_scale={self.threshold_scale} must be at least 0")
-        finite_number("penalty", self.penalty, 0)
-        finite_number("learning_rate", self.learning_rate, 0, above=True)
-        if self.max_gradient_steps is not None:
-            whole_number("max_gradient_steps", self.max_gradient_steps)
 
 
 CONFIGS = {"HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}

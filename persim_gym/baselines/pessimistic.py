@@ -13,12 +13,12 @@ import torch
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import at_least_zero, whole_number
 from persim_gym.baselines.context_network import Scaling, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata
-from persim_gym.errors import EpisodeOverError, InvalidArgumentError, TrainingDivergedError
+from persim_gym.errors import EpisodeOverError, TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray
@@ -202,8 +202,7 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
 
         """
         num_envs = whole_number("num_envs", num_envs)
-        if not threshold >= 0:
-            raise InvalidArgumentError(f"threshold={threshold} must be at least 0")
+        threshold = at_least_zero("threshold", threshold)
         task = dynamics.task
         self.task, self.dynamics, self.num_envs = task, dynamics, num_envs
         self.threshold, self.penalty = threshold, penalty

@@ -1,0 +1,70 @@
+"""Settings: what a field holds, and what it refuses."""
+
+import copy
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from persim_gym import PerSimConfig
+from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
+from persim_gym.baselines.cadm import CaDMConfig
+from persim_gym.baselines.morel import MOReLConfig
+from persim_gym.errors import InvalidArgumentError
+
+
+@dataclasses.dataclass(frozen=True)
+class Kettle(Settings):
+    cups: int = whole()
+    spare_cups: int = whole(0, least=0)
+    limit: int | None = whole(None, optional=True)
+    heat: float = finite(1.0)
+    volume: float = finite(1.5, above=0.5)
+    loud: bool = truth(False)
+    layers: tuple[int, ...] = widths((3,), empty=False)
+    colour: str = choice("red", choices=("red", "blue"))
+    owner: str = "nobody"
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("cups=0 must be a whole number of at least 1", {"cups": 0}),
+        ("cups=True must be a whole number", {"cups": True}),
+        ("cups=None must be a whole number", {"cups": None}),
+        ("spare_cups=-1 must be a whole number of at least 0", {"spare_cups": -1}),
+        ("limit=0 must be a whole number", {"limit": 0}),
+        ("heat=-0.1 must be a finite number of at least 0", {"heat": -0.1}),
+        ("heat=inf must be a finite number", {"heat": float("inf")}),
+        ("volume=0.5 must be a finite number above 0.5", {"volume": 0.5}),
+        ("loud=1 must be True or False", {"loud": 1}),
+        (r"layers=\(\) needs at least one layer", {"layers": ()}),
+        (r"layers\[1\]=0 must be a whole number", {"layers": (3, 0)}),
+        ("colour='green' must be one of red, blue", {"colour": "green"}),
+    ],
+)
+def test_a_field_refuses_what_is_out_of_its_range(message, changes):
+    """When it is made, and when a copy is."""
+    with pytest.raises(InvalidArgumentError, match=message):
+        Kettle(**{"cups": 1, **changes})
+    with pytest.raises(InvalidArgumentError, match=message):
+        Kettle(1).with_changes(**changes)
+
+
+def test_a_field_holds_the_value_as_it_was_checked():
+    """Python's numbers for NumPy's, so that JSON holds them; a tuple for a list."""
+    kettle = Kettle(np.int64(2), limit=np.int8(4), heat=2, loud=np.bool_(True), layers=[np.int32(3), 4], owner=7)
+    assert kettle == Kettle(2, 0, 4, 2.0, 1.5, True, (3, 4), "red", 7)
+    for name, kind in (("cups", int), ("limit", int), ("heat", float), ("loud", bool)):
+        assert type(getattr(kettle, name)) is kind
+    assert [type(width) for width in kettle.layers] == [int, int]
+    with pytest.raises(TypeError, match="cups"):
+        Kettle()
+
+
+@pytest.mark.parametrize("config", [PerSimConfig(epochs=3), CaDMConfig(iterations=3), MOReLConfig(penalty=3)])
+def test_settings_can_be_copied_and_pickled(config):
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == dataclasses.replace(config) == config
+    assert type(config)(**dataclasses.asdict(config)) == config and config.with_changes() == config
+    assert all(type(value) in (int, float, bool, str, tuple, type(None)) for value in vars(config).values())
