@@ -7,12 +7,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from support import walk_task
 
 import persim_gym
 from persim_gym import storage
 from persim_gym.baselines import cadm_training
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
-from persim_gym.baselines.cadm_training import _Trainer, fit_cadm, losses
+from persim_gym.baselines.cadm_log import StandardizedLog
+from persim_gym.baselines.cadm_training import CaDMTrainer, epochs_per_iteration, fit_cadm, losses, replayed_parts
 from persim_gym.baselines.context_network import ContextNetwork, Features
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
@@ -52,9 +54,12 @@ def cheetah_log():
 
 def trainer_of(log, method="PE-TS CaDM", **changes):
     config = get_cadm_config(method, log.task).with_changes(**{**TINY, **changes})
-    trainer = _Trainer(log, get_task(log.task), config, 0, torch.device("cpu"))
-    trainer._data = trainer._standardize(torch.arange(log.num_transitions))
-    return trainer, config
+    return CaDMTrainer(log, get_task(log.task), config, 0, torch.device("cpu")), config
+
+
+def standardized(log, config):
+    """Over all of its rows."""
+    return StandardizedLog.of(log, get_task(log.task), config, torch.arange(log.num_transitions), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("log", ["cart_pole_log", "cheetah_log"])
@@ -64,18 +69,18 @@ def test_histories_are_the_last_transitions_oldest_first(log, request):
     Continuous actions are standardized in both; a model keeps each agent's history up to the end of its log.
     """
     log = request.getfixturevalue(log)
-    trainer, _ = trainer_of(log)
-    model = trainer.model({})
+    model = fit_cadm(log, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
+    data = standardized(log, model.config)
     start, end = log.episode_starts[2], log.episode_ends[2]
     history = model.new_histories(1)
     for row in range(start, end):
-        gathered = trainer._histories(torch.tensor([[row]]))[0, :, 0].numpy()
+        gathered = data.histories(torch.tensor([[row]]))[0, :, 0].numpy()
         np.testing.assert_allclose(gathered, history.values[0], atol=1e-6)
         history = history.after(
             log.observations[row : row + 1], log.actions[row : row + 1], log.next_observations[row : row + 1]
         )
     np.testing.assert_allclose(model.histories[2], history.values[0], atol=1e-6)
-    first = trainer._histories(torch.tensor([[start]]))
+    first = data.histories(torch.tensor([[start]]))
     assert not first.any() and end - start > 11
     assert not history.restarted(np.array([True])).values.any()
 
@@ -84,10 +89,11 @@ def test_histories_are_the_last_transitions_oldest_first(log, request):
 def test_the_losses_are_those_of_the_paper(cart_pole_log, method):
     """Against a plain loop over members, contexts and future transitions."""
     trainer, config = trainer_of(cart_pole_log, method)
+    data = standardized(cart_pole_log, config)
     rng = np.random.default_rng(0)
     rows = torch.tensor(rng.integers(cart_pole_log.num_transitions, size=(config.num_members, 4)))
     offsets = torch.arange(config.future_steps)
-    found = losses(trainer.parameters, config, trainer._batch(rows, offsets)).detach()
+    found = losses(trainer.parameters, config, data.batch(rows, offsets)).detach()
 
     parameters = {name: tensor.detach().double() for name, tensor in trainer.parameters.items()}
     ends = np.repeat(cart_pole_log.episode_ends, cart_pole_log.episode_lengths)
@@ -104,7 +110,7 @@ def test_the_losses_are_those_of_the_paper(cart_pole_log, method):
     for member in range(config.num_members):
         terms = []
         for row in rows[member].tolist():
-            history = trainer._histories(torch.tensor([[row]]))[0, :, 0].double()
+            history = data.histories(torch.tensor([[row]]))[0, :, 0].double()
             context = network("encoder", member, history, torch.relu)
             for future in range(row, min(row + config.future_steps, ends[row])):
                 state, next_state, action, target, backward_target = columns[future].split((4, 4, 2, 4, 4))
@@ -136,7 +142,7 @@ def test_the_context_learns_from_both_models(cart_pole_log, network):
     rows = torch.arange(config.num_members * 8).reshape(config.num_members, 8) + 20
     for name, tensor in trainer.parameters.items():
         tensor.requires_grad_(name.startswith("encoder"))
-    batch = trainer._batch(rows, torch.arange(3))
+    batch = standardized(cart_pole_log, config).batch(rows, torch.arange(3))
     loss = losses(trainer.parameters, config, batch)
     if network == "backward":  # what is left when the forward model's part is taken away
         loss = loss - losses(trainer.parameters, config.with_changes(backward_weight=0.0), batch)
@@ -304,14 +310,14 @@ def test_continuous_actions_and_the_features_of_half_cheetah(cheetah_log):
 
 def test_the_log_is_replayed_in_parts(cart_pole_log):
     """Every iteration adds agents; all together they see every transition; the epochs keep to the limit of steps."""
-    trainer, config = trainer_of(cart_pole_log, iterations=5, max_gradient_steps=30, batch_size=64, max_epochs=9)
-    parts = trainer.parts()
+    config = CaDMConfig(iterations=5, max_gradient_steps=30, batch_size=64, max_epochs=9)
+    parts = replayed_parts(cart_pole_log, config, seed=0)
     seen = [np.append(*part) for part in parts]
     assert [len(np.unique(cart_pole_log.agents[rows])) for rows in seen] == [4, 8, 12, 16, 20]
     np.testing.assert_array_equal(np.sort(seen[-1]), np.arange(cart_pole_log.num_transitions))
     assert not set(parts[-1][0]) & set(parts[-1][1])
     steps = sum(-(-len(kept) // 64) for kept, _ in parts)
-    assert trainer.epochs_per_iteration(parts) == max(1, min(9, 30 // steps))
+    assert epochs_per_iteration(parts, config) == max(1, min(9, 30 // steps))
 
 
 def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
@@ -329,14 +335,14 @@ def test_same_seed_same_model_and_a_file_keeps_it(cart_pole_log, tmp_path):
 def test_interrupted_cadm_training_resumes_to_the_same_bits(cart_pole_log, tmp_path, monkeypatch, method):
     settings = {**TINY, "config": method, "iterations": 4, "device": "cpu", "progress": False, "seed": 3}
     whole = fit_cadm(cart_pole_log, **settings)
-    calls, run_iteration = itertools.count(), _Trainer.run_iteration
+    calls, run_iteration = itertools.count(), CaDMTrainer.run_iteration
 
     def interrupting(*arguments):
         if next(calls) == 2:
             raise KeyboardInterrupt
         return run_iteration(*arguments)
 
-    monkeypatch.setattr(_Trainer, "run_iteration", interrupting)
+    monkeypatch.setattr(CaDMTrainer, "run_iteration", interrupting)
     with pytest.raises(KeyboardInterrupt):
         fit_cadm(cart_pole_log, checkpoint=tmp_path / "model.cadm", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["model.cadm.part"]
@@ -365,8 +371,6 @@ def test_it_is_trained_at_the_precision_asked_for(cart_pole_log, monkeypatch):
 
 def test_training_learns_the_walk():
     """On a linear system with agents of different speed the error falls far below that of predicting no change."""
-    from support import walk_task
-
     task = walk_task(limit=40)
     log = persim_gym.collect(task, num_agents=12, seed=0)
     model = fit_cadm(
@@ -442,7 +446,8 @@ def test_a_batch_without_a_transition_before_the_end_teaches_nothing(cart_pole_l
     """The last batch of an epoch may be that small; its loss is that of the bounds alone, and no weight is lost."""
     trainer, config = trainer_of(cart_pole_log)
     last = torch.tensor(cart_pole_log.episode_ends[:1] - 1).expand(config.num_members, 1)
-    loss = losses(trainer.parameters, config, trainer._batch(last, torch.tensor([3, 7])))
+    batch = standardized(cart_pole_log, config).batch(last, torch.tensor([3, 7]))
+    loss = losses(trainer.parameters, config, batch)
     loss.sum().backward()
     assert torch.isfinite(loss).all()
     assert all(torch.isfinite(tensor.grad).all() for tensor in trainer.parameters.values() if tensor.grad is not None)
@@ -452,11 +457,11 @@ def test_a_batch_without_a_transition_before_the_end_teaches_nothing(cart_pole_l
 def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_pole_log, monkeypatch):
     trainer, _ = trainer_of(cart_pole_log)
     kept, held_out = np.arange(40, 400), np.arange(40)
-    monkeypatch.setattr(trainer, "_run_epoch", lambda rows, step: epochs.append(rows) or 1.0)
+    monkeypatch.setattr(trainer, "run_epoch", lambda rows, step: epochs.append(rows) or 1.0)
     bar = ProgressBar("", 1, False)
     for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4)):
         epochs, left = [], iter(scores)
-        monkeypatch.setattr(trainer, "_validation_loss", lambda rows, left=left: next(left))
+        monkeypatch.setattr(trainer, "validation_loss", lambda rows, left=left: next(left))
         trainer.run_iteration(kept, held_out, len(scores), bar)
         assert len(epochs) == expected
     assert {tuple(rows.shape) for rows in epochs} == {(5, 360)}
@@ -465,10 +470,10 @@ def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_po
 
 
 def test_a_tenth_of_each_part_is_held_out_and_the_decay_reaches_the_optimizer(cart_pole_log):
-    trainer, _ = trainer_of(cart_pole_log)
-    for kept, held_out in trainer.parts():
+    trainer, config = trainer_of(cart_pole_log)
+    for kept, held_out in replayed_parts(cart_pole_log, config, seed=0):
         assert len(held_out) == pytest.approx(0.1 * (len(kept) + len(held_out)), abs=2)
-    decays = {group["weight_decay"] for group in trainer._optimizer.param_groups}
+    decays = {group["weight_decay"] for group in trainer.optimizer.param_groups}
     assert decays == {0.0, 2.5e-5, 5e-5, 7.5e-5}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from persim_gym.baselines.cadm import (
     parameter_shapes,
     weight_decay,
 )
-from persim_gym.baselines.context_network import Scaling, mlp, soft_clamp
+from persim_gym.baselines.cadm_log import Batch, StandardizedLog
+from persim_gym.baselines.context_network import mlp, soft_clamp
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
@@ -74,31 +75,31 @@ def fit_cadm(
         FileFormatError: the checkpoint is of another run.
 
     """
-    found = task_of(trajectories, task)
-    check_log(trajectories, found)
-    settings = get_cadm_config(config, found.name).with_changes(**changes)
-    start = time.perf_counter()
-    check_coordinates(settings, found)
+    task = task_of(trajectories, task)
+    check_log(trajectories, task)
+    settings = get_cadm_config(config, task.name).with_changes(**changes)
+    check_coordinates(settings, task)
     where, seed = resolve_device(device), whole_number("seed", seed, least=0)
+    start = time.perf_counter()
     identity = {
-        "task": found.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest,
+        "task": task.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest,
         "device": where.type,
     }  # fmt: skip
     run = Checkpoint.beside(checkpoint, identity)
-    trainer = _Trainer(trajectories, found, settings, seed, where)
-    parts = trainer.parts()
-    epochs = trainer.epochs_per_iteration(parts)
-    done, earlier = 0, run.read()
+    parts = replayed_parts(trajectories, settings, seed)
+    epochs = epochs_per_iteration(parts, settings)
+    trainer = CaDMTrainer(trajectories, task, settings, seed, where)
+    earlier = run.read()
     if earlier is not None:
         trainer.resume(*earlier)
-        done, start = earlier[1]["iterations"], start - earlier[1]["seconds"]
-    precision = matmul_precision(settings.matmul_precision)
-    with precision, ProgressBar("CaDM", len(parts) * epochs, progress, done=done * epochs) as bar:
-        for index, (kept, held_out) in enumerate(parts[done:], done + 1):
+        start -= earlier[1]["seconds"]
+    precision, done = matmul_precision(settings.matmul_precision), trainer.iterations * epochs
+    with precision, ProgressBar("CaDM", len(parts) * epochs, progress, done=done) as bar:
+        for kept, held_out in parts[trainer.iterations :]:
             trainer.run_iteration(kept, held_out, epochs, bar)
-            bar.complete(index * epochs)
-            if index < len(parts):
-                run.write(trainer.state(), steps=trainer.steps, iterations=index, seconds=time.perf_counter() - start)
+            bar.complete(trainer.iterations * epochs)
+            if trainer.iterations < len(parts):
+                run.write(trainer.state(), **trainer.progress(), seconds=time.perf_counter() - start)
     run.remove()
     return trainer.model(
         {
@@ -110,7 +111,27 @@ def fit_cadm(
     )
 
 
-def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: _Batch) -> Tensor:
+def replayed_parts(log: Trajectories, config: CaDMConfig, seed: int) -> list[tuple[IntArray, IntArray]]:
+    """Return for each iteration the transitions seen so far: those to train on and those held out."""
+    rng = np.random.default_rng([seed, 0])
+    order = rng.permutation(log.num_agents)
+    by_agent = np.split(np.argsort(log.agents, kind="stable"), np.cumsum(np.bincount(log.agents))[:-1])
+    kept, held_out, parts = np.empty(0, np.int64), np.empty(0, np.int64), []
+    for agents in np.array_split(order, min(config.iterations, log.num_agents)):
+        rows = rng.permutation(np.concatenate([by_agent[agent] for agent in agents]))
+        count = min(int(config.validation_fraction * len(rows)), config.max_validation - len(held_out))
+        held_out, kept = np.append(held_out, rows[:count]), np.append(kept, rows[count:])
+        parts.append((kept, held_out))
+    return parts
+
+
+def epochs_per_iteration(parts: list[tuple[IntArray, IntArray]], config: CaDMConfig) -> int:
+    """Return how many epochs each iteration may take."""
+    steps = sum(-(-len(kept) // config.batch_size) for kept, _ in parts)
+    return max(1, min(config.max_epochs, config.max_gradient_steps // steps))
+
+
+def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: Batch) -> Tensor:
     """Return each member's loss (M,), without the penalty of the weights, for its own batch.
 
     Every future transition is a one-step sample of its own, paired with the context of the history before it; a
@@ -141,91 +162,33 @@ def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: _Batch) -> 
     return (error * batch.weight).sum(dim=(1, 2)) / total + bounds / len(contexts)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """B contexts of each member and the transitions they are to explain, f each."""
-
-    histories: Tensor
-    """(M, K·(D + A), B)."""
-    inputs: Tensor
-    """(M, F, B·f): standardized features of the states."""
-    next_inputs: Tensor
-    """(M, F, B·f): of the next states."""
-    actions: Tensor
-    """(M, A, B·f)."""
-    targets: Tensor
-    """(M, D, B·f)."""
-    backward_targets: Tensor
-    """(M, D, B·f)."""
-    weight: Tensor
-    """(M, 1, B·f): 0 where the transition is after the end of the episode."""
-
-
-@dataclass(frozen=True)
-class _Standardized:
-    """The log as the networks see it, a column a transition, and the scalings that made it so."""
-
-    columns: Tensor
-    """(T, 2·F + A + 2·D): features, next features, actions, targets, backward targets."""
-    moves: Tensor
-    """(T + 1, D + A): change of state and action of a transition; the last row is zero."""
-    inputs: Scaling
-    actions: Scaling | None
-    targets: Scaling
-
-
-class _Trainer:
+class CaDMTrainer:
     """The parameters, the optimizer and the random generators of one training run."""
 
     def __init__(self, log: Trajectories, task: Task, config: CaDMConfig, seed: int, device: torch.device) -> None:
         self._log, self._task, self._config, self._device = log, task, config, device
-        self._rng = np.random.default_rng([seed, 0])
         self._generator = torch.Generator(device).manual_seed(seed)
         self.parameters = self._initial_parameters()
         groups: dict[float, list[Tensor]] = {}
         for name, tensor in self.parameters.items():
             groups.setdefault(weight_decay(name), []).append(tensor.requires_grad_())
         # Adam's weight decay adds decay·W to the gradient, which is the gradient of decay·½‖W‖².
-        self._optimizer = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             [{"params": tensors, "weight_decay": decay} for decay, tensors in groups.items()],
             lr=config.learning_rate,
             fused=True,
             capturable=device.type == "cuda",
         )
-        self.steps = 0
+        self.steps = self.iterations = 0
         self._total = torch.zeros((), device=device)
-        self._states = torch.tensor(np.asarray(log.observations, np.float32).T.copy(), device=device)
-        self._next_states = torch.tensor(np.asarray(log.next_observations, np.float32).T.copy(), device=device)
-        self._actions = torch.tensor(np.array(log.actions), device=device)
-        lengths = log.episode_lengths
-        self._starts = torch.tensor(np.repeat(log.episode_starts, lengths), device=device)
-        self._ends = torch.tensor(np.repeat(log.episode_ends, lengths), device=device)
-        self._data: _Standardized | None = None
-
-    def parts(self) -> list[tuple[IntArray, IntArray]]:
-        """Return for each iteration the transitions seen so far: those to train on and those held out."""
-        config, log = self._config, self._log
-        order = self._rng.permutation(log.num_agents)
-        by_agent = np.split(np.argsort(log.agents, kind="stable"), np.cumsum(np.bincount(log.agents))[:-1])
-        kept, held_out, parts = np.empty(0, np.int64), np.empty(0, np.int64), []
-        for agents in np.array_split(order, min(config.iterations, log.num_agents)):
-            rows = self._rng.permutation(np.concatenate([by_agent[agent] for agent in agents]))
-            count = min(int(config.validation_fraction * len(rows)), config.max_validation - len(held_out))
-            held_out, kept = np.append(held_out, rows[:count]), np.append(kept, rows[count:])
-            parts.append((kept, held_out))
-        return parts
-
-    def epochs_per_iteration(self, parts: list[tuple[IntArray, IntArray]]) -> int:
-        """Return how many epochs each iteration may take."""
-        config = self._config
-        steps = sum(-(-len(kept) // config.batch_size) for kept, _ in parts)
-        return max(1, min(config.max_epochs, config.max_gradient_steps // steps))
+        self._data: StandardizedLog | None = None
+        """Of the present iteration."""
 
     def run_iteration(self, kept: IntArray, held_out: IntArray, epochs: int, bar: ProgressBar) -> None:
         """Standardize over the transitions seen so far, then train until the validation loss grows."""
         config = self._config
         seen = torch.as_tensor(np.append(kept, held_out), device=self._device)
-        self._data = self._standardize(seen)
+        self._data = StandardizedLog.of(self._log, self._task, config, seen, self._device)
         rows = torch.as_tensor(kept, device=self._device).expand(config.num_members, -1)
         if config.probabilistic:
             drawn = torch.randint(len(kept), rows.shape, generator=self._generator, device=self._device)
@@ -233,7 +196,7 @@ class _Trainer:
         average: float | None = None
         step = RecordedStep(self._descend)
         for _ in range(epochs):
-            loss = self._run_epoch(rows, step)
+            loss = self.run_epoch(rows, step)
             if not np.isfinite(loss):
                 raise TrainingDivergedError(
                     f"the loss is {loss} after {self.steps} gradient steps; lower the learning rate "
@@ -242,26 +205,54 @@ class _Trainer:
             bar.advance(f"loss {loss:.3e}")
             if len(held_out) == 0:
                 continue
-            validation = self._validation_loss(torch.as_tensor(held_out, device=self._device))
+            validation = self.validation_loss(torch.as_tensor(held_out, device=self._device))
             before = average
             if average is None:
                 average = validation + 0.5 * abs(validation)
             average = _PERSISTENCE * average + (1 - _PERSISTENCE) * validation
             if before is not None and average > before:
                 break
+        self.iterations += 1
+
+    def run_epoch(self, rows: Tensor, step: RecordedStep) -> float:
+        """Visit every transition of rows (M, n) once; return the mean loss of a member."""
+        config = self._config
+        shuffled = torch.argsort(torch.rand(rows.shape, generator=self._generator, device=self._device), dim=1)
+        self._total.zero_()
+        for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
+            offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
+            step(part, offsets[: config.futures_per_context])
+            self.steps += 1
+        return float(self._total) / rows.shape[1] / config.num_members
+
+    @torch.no_grad()
+    def validation_loss(self, rows: Tensor) -> float:
+        """Return the members' mean loss on some transitions (n,)."""
+        config = self._config
+        offsets = torch.arange(0, config.future_steps, device=self._device)
+        offsets = offsets[:: max(1, config.future_steps // config.futures_per_context)]
+        total = 0.0
+        for part in rows.split(config.batch_size):
+            batch = self._data.batch(part.expand(config.num_members, -1), offsets)
+            total += float(losses(self.parameters, config, batch).mean()) * len(part) / len(rows)
+        return total
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that the iterations to come depend on."""
-        kept = under("parameters", self.parameters) | under("adam", optimizer_state(self._optimizer))
+        """Return, with `progress`, everything that the iterations to come depend on."""
+        kept = under("parameters", self.parameters) | under("adam", optimizer_state(self.optimizer))
         return {**kept, "generator": self._generator.get_state()}
 
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run has come."""
+        return {"steps": self.steps, "iterations": self.iterations}
+
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned when so much was done."""
+        """Continue from what `state` and `progress` returned."""
         for name, tensor in within("parameters", tensors).items():
             self.parameters[name].data.copy_(tensor)
-        restore_optimizer(self._optimizer, within("adam", tensors))
+        restore_optimizer(self.optimizer, within("adam", tensors))
         self._generator.set_state(tensors["generator"])
-        self.steps = int(progress["steps"])
+        self.steps, self.iterations = int(progress["steps"]), int(progress["iterations"])
 
     def model(self, provenance: dict[str, Any]) -> CaDM:
         """Return what was learned."""
@@ -272,7 +263,7 @@ class _Trainer:
         if data.actions is not None:
             arrays |= {"action_mean": data.actions.mean, "action_scale": data.actions.scale}
         last = log.episode_ends[[np.flatnonzero(log.episode_agents == agent)[-1] for agent in range(log.num_agents)]]
-        histories = self._histories(torch.as_tensor(last - 1, device=self._device)[None], after=1)[0].T
+        histories = data.histories(torch.as_tensor(last - 1, device=self._device)[None], after=1)[0].T
         return CaDM(
             task=self._task,
             parameters={name: tensor.cpu().numpy().copy() for name, tensor in arrays.items()},
@@ -299,80 +290,10 @@ class _Trainer:
             parameters[name] = tensor
         return parameters
 
-    def _standardize(self, seen: Tensor) -> _Standardized:
-        features = self._config.features
-        states, next_states = self._states, self._next_states
-        inputs, next_inputs = features.of(states), features.of(next_states)
-        targets = next_states - features.base(states)
-        backward = states - features.base(next_states)
-        if self._task.discrete:
-            actions = torch.nn.functional.one_hot(self._actions, self._task.action_size).T.float()
-            action_scaling = None
-        else:
-            actions = self._actions.T.float()
-            action_scaling = Scaling.of(actions[:, seen])
-            actions = action_scaling(actions)
-        input_scaling, target_scaling = Scaling.of(inputs[:, seen]), Scaling.of(targets[:, seen])
-        backward_scaling = Scaling.of(backward[:, seen])
-        columns = torch.cat(
-            [
-                input_scaling(inputs), input_scaling(next_inputs), actions, target_scaling(targets),
-                backward_scaling(backward),
-            ]
-        )  # fmt: skip
-        moves = torch.cat([next_states - states, actions]).T
-        moves = torch.cat([moves, torch.zeros_like(moves[:1])])
-        return _Standardized(columns.T.contiguous(), moves, input_scaling, action_scaling, target_scaling)
-
-    def _run_epoch(self, rows: Tensor, step: RecordedStep) -> float:
-        """Visit every transition of rows (M, n) once; return the mean loss of a member."""
-        config = self._config
-        shuffled = torch.argsort(torch.rand(rows.shape, generator=self._generator, device=self._device), dim=1)
-        self._total.zero_()
-        for part in rows.gather(1, shuffled).split(config.batch_size, dim=1):
-            offsets = torch.randperm(config.future_steps, generator=self._generator, device=self._device)
-            step(part, offsets[: config.futures_per_context])
-            self.steps += 1
-        return float(self._total) / rows.shape[1] / config.num_members
-
     def _descend(self, part: Tensor, offsets: Tensor) -> None:
         """Take a step with a batch (M, B), and add the loss of its transitions up."""
-        loss = losses(self.parameters, self._config, self._batch(part, offsets)).sum()
-        self._optimizer.zero_grad()
+        loss = losses(self.parameters, self._config, self._data.batch(part, offsets)).sum()
+        self.optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        self.optimizer.step()
         self._total += loss.detach() * part.shape[1]
-
-    @torch.no_grad()
-    def _validation_loss(self, rows: Tensor) -> float:
-        config = self._config
-        offsets = torch.arange(0, config.future_steps, device=self._device)
-        offsets = offsets[:: max(1, config.future_steps // config.futures_per_context)]
-        total = 0.0
-        for part in rows.split(config.batch_size):
-            batch = self._batch(part.expand(config.num_members, -1), offsets)
-            total += float(losses(self.parameters, config, batch).mean()) * len(part) / len(rows)
-        return total
-
-    def _batch(self, rows: Tensor, offsets: Tensor) -> _Batch:
-        """Gather the histories before transitions (M, B), and the transitions ``offsets`` (f,) after them."""
-        size, inputs = self._task.observation_size, self._data.inputs.mean.shape[0]
-        futures = rows[:, :, None] + offsets
-        ends = self._ends[rows][:, :, None]
-        weight = (futures < ends).flatten(1)
-        chosen = torch.minimum(futures, ends - 1).flatten(1)
-        columns = self._data.columns[chosen].transpose(1, 2).contiguous()
-        sizes = (inputs, inputs, self._task.action_size, size, size)
-        states, next_states, actions, targets, backward_targets = columns.split(sizes, dim=1)
-        return _Batch(
-            self._histories(rows), states, next_states, actions, targets, backward_targets, weight[:, None].float()
-        )
-
-    def _histories(self, rows: Tensor, after: int = 0) -> Tensor:
-        """Return the histories (M, K·(D + A), B) before (or ``after`` = 1: including) transitions (M, B)."""
-        length = self._config.history_length
-        stop = (rows + after)[:, :, None]
-        first = torch.maximum(stop - length, self._starts[rows][:, :, None])
-        index = first + torch.arange(length, device=self._device)
-        index = torch.where(index < stop, index, len(self._data.moves) - 1)
-        return self._data.moves[index].flatten(2).transpose(1, 2).contiguous()
