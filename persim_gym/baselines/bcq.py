@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persim_gym.baselines.offline import OfflinePolicy
-from persim_gym.baselines.offline_training import fit_policy
+from persim_gym.baselines.offline_training import Training, fit_policy
 from persim_gym.data import Trajectories
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
@@ -57,11 +57,11 @@ def fit_bcq(
         FileFormatError: the checkpoint is of another run.
 
     """
-    return fit_policy(
-        trajectories, (discrete_config, continuous_config), settings, agent=agent, task=task, device=device,
-        steps=steps, seed=seed, progress=progress, callback=callback, callback_every=callback_every, select=select,
-        patience=patience, checkpoint=checkpoint,
+    training = Training(
+        steps=steps, seed=seed, device=device, progress=progress, callback=callback, callback_every=callback_every,
+        select=select, patience=patience, checkpoint=checkpoint,
     )  # fmt: skip
+    return fit_policy(trajectories, (discrete_config, continuous_config), settings, training, agent=agent, task=task)
 
 
 def discrete_config() -> Any:

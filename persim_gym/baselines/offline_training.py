@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import Settings, whole
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, weights_of
 from persim_gym.baselines.logs import check_rewards, policy_log
@@ -32,69 +33,47 @@ from persim_gym.types import FloatArray, IntArray
 _BAR_STEPS = 100
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training(Settings):
+    """How a policy is trained; the docstrings of `fit_bcq` and `fit_cql` explain it."""
+
+    steps: int = whole()
+    seed: int = whole(least=0)
+    device: str
+    progress: bool
+    callback: Callable[[OfflinePolicy, int], None] | None
+    callback_every: int = whole()
+    select: Callable[[OfflinePolicy], float] | None
+    patience: int | None = whole(optional=True)
+    checkpoint: str | Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.select is None:
+            raise InvalidArgumentError(f"patience={self.patience} needs the scores of select")
+
+
 def fit_policy(
     trajectories: Trajectories,
     configs: tuple[Callable[[], Any], Callable[[], Any]],
     settings: dict[str, Any],
+    training: Training,
     *,
     agent: int | str | None,
     task: str | Task | None,
-    device: str,
-    **training: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log, or from one agent's own part of it.
-
-    Args:
-        trajectories: the log.
-        configs: d3rlpy's configuration for discrete actions, and that for continuous ones.
-        settings: to change in it.
-        agent: index or label of the agent; everyone's trajectories if None.
-        task: what it is a log of; by default the task named in it.
-        device: "auto", "cpu", "cuda", … .
-        **training: arguments of `train`.
-
-    """
-    log, found = policy_log(trajectories, task, agent)
-    check_rewards(log, found)
-    config = configs[0]() if found.discrete else configs[1]()
-    where = resolve_device(device)
-    algorithm = configured(config, settings).create(device=device_name(where))
-    return train(algorithm, log, found, device=where, **training)
-
-
-def train(
-    algorithm: Any,
-    log: Trajectories,
-    task: Task,
-    *,
-    steps: int,
-    seed: int,
-    progress: bool,
-    device: torch.device | None = None,
-    callback: Callable[[OfflinePolicy, int], None] | None = None,
-    callback_every: int = 10_000,
-    select: Callable[[OfflinePolicy], float] | None = None,
-    patience: int | None = None,
-    checkpoint: str | Path | None = None,
-) -> OfflinePolicy:
-    """Run so many gradient steps of a d3rlpy algorithm on a log.
 
     Every row of the log is a transition of its own, the last of a truncated episode too, which d3rlpy's own data sets
     lose: it has a next observation and is not terminal.
 
     Args:
-        algorithm: made by d3rlpy, not built yet.
-        log: to learn from.
-        task: of the log.
-        steps: gradient steps.
-        seed: of the initial weights and the batches.
-        progress: whether to show a bar.
-        device: that the algorithm was made for; the CPU if None.
-        callback: called with the policy and the number of steps done, for learning curves.
-        callback_every: steps between its calls, and between those of ``select``.
-        select: a score of the policy, the higher the better; the weights that scored best are those returned.
-        patience: scores in a row that may stay at or below the best before training ends; it never ends early if None.
-        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
+        trajectories: the log.
+        configs: d3rlpy's configuration for discrete actions, and that for continuous ones.
+        settings: to change in it.
+        training: everything else.
+        agent: index or label of the agent; everyone's trajectories if None.
+        task: what it is a log of; by default the task named in it.
 
     Raises:
         InvalidArgumentError: a number out of its range, or fewer steps than the checkpoint has.
@@ -102,65 +81,64 @@ def train(
         FileFormatError: the checkpoint is of another run.
 
     """
-    seed, where = whole_number("seed", seed, least=0), device or torch.device("cpu")
-    steps, callback_every = whole_number("steps", steps), whole_number("callback_every", callback_every)
-    if patience is not None:
-        whole_number("patience", patience)
-        if select is None:
-            raise InvalidArgumentError(f"patience={patience} needs the scores of select")
+    log, task = policy_log(trajectories, task, agent)
+    check_rewards(log, task)
+    config = configured(configs[0]() if task.discrete else configs[1](), settings)
+    where = resolve_device(training.device)
     start = time.perf_counter()
-    weights_seed, noise_seed, policy_seed = (
-        int(one.generate_state(1)[0]) for one in np.random.SeedSequence(seed).spawn(3)
-    )
-    with OwnRandomness(weights_seed, where).active():
-        algorithm.create_impl((task.observation_size,), task.action_size)
-    policy = OfflinePolicy(algorithm, task, OwnRandomness(policy_seed, where), {**log.source, "seed": seed})
-    run = _Run(policy, log, OwnRandomness(noise_seed, where), np.random.default_rng(seed))
     identity = {
-        "task": task.name, "settings": settings_of(algorithm.config), "callback_every": callback_every,
-        "select": select is not None, "seed": seed, "data_digest": log.digest, "device": where.type,
+        "task": task.name, "settings": settings_of(config), "callback_every": training.callback_every,
+        "select": training.select is not None, "seed": training.seed, "data_digest": log.digest, "device": where.type,
     }  # fmt: skip
-    kept = Checkpoint.beside(checkpoint, identity)
-    earlier = kept.read()
+    saved = Checkpoint.beside(training.checkpoint, identity)
+    run, earlier = _Run(config, log, task, training.seed, where), saved.read()
     if earlier is not None:
         run.resume(*earlier)
         start -= earlier[1]["seconds"]
-        if run.done > steps:
-            raise InvalidArgumentError(
-                f"steps={steps} is fewer than the {run.done} that the checkpoint {kept.path} has: give at least as "
-                "many, or delete it"
-            )
-    title = type(algorithm).__name__
-    with ProgressBar(title, steps, progress, done=run.done) as bar, single_thread():
+    if run.done > training.steps:
+        raise InvalidArgumentError(
+            f"steps={training.steps} is fewer than the {run.done} that the checkpoint {saved.path} has: give at least "
+            "as many, or delete it"
+        )
+    _take_steps(run, training, saved, start)
+    saved.remove()
+    run.policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(time.perf_counter() - start, 1)}
+    return run.policy
+
+
+def _take_steps(run: _Run, training: Training, saved: Checkpoint, start: float) -> None:
+    """Train to the end, then let the policy have the weights that scored best."""
+    steps, every, patience = training.steps, training.callback_every, training.patience
+    title = type(run.policy.algorithm).__name__
+    with ProgressBar(title, steps, training.progress, done=run.done) as bar, single_thread():
         while run.done < steps and not (patience is not None and run.best.since >= patience):
-            run.advance(min(steps, run.done + _BAR_STEPS, (run.done // callback_every + 1) * callback_every))
+            run.advance(min(steps, run.done + _BAR_STEPS, (run.done // every + 1) * every))
             bar.complete(run.done)
-            if run.done % callback_every == 0 or run.done == steps:
-                if callback is not None:
-                    callback(policy, run.done)
-                if select is not None:
-                    run.best.offer(float(select(policy)))
-            if kept.due:
-                kept.write(run.state(), **run.progress(), seconds=time.perf_counter() - start)
+            if run.done % every == 0 or run.done == steps:
+                if training.callback is not None:
+                    training.callback(run.policy, run.done)
+                if training.select is not None:
+                    run.best.offer(float(training.select(run.policy)))
+            if saved.due:
+                saved.write(run.state(), **run.progress(), seconds=time.perf_counter() - start)
     run.best.restore()
-    kept.remove()
-    policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(time.perf_counter() - start, 1)}
-    return policy
 
 
 class _Run:
-    """One training run: the learner, its random numbers, and the weights that scored best so far."""
+    """One training run: the policy, its learner, their random numbers, and the weights that scored best so far."""
 
-    def __init__(
-        self, policy: OfflinePolicy, log: Trajectories, randomness: OwnRandomness, rng: np.random.Generator
-    ) -> None:
-        algorithm = self._algorithm = policy.algorithm
-        self.best, self.done = _Best(algorithm), 0
-        self._randomness = {"training": randomness, "policy": policy.randomness}
-        self._learner = (
-            DiscreteSteps(algorithm, log) if follows(algorithm.config) else D3rlpySteps(algorithm, log, policy.task)
+    def __init__(self, config: Any, log: Trajectories, task: Task, seed: int, device: torch.device) -> None:
+        weights, noise, drawn = (
+            OwnRandomness(int(one.generate_state(1)[0]), device) for one in np.random.SeedSequence(seed).spawn(3)
         )
-        self._rng, self._batch_size = rng, algorithm.config.batch_size
+        algorithm = self._algorithm = config.create(device=device_name(device))
+        with weights.active():
+            algorithm.create_impl((task.observation_size,), task.action_size)
+        self.policy = OfflinePolicy(algorithm, task, drawn, {**log.source, "seed": seed})
+        self.best, self.done = _Best(algorithm), 0
+        self._randomness = {"training": noise, "policy": drawn}
+        self._learner = DiscreteSteps(algorithm, log) if follows(config) else D3rlpySteps(algorithm, log, task)
+        self._rng, self._batch_size = np.random.default_rng(seed), config.batch_size
         self._count = log.num_transitions
 
     def advance(self, until: int) -> None:
