@@ -7,30 +7,77 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 
+if TYPE_CHECKING:
+    from persim_gym.data import Trajectories
+    from persim_gym.tasks import Task
+
+SECONDS_BETWEEN_WRITES = 30.0
 _KIND = "checkpoint"
-_SECONDS = 30.0
+
+
+class Resumable(Protocol):
+    """A training run that can be interrupted: `state` and `progress` are all that the rest of it depends on."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return its tensors."""
+        ...
+
+    def progress(self) -> Mapping[str, Any]:
+        """Return what else there is, as JSON can hold it: how far the run has come."""
+        ...
+
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state`, its tensors now on the CPU, and `progress` returned."""
+        ...
 
 
 @dataclass
 class Checkpoint:
-    """Where the state of one training run is kept; nowhere, if no path is given."""
+    """Where a training run is kept (nowhere, if no path is given), and the clock of the run.
+
+    `resume` comes before the run, `write` when it is `due`, `remove` after it.
+    """
 
     path: Path | None
     identity: Mapping[str, Any]
     """Everything the run depends on, as JSON can hold it: settings, seed, data."""
-    _written: float = field(default_factory=time.monotonic, init=False, repr=False)
+    earlier_seconds: float = field(default=0.0, init=False)
+    """That earlier calls took for what the run was resumed from."""
+
+    def __post_init__(self) -> None:
+        self._start = self._written = time.perf_counter()
 
     @classmethod
-    def beside(cls, path: str | Path | None, identity: Mapping[str, Any], stage: str = "") -> Checkpoint:
-        """Return the checkpoint of a run, or of a stage of it, whose result will be kept at a path, if at all.
+    def of(
+        cls,
+        path: str | Path | None,
+        log: Trajectories,
+        task: Task,
+        *,
+        seed: int,
+        device: torch.device,
+        suffix: str = "",
+        **settings: Any,
+    ) -> Checkpoint:
+        """Return the checkpoint of a run whose result will be kept at a path, if at all.
+
+        Args:
+            path: of the result.
+            log: that is learned from.
+            task: that it is a log of.
+            seed: of the run.
+            device: whose random generator is in the state.
+            suffix: of the file's name, for one run of several with one result.
+            **settings: everything else that the run depends on, as JSON can hold it.
 
         Raises:
             InvalidArgumentError: the path names no file.
@@ -38,33 +85,32 @@ class Checkpoint:
 
         """
         if path is None:
-            return cls(None, identity)
+            return cls(None, {})
         if not Path(path).name:
             raise InvalidArgumentError(f"checkpoint={str(path)!r} must be a file name")
         storage.check_target(path)
-        return cls(Path(path).with_name(f"{Path(path).name}{stage}.part"), identity)
+        identity = {"task": task.name, **settings, "seed": seed, "data_digest": log.digest, "device": device.type}
+        return cls(Path(path).with_name(f"{Path(path).name}{suffix}.part"), identity)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken in all calls, this one from when this object was made."""
+        return time.perf_counter() - self._start + self.earlier_seconds
 
     @property
     def due(self) -> bool:
         """Whether there is a file to write to, and half a minute has passed since the last time."""
-        return self.path is not None and time.monotonic() - self._written > _SECONDS
+        return self.path is not None and time.perf_counter() - self._written > SECONDS_BETWEEN_WRITES
 
-    def write(self, tensors: Mapping[str, torch.Tensor | np.ndarray], **progress: Any) -> None:
-        """Keep a state, and how far the run has come."""
-        if self.path is not None:
-            arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in tensors.items()}
-            storage.write(self.path, _KIND, arrays, {**self.identity, **progress})
-            self._written = time.monotonic()
-
-    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Return what `write` kept last, tensors on the CPU and progress; None if there is nothing.
+    def resume(self, run: Resumable) -> None:
+        """Let a run that has just been made continue where `write` left it, if it did.
 
         Raises:
             FileFormatError: damaged, or kept by another run.
 
         """
         if self.path is None or not self.path.exists():
-            return None
+            return
         arrays, document = storage.read(self.path, _KIND)
         wanted = json.loads(storage.to_json(dict(self.identity)))
         different = ", ".join(key for key in wanted if document.get(key) != wanted[key])
@@ -73,7 +119,15 @@ class Checkpoint:
                 f"{self.path} is a checkpoint of another training run (different {different}); "
                 "delete it, or give another checkpoint name"
             )
-        return {name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document
+        run.resume({name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document)
+        self.earlier_seconds = float(document.get("seconds", 0.0))  # `fit` has not always kept them
+
+    def write(self, run: Resumable) -> None:
+        """Keep a run as it is now."""
+        if self.path is not None:
+            arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in run.state().items()}
+            storage.write(self.path, _KIND, arrays, {**self.identity, **run.progress(), "seconds": self.seconds})
+            self._written = time.perf_counter()
 
     def remove(self) -> None:
         """Forget the run, which is over."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy, mse_loss
 
+from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
-from persim_gym.errors import InvalidDataError, TrainingDivergedError
+from persim_gym.epochs import run_epochs
+from persim_gym.errors import InvalidDataError
 from persim_gym.gradients import predict
 from persim_gym.normalizer import spread
 from persim_gym.outcomes import LearnedReward, LearnedTermination, reward_inputs
 from persim_gym.parameters import Outcome, outcome_shapes
 from persim_gym.tasks import Task
-from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import FloatArray, IntArray
 
@@ -41,6 +44,8 @@ class OutcomeLearner:
     device: torch.device
     threads: int
     progress: bool
+    checkpoint_of: Callable[[IntArray, str], Checkpoint]
+    """Returns the checkpoint of a run on some rows, under a name of its own."""
 
     def choose(self, kept: IntArray, held_out: IntArray) -> dict[str, tuple[Outcome, bool]]:
         """Learn each outcome from the kept rows in both ways.
@@ -56,19 +61,19 @@ class OutcomeLearner:
         """
         found = {}
         for name in self.names(kept):
-            shared = self.learn(name, kept, by_agent=False)
+            shared = self.learn(name, kept, by_agent=False, stage="validation")
             found[name] = shared, False
             if len(held_out) < 2:
                 continue
-            own = self.learn(name, kept, by_agent=True)
+            own = self.learn(name, kept, by_agent=True, stage="validation")
             problem = _Problem.of(self.log, self.task, name, held_out)
             gain = problem.losses(shared) - problem.losses(own)
             if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
                 found[name] = own, True
         return found
 
-    def learn(self, name: str, rows: IntArray, by_agent: bool) -> Outcome:
-        """Learn one outcome from some rows."""
+    def learn(self, name: str, rows: IntArray, *, by_agent: bool, stage: str) -> Outcome:
+        """Learn one outcome from some rows, with or without factors of each agent's own; a stage's rows are its own."""
         problem = _Problem.of(self.log, self.task, name, rows, by_agent)
         shapes = outcome_shapes(self.task, self.config, problem.num_agents, name)
         # A log's rewards are learned as they are, however rare: a bonus at the goal is no outlier.
@@ -77,15 +82,17 @@ class OutcomeLearner:
         scaling = problem.scaling()
         columns = problem.columns(scaling, self.device)
         every = torch.arange(len(rows), device=self.device)
-        title = f"{self.task.name}, {name}{' by agent' if by_agent else ''}"
-        with ProgressBar(title, config.epochs, self.progress) as bar:
-            for _ in range(config.epochs):
-                loss = trainer.run_epoch(columns, every)
-                if not np.isfinite(loss):
-                    raise TrainingDivergedError(
-                        f"the loss of the {name} is {loss}; lower the learning rate ({config.learning_rate})"
-                    )
-                bar.advance(f"loss {loss:.3e}")
+        variant = f"{name} by agent" if by_agent else name
+        run_epochs(
+            trainer,
+            partial(trainer.run_epoch, columns, every),
+            self.checkpoint_of(rows, f"{variant.replace(' ', '-')}-{stage}"),
+            epochs=config.epochs,
+            title=f"{self.task.name}, {variant}",
+            progress=self.progress,
+            advice=f"lower the learning rate (learning_rate={config.learning_rate})",
+            preparation=trainer.preparation,
+        )
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         if not by_agent:
             arrays["agent.weight"] = np.repeat(arrays["agent.weight"], self.log.num_agents, axis=1)

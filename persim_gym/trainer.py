@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ class Trainer:
         small = len(config.state_hidden) == 1 and "action.weight" in shapes
         self._compiled = small and device.type == "cpu" and jit.available()
         self._recorded: tuple[Columns, int, RecordedStep] | None = None
-        self.epoch = 0
+        self.epoch, self.loss = 0, float("nan")
         self.generator = torch.Generator(device).manual_seed(seed)
         count = sum(_padded(shape) for shape, _ in shapes.values())
         self.flat, self.flat_gradient = torch.zeros(count, device=device), torch.zeros(count, device=device)
@@ -143,9 +144,9 @@ class Trainer:
         )
         run = self._run_compiled if self._compiled else self._run_recorded if rows.is_cuda else self._run_batches
         with matmul_precision(config.matmul_precision):
-            loss = run(columns, order, learning_rate)
+            self.loss = run(columns, order, learning_rate)
         self.epoch += 1
-        return loss
+        return self.loss
 
     @property
     def preparation(self) -> str:
@@ -219,15 +220,19 @@ class Trainer:
         return losses
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that the rest of the run depends on."""
+        """Return, with `progress`, everything that the rest of the run depends on."""
         return {**{name: getattr(self, name) for name in _TENSORS}, "generator": self.generator.get_state()}
 
-    def resume(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
-        """Continue from what `state` returned after ``epoch`` epochs."""
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run has come."""
+        return {"epoch": self.epoch, "loss": self.loss}
+
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state` and `progress` returned."""
         for name in _TENSORS:
             getattr(self, name).copy_(tensors[name])
         self.generator.set_state(tensors["generator"])
-        self.epoch = epoch
+        self.epoch, self.loss = int(progress["epoch"]), float(progress["loss"])
 
 
 _TENSORS = ("flat", "first_moment", "second_moment", "step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import memory_for, resolve_device, threads_for
-from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
+from persim_gym.epochs import run_epochs
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.factors import refit_factors
 from persim_gym.gradients import predict
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
@@ -27,7 +29,6 @@ from persim_gym.refit import refit_in_turns
 from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task, is_built_in
 from persim_gym.tasks.rules import check_rules
-from persim_gym.terminal import ProgressBar
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
 
@@ -185,10 +186,13 @@ class _Runs:
     ) -> None:
         self.device, self._threads = device, torch.get_num_threads()
         self._log, self._task, self._seed, self._progress = log, task, seed, progress
-        self._checkpoint = checkpoint
-        self._written: list[Checkpoint] = []
-        self.earlier_seconds = 0.0
-        """That runs which were interrupted had taken for what is in their checkpoints."""
+        self._path = checkpoint
+        self._checkpoints: list[Checkpoint] = []
+
+    @property
+    def earlier_seconds(self) -> float:
+        """That earlier calls took for what is in their checkpoints."""
+        return sum(checkpoint.earlier_seconds for checkpoint in self._checkpoints)
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
         """Train all candidates on some rows; return the ensemble of those kept and the last epoch's mean loss."""
@@ -196,25 +200,17 @@ class _Runs:
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
         trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
-        checkpoint = self._checkpoint_of(config, rows, stage)
-        loss, earlier = _resume(trainer, checkpoint)
-        self.earlier_seconds += earlier
-        start = time.perf_counter() - earlier
         device_rows = torch.as_tensor(rows, device=self.device)
-        title = f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}"
-        with ProgressBar(title, config.epochs, self._progress, done=trainer.epoch) as bar:
-            bar.complete(trainer.epoch, trainer.preparation)
-            while trainer.epoch < config.epochs:
-                loss = trainer.run_epoch(columns, device_rows)
-                if not np.isfinite(loss):
-                    raise TrainingDivergedError(
-                        f"the loss is {loss} after epoch {trainer.epoch}; lower the learning rate "
-                        f"(learning_rate={config.learning_rate}) or set normalize=True"
-                    )
-                bar.advance(f"loss {loss:.3e}")
-                if checkpoint.due or trainer.epoch == config.epochs:
-                    seconds = time.perf_counter() - start
-                    checkpoint.write(trainer.state(), epoch=trainer.epoch, loss=loss, seconds=seconds)
+        run_epochs(
+            trainer,
+            partial(trainer.run_epoch, columns, device_rows),
+            self._checkpoint(config, rows, stage),
+            epochs=config.epochs,
+            title=f"{self._task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}",
+            progress=self._progress,
+            advice=f"lower the learning rate (learning_rate={config.learning_rate}) or set normalize=True",
+            preparation=trainer.preparation,
+        )
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         candidates = refit_factors(
             self._ensemble(config, parameters),
@@ -235,7 +231,7 @@ class _Runs:
                 device=str(self.device),
                 progress=self._progress,
             )
-        return found, loss
+        return found, trainer.loss
 
     def validate(self, config: PerSimConfig, kept: IntArray, held_out: IntArray) -> tuple[dict[str, float], Ensemble]:
         """Train on the kept rows; return the one-step errors on the held-out ones, and the ensemble."""
@@ -254,7 +250,14 @@ class _Runs:
         if not self._task.learned:
             return {}, {}
         learner = OutcomeLearner(
-            self._log, self._task, config, self._seed, self.device, self._threads, progress=self._progress
+            self._log,
+            self._task,
+            config,
+            self._seed,
+            self.device,
+            self._threads,
+            progress=self._progress,
+            checkpoint_of=partial(self._checkpoint, config),
         )
         chosen_on = (kept, held_out) if len(held_out) else _split(len(kept), _TO_CHOOSE_OUTCOMES, self._seed)
         chosen = learner.choose(*chosen_on)
@@ -264,7 +267,10 @@ class _Runs:
             errors = outcome_errors(self._log, outcomes, held_out)
         if refit or not len(held_out):
             everything = np.arange(self._log.num_transitions)
-            outcomes = {name: learner.learn(name, everything, name in by_agent) for name in learner.names(everything)}
+            outcomes = {
+                name: learner.learn(name, everything, by_agent=name in by_agent, stage="full")
+                for name in learner.names(everything)
+            }
         return outcomes, {**errors, "outcomes_by_agent": by_agent}
 
     def _ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
@@ -282,7 +288,7 @@ class _Runs:
 
     def forget_checkpoints(self) -> None:
         """Remove the checkpoints of finished training."""
-        for checkpoint in self._written:
+        for checkpoint in self._checkpoints:
             checkpoint.remove()
 
     def _normalizer(self, config: PerSimConfig) -> Normalizer:
@@ -299,25 +305,17 @@ class _Runs:
             discrete=self._task.discrete,
         )
 
-    def _checkpoint_of(self, config: PerSimConfig, rows: IntArray, stage: str) -> Checkpoint:
-        identity = {
-            "task": self._task.name,
-            "config": config.to_json(),
-            "seed": self._seed,
-            "stage": stage,
-            "data_digest": self._log.digest,
-            "num_rows": len(rows),  # with the seed it says which are held out
-            "device": self.device.type,  # whose random generator is in the state
-        }
-        self._written.append(Checkpoint.beside(self._checkpoint, identity, f".rank{config.rank}-{stage}"))
-        return self._written[-1]
-
-
-def _resume(trainer: Trainer, checkpoint: Checkpoint) -> tuple[float, float]:
-    """Continue from a checkpoint of exactly this run, if there is one; return its last loss and the seconds it took."""
-    found = checkpoint.read()
-    if found is None:
-        return float("nan"), 0.0
-    tensors, progress = found
-    trainer.resume(tensors, int(progress["epoch"]))
-    return float(progress["loss"]), float(progress.get("seconds", 0.0))
+    def _checkpoint(self, config: PerSimConfig, rows: IntArray, stage: str) -> Checkpoint:
+        checkpoint = Checkpoint.of(
+            self._path,
+            self._log,
+            self._task,
+            seed=self._seed,
+            device=self.device,
+            suffix=f".rank{config.rank}-{stage}",
+            config=config.to_json(),
+            stage=stage,
+            num_rows=len(rows),  # with the seed it says which are held out
+        )
+        self._checkpoints.append(checkpoint)
+        return checkpoint

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from gymnasium import spaces
 
+from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.model import Ensemble
@@ -18,6 +19,35 @@ from persim_gym.tasks.equations import EquationSystem
 SMALL = PerSimConfig(rank=3, state_hidden=(8,), action_hidden=(8,), num_members=3, normalize=False)
 DEEP = SMALL.with_changes(state_hidden=(8, 7), action_hidden=(6, 5), normalize=True)
 SKIPPING, DEEP_SKIPPING = SMALL.with_changes(linear_skip=True), DEEP.with_changes(linear_skip=True)
+
+
+def keep_often(monkeypatch):
+    """Let training keep its state whenever it may."""
+    monkeypatch.setattr("persim_gym.checkpoint.SECONDS_BETWEEN_WRITES", -1.0)
+
+
+def keep_checkpoints(monkeypatch):
+    """Leave the checkpoints of finished training where they are."""
+    monkeypatch.setattr(Checkpoint, "remove", lambda _: None)
+
+
+def interrupt_after(writes, monkeypatch):
+    """Interrupt training once, right after it has kept its state so many times, which it does whenever it may.
+
+    Returns a list that every file written is appended to, the resumed training's too.
+    """
+    written, write = [], Checkpoint.write
+
+    def interrupting(checkpoint, run):
+        write(checkpoint, run)
+        if checkpoint.path is not None:
+            written.append(checkpoint.path.name)
+            if len(written) == writes:
+                raise KeyboardInterrupt
+
+    keep_often(monkeypatch)
+    monkeypatch.setattr(Checkpoint, "write", interrupting)
+    return written
 
 
 def random_ensemble(task, config=SMALL, *, num_agents=3, seed=0, step_size=0.1):

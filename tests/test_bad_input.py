@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
+from support import SMALL, keep_checkpoints, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import (
@@ -517,7 +517,7 @@ def test_any_layout_of_arrays(agents):
 
 def test_a_damaged_checkpoint(tmp_path, monkeypatch):
     """It is refused by name and left where it is."""
-    monkeypatch.setattr("persim_gym.training._Runs.forget_checkpoints", lambda _: None)
+    keep_checkpoints(monkeypatch)
     fit_tiny(small_log(), checkpoint=tmp_path / "run", validation_fraction=0)
     (checkpoint,) = tmp_path.iterdir()
     checkpoint.write_bytes(checkpoint.read_bytes()[:-20])

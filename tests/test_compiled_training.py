@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from support import walk_dynamics, walk_task
+from support import keep_often, walk_dynamics, walk_task
 
 import persim_gym
 from persim_gym import PerSimConfig, Trajectories, fit, jit
@@ -111,7 +111,7 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
             raise KeyboardInterrupt
         return run_epoch(*arguments, **settings)
 
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
+    keep_often(monkeypatch)
     monkeypatch.setattr(compiled_training, "run_epoch", interrupting)
     with pytest.raises(KeyboardInterrupt):
         trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")

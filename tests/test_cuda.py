@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support import interrupt_after
 
 import persim_gym
 from persim_gym.baselines.cadm import CaDMAgent
@@ -81,20 +82,11 @@ def test_interrupted_training_on_cuda_goes_on(cart_pole_log, tmp_path, monkeypat
     config = get_config("CartPole", "CartPole").with_changes(epochs=6)
     settings = {"config": config, "device": "cuda", "validation_fraction": 0, "seed": 0, "progress": False}
     straight = persim_gym.fit(cart_pole_log, **settings)
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
-    write, calls = persim_gym.storage.write, []
-
-    def interrupted(*arguments):
-        write(*arguments)
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("persim_gym.storage.write", interrupted)
+    written = interrupt_after(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         persim_gym.fit(cart_pole_log, checkpoint=tmp_path / "model", **settings)
     resumed = persim_gym.fit(cart_pole_log, checkpoint=tmp_path / "model", **settings)
-    assert len(calls) > 3
+    assert len(written) > 3
     assert resumed.provenance["training_loss"] == pytest.approx(straight.provenance["training_loss"], rel=1e-3)
 
 

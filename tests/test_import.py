@@ -15,7 +15,8 @@ LAYERS = (
     "folding", "blocks", "shallow_kernel", "compiled", "layers", "layer_kernel", "compiled_layers", "agent_network",
     "simulator", "factor_simulator", "selection",
     "covariates", "factor_statistics", "factors", "refit", "calibration", "compiled_training",
-    "graphs", "checkpoint", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
+    "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration",
+    "planning",
     "generation", "evaluation", "returns", "log_errors", "plotting", "report", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
 FORWARD = {("model", "factor_simulator")}  # `Ensemble.simulator` is where users meet it; imported on use

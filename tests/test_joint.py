@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import walk_task
+from support import interrupt_after, walk_task
 
 import persim_gym
-from persim_gym.baselines import joint
 from persim_gym.baselines.cadm import CaDM
 from persim_gym.baselines.joint import JointModel, _loss, fit_joint
 from persim_gym.config import get_config
@@ -179,22 +178,14 @@ def test_interrupted_joint_training_goes_on(cart_pole_log, tmp_path, monkeypatch
     config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=6, halve_learning_rate_every=2)
     settings = {"config": config, "device": "cpu", "progress": False}
     whole = fit_joint(cart_pole_log, **settings)
-    run_epoch = joint._Trainer.run_epoch
-
-    def interrupting(trainer):
-        if trainer.epoch == 4:
-            raise KeyboardInterrupt
-        return run_epoch(trainer)
-
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
-    with monkeypatch.context() as patched:
-        patched.setattr(joint._Trainer, "run_epoch", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", **settings)
+    written = interrupt_after(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", **settings)
     with pytest.raises(FileFormatError, match="different seed"):
         fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", seed=1, **settings)
     resumed = fit_joint(cart_pole_log, checkpoint=tmp_path / "model.joint", **settings)
     for name, array in whole.parameters.items():
         np.testing.assert_array_equal(resumed.parameters[name], array)
     assert resumed.provenance["training_loss"] == whole.provenance["training_loss"]
+    assert written == ["model.joint.part"] * 6  # once an epoch: none is run twice
     assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,13 @@
 """BCQ and CQL: d3rlpy's, driven by us on every row of a log."""
 
 import dataclasses
-import itertools
 import sys
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from support import interrupt_after, keep_often
 
 import persim_gym
 from persim_gym import extras, storage
@@ -158,7 +158,6 @@ def test_interrupted_learning_resumes_to_the_same_bits(request, kind, method, in
     task, log = request.getfixturevalue(kind)
     scores = {4: 1.0, 8: 3.0, 12: 2.0, 16: 0.0}
     monkeypatch.setattr(offline_training, "_BAR_STEPS", 4)
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
 
     def learn(**more):
         seen = []
@@ -173,14 +172,7 @@ def test_interrupted_learning_resumes_to_the_same_bits(request, kind, method, in
         return policy, done, seen
 
     whole, _, seen_by_whole = learn()
-    advance, calls = offline_training._Run.advance, itertools.count()
-
-    def interrupting(self, until):
-        if next(calls) == interrupted_after:
-            raise KeyboardInterrupt
-        advance(self, until)
-
-    monkeypatch.setattr(offline_training._Run, "advance", interrupting)
+    interrupt_after(interrupted_after, monkeypatch)
     path = tmp_path / "one.policy"
     with pytest.raises(KeyboardInterrupt):
         learn(checkpoint=path)
@@ -459,7 +451,7 @@ def test_counts_that_are_none(discrete, setting):
 def test_fewer_steps_than_the_checkpoint_has(discrete, tmp_path, monkeypatch):
     """A policy of more steps than were asked for is not handed out, and the checkpoint stays."""
     task, log = discrete
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
+    keep_often(monkeypatch)
 
     def stop(policy, step):
         if step == 200:

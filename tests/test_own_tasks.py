@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from support import interrupt_after
 
 import persim_gym
 from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes
@@ -104,6 +105,27 @@ def test_what_all_agents_share_is_learned_from_all(ensemble):
     )
     assert unvalidated.provenance["outcomes_by_agent"] == ["reward"]
     assert "reward_rmse" not in unvalidated.provenance
+
+
+@pytest.mark.parametrize("interrupted_after", [8, 19])
+def test_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch, interrupted_after):
+    """Interrupted while it learned the reward, from the kept rows or from all of them."""
+    config = CONFIG.with_changes(epochs=3)
+    settings = {"task": own_task(), "config": config, "seed": 0, "device": "cpu", "progress": False}
+    whole = persim_gym.fit(own_log(), **settings)
+    written = interrupt_after(interrupted_after, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        persim_gym.fit(own_log(), checkpoint=tmp_path / "one.persim", **settings)
+    assert "reward" in written[-1]
+    resumed = persim_gym.fit(own_log(), checkpoint=tmp_path / "one.persim", **settings)
+    # Dynamics, reward and termination twice, the outcomes of the kept rows in two ways: no epoch is run twice.
+    assert len(written) == 3 * (2 + 2 * 2 + 2) and len(set(written)) == 8
+    for name, outcome in whole.outcomes.items():
+        for key, array in outcome.parameters.items():
+            np.testing.assert_array_equal(resumed.outcomes[name].parameters[key], array)
+    for name, array in whole.parameters.items():
+        np.testing.assert_array_equal(resumed.parameters[name], array)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_too_short_to_hold_anything_out_shares():

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import SMALL, walk_dynamics, walk_task
+from support import SMALL, keep_checkpoints, keep_often, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, jit, storage, trainer, training
+from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, jit, storage, trainer
 from persim_gym.config import CONFIGS, RANKS
+from persim_gym.training import one_step_errors
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
 
@@ -194,9 +195,12 @@ def test_interrupted_fit_resumes_to_the_same_bits(log, tmp_path, monkeypatch, in
             raise KeyboardInterrupt
         return loss_and_gradients(*arguments, **settings)
 
-    clock = SimpleNamespace(perf_counter=itertools.count(step=10).__next__)
-    monkeypatch.setattr(training, "time", clock)
-    monkeypatch.setattr("persim_gym.checkpoint._SECONDS", -1.0)
+    def watch(perf_counter):
+        for module in ("training", "checkpoint"):
+            monkeypatch.setattr(f"persim_gym.{module}.time", SimpleNamespace(perf_counter=perf_counter))
+
+    watch(itertools.count(step=10).__next__)
+    keep_often(monkeypatch)
     monkeypatch.setattr(trainer, "loss_and_gradients", interrupting)
     checkpoint = tmp_path / "cartpole.persim"
     with pytest.raises(KeyboardInterrupt):
@@ -204,7 +208,7 @@ def test_interrupted_fit_resumes_to_the_same_bits(log, tmp_path, monkeypatch, in
     kept = list(tmp_path.iterdir())
     assert kept and not checkpoint.exists()
     spent = sum(storage.read_document(file, "checkpoint")["seconds"] for file in kept)
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: 5.0))  # no time passes from here on
+    watch(lambda: 5.0)  # no time passes from here on
     resumed = fit(log, config=config, seed=1, checkpoint=checkpoint, progress=False)
     assert resumed.provenance["wall_seconds"] == spent > 0
     assert next(batches) < 2 * interrupted_after + 2 + 8 * 4  # nothing done twice but the interrupted epoch
@@ -215,7 +219,7 @@ def test_interrupted_fit_resumes_to_the_same_bits(log, tmp_path, monkeypatch, in
 
 def test_a_checkpoint_of_another_run_is_refused(log, tmp_path, monkeypatch):
     """Another seed must not continue it; the message names the file and the difference."""
-    monkeypatch.setattr(training._Runs, "forget_checkpoints", lambda _: None)
+    keep_checkpoints(monkeypatch)
     fit(log, config=TINY, seed=1, checkpoint=tmp_path / "run", progress=False)
     with pytest.raises(errors.FileFormatError, match=r"run\.rank3.*seed"):
         fit(log, config=TINY, seed=2, checkpoint=tmp_path / "run", progress=False)
@@ -223,7 +227,7 @@ def test_a_checkpoint_of_another_run_is_refused(log, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_other_rows_is_refused(log, tmp_path, monkeypatch):
     """The rows held out must stay held out."""
-    monkeypatch.setattr(training._Runs, "forget_checkpoints", lambda _: None)
+    keep_checkpoints(monkeypatch)
     fit(log, config=TINY, checkpoint=tmp_path / "run", validation_fraction=0.2, progress=False)
     with pytest.raises(errors.FileFormatError, match=r"different num_rows"):
         fit(log, config=TINY, checkpoint=tmp_path / "run", validation_fraction=0.5, progress=False)
@@ -238,7 +242,7 @@ def test_a_mapped_log_trains_like_one_in_memory(log, tmp_path):
 
 def test_one_step_errors(cart_pole, cart_pole_log):
     """Every member's and the mean prediction's, against the simulators."""
-    found = training.one_step_errors(cart_pole, cart_pole_log)
+    found = one_step_errors(cart_pole, cart_pole_log)
     expected = np.zeros_like(found)
     for agent in range(cart_pole_log.num_agents):
         rows = cart_pole_log.agents == agent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -80,33 +79,25 @@ def fit_cadm(
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
     where, seed = resolve_device(device), whole_number("seed", seed, least=0)
-    start = time.perf_counter()
-    identity = {
-        "task": task.name, "config": asdict(settings), "seed": seed, "data_digest": trajectories.digest,
-        "device": where.type,
-    }  # fmt: skip
-    run = Checkpoint.beside(checkpoint, identity)
+    saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=asdict(settings))
     parts = replayed_parts(trajectories, settings, seed)
     epochs = epochs_per_iteration(parts, settings)
     trainer = CaDMTrainer(trajectories, task, settings, seed, where)
-    earlier = run.read()
-    if earlier is not None:
-        trainer.resume(*earlier)
-        start -= earlier[1]["seconds"]
+    saved.resume(trainer)
     precision, done = matmul_precision(settings.matmul_precision), trainer.iterations * epochs
     with precision, ProgressBar("CaDM", len(parts) * epochs, progress, done=done) as bar:
         for kept, held_out in parts[trainer.iterations :]:
             trainer.run_iteration(kept, held_out, epochs, bar)
             bar.complete(trainer.iterations * epochs)
             if trainer.iterations < len(parts):
-                run.write(trainer.state(), **trainer.progress(), seconds=time.perf_counter() - start)
-    run.remove()
+                saved.write(trainer)
+    saved.remove()
     return trainer.model(
         {
             **trajectories.source,
             "seed": seed,
             "gradient_steps": trainer.steps,
-            "wall_seconds": round(time.perf_counter() - start, 1),
+            "wall_seconds": round(saved.seconds, 1),
         }
     )
 

@@ -7,7 +7,6 @@ path, candidates for its members, factors to refit, mean nothing here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,12 +23,11 @@ from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device, threads_for
-from persim_gym.errors import TrainingDivergedError
+from persim_gym.epochs import run_epochs
 from persim_gym.graphs import RecordedStep
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS
 from persim_gym.normalizer import Normalizer
 from persim_gym.tasks import Task
-from persim_gym.terminal import ProgressBar
 from persim_gym.training import task_of
 from persim_gym.types import IntArray
 
@@ -116,47 +114,36 @@ def fit_joint(
         FileFormatError: the checkpoint is of another run.
 
     """
-    found = task_of(trajectories, task)
-    check_log(trajectories, found)
-    settings = get_config(config, found.name)
-    where = resolve_device(device)
-    start = time.perf_counter()
+    task = task_of(trajectories, task)
+    check_log(trajectories, task)
+    settings, where = get_config(config, task.name), resolve_device(device)
+    seed = whole_number("seed", seed, least=0)
+    saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())
     normalizer = (
         Normalizer.of(trajectories.observations, trajectories.next_observations)
         if settings.normalize
-        else Normalizer.identity(found.observation_size)
+        else Normalizer.identity(task.observation_size)
     )
-    seed = whole_number("seed", seed, least=0)
-    identity = {
-        "task": found.name, "config": settings.to_json(), "seed": seed, "data_digest": trajectories.digest,
-        "device": where.type,
-    }  # fmt: skip
-    run = Checkpoint.beside(checkpoint, identity)
-    trainer, loss = _Trainer(trajectories, found, settings, normalizer, seed, where), float("nan")
-    earlier = run.read()
-    if earlier is not None:
-        trainer.resume(earlier[0], earlier[1]["epoch"])
-        loss, start = earlier[1]["loss"], start - earlier[1]["seconds"]
-    precision, threads = matmul_precision(settings.matmul_precision), threads_for(settings.state_hidden)
-    with precision, threads, ProgressBar("joint network", settings.epochs, progress, done=trainer.epoch) as bar:
-        bar.complete(trainer.epoch)
-        while trainer.epoch < settings.epochs:
-            loss = trainer.run_epoch()
-            if not np.isfinite(loss):
-                raise TrainingDivergedError(f"the loss is {loss} after epoch {trainer.epoch}; lower the learning rate")
-            bar.advance(f"loss {loss:.3e}")
-            if run.due:
-                seconds = time.perf_counter() - start
-                run.write(trainer.state(), epoch=trainer.epoch, loss=loss, seconds=seconds)
-    run.remove()
+    trainer = _Trainer(trajectories, task, settings, normalizer, seed, where)
+    with matmul_precision(settings.matmul_precision), threads_for(settings.state_hidden):
+        run_epochs(
+            trainer,
+            trainer.run_epoch,
+            saved,
+            epochs=settings.epochs,
+            title="joint network",
+            progress=progress,
+            advice="lower the learning rate",
+        )
+    saved.remove()
     provenance: dict[str, Any] = {
         **trajectories.source,
         "seed": seed,
-        "training_loss": loss,
-        "wall_seconds": round(time.perf_counter() - start, 1),
+        "training_loss": trainer.loss,
+        "wall_seconds": round(saved.seconds, 1),
     }
     return JointModel(
-        task=found,
+        task=task,
         parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()},
         agent_labels=trajectories.agent_labels,
         initial_observations=trajectories.initial_observations[:MAX_INITIAL_OBSERVATIONS],
@@ -194,7 +181,7 @@ class _Trainer:
         self._members = torch.arange(config.num_members, device=device)[:, None]
         self._total = torch.zeros((), device=device)
         self._step = RecordedStep(self._descend)
-        self.epoch = 0
+        self.epoch, self.loss = 0, float("nan")
 
     def run_epoch(self) -> float:
         """Visit every transition once with every member; return the members' mean loss."""
@@ -206,20 +193,25 @@ class _Trainer:
         for rows in torch.argsort(drawn, dim=1).split(config.batch_size_for(count), dim=1):
             self._step(rows)
         self.epoch += 1
-        return float(self._total) / config.num_members
+        self.loss = float(self._total) / config.num_members
+        return self.loss
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that the epochs to come depend on."""
+        """Return, with `progress`, everything that the epochs to come depend on."""
         kept = under("parameters", self.parameters) | under("adam", optimizer_state(self._optimizer))
         return {**kept, "generator": self._generator.get_state()}
 
-    def resume(self, tensors: Mapping[str, Tensor], epoch: int) -> None:
-        """Continue from what `state` returned after so many epochs."""
+    def progress(self) -> dict[str, Any]:
+        """Return how far the run has come."""
+        return {"epoch": self.epoch, "loss": self.loss}
+
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state` and `progress` returned."""
         for name, tensor in within("parameters", tensors).items():
             self.parameters[name].data.copy_(tensor)
         restore_optimizer(self._optimizer, within("adam", tensors))
         self._generator.set_state(tensors["generator"])
-        self.epoch = epoch
+        self.epoch, self.loss = int(progress["epoch"]), float(progress["loss"])
 
     def _descend(self, rows: Tensor) -> None:
         """Take a step with a batch of every member (M, B), and add the loss of its transitions up."""

@@ -6,7 +6,6 @@ algorithms with the usual networks take the same steps faster, by `persim_gym.ba
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,28 +84,30 @@ def fit_policy(
     check_rewards(log, task)
     config = configured(configs[0]() if task.discrete else configs[1](), settings)
     where = resolve_device(training.device)
-    start = time.perf_counter()
-    identity = {
-        "task": task.name, "settings": settings_of(config), "callback_every": training.callback_every,
-        "select": training.select is not None, "seed": training.seed, "data_digest": log.digest, "device": where.type,
-    }  # fmt: skip
-    saved = Checkpoint.beside(training.checkpoint, identity)
-    run, earlier = _Run(config, log, task, training.seed, where), saved.read()
-    if earlier is not None:
-        run.resume(*earlier)
-        start -= earlier[1]["seconds"]
+    saved = Checkpoint.of(
+        training.checkpoint,
+        log,
+        task,
+        seed=training.seed,
+        device=where,
+        settings=settings_of(config),
+        callback_every=training.callback_every,
+        select=training.select is not None,
+    )
+    run = _Run(config, log, task, training.seed, where)
+    saved.resume(run)
     if run.done > training.steps:
         raise InvalidArgumentError(
             f"steps={training.steps} is fewer than the {run.done} that the checkpoint {saved.path} has: give at least "
             "as many, or delete it"
         )
-    _take_steps(run, training, saved, start)
+    _take_steps(run, training, saved)
     saved.remove()
-    run.policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(time.perf_counter() - start, 1)}
+    run.policy.provenance |= {"gradient_steps": run.done, "wall_seconds": round(saved.seconds, 1)}
     return run.policy
 
 
-def _take_steps(run: _Run, training: Training, saved: Checkpoint, start: float) -> None:
+def _take_steps(run: _Run, training: Training, saved: Checkpoint) -> None:
     """Train to the end, then let the policy have the weights that scored best."""
     steps, every, patience = training.steps, training.callback_every, training.patience
     title = type(run.policy.algorithm).__name__
@@ -120,7 +121,7 @@ def _take_steps(run: _Run, training: Training, saved: Checkpoint, start: float) 
                 if training.select is not None:
                     run.best.offer(float(training.select(run.policy)))
             if saved.due:
-                saved.write(run.state(), **run.progress(), seconds=time.perf_counter() - start)
+                saved.write(run)
     run.best.restore()
 
 
