@@ -77,7 +77,7 @@ def _run(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Gene
         actions, state = policy.predict(
             observations.astype(np.float32), state, np.full(len(running), first), deterministic=True
         )
-        actions, first = task.executed(task.check_actions(actions, len(running))), False
+        actions, first = task.executed(actions, len(running)), False
         next_observations = system.step(actions)
         terminated = np.asarray(task.terminated(next_observations), bool)
         truncated = ~terminated & (step == task.max_episode_steps)

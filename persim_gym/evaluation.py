@@ -187,7 +187,7 @@ def _run_test_episodes(
     state = None
     for step in range(steps):
         action, state = policy.predict(states[-1].astype(np.float32), state, np.full(episodes, step == 0), True)
-        actions.append(task.check_actions(action, episodes))
+        actions.append(task.executed(action, episodes))
         going = valid[-1] & ~task.terminated(states[-1]) if step else valid[-1]
         states.append(system.step(actions[-1]))
         valid.append(going)

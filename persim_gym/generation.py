@@ -178,7 +178,7 @@ class _Run:
         with ProgressBar("generate", limit, progress) as bar, numpy_in_one_thread():
             for step in range(1, limit + 1):
                 actions, state = act(simulator, observations, state, step == 1)
-                actions = simulator.task.executed(simulator.task.check_actions(actions, len(running)))
+                actions = simulator.task.executed(actions, len(running))
                 following, believed = self._step(simulator, observations, actions)
                 terminated = np.asarray(simulator.task.terminated(following), bool)
                 truncated = ~terminated & (step == limit)

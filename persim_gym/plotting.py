@@ -228,7 +228,8 @@ def _true_trajectory(
     while len(actions) < steps and not (actions and task.terminated(states[-1])):
         observation = states[-1].astype(np.float32)[None]
         action, state = actor.predict(observation, state, np.array([not actions]), True)
-        actions.append(np.asarray(action)[0])
+        action = task.executed(action, 1)
+        actions.append(action[0])
         states.append(system.step(action)[0])
     return np.stack(states), np.stack(actions)
 

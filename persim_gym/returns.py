@@ -187,7 +187,7 @@ def run_episodes(
         told: dict[str, Any] = {"running": running} if plans else {}
         begun = np.full(count, step == 0)
         actions, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
-        actions = task.check_actions(actions, count)
+        actions = task.executed(actions, count)
         next_observations = system.step(actions)
         # A copy whose episode is over is stepped on, and may come to where the reward is no number.
         returns += np.where(running, task.reward(observations, actions, next_observations), 0.0)

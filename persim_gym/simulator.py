@@ -218,7 +218,7 @@ class Simulator(ABC):
             raise InvalidStateError(
                 f"the simulator is bound to {len(self.agents)} agents, one for each row; got {len(states)} rows"
             )
-        moves = self.task.executed(self.task.check_actions(actions, len(states), *horizon))
+        moves = self.task.executed(actions, len(states), *horizon)
         return states, moves.astype(np.int64 if self.task.discrete else np.float32)
 
 

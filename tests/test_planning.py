@@ -356,7 +356,7 @@ def test_true_rollouts_equal_a_plain_loop(name):
     system = task.system(task.test_agents[:3])
     starts = system.reset(rng).copy()
     actions = rng.integers(task.action_size, size=(2, 6, 40))
-    found = true_returns(system, objective)(np.array([2, 0]), actions)
+    found = true_returns(system, task, objective)(np.array([2, 0]), actions)
     np.testing.assert_array_equal(system.observe(), starts)
     for row, environment in enumerate((2, 0)):
         for candidate in range(6):

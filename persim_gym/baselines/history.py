@@ -73,4 +73,4 @@ def check_history(observations: Any, actions: Any, task: Task) -> tuple[FloatArr
     expected = (len(states), states.shape[1] - 1, *task.action_shape)
     if moves.shape != expected:
         raise InvalidStateError(f"{states.shape[1]} observations need actions of shape {expected}, got {moves.shape}")
-    return states, task.check_actions(moves, *expected[:2]) if moves.size else moves
+    return states, task.executed(moves, *expected[:2]) if moves.size else moves

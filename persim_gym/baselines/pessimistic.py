@@ -230,7 +230,7 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
         before = self._observations
         if before is None:
             raise EpisodeOverError("call reset() before step()")
-        actions = self.task.check_actions(actions, self.num_envs)
+        actions = self.task.executed(actions, self.num_envs)
         after, discrepancies = self.dynamics.predict(before, actions)
         halted = self.unknown(discrepancies) | ~np.isfinite(after).all(axis=1)
         after = np.clip(after, self.task.observation_space.low, self.task.observation_space.high)

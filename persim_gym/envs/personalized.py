@@ -83,7 +83,6 @@ class PersonalizedEnv(TaskEnv):
         if recorded is not None and np.isfinite(recorded[self.agent]).all():
             hidden = recorded[self.agent]
         super().__init__(task, hidden, render_mode, time_limit)
-        self._discrete = task.discrete
         self.aggregate = aggregate
         self._draw_member = ensemble in ("member", "posterior")
         self._draw_factors = ensemble == "posterior"
@@ -130,8 +129,6 @@ class PersonalizedEnv(TaskEnv):
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
         predict = self._guarded if self._far else self._predict
-        if not self._discrete:
-            action = self.task.executed(action)
         proposed, disagreement = predict(observation, action)
         info = {"disagreement": disagreement}
         if self._uncertainty:

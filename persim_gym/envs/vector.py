@@ -53,7 +53,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     * "same_step": it is reset at once; ``info["final_obs"]`` and ``info["final_info"]`` hold the episode's last;
     * "disabled": `step` refuses until ``reset(options={"reset_mask": mask})`` has reset it.
 
-    Simulated states are kept within the observation space; an environment whose model diverges is truncated.
+    Simulated states are kept within the observation space; an environment whose model diverges is truncated. A
+    continuous action is brought within its bounds before it acts and is rewarded.
     ``info["disagreement"]`` (B, D) is the members' standard deviation, and ``info["_disagreement"]`` (B,) says where it
     means anything.
     """
@@ -164,7 +165,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
                 f"the episode of environment {int(np.flatnonzero(self._ended)[0])} is over: call "
                 "reset(options={'reset_mask': terminated | truncated}), or choose another autoreset_mode"
             )
-        actions = np.asarray(actions)
+        actions = self.task.executed(actions, self.num_envs)
         before, resetting = self._observations, self._ended
         model = self.simulator if self._drawn is None else self._drawn
         prediction = model.step(before, actions)

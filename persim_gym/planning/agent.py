@@ -177,7 +177,7 @@ class MPCAgent:
                 f"plans in a true system begin in the state it is in, which shows {shown[row].tolist()}, and the "
                 f"observation is {observations[row].tolist()}: put the system into that state, or plan in a simulator"
             )
-        return true_returns(self._model, self._objective)
+        return true_returns(self._model, self.task, self._objective)
 
 
 def _bind_planner(

@@ -68,6 +68,7 @@ def simulated_returns(
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
         """Score in threads, environments that are ``alike`` together."""
+        actions = simulator.task.executed(actions, len(environments), "C", "H")
         scores = np.empty(actions.shape[:2])
         moves, columns = actions.reshape(-1, *actions.shape[2:]), scores.reshape(-1)
         rows = np.repeat(environments, actions.shape[1])

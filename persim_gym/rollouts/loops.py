@@ -11,7 +11,7 @@ from torch import Tensor
 from persim_gym.blocks import ColumnNetwork
 from persim_gym.rollouts.tally import Tally
 from persim_gym.simulator import MemberNetwork
-from persim_gym.tasks import PlanningObjective, System
+from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 
 STACKED_COLUMNS = 512
@@ -19,10 +19,11 @@ STACKED_COLUMNS = 512
 _WORTH_DROPPING = 0.9  # rollouts that are over are dropped once they are a tenth of all
 
 
-def true_returns(system: System, objective: PlanningObjective) -> ReturnFn:
+def true_returns(system: System, task: Task, objective: PlanningObjective) -> ReturnFn:
     """Return the function that scores candidate sequences in exact duplicates of the true system's copies."""
 
     def returns(environments: IntArray, actions: np.ndarray) -> FloatArray:
+        actions = task.executed(actions, len(environments), "C", "H")
         count, candidates, horizon = actions.shape[:3]
         branch = system.branch(np.repeat(environments, candidates))
         moves = actions.reshape(count * candidates, horizon, *actions.shape[3:])

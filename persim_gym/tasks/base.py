@@ -143,7 +143,8 @@ class Task:
     max_episode_steps: int
     """Steps after which an episode is truncated."""
     reward: RewardFn = TO_LEARN
-    """(observations (…, D), actions (…) or (…, A), next_observations (…, D)) -> (…), of NumPy arrays and of tensors."""
+    """(observations (…, D), actions (…) or (…, A), next_observations (…, D)) -> (…), of NumPy arrays and of tensors.
+    Wherever the package asks for it, the actions are those that were carried out (`executed`)."""
     terminated: TerminationFn = TO_LEARN
     """next_observations (…, D) -> (…) booleans, of NumPy arrays and of tensors."""
     observation_names: tuple[str, ...] = ()
@@ -395,23 +396,45 @@ class Task:
             raise self._no_actions(shape, f"{array[~np.isfinite(array)][0]} among them")
         return array
 
-    def executed(self, actions: Any) -> Any:
-        """Return actions as a system carries them out: continuous ones are kept within the bounds of their space."""
-        return actions if self.discrete else np.clip(actions, *self.action_bounds)
+    def executed(self, actions: Any, *leading: int | str) -> np.ndarray:
+        """Return actions as they are carried out: checked, and continuous ones brought within their bounds.
+
+        Whoever acts, in a true system or a simulated one, gives an action, and it is the one carried out that moves
+        the system, is recorded and is rewarded.
+
+        Args:
+            actions: as for `check_actions`; those within the bounds stay as they are.
+            *leading: the axes before an action's own, as in `check_observations`.
+
+        Raises:
+            InvalidActionError: as by `check_actions`.
+
+        """
+        array = self.check_actions(actions, *leading)
+        if isinstance(self.action_space, spaces.Discrete):
+            return array
+        return np.clip(array, self.action_space.low, self.action_space.high)
 
     def _no_actions(self, shape: tuple[int | str, ...], got: str) -> InvalidActionError:
         wanted = f"whole numbers from 0 to {self.action_size - 1}" if self.discrete else "finite numbers"
         return InvalidActionError(f"actions of task {self.name} must be {wanted} of shape {_shown(shape)}, got {got}")
 
-    def check_action(self, action: Any) -> Any:
-        """Return a single action as an int or a float64 array (A,); a leading axis of length one is dropped."""
+    def executed_action(self, action: Any) -> Any:
+        """Return a single action as it is carried out, an int or a float64 array (A,) within the bounds.
+
+        A leading axis of length one is dropped.
+
+        Raises:
+            InvalidActionError: no such action.
+
+        """
         if type(action) is int and 0 <= action < self._num_actions:  # nearly every step of a discrete environment
             return action
         if isinstance(action, (np.integer, np.ndarray)) and action.shape == () and action.dtype.kind in "iu":
-            return self.check_action(int(action))
+            return self.executed_action(int(action))
         try:
-            array = self.check_actions(np.asarray(action).reshape(self.action_shape))
-        except ValueError as error:  # of another size, or as `check_actions` says
+            array = self.executed(np.asarray(action).reshape(self.action_shape))
+        except ValueError as error:  # of another size, or as `executed` says
             wanted = f"one integer from 0 to {self.action_size - 1}"
             if not self.discrete:
                 wanted = f"{self.action_size} finite numbers, shape {self.action_shape}"

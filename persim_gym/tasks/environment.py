@@ -20,7 +20,8 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     """A Gymnasium environment whose spaces, reward, termination and pictures are a `Task`'s.
 
     An episode is truncated after ``time_limit`` steps, by default the task's; ``gym.make``'s ``max_episode_steps`` can
-    only shorten it. ``reset(options={"state": observation})`` starts from a given state.
+    only shorten it. ``reset(options={"state": observation})`` starts from a given state. A continuous action is brought
+    within its bounds before it acts and is rewarded.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}
@@ -52,7 +53,10 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
 
     @abstractmethod
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        """Apply a checked action in a state (D,); return the next one (D,), whether to truncate here, and info."""
+        """Carry out an action in a state (D,); return the next one (D,), whether to truncate here, and info.
+
+        The action is as `Task.executed_action` returns it.
+        """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -68,7 +72,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         task, observation = self.task, self._observation
         if self._over or observation is None:
             raise EpisodeOverError(self._how_it_ended())
-        action = task.check_action(action)
+        action = task.executed_action(action)
         next_observation, truncated, info = self._advance(observation, action)
         point = next_observation.view(Point)
         reward = float(task.reward(observation, action, point))

@@ -166,7 +166,11 @@ def initial_observations(rng: np.random.Generator, count: int) -> FloatArray:
 
 
 def reward(observations: Any, actions: Any, next_observations: Any) -> Any:
-    """Forward speed reached, minus 0.1 times the squared length of the action as given."""
+    """Forward speed reached, minus 0.1 times the squared length of the action.
+
+    Everywhere in this package that is the action carried out, within ±1 (`Task.executed`); Gymnasium's environment
+    also charges for what is beyond, which moves nothing.
+    """
     return next_observations[..., 0] - CONTROL_COST * (actions * actions).sum(-1)
 
 

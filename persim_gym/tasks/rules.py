@@ -54,7 +54,7 @@ def check_rules(task: Task) -> None:
         actions = rng.uniform(*task.action_bounds, size=(*_LEADING, task.action_size))
     for column in (before, actions, after):
         column.flags.writeable = False
-    first = before[0, 0], task.check_action(actions[0, 0]), after[0, 0].view(Point)
+    first = before[0, 0], task.executed_action(actions[0, 0]), after[0, 0].view(Point)
     if "reward" not in task.learned:
         _check(task, "reward", "iuf", task.reward, (before, actions, after), first)
     if "terminated" not in task.learned:
