@@ -9,9 +9,10 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories
+from persim_gym.episodes import in_episode_order, run
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.logging_policies import logging_policy
-from persim_gym.policies import as_policy, rows_of_state
+from persim_gym.policies import as_policy
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray, Policy
 
@@ -25,6 +26,8 @@ def collect(
     covariates: FloatArray | None = None,
 ) -> Trajectories:
     """Record one trajectory of each agent in its true system.
+
+    Recorded and rewarded are the actions carried out: continuous ones within their bounds, whatever the policy gave.
 
     Args:
         task: the task or its name.
@@ -54,10 +57,10 @@ def collect(
         actor = logging_policy(policy, task, covariates, seed=exploration_seed)
     else:
         actor = as_policy(policy, task, exploration_seed)
-    steps = _run(task, actor, covariates, np.random.default_rng(start_seed))
+    columns = _record(task, actor, covariates, np.random.default_rng(start_seed))
     name = policy if isinstance(policy, str) else type(policy).__name__
     return Trajectories.from_arrays(
-        **steps,
+        **columns,
         agent_labels=[str(agent) for agent in range(len(covariates))],
         covariates=covariates,
         covariate_names=task.covariate_names,
@@ -66,41 +69,7 @@ def collect(
     )
 
 
-def _run(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Step all agents until each has finished; columns of `Trajectories`, agent after agent."""
-    running = np.arange(len(covariates))
-    system = task.system(covariates)
-    observations = system.reset(rng)
-    state, first = None, True
-    records: list[tuple[np.ndarray, ...]] = []
-    for step in range(1, task.max_episode_steps + 1):
-        actions, state = policy.predict(
-            observations.astype(np.float32), state, np.full(len(running), first), deterministic=True
-        )
-        actions, first = task.executed(actions, len(running)), False
-        next_observations = system.step(actions)
-        terminated = np.asarray(task.terminated(next_observations), bool)
-        truncated = ~terminated & (step == task.max_episode_steps)
-        rewards = task.reward(observations, actions, next_observations)
-        records.append((running, observations, actions, rewards, next_observations, terminated, truncated))
-        going = np.flatnonzero(~terminated)
-        if len(going) == 0:
-            break
-        observations = next_observations
-        if len(going) < len(running):
-            running, observations = running[going], observations[going]
-            system = system.branch(going)
-            state = rows_of_state(state, going)
-    return in_episode_order(records)
-
-
-def in_episode_order(records: list[tuple[np.ndarray, ...]]) -> dict[str, np.ndarray]:
-    """Return columns from records of steps, one of all that still ran: those of the first number first, in time order.
-
-    A record is (numbers (B,) of who ran, observations, actions, rewards, next observations, terminated, truncated); the
-    numbers come back as the column "agents".
-    """
-    names = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
-    columns = {name: np.concatenate(column) for name, column in zip(names, zip(*records, strict=True), strict=True)}
-    order = np.argsort(columns["agents"], kind="stable")
-    return {name: column[order] for name, column in columns.items()}
+def _record(task: Task, policy: Policy, covariates: FloatArray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Let all agents act until each has finished; columns of `Trajectories`, agent after agent."""
+    steps = enumerate(run(task, policy, task.system(covariates), rng, leave=True), start=1)
+    return in_episode_order([step.record(task, at_limit=number == task.max_episode_steps) for number, step in steps])

@@ -10,6 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.dynamics import measured_agents, true_covariates
+from persim_gym.episodes import run
 from persim_gym.errors import PerSimError
 from persim_gym.policies import action_seed, as_policy
 from persim_gym.tasks import Task
@@ -180,15 +181,7 @@ def _run_test_episodes(
     task: Task, policy: Policy, covariates: FloatArray, episodes: int, rng: np.random.Generator
 ) -> tuple[FloatArray, np.ndarray, BoolArray]:
     system = task.system(np.tile(covariates, (episodes, 1)))
-    steps = BURN_IN + HORIZON
-    states = [system.reset(rng)]
-    valid = [np.ones(episodes, bool)]
-    actions: list[np.ndarray] = []
-    state = None
-    for step in range(steps):
-        action, state = policy.predict(states[-1].astype(np.float32), state, np.full(episodes, step == 0), True)
-        actions.append(task.executed(action, episodes))
-        going = valid[-1] & ~task.terminated(states[-1]) if step else valid[-1]
-        states.append(system.step(actions[-1]))
-        valid.append(going)
-    return np.stack(states, axis=1), np.stack(actions, axis=1), np.stack(valid, axis=1)
+    steps = list(run(task, policy, system, rng, steps=BURN_IN + HORIZON))
+    states = [*(step.observations for step in steps), steps[-1].next_observations]
+    valid = [np.ones(episodes, bool), *(step.running for step in steps)]
+    return np.stack(states, axis=1), np.stack([step.actions for step in steps], axis=1), np.stack(valid, axis=1)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.collection import in_episode_order
 from persim_gym.columns import check_within
 from persim_gym.data import Trajectories
 from persim_gym.devices import numpy_in_one_thread
+from persim_gym.episodes import Step, in_episode_order
 from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
@@ -41,7 +41,8 @@ def generate(
 ) -> Trajectories:
     """Act in the simulators of some agents and record it.
 
-    All episodes of all agents run together. Simulated states are kept within the observation space.
+    All episodes of all agents run together. Simulated states are kept within the observation space, continuous actions
+    within their bounds before they act, are recorded and are rewarded.
 
     Args:
         ensemble: the simulators.
@@ -174,17 +175,16 @@ class _Run:
         """Return the columns of `Trajectories`, with the episodes' numbers in "agents"."""
         running, state = np.arange(len(self._agents)), None
         simulator = self._simulator(running)
-        records: list[tuple[np.ndarray, ...]] = []
+        records: list[dict[str, np.ndarray]] = []
         with ProgressBar("generate", limit, progress) as bar, numpy_in_one_thread():
             for step in range(1, limit + 1):
                 actions, state = act(simulator, observations, state, step == 1)
                 actions = simulator.task.executed(actions, len(running))
                 following, believed = self._step(simulator, observations, actions)
                 terminated = np.asarray(simulator.task.terminated(following), bool)
-                truncated = ~terminated & (step == limit)
-                rewards = np.asarray(simulator.task.reward(observations, actions, following), np.float32)
-                columns = (running, observations, actions, rewards, following, terminated, truncated)
-                records.append(tuple(column[believed] for column in columns))
+                taken = Step(running, np.ones(len(running), bool), observations, actions, following, terminated)
+                columns = taken.record(simulator.task, at_limit=step == limit)
+                records.append({name: column[believed] for name, column in columns.items()})
                 if not believed.all() and len(records) > 1:
                     _cut(records[-2], running[~believed])
                 self.num_cut += int((~believed).sum())
@@ -217,10 +217,9 @@ class _Run:
         return np.clip(following, space.low, space.high).astype(np.float32), believed
 
 
-def _cut(record: tuple[np.ndarray, ...], episodes: IntArray) -> None:
+def _cut(record: dict[str, np.ndarray], episodes: IntArray) -> None:
     """Mark the last recorded step of some episodes as truncated."""
-    running, *_, truncated = record
-    truncated[np.isin(running, episodes)] = True
+    record["truncated"][np.isin(record["agents"], episodes)] = True
 
 
 def _checked_agents(ensemble: Ensemble, agents: Sequence[int | str], episodes: int) -> IntArray:

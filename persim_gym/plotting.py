@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
+from persim_gym.episodes import run
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
 from persim_gym.model import Ensemble
@@ -224,14 +225,9 @@ def _true_trajectory(
     task = ensemble.task
     actor = as_policy(policy, task, action_seed(seed))
     system = task.system(ensemble.agent_covariates(agent)[None])
-    states, actions, state = [system.reset(np.random.default_rng(seed))[0]], [], None
-    while len(actions) < steps and not (actions and task.terminated(states[-1])):
-        observation = states[-1].astype(np.float32)[None]
-        action, state = actor.predict(observation, state, np.array([not actions]), True)
-        action = task.executed(action, 1)
-        actions.append(action[0])
-        states.append(system.step(action)[0])
-    return np.stack(states), np.stack(actions)
+    path = list(run(task, actor, system, np.random.default_rng(seed), steps=steps, leave=True))
+    states = [path[0].observations, *(step.next_observations for step in path)]
+    return np.concatenate(states), np.concatenate([step.actions for step in path])
 
 
 def _title(ensemble: Ensemble, agent: int | str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.dynamics import measured_agents, true_covariates
+from persim_gym.episodes import run
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import action_seed, as_policy
 from persim_gym.tasks import System, Task
@@ -174,29 +175,15 @@ def true_mpc_returns(
 def run_episodes(
     task: Task, policy: Policy, system: System, rng: np.random.Generator, on_step: Callable[[], None] | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """Run one episode in every copy of a true system, in lockstep; return returns (B,) and lengths (B,).
-
-    A planner is told which episodes are over: it need not search for them.
-    """
-    observations = system.reset(rng)
-    count = system.num_copies
-    running = np.ones(count, bool)
-    returns, lengths = np.zeros(count), np.zeros(count)
-    state, plans = None, getattr(policy, "takes_running", False)
-    for step in range(task.max_episode_steps):
-        told: dict[str, Any] = {"running": running} if plans else {}
-        begun = np.full(count, step == 0)
-        actions, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
-        actions = task.executed(actions, count)
-        next_observations = system.step(actions)
+    """Run one episode in every copy of a true system, in lockstep; return returns (B,) and lengths (B,)."""
+    returns, lengths = np.zeros(system.num_copies), np.zeros(system.num_copies)
+    for step in run(task, policy, system, rng):
         # A copy whose episode is over is stepped on, and may come to where the reward is no number.
-        returns += np.where(running, task.reward(observations, actions, next_observations), 0.0)
-        lengths += running
-        running &= ~task.terminated(next_observations)
-        observations = next_observations
+        returns += np.where(step.running, step.rewards(task), 0.0)
+        lengths += step.running
         if on_step is not None:
             on_step()
-        if not running.any():
+        if not step.going_on.any():
             break
     return returns, lengths
 

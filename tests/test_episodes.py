@@ -1,4 +1,4 @@
-"""What happens when a policy acts: the same at every door."""
+"""What happens when a policy acts: the same at every door, and step by step."""
 
 import dataclasses
 
@@ -11,8 +11,10 @@ import persim_gym
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
 from persim_gym.config import PerSimConfig
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.episodes import run
 from persim_gym.model import Ensemble
 from persim_gym.normalizer import Normalizer
+from persim_gym.policies import as_policy
 from persim_gym.rollouts import simulated_returns, true_returns
 from persim_gym.tasks.equations import EquationSystem
 from persim_gym.tasks.heterogeneous import HeterogeneousEnv
@@ -139,3 +141,54 @@ def test_an_action_beyond_the_bounds_is_recorded_as_it_was_carried_out():
         assert (log.actions == 1.0).all() and log.num_transitions % 70 == 0
         np.testing.assert_array_equal(log.next_observations[:, 0], log.observations[:, 0] + 1)
     assert persim_gym.prediction_error(ensemble, policy=always(5.0), agents=[0], episodes=2)[0].rmse == 0.0
+
+
+class Recorder:
+    """Goes right; remembers what it was told and keeps the episodes' numbers as its state."""
+
+    takes_running = True
+
+    def __init__(self):
+        self.told = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True, running=None):
+        assert observation.dtype == np.float32 and episode_start.all() == (state is None)
+        state = np.arange(len(observation)) if state is None else state
+        self.told.append(running.tolist())
+        return np.full(len(observation), 2), state
+
+
+def walks(leave):
+    """Three walks of different speeds from 3 to a goal at 5, which they reach after 4, 2 and 1 of at most 6 steps."""
+    task, policy = walk_task(goal=5.0), Recorder()
+    system = task.system(np.array([[0.5], [1.0], [2.0]]))
+    steps = list(run(task, policy, system, np.random.default_rng(0), steps=6, leave=leave))
+    return policy, steps
+
+
+def test_all_copies_are_stepped_to_the_end():
+    """And a policy that plans is told whose episodes are over."""
+    policy, steps = walks(leave=False)
+    running = [[True] * 3, [True, True, False], [True, False, False], [True, False, False], [False] * 3, [False] * 3]
+    assert policy.told == [step.running.tolist() for step in steps] == running
+    for index, step in enumerate(steps):
+        np.testing.assert_array_equal(step.episodes, [0, 1, 2])
+        np.testing.assert_array_equal(step.observations[:, 0], 3 + index * np.array([0.5, 1.0, 2.0]))
+        np.testing.assert_array_equal(step.going_on, (running[1:] + [[False] * 3])[index])
+
+
+def test_episodes_that_are_over_may_leave():
+    """The others go on as they would have, and the run ends with the last."""
+    policy, steps = walks(leave=True)
+    assert [step.episodes.tolist() for step in steps] == [[0, 1, 2], [0, 1], [0], [0]]
+    assert policy.told == [[True] * 3, [True] * 2, [True], [True]]
+    for step, whole in zip(steps, walks(leave=False)[1], strict=False):
+        for name in ("observations", "actions", "next_observations", "terminated"):
+            np.testing.assert_array_equal(getattr(step, name), getattr(whole, name)[step.episodes])
+
+
+def test_the_time_limit_holds():
+    """The task's, where no number of steps is given."""
+    task = walk_task(limit=7)
+    policy = as_policy(lambda observations: np.ones(len(observations), int), task)
+    assert len(list(run(task, policy, task.system(np.ones((2, 1))), np.random.default_rng(0)))) == 7

@@ -10,10 +10,10 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
     "types", "errors", "extras", "arguments", "aggregation", "labels", "segments", "dynamics", "config", "storage",
-    "terminal", "devices", "jit", "tiles", "tasks", "columns", "provenance", "data", "policies", "logging_policies",
-    "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model", "gradients", "outcomes",
-    "folding", "blocks", "shallow_kernel", "compiled", "layers", "layer_kernel", "compiled_layers", "agent_network",
-    "simulator", "factor_simulator", "selection",
+    "terminal", "devices", "jit", "tiles", "tasks", "columns", "provenance", "data", "policies", "episodes",
+    "logging_policies", "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model", "gradients",
+    "outcomes", "folding", "blocks", "shallow_kernel", "compiled", "layers", "layer_kernel", "compiled_layers",
+    "agent_network", "simulator", "factor_simulator", "selection",
     "covariates", "factor_statistics", "factors", "refit", "calibration", "compiled_training",
     "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration",
     "planning",
