@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym import jit
-from persim_gym.agent_network import AgentNetwork, Bounds, within
-from persim_gym.blocks import BlockNetwork, ColumnNetwork
-from persim_gym.compiled import CompiledNetwork
 from persim_gym.devices import threads_for
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.folding import fold
 from persim_gym.gradients import agent_features, predict
 from persim_gym.model import Ensemble
+from persim_gym.networks.agent_network import AgentNetwork, Bounds, within
+from persim_gym.networks.folding import fold
+from persim_gym.networks.kernels import jit
+from persim_gym.networks.shallow import ColumnNetwork, ShallowNetwork
+from persim_gym.networks.shallow_compiled import CompiledShallowNetwork
 from persim_gym.outcomes import bound_task
 from persim_gym.simulator import Simulator
 from persim_gym.types import FloatArray, IntArray
@@ -94,8 +94,8 @@ class FactorSimulator(Simulator):
         if agent not in self._column_networks:
             space, folded = self.task.observation_space, fold(self.ensemble, agent)
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
-            fits = self.device.type == "cpu" and BlockNetwork.fits(folded)
-            network = CompiledNetwork if jit.available() else BlockNetwork
+            fits = self.device.type == "cpu" and ShallowNetwork.fits(folded)
+            network = CompiledShallowNetwork if jit.available() else ShallowNetwork
             self._column_networks[agent] = network(folded, bounds) if fits else None
         return self._column_networks[agent]
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from persim_gym import jit
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads, matmul_precision
 from persim_gym.gradients import loss_and_gradients
 from persim_gym.graphs import RecordedStep
+from persim_gym.networks.kernels import jit
 from persim_gym.normalizer import Normalizer
 from persim_gym.tasks import Task
 
@@ -184,7 +184,7 @@ class Trainer:
 
     def _run_compiled(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
         """Descend member by member, each by itself; order (M, n)."""
-        from persim_gym.compiled_training import run_epoch
+        from persim_gym.networks.kernels.epoch import run_epoch
 
         members, count = order.shape
         losses, done = np.zeros(members), int(self.step)

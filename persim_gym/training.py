@@ -65,7 +65,7 @@ def fit(
         rank: instead of the configuration's; "auto" selects it by validation error among 3, 5, 10, 15, 20 and 30.
         epochs: instead of the configuration's.
         seed: of the initial weights, the batches and the held-out transitions. Same seed, same device: same bits,
-            but other last bits with numba than without (`persim_gym.compiled_training`).
+            but other last bits with numba than without (`persim_gym.networks.kernels.epoch`).
         validation_fraction: part of the transitions held out; 0 for none.
         refit: whether to train again on everything. Without it the result is the ensemble that was validated.
         device: "auto", "cpu", "cuda", … .

@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import persim_gym
 
 PACKAGE = Path(persim_gym.__file__).parent
@@ -10,15 +12,17 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
     "types", "errors", "extras", "arguments", "aggregation", "labels", "segments", "dynamics", "config", "storage",
-    "terminal", "devices", "jit", "tiles", "tasks", "columns", "provenance", "data", "policies", "episodes",
+    "terminal", "devices", "tasks", "columns", "provenance", "data", "policies", "episodes",
     "logging_policies", "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model", "gradients",
-    "outcomes", "folding", "blocks", "shallow_kernel", "compiled", "layers", "layer_kernel", "compiled_layers",
-    "agent_network", "simulator", "factor_simulator", "selection",
-    "covariates", "factor_statistics", "factors", "refit", "calibration", "compiled_training",
-    "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration",
-    "planning",
-    "generation", "evaluation", "returns", "log_errors", "plotting", "report", "interop", "baselines", "demo", "cli",
+    "outcomes", "simulator", "networks", "factor_simulator", "selection", "covariates", "factor_statistics", "factors", "refit",
+    "calibration", "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs",
+    "registration", "planning", "generation", "evaluation", "returns", "log_errors", "plotting", "interop",
+    "baselines", "demo", "cli",
 )  # fmt: skip
+NETWORKS = (
+    "kernels", "folding", "shallow", "shallow_compiled", "steppers", "layers", "layers_compiled", "agent_network"
+)  # fmt: skip
+KERNELS = ("jit", "tiles", "shallow", "layers", "epoch")
 FORWARD = {("model", "factor_simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
 OPTIONAL = {
     "stable_baselines3",
@@ -34,9 +38,9 @@ OPTIONAL = {
 }
 
 
-def unit(path):
-    """The layer of a file: its name, or that of the sub-package it is in."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def unit(path, folder=PACKAGE):
+    """The layer of a file: its name, or that of the sub-package of the folder that it is in."""
+    return path.relative_to(folder).parts[0].removesuffix(".py")
 
 
 def imports(path, *, lazy):
@@ -60,22 +64,36 @@ def imports(path, *, lazy):
     return set(visit(tree))
 
 
-def files():
-    """All files of the package but its front door."""
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+def files(folder=PACKAGE):
+    """All files of the package, or of a sub-package, but its front door."""
+    return [path for path in sorted(folder.rglob("*.py")) if path != folder / "__init__.py"]
 
 
-def test_data_goes_one_way():
+@pytest.mark.parametrize(("folder", "layers"), [("", LAYERS), ("networks", NETWORKS), ("networks/kernels", KERNELS)])
+def test_data_goes_one_way(folder, layers):
     """A module imports only what stands before it, whether at once or on use."""
-    units = {unit(path) for path in files()}
-    assert units <= set(LAYERS), "give a new module its place among the layers"
-    for path in files():
-        here = unit(path)
+    folder = PACKAGE / folder
+    dotted = ".".join(folder.relative_to(PACKAGE.parent).parts) + "."
+    units = {unit(path, folder) for path in files(folder)}
+    assert sorted(units) == sorted(layers), "give each module its place among the layers"
+    for path in files(folder):
+        here = unit(path, folder)
         for name in imports(path, lazy=True):
-            there = name.removeprefix("persim_gym.").split(".")[0]
-            if not name.startswith("persim_gym.") or there not in units or there == here:
+            there = name.removeprefix(dotted).split(".")[0]
+            if not name.startswith(dotted) or there not in units or there == here:
                 continue
-            assert LAYERS.index(there) < LAYERS.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+            assert layers.index(there) < layers.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+
+
+def test_only_kernels_know_numba():
+    """Everything else asks `jit` whether it is there, and imports a kernel on use."""
+    for path in files():
+        within = path.relative_to(PACKAGE).parent.as_posix()
+        known = {name.split(".")[0] for name in imports(path, lazy=True)}
+        assert within == "networks/kernels" or not known & {"numba", "llvmlite"}, f"{path.name} imports numba"
+        kernels = {name for name in imports(path, lazy=False) if name.startswith("persim_gym.networks.kernels.")}
+        if within != "networks/kernels":
+            assert kernels <= {"persim_gym.networks.kernels.jit"}, f"{path.name} imports {kernels} at once"
 
 
 def test_optional_libraries_are_imported_on_use():
@@ -86,7 +104,7 @@ def test_optional_libraries_are_imported_on_use():
 
 
 def test_who_knows_nothing_of_what():
-    """Planners know no torch, the simulator no Gymnasium, tasks and data neither torch nor models."""
+    """Planners and folding know no torch, the simulator no Gymnasium, tasks and data neither torch nor models."""
     ignorant = {
         "torch": {
             "types",
@@ -101,7 +119,6 @@ def test_who_knows_nothing_of_what():
             "parameters",
             "ensemble_file",
             "model",
-            "folding",
         },
         "gymnasium": {
             "data",
@@ -110,11 +127,8 @@ def test_who_knows_nothing_of_what():
             "parameters",
             "ensemble_file",
             "model",
-            "folding",
-            "blocks",
-            "compiled",
-            "jit",
             "simulator",
+            "networks",
             "factor_simulator",
             "training",
             "rollouts",
@@ -125,7 +139,7 @@ def test_who_knows_nothing_of_what():
         known = {name.split(".")[0] for name in imports(path, lazy=False)}
         for library, units in ignorant.items():
             assert not (library in known and unit(path) in units), f"{path.name} imports {library}"
-        if unit(path) == "planning":
+        if unit(path) == "planning" or path == PACKAGE / "networks" / "folding.py":
             assert "torch" not in known, f"{path.name} imports torch"
 
 

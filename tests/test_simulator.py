@@ -7,12 +7,12 @@ import pytest
 import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym import jit
-from persim_gym.agent_network import AgentNetwork
-from persim_gym.compiled import CompiledStepper, mean_stepper
 from persim_gym.factor_simulator import FactorSimulator
-from persim_gym.folding import MeanStepper, SingleStepper, fold
 from persim_gym.gradients import predict
+from persim_gym.networks.agent_network import AgentNetwork
+from persim_gym.networks.folding import fold
+from persim_gym.networks.kernels import jit
+from persim_gym.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
 
 CASES = {
     "discrete": ("CartPole", SMALL),
@@ -90,7 +90,7 @@ def test_a_single_state_without_torch(case):
 @pytest.mark.parametrize("config", [SMALL, SKIPPING])
 @pytest.mark.parametrize("members", [1, 2, 5])
 def test_mean_and_deviation_of_a_single_state(members, config, compiled, monkeypatch):
-    """`MeanStepper` and `CompiledStepper`: against the paper's sum; a deviation of one member is zero."""
+    """`MeanStepper` and `CompiledMeanStepper`: against the paper's sum; a deviation of one member is zero."""
     if compiled:
         pytest.importorskip("numba")
     monkeypatch.setattr(jit, "available", lambda: compiled)
@@ -98,7 +98,7 @@ def test_mean_and_deviation_of_a_single_state(members, config, compiled, monkeyp
     rng = np.random.default_rng(0)
     states, actions = rng.normal(size=(9, 4)), random_actions(ensemble.task, rng, 9)
     stepper = mean_stepper(fold(ensemble, 2))
-    assert isinstance(stepper, CompiledStepper if compiled else MeanStepper)
+    assert isinstance(stepper, CompiledMeanStepper if compiled else MeanStepper)
     changes = reference_changes(ensemble, 2, states, actions)
     for row, (state, action) in enumerate(zip(states, actions, strict=True)):
         after, deviation = stepper(state, action)

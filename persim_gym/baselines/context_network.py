@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.blocks import ColumnNetwork
 from persim_gym.gradients import num_layers
+from persim_gym.simulator import ColumnNetwork
 from persim_gym.types import FloatArray, IntArray
 
 Activation = Callable[[Tensor], Tensor]

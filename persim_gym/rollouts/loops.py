@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.blocks import ColumnNetwork
 from persim_gym.rollouts.tally import Tally
-from persim_gym.simulator import MemberNetwork
+from persim_gym.simulator import ColumnNetwork, MemberNetwork
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 

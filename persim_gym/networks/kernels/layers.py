@@ -1,7 +1,7 @@
-"""The kernel of `persim_gym.compiled_layers`: layers with ReLU between them. Imported only where numba is installed.
+"""The kernel of `persim_gym.networks.layers_compiled`: layers with ReLU between them.
 
 A tile of outputs of a few states is summed over the inputs that are not zero in all of them. A unit's sum keeps its
-place in a register from the first term to the last (`persim_gym.tiles`).
+place in a register from the first term to the last (`persim_gym.networks.kernels.tiles`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from persim_gym.jit import compile_for, fast
-from persim_gym.tiles import INDEX, Tile, TileWriter, literal_tile
+from persim_gym.networks.kernels.jit import compile_for, fast
+from persim_gym.networks.kernels.tiles import INDEX, Tile, TileWriter, literal_tile
 
 STATES_AT_ONCE = 256
 """Go through one layer after the other: what stays in the second-level cache."""
@@ -27,7 +27,7 @@ STATES_AT_ONCE = 256
 def layers_kernel(tile: Tile) -> Callable[..., None]:
     """Return the compiled layers.
 
-    They take weights (M, ·) and biases (M, ·), every layer's as `persim_gym.compiled_layers` packs them; the sizes of
+    They take weights (M, ·) and biases (M, ·), every layer's as `CompiledMemberLayers` packs them; the sizes of
     inputs and layers, and the same with padding; rows (M, B, I), B a multiple of the tile's states; outputs (M, B, O
     with padding) to fill, or factors (M, b, r) and sums (M, b, D) to fill with Σ_l factors[:, :, l]·outputs[:, :, d, l]
     of the first b rows; and which rows to begin and to end with, multiples of the tile's states.

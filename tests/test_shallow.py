@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym import jit
-from persim_gym.blocks import BLOCK, BlockNetwork
-from persim_gym.compiled import CompiledNetwork
-from persim_gym.folding import fold
+from persim_gym.networks.folding import fold
+from persim_gym.networks.kernels import jit
+from persim_gym.networks.shallow import BLOCK, ShallowNetwork
+from persim_gym.networks.shallow_compiled import CompiledShallowNetwork
 from persim_gym.rollouts import simulated_returns
 
 
-@pytest.fixture(params=[BlockNetwork, CompiledNetwork])
+@pytest.fixture(params=[ShallowNetwork, CompiledShallowNetwork])
 def make(request):
     """Each of the networks."""
-    if request.param is CompiledNetwork:
+    if request.param is CompiledShallowNetwork:
         pytest.importorskip("numba")
     return request.param
 
@@ -75,7 +75,7 @@ def test_what_fits():
 
 def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
     """The network is asked for once an agent."""
-    for installed, network in ((False, BlockNetwork), (True, CompiledNetwork)):
+    for installed, network in ((False, ShallowNetwork), (True, CompiledShallowNetwork)):
         if installed:
             pytest.importorskip("numba")
         monkeypatch.setattr(jit, "available", lambda installed=installed: installed)
@@ -85,9 +85,10 @@ def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
 def test_without_a_place_to_keep_the_kernel(monkeypatch):
     """It is compiled for this process alone."""
     numba = pytest.importorskip("numba")
-    from persim_gym.shallow_kernel import step_kernel
+    from persim_gym.networks.kernels.shallow import step_kernel
 
-    test_every_members_columns(CompiledNetwork, "MountainCar", (5, 0, 3), SMALL)  # numba's own parts, which it compiles
+    # Numba compiles parts of its own, too, the first time.
+    test_every_members_columns(CompiledShallowNetwork, "MountainCar", (5, 0, 3), SMALL)
     njit, kept = numba.njit, []
 
     def refuse(signature, **settings):
@@ -98,7 +99,7 @@ def test_without_a_place_to_keep_the_kernel(monkeypatch):
 
     monkeypatch.setattr(numba, "njit", refuse)
     step_kernel.cache_clear()
-    test_every_members_columns(CompiledNetwork, "MountainCar", (5, 0, 3), SMALL)
+    test_every_members_columns(CompiledShallowNetwork, "MountainCar", (5, 0, 3), SMALL)
     step_kernel.cache_clear()
     assert kept == [True, False]
 
@@ -107,7 +108,7 @@ def test_without_a_place_to_keep_the_kernel(monkeypatch):
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
 def test_returns_are_those_of_torchs_rollouts(make, name, candidates, monkeypatch):
     """With rollouts that end at different steps and are dropped on the way."""
-    monkeypatch.setattr(jit, "available", lambda: make is CompiledNetwork)
+    monkeypatch.setattr(jit, "available", lambda: make is CompiledShallowNetwork)
     ensemble, rng = random_ensemble(name, step_size=0.05), np.random.default_rng(0)
     starts, simulator = 0.05 * rng.normal(size=(1, ensemble.task.observation_size)), ensemble.simulator(0)
     actions = random_actions(ensemble.task, rng, 1, candidates, 20)

@@ -1,9 +1,9 @@
-"""Epochs of a small network on the CPU by a kernel that numba compiles; imported only where numba is installed.
+"""Epochs of training a small network on the CPU by a kernel that numba compiles (`persim_gym.trainer`).
 
 `persim_gym.gradients` sends the hidden units of a whole batch of all members through the memory several times a step,
 and calls torch some thirty times. Here a member runs an epoch by itself: its parameters stay in the second-level cache,
-the hidden units of a few transitions in the first, and sums in registers (`persim_gym.tiles`).
-`tests/test_compiled_training.py` holds an epoch against torch's; sums are taken in another order, so the bits differ.
+the hidden units of a few transitions in the first, and sums in registers (`persim_gym.networks.kernels.tiles`).
+`tests/test_epoch_kernel.py` holds an epoch against torch's; sums are taken in another order, so the bits differ.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numba
 import numpy as np
 
 from persim_gym.config import PerSimConfig
-from persim_gym.jit import compile_for, fast
-from persim_gym.tiles import Tile, best_tile, multiply
+from persim_gym.networks.kernels.jit import compile_for, fast
+from persim_gym.networks.kernels.tiles import Tile, best_tile, multiply
 from persim_gym.types import FloatArray, IntArray
 
 ROWS = 16

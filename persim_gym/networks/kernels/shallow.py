@@ -1,4 +1,4 @@
-"""The kernel of `persim_gym.compiled`: one hidden layer and the outputs of one action. Imported only where numba is."""
+"""The kernels of `CompiledShallowNetwork` and `CompiledMeanStepper`: one hidden layer and the outputs of one action."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from persim_gym.jit import compile_for
-from persim_gym.tiles import FLOAT, INDEX, Tile, TileWriter, best_tile
+from persim_gym.networks.kernels.jit import compile_for
+from persim_gym.networks.kernels.tiles import FLOAT, INDEX, Tile, TileWriter, best_tile
 
 LANES = best_tile().lanes
 """Hidden units that are computed together."""

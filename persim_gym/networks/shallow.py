@@ -1,69 +1,28 @@
-"""One agent's members on the CPU, for any number of states of each: rollouts that are over can be left out.
+"""One agent's members of one hidden layer on the CPU, in blocks of states small enough to stay in the cache.
 
-`BlockNetwork` evaluates folded members in blocks of states small enough to stay in the cache.
-
-For a network of one hidden layer the products are so thin that a general matrix kernel spends its time elsewhere.
+For such a network the products are so thin that a general matrix kernel spends its time elsewhere.
 NumPy's BLAS (OpenBLAS) has kernels for small products and costs a third of a torch operation to call, which here makes
 it two to three times as fast as torch's default; only the ReLU is torch's, which is eight times as fast as NumPy's.
-`tests/test_blocks.py` holds this against the plain network.
+`tests/test_shallow.py` holds this against the plain network.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from persim_gym.folding import FoldedNetwork
+from persim_gym.networks.folding import FoldedNetwork
+from persim_gym.simulator import ColumnNetwork
 from persim_gym.types import FloatArray, IntArray
 
 BLOCK = 256
 """States at a time: 256 hidden units of 256 states are 256 KiB, a quarter of a usual second-level cache."""
 
 
-class ColumnNetwork(ABC):
-    """Next states of one agent in a task of discrete actions.
-
-    States are columns (D + 1, n) float32 that end in a row of ones, which meets the biases; the columns of one member
-    follow those of another.
-    """
-
-    size: int
-    """D."""
-    num_members: int
-    at_once: int = 1
-    """Members whose columns go through one product together."""
-
-    def start(self, states: FloatArray, copies: int = 1) -> FloatArray:
-        """Return columns (D + 1, copies · B) for states (B, D), all of them once, then again."""
-        columns = np.ones((self.size + 1, copies * len(states)), np.float32)
-        columns[:-1] = np.tile(states.T, copies)
-        return columns
-
-    def step(self, states: FloatArray, actions: IntArray) -> FloatArray:
-        """Return every member's next states (M, B, D) of the same states (B, D), for actions (B,)."""
-        count = len(states)
-        stops = [count * (member + 1) for member in range(self.num_members)]
-        columns = self.next_states(self.start(states, self.num_members), np.tile(actions, self.num_members), stops)
-        return columns[:-1].reshape(self.size, self.num_members, count).transpose(1, 2, 0)
-
-    @abstractmethod
-    def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states, columns (D + 1, n).
-
-        Args:
-            states: (D + 1, n).
-            actions: (n,).
-            stops: where the columns of each member in turn end; the last is n.
-            first: the member whose columns come first.
-
-        """
-
-
-class BlockNetwork(ColumnNetwork):
-    """The members with one hidden layer."""
+class ShallowNetwork(ColumnNetwork):
+    """The members, folded, with one hidden layer."""
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[FloatArray, FloatArray] | None) -> None:
         """Lay the weights out.

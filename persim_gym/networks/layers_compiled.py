@@ -3,7 +3,7 @@
 A dense matrix product multiplies the zeros of ReLU units, too: a third to a half of all, and where neighbouring states
 are alike, as a planner's candidates are, mostly those of the same units. Here a few states at a time go through a layer
 together, and units that are zero in all of them are left out of the next layer's sums. Planning for HalfCheetah takes
-two thirds of the time. `tests/test_compiled_layers.py` holds this against torch's products.
+two thirds of the time. `tests/test_layers.py` holds this against torch's products.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from persim_gym import jit
 from persim_gym.devices import in_threads
-from persim_gym.layers import weighted_sums
+from persim_gym.networks.kernels import jit
+from persim_gym.networks.layers import weighted_sums
 
 if TYPE_CHECKING:
-    from persim_gym.tiles import Tile
+    from persim_gym.networks.kernels.tiles import Tile
 
 _WORTH_A_THREAD = 256  # states
 _NO_FACTORS = np.empty((0, 0, 0), np.float32)
 _FEW_INPUTS = 8  # whose signs say much of which units are zero: of six, sorted, a fifth more are
 
 
-class CompiledLayers:
+class CompiledMemberLayers:
     """Linear layers of every member with ReLU between them."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], tile: Tile | None = None) -> None:
         """Lay weights (M, outputs, inputs) and biases (M, outputs, 1) out for the kernel."""
-        from persim_gym import layer_kernel, tiles
+        from persim_gym.networks.kernels.layers import layers_kernel
+        from persim_gym.networks.kernels.tiles import best_tile
 
-        self._tile = tiles.best_tile() if tile is None else tile
-        self._kernel = layer_kernel.layers_kernel(self._tile)
+        self._tile = best_tile() if tile is None else tile
+        self._kernel = layers_kernel(self._tile)
         panel = self._tile.columns
         self._sizes = np.array([layers[0][0].shape[2], *(weight.shape[1] for weight, _ in layers)])
         self._padded = -(-self._sizes // panel) * panel

@@ -1,8 +1,8 @@
-"""Matrix products for numba's kernels, in tiles that stay in the processor's registers. Imported only where numba is.
+"""Matrix products for numba's kernels, in tiles that stay in the processor's registers.
 
 A sum keeps its place in a register from the first term to the last, which numba's own loops do not achieve; so this is
-written in LLVM's language, for compiled functions to call: `multiply` here, and what `persim_gym.layer_kernel` and
-`persim_gym.shallow_kernel` build on the same writer.
+written in LLVM's language, for compiled functions to call: `multiply` here, and what the kernels of layers and of
+shallow networks build on the same writer.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ import torch
 from support import DEEP, random_ensemble
 
 pytest.importorskip("numba")
-from persim_gym.agent_network import AgentNetwork  # noqa: E402
-from persim_gym.compiled_layers import CompiledLayers  # noqa: E402 - needs numba
-from persim_gym.layer_kernel import STATES_AT_ONCE  # noqa: E402
-from persim_gym.layers import TorchLayers  # noqa: E402
-from persim_gym.tiles import Tile, best_tile  # noqa: E402
+from persim_gym.networks.agent_network import AgentNetwork  # noqa: E402
+from persim_gym.networks.kernels.layers import STATES_AT_ONCE  # noqa: E402
+from persim_gym.networks.kernels.tiles import Tile, best_tile  # noqa: E402
+from persim_gym.networks.layers import MemberLayers  # noqa: E402
+from persim_gym.networks.layers_compiled import CompiledMemberLayers  # noqa: E402 - needs numba
 
 MEMBERS = 3
 TILES = [Tile(lanes=16, vectors=2, rows=8), Tile(lanes=8, vectors=3, rows=4)]
@@ -38,7 +38,7 @@ def random_inputs(size, batch):
 def test_outputs(tile, sizes, batch):
     """Any widths and any number of states, of all members or some; a few inputs, which it sorts, and many."""
     layers, inputs = random_layers(*sizes), random_inputs(sizes[0], batch)
-    compiled, plain = CompiledLayers(layers, tile), TorchLayers(layers)
+    compiled, plain = CompiledMemberLayers(layers, tile), MemberLayers(layers)
     for members in (ALL, slice(1, 2), slice(1, 3)):
         found, expected = compiled(inputs[members], members), plain(inputs[members], members)
         assert found.shape == expected.shape
@@ -50,7 +50,7 @@ def test_outputs(tile, sizes, batch):
 def test_weighted_sums(tile, batch):
     """Of outputs and factors a column each, and of one column of outputs for all factors."""
     layers, factors = random_layers(11, 50, 60, 4 * 5), random_inputs(5, batch)
-    compiled, plain = CompiledLayers(layers, tile), TorchLayers(layers)
+    compiled, plain = CompiledMemberLayers(layers, tile), MemberLayers(layers)
     for inputs in (random_inputs(11, batch), random_inputs(11, 1)):
         for members in (ALL, slice(2, 3)):
             arguments = inputs[members], factors[members], members
@@ -65,7 +65,7 @@ def test_what_is_not_a_number_stays_so_and_does_not_spread(size):
     layers, inputs = random_layers(size, 32, 32, 6), random_inputs(size, 40)
     inputs[:, 0, 5], inputs[:, :, 17] = torch.nan, 0.0
     inputs[:, 1, 30] = torch.inf
-    found, expected = CompiledLayers(layers)(inputs, ALL), TorchLayers(layers)(inputs, ALL)
+    found, expected = CompiledMemberLayers(layers)(inputs, ALL), MemberLayers(layers)(inputs, ALL)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
     assert found[:, :, 5].isnan().all() and found[:, :, :5].isfinite().all()
 
@@ -73,13 +73,13 @@ def test_what_is_not_a_number_stays_so_and_does_not_spread(size):
 def test_layers_whose_units_are_all_zero_give_the_bias():
     layers = random_layers(5, 30, 30, 8)
     layers[1][1].fill_(-1e3)
-    found = CompiledLayers(layers)(random_inputs(5, 20), ALL)
+    found = CompiledMemberLayers(layers)(random_inputs(5, 20), ALL)
     torch.testing.assert_close(found, layers[2][1].expand(-1, -1, 20))
 
 
 def test_threads_give_the_same_bits():
     layers, inputs, factors = random_layers(12, 64, 64, 10), random_inputs(12, 1500), random_inputs(5, 1500)
-    compiled, threads = CompiledLayers(layers), torch.get_num_threads()
+    compiled, threads = CompiledMemberLayers(layers), torch.get_num_threads()
     found = []
     try:
         for count in (1, 2, 3):
@@ -100,12 +100,12 @@ def test_where_they_are_used(monkeypatch):
     """For deep networks on the CPU, if numba is there, and if all weights are finite: a zero left out hides no NaN."""
     deep, broken = random_layers(4, 8, 8, 4), random_layers(4, 8, 8, 4)
     broken[1][0][0, 2, 3] = torch.nan
-    assert CompiledLayers.fits(deep)
-    assert not CompiledLayers.fits(deep[:2]) and not CompiledLayers.fits(broken)
-    assert not CompiledLayers.fits([(weight.to("meta"), bias.to("meta")) for weight, bias in deep])
+    assert CompiledMemberLayers.fits(deep)
+    assert not CompiledMemberLayers.fits(deep[:2]) and not CompiledMemberLayers.fits(broken)
+    assert not CompiledMemberLayers.fits([(weight.to("meta"), bias.to("meta")) for weight, bias in deep])
     network = random_ensemble("HalfCheetah", DEEP).simulator(0).network(0)
-    assert isinstance(network, AgentNetwork) and isinstance(network._state, CompiledLayers)
-    monkeypatch.setattr("persim_gym.jit.available", lambda: False)
-    assert not CompiledLayers.fits(deep)
+    assert isinstance(network, AgentNetwork) and isinstance(network._state, CompiledMemberLayers)
+    monkeypatch.setattr("persim_gym.networks.kernels.jit.available", lambda: False)
+    assert not CompiledMemberLayers.fits(deep)
     network = random_ensemble("HalfCheetah", DEEP).simulator(0).network(0)
-    assert isinstance(network._state, TorchLayers)
+    assert isinstance(network._state, MemberLayers)

@@ -10,7 +10,7 @@ from torch import Tensor
 _FEW_COLUMNS = 256
 
 
-class TorchLayers:
+class MemberLayers:
     """The layers.
 
     Hidden layers of a few states are computed state-major, in which the CPU's matrix products are faster: 2.7 times for

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from persim_gym.compiled_layers import CompiledLayers
-from persim_gym.folding import FoldedNetwork, Layers
-from persim_gym.layers import TorchLayers
+from persim_gym.networks.folding import FoldedNetwork, Layers
+from persim_gym.networks.layers import MemberLayers
+from persim_gym.networks.layers_compiled import CompiledMemberLayers
 
 Bounds = tuple[Tensor, Tensor]
 """Lower and upper bounds of states, columns (D, 1)."""
@@ -52,9 +52,9 @@ class AgentNetwork:
         return chosen
 
 
-def _network(layers: list[tuple[Tensor, Tensor]]) -> CompiledLayers | TorchLayers:
+def _network(layers: list[tuple[Tensor, Tensor]]) -> CompiledMemberLayers | MemberLayers:
     """Return layers that are computed as fast as can be here."""
-    return CompiledLayers(layers) if CompiledLayers.fits(layers) else TorchLayers(layers)
+    return CompiledMemberLayers(layers) if CompiledMemberLayers.fits(layers) else MemberLayers(layers)
 
 
 def within(states: Tensor, bounds: Bounds | None) -> Tensor:

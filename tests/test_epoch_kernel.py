@@ -7,14 +7,15 @@ from gymnasium import spaces
 from support import keep_often, walk_dynamics, walk_task
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, fit, jit
+from persim_gym import PerSimConfig, Trajectories, fit
+from persim_gym.networks.kernels import jit
 from persim_gym.parameters import parameter_shapes
 from persim_gym.tasks import get_task
 from persim_gym.trainer import Columns, Trainer
 
 numba = pytest.importorskip("numba")
-from persim_gym import compiled_training  # noqa: E402 - needs numba
-from persim_gym.tiles import Tile  # noqa: E402
+from persim_gym.networks.kernels import epoch  # noqa: E402 - needs numba
+from persim_gym.networks.kernels.tiles import Tile  # noqa: E402
 
 CONFIG = PerSimConfig(rank=3, state_hidden=(37,), num_members=2, epochs=3, batch_size=21, learning_rate=1e-2)
 
@@ -22,7 +23,7 @@ CONFIG = PerSimConfig(rank=3, state_hidden=(37,), num_members=2, epochs=3, batch
 @pytest.fixture(params=[Tile(lanes=16, vectors=2, rows=8), Tile(lanes=8, vectors=3, rows=4)], ids=["wide", "narrow"])
 def tile(request, monkeypatch):
     """Each of the tiles that processors get, by which the kernel is compiled here."""
-    monkeypatch.setattr(compiled_training, "best_tile", lambda: request.param)
+    monkeypatch.setattr(epoch, "best_tile", lambda: request.param)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
 ):
     """The epoch begins anew for all of them."""
     whole = trained(log, CONFIG, monkeypatch, by_kernel=True)
-    epochs, run_epoch = iter(range(100)), compiled_training.run_epoch
+    epochs, run_epoch = iter(range(100)), epoch.run_epoch
 
     def interrupting(*arguments, **settings):
         if next(epochs) == interrupted_after:
@@ -112,7 +113,7 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
         return run_epoch(*arguments, **settings)
 
     keep_often(monkeypatch)
-    monkeypatch.setattr(compiled_training, "run_epoch", interrupting)
+    monkeypatch.setattr(epoch, "run_epoch", interrupting)
     with pytest.raises(KeyboardInterrupt):
         trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")
     resumed = trained(log, CONFIG, monkeypatch, by_kernel=True, checkpoint=tmp_path / "c.persim")
@@ -124,7 +125,7 @@ def test_interrupted_between_two_members_training_resumes_to_the_same_bits(
 @pytest.mark.parametrize(("task", "changes"), [("CartPole", {"state_hidden": (8, 8)}), ("HalfCheetah", {})])
 def test_other_networks_are_torchs(task, changes, monkeypatch):
     """Two hidden layers, or continuous actions."""
-    monkeypatch.setattr(compiled_training, "run_epoch", None)
+    monkeypatch.setattr(epoch, "run_epoch", None)
     config = CONFIG.with_changes(action_hidden=(8,), epochs=1, batch_size=512, **changes)
     few = persim_gym.collect(task, covariates=get_task(task).test_agents[:2], seed=0)
     assert trained(few, config, monkeypatch, by_kernel=True).provenance["training_loss"] > 0
