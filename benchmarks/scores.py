@@ -9,10 +9,11 @@ import protocol
 from cells import Cell, Score
 
 from persim_gym import get_task, prediction_error
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.logging_policies import test_policy
 from persim_gym.returns import run_episodes
 from persim_gym.tasks import PlanningObjective, System
-from persim_gym.types import LearnedDynamics, Policy
+from persim_gym.types import Policy
 
 
 def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> list[Score]:

@@ -21,10 +21,11 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factor_simulator import FactorSimulator
 from persim_gym.factor_statistics import factor_moments
+from persim_gym.labels import NumberedLabels
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior
 from persim_gym.segments import Segments
-from persim_gym.types import BoolArray, FloatArray, IntArray, NumberedLabels
+from persim_gym.types import BoolArray, FloatArray, IntArray
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the intervals that calibration measures."""

@@ -1,18 +1,72 @@
-"""`AgentDynamics`: the agents of learned dynamics, PerSim's or a baseline's, and what is known about them."""
+"""`LearnedDynamics`: a model of N agents, PerSim's or a baseline's; and what is known about its agents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.labels import find_agent, find_agents
-from persim_gym.types import FloatArray, LearnedDynamics
+from persim_gym.types import FloatArray
+
+if TYPE_CHECKING:
+    from persim_gym.simulator import Simulator
+    from persim_gym.tasks import Task
+
+
+class LearnedDynamics(Protocol):
+    """What environments, planners and evaluation ask of a model of N agents: PerSim's ensemble, or a baseline's."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def agent_labels(self) -> Sequence[str]: ...
+
+    @property
+    def initial_observations(self) -> FloatArray:
+        """(E, D): first observations of the log's episodes."""
+        ...
+
+    @property
+    def covariates(self) -> FloatArray | None:
+        """(N, K), if known."""
+        ...
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def num_members(self) -> int:
+        """M: trajectories that a simulator follows side by side."""
+        ...
+
+    def agent_index(self, agent: int | str) -> int:
+        """As `AgentDynamics.agent_index`."""
+        ...
+
+    def agent_covariates(self, agent: int | str) -> FloatArray:
+        """As `AgentDynamics.agent_covariates`."""
+        ...
+
+    def simulator(
+        self,
+        agent: int | str | None = None,
+        *,
+        agents: Sequence[int | str] | None = None,
+        aggregate: str = "mean",
+        device: str = "cpu",
+    ) -> Simulator:
+        """Bind to one agent, or to one agent for each row of a batch."""
+        ...
 
 
 class AgentDynamics:
-    """Learned dynamics of N agents: the part of `persim_gym.types.LearnedDynamics` that is the same for all models."""
+    """Learned dynamics of N agents: the part of `LearnedDynamics` that is the same for all models."""
 
     agent_labels: Sequence[str]
     covariates: FloatArray | None

@@ -12,11 +12,11 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.config import PerSimConfig
 from persim_gym.errors import FileFormatError
+from persim_gym.labels import NumberedLabels
 from persim_gym.normalizer import Normalizer
 from persim_gym.parameters import Outcome, outcome_shapes, parameter_shapes
 from persim_gym.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
-from persim_gym.types import NumberedLabels
 
 if TYPE_CHECKING:
     from persim_gym.model import Ensemble

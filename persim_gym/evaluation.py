@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.dynamics import measured_agents, true_covariates
+from persim_gym.dynamics import LearnedDynamics, measured_agents, true_covariates
 from persim_gym.episodes import run
 from persim_gym.errors import PerSimError
 from persim_gym.policies import action_seed, as_policy
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.types import BoolArray, FloatArray, LearnedDynamics, Policy
+from persim_gym.types import BoolArray, FloatArray, Policy
 
 BURN_IN = 9
 """The free-running prediction starts at this index of the trajectory."""

@@ -1,13 +1,51 @@
-"""Agents given by index or by label."""
+"""The labels of agents, and agents given by index or by label."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.types import IntArray
+
+
+class NumberedLabels(Sequence[str]):
+    """The labels "0", "1", … of N agents without names, as a sequence that costs nothing however many there are."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = range(count)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        chosen = self._numbers[index]
+        return str(chosen) if isinstance(chosen, int) else tuple(map(str, chosen))
+
+    def __contains__(self, label: object) -> bool:
+        return isinstance(label, str) and label.isdecimal() and str(int(label)) == label and int(label) in self._numbers
+
+    def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
+        if value not in self:
+            raise ValueError(f"{value!r} is not in the labels")
+        return int(value)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, NumberedLabels):
+            return self._numbers == other._numbers
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"NumberedLabels({len(self)})"
 
 
 def find_agent(agent: int | str, labels: Sequence[str]) -> int:

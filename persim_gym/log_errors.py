@@ -8,9 +8,10 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.labels import known_agents
 from persim_gym.segments import Segments
-from persim_gym.types import FloatArray, LearnedDynamics
+from persim_gym.types import FloatArray
 
 
 @dataclass(frozen=True)

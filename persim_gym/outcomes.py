@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble
 from persim_gym.parameters import Outcome
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
 from persim_gym.tasks.rules import never_terminated
-from persim_gym.types import LearnedDynamics
 
 THRESHOLD = 0.5
 """Probability above which a state is terminal."""

@@ -20,16 +20,12 @@ T       transitions of a log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from persim_gym.simulator import Simulator
-    from persim_gym.tasks import Task
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -52,43 +48,6 @@ class Prediction:
     where it was asked for."""
 
 
-class NumberedLabels(Sequence[str]):
-    """The labels "0", "1", … of N agents without names, as a sequence that costs nothing however many there are."""
-
-    def __init__(self, count: int) -> None:
-        self._numbers = range(count)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
-        chosen = self._numbers[index]
-        return str(chosen) if isinstance(chosen, int) else tuple(map(str, chosen))
-
-    def __contains__(self, label: object) -> bool:
-        return isinstance(label, str) and label.isdecimal() and str(int(label)) == label and int(label) in self._numbers
-
-    def index(self, value: str, start: int = 0, stop: int | None = None) -> int:
-        if value not in self:
-            raise ValueError(f"{value!r} is not in the labels")
-        return int(value)
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, NumberedLabels):
-            return self._numbers == other._numbers
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    def __hash__(self) -> int:
-        return hash(tuple(self))
-
-    def __repr__(self) -> str:
-        return f"NumberedLabels({len(self)})"
-
-
 class Policy(Protocol):
     """Anything that acts: Stable-Baselines3's `predict` signature."""
 
@@ -99,53 +58,4 @@ class Policy(Protocol):
 
         The state is None, or can be indexed by rows of the batch, for episodes that are over leave it.
         """
-        ...
-
-
-class LearnedDynamics(Protocol):
-    """What environments, planners and evaluation ask of a model of N agents: PerSim's ensemble, or a baseline's."""
-
-    @property
-    def task(self) -> Task: ...
-
-    @property
-    def agent_labels(self) -> Sequence[str]: ...
-
-    @property
-    def initial_observations(self) -> FloatArray:
-        """(E, D): first observations of the log's episodes."""
-        ...
-
-    @property
-    def covariates(self) -> FloatArray | None:
-        """(N, K), if known."""
-        ...
-
-    @property
-    def num_agents(self) -> int:
-        """N."""
-        ...
-
-    @property
-    def num_members(self) -> int:
-        """M: trajectories that a simulator follows side by side."""
-        ...
-
-    def agent_index(self, agent: int | str) -> int:
-        """Return the index of an agent given by index (int) or label (str)."""
-        ...
-
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """Return (K,) hidden covariates of an agent, or raise `InvalidArgumentError` where they are not known."""
-        ...
-
-    def simulator(
-        self,
-        agent: int | str | None = None,
-        *,
-        agents: Sequence[int | str] | None = None,
-        aggregate: str = "mean",
-        device: str = "cpu",
-    ) -> Simulator:
-        """Bind to one agent, or to one agent for each row of a batch."""
         ...

@@ -16,6 +16,7 @@ from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_conf
 from persim_gym.baselines.cadm_log import StandardizedLog
 from persim_gym.baselines.cadm_training import CaDMTrainer, epochs_per_iteration, fit_cadm, losses, replayed_parts
 from persim_gym.baselines.context_network import ContextNetwork, Features
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
     FileFormatError,
@@ -28,7 +29,6 @@ from persim_gym.errors import (
 )
 from persim_gym.tasks import get_task
 from persim_gym.terminal import ProgressBar
-from persim_gym.types import LearnedDynamics
 
 TINY = {"hidden": (16, 16), "encoder_hidden": (16, 8), "iterations": 2, "max_epochs": 2, "futures_per_context": 3}
 METHODS = ("Vanilla CaDM", "PE-TS CaDM")

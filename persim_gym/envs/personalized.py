@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.aggregation import aggregated, check_aggregate
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble
@@ -16,7 +17,7 @@ from persim_gym.networks.folding import fold
 from persim_gym.networks.steppers import MeanStepper, SingleStepper, mean_stepper
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
-from persim_gym.types import FloatArray, LearnedDynamics
+from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
     from persim_gym.simulator import Simulator

@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.arguments import whole_number
+from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
@@ -19,7 +20,7 @@ from persim_gym.errors import (
     OutOfMemoryError,
 )
 from persim_gym.tasks.environment import checked_options
-from persim_gym.types import BoolArray, FloatArray, IntArray, LearnedDynamics, Prediction
+from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
 
 if TYPE_CHECKING:
     from persim_gym.factor_simulator import FactorSimulator
