@@ -1,13 +1,14 @@
-"""Which device and how many threads to compute with."""
+"""Which device and how many threads to compute with, and how arrays get there."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -33,6 +34,11 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InvalidArgumentError(f"device={device!r} is not available here ({error}); use 'auto' or 'cpu'") from error
     return found
+
+
+def on_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return copies of named arrays, parameters as a rule, as tensors on a device."""
+    return {name: torch.tensor(np.ascontiguousarray(array), device=device) for name, array in arrays.items()}
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.devices import threads_for
+from persim_gym.devices import on_device, threads_for
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.gradients import agent_features, predict
+from persim_gym.factorization import agent_features, member_actions, member_rows, predict
 from persim_gym.model import Ensemble
 from persim_gym.networks.agent_network import AgentNetwork, Bounds, within
 from persim_gym.networks.folding import fold
@@ -120,13 +120,10 @@ class FactorSimulator(Simulator):
         """Evaluate the unfolded model: each column has an agent of its own."""
         parameters, mean, scale, change_mean, change_scale = self._shared
         members, batch = states.shape[0], states.shape[2]
-        member = torch.arange(members, device=self.device)[:, None]
-        rows = torch.arange(first, first + batch, device=self.device) + member * len(self.agents)
-        if self.task.discrete:
-            moves = (actions + member * self.task.action_size).view(-1)
-        else:
-            moves = actions.T.expand(members, -1, -1)
-        changes = predict(parameters, (states - mean) / scale, rows.view(-1), moves)
+        agents = torch.arange(first, first + batch, device=self.device)
+        rows = member_rows(agents, members, len(self.agents)).view(-1)
+        moves = member_actions(actions, members, self.task.action_size)
+        changes = predict(parameters, (states - mean) / scale, rows, moves)
         return changes * change_scale + change_mean
 
     @cached_property
@@ -135,9 +132,7 @@ class FactorSimulator(Simulator):
         arrays = dict(self.ensemble.parameters)
         arrays["agent.weight"] = arrays["agent.weight"][:, self.agents]
         with torch.inference_mode(False):  # `set_factors` writes to the table
-            parameters = {
-                name: torch.tensor(np.ascontiguousarray(array), device=self.device) for name, array in arrays.items()
-            }
+            parameters = on_device(arrays, self.device)
         normalizer = self.ensemble.normalizer
         mean, scale, change_mean, change_scale = (
             torch.tensor(column, dtype=torch.float32, device=self.device)[:, None]
@@ -158,11 +153,7 @@ class FactorSimulator(Simulator):
         members = self.num_members
         states, moves = (torch.tensor(array, device=self.device) for array in (observations, actions))
         with torch.inference_mode(), threads_for(self.hidden_layers):
-            if self.task.discrete:
-                member = torch.arange(members, device=self.device)[:, None]
-                moves = (moves + member * self.task.action_size).view(-1)
-            else:
-                moves = moves.T.expand(members, -1, -1).contiguous()
+            moves = member_actions(moves, members, self.task.action_size).contiguous()
             stacked = ((states.T - mean) / scale).expand(members, -1, -1).contiguous()
             features = agent_features(parameters, stacked, moves).double().cpu().numpy()
         spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))

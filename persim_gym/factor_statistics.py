@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from persim_gym.data import Trajectories
-from persim_gym.devices import resolve_device, threads_for
-from persim_gym.gradients import agent_features
+from persim_gym.devices import on_device, resolve_device, threads_for
+from persim_gym.factorization import agent_features, member_actions
 from persim_gym.model import Ensemble
 from persim_gym.posterior import FactorPosterior, Moments, Prior
 from persim_gym.types import IntArray
@@ -75,21 +75,15 @@ def factor_moments(
 def standardized_batches(
     ensemble: Ensemble, log: Trajectories, rows: IntArray, device: torch.device, size: int
 ) -> Iterator[tuple[IntArray, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield rows (B,) and, as `persim_gym.gradients` has them, states, actions, and changes (D, B) float64."""
+    """Yield rows (B,) and, as `persim_gym.factorization` has them, states, actions, and changes (D, B) float64."""
     normalizer, members = ensemble.normalizer, ensemble.num_members
-    offsets = torch.arange(members, device=device)[:, None] * ensemble.task.action_size
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        observations = np.asarray(log.observations[part], np.float64)
-        changes = np.asarray(log.next_observations[part], np.float64) - observations
-        states = ((observations - normalizer.state_mean) / normalizer.state_scale).astype(np.float32)
-        targets = torch.tensor((changes - normalizer.change_mean) / normalizer.change_scale, device=device).T
+        states, changes = normalizer.standardized(log.observations[part], log.next_observations[part])
         actions = torch.tensor(np.asarray(log.actions[part]), device=device)
-        if actions.dim() == 1:
-            actions = (actions + offsets).view(-1)
-        else:
-            actions = actions.T.expand(members, -1, -1).contiguous()
-        yield part, torch.tensor(states, device=device).T.expand(members, -1, -1).contiguous(), actions, targets
+        actions = member_actions(actions, members, ensemble.task.action_size).contiguous()
+        inputs = torch.tensor(states.astype(np.float32), device=device).T.expand(members, -1, -1).contiguous()
+        yield part, inputs, actions, torch.tensor(changes, device=device).T
 
 
 def _features(
@@ -97,7 +91,7 @@ def _features(
 ) -> Iterator[tuple[IntArray, torch.Tensor]]:
     """Yield rows (B,) and φ, with the change as one more column: (M·D, r + 1, B) float64."""
     members = ensemble.num_members
-    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in ensemble.parameters.items()}
+    parameters = on_device(ensemble.parameters, device)
     for part, states, actions, targets in standardized_batches(ensemble, log, rows, device, _BATCH):
         features = agent_features(parameters, states, actions)
         size, batch = features.shape[1], features.shape[3]

@@ -34,6 +34,12 @@ class Normalizer:
         changes = np.asarray(next_observations, np.float64) - states
         return cls(states.mean(0), spread(states), changes.mean(0), spread(changes, states))
 
+    def standardized(self, observations: FloatArray, next_observations: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the states and changes (T, D) float64 of transitions, as the model has them."""
+        states = np.asarray(observations, np.float64)
+        changes = np.asarray(next_observations, np.float64) - states
+        return (states - self.state_mean) / self.state_scale, (changes - self.change_mean) / self.change_scale
+
 
 def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
     """Return the unbiased deviation (D,) of values (T, D), 1 for a coordinate that does not vary (see `varies`)."""

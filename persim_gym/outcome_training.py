@@ -13,9 +13,10 @@ from torch.nn.functional import binary_cross_entropy, mse_loss
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
+from persim_gym.devices import on_device
 from persim_gym.epochs import run_epochs
 from persim_gym.errors import InvalidDataError
-from persim_gym.gradients import predict
+from persim_gym.factorization import predict
 from persim_gym.normalizer import spread
 from persim_gym.outcomes import LearnedReward, LearnedTermination, reward_inputs
 from persim_gym.parameters import Outcome, outcome_shapes
@@ -23,7 +24,6 @@ from persim_gym.tasks import Task
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import FloatArray, IntArray
 
-_EVALUATION_BATCH = 8192
 _Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 
 
@@ -188,13 +188,12 @@ class _Problem:
         """Return the squared errors (T,) of the members' mean, or the cross entropies of their mean probability."""
         scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
         columns = self.columns(scaling, torch.device("cpu"))
-        parameters = {name: torch.tensor(np.asarray(array)) for name, array in outcome.parameters.items()}
+        parameters = on_device(outcome.parameters, torch.device("cpu"))
         loss_of = binary_cross_entropy if self.logistic else mse_loss
         losses = []
         with torch.inference_mode():
-            for part in torch.arange(len(self.agents)).split(_EVALUATION_BATCH):
-                every_member = part.expand(len(parameters["agent.weight"]), -1)
-                states, rows, actions, wanted = columns.gather(every_member).batch(0, len(part))
+            every, members = torch.arange(len(self.agents)), len(parameters["agent.weight"])
+            for states, rows, actions, wanted in columns.batches(every, members):
                 outputs = predict(parameters, states, rows, actions)
                 mean = (outputs.sigmoid() if self.logistic else outputs).mean(0)
                 losses.append(loss_of(mean, wanted[0], reduction="none")[0])

@@ -99,7 +99,7 @@ class _Bound:
         """Return the members' mean (…) for parts (…, D) of x and actions (…) or (…, A), or None for a single w."""
         import torch
 
-        from persim_gym.gradients import predict
+        from persim_gym.factorization import predict
 
         numpy = not isinstance(parts[0], torch.Tensor)
         columns = [torch.tensor(np.asarray(part, np.float32)) if numpy else part.float() for part in parts]

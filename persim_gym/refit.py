@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from persim_gym.data import Trajectories
-from persim_gym.devices import resolve_device, threads_for
+from persim_gym.devices import on_device, resolve_device, threads_for
 from persim_gym.factor_statistics import standardized_batches, usable_rows
+from persim_gym.factorization import head_inputs
 from persim_gym.factors import refit_factors
-from persim_gym.gradients import head_inputs
 from persim_gym.model import Ensemble
 from persim_gym.parameters import SKIP
 from persim_gym.terminal import ProgressBar
@@ -117,7 +117,7 @@ def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.de
 
 def _features(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return ψ (r·K, n) and the errors (n, D) of some rows, float64."""
-    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in member.parameters.items()}
+    parameters = on_device(member.parameters, device)
     features, errors = [], []
     for part, states, actions, changes in standardized_batches(member, log, rows, device, _BATCH):
         agents = torch.tensor(np.asarray(log.agents[part], np.int64), device=device)
@@ -135,7 +135,7 @@ def _normal_equations(
     g and h are those of `head_inputs`. All transitions of an agent with the same action have the same g, so the
     products of h are summed over each such group first, which costs 1/r² of the products of ψ.
     """
-    parameters = {name: torch.tensor(np.asarray(array), device=device) for name, array in member.parameters.items()}
+    parameters = on_device(member.parameters, device)
     rank, size = member.config.rank, member.task.observation_size
     width = member.config.state_hidden[-1] + 1 + (size if SKIP in parameters else 0)
     upper = torch.triu_indices(rank, rank, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim.adam import adam
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads, matmul_precision
+from persim_gym.factorization import initialize_layer, member_rows
 from persim_gym.gradients import loss_and_gradients
 from persim_gym.graphs import RecordedStep
 from persim_gym.networks.kernels import jit
@@ -21,6 +22,7 @@ from persim_gym.normalizer import Normalizer
 from persim_gym.tasks import Task
 
 _FLOATS_PER_CACHE_LINE = 16
+_EVALUATION_BATCH = 8192
 _GATHERED_AT_ONCE = 1024
 """Transitions of a member that are fetched together, for several small batches."""
 
@@ -43,10 +45,7 @@ class Columns:
 
     @classmethod
     def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> Columns:
-        observations = np.asarray(log.observations, np.float64)
-        changes = np.asarray(log.next_observations, np.float64) - observations
-        states = (observations - normalizer.state_mean) / normalizer.state_scale
-        changes = (changes - normalizer.change_mean) / normalizer.change_scale
+        states, changes = normalizer.standardized(log.observations, log.next_observations)
         numbers = np.concatenate([states, changes], axis=1).astype(np.float32)
         return cls(
             torch.as_tensor(numbers, device=device),
@@ -57,16 +56,20 @@ class Columns:
             task.action_size,
         )
 
+    def batches(self, rows: Tensor, members: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield the transitions of rows (n,), the same for every member, some thousand at once (`Gathered.batch`)."""
+        for part in rows.split(_EVALUATION_BATCH):
+            yield self.gather(part.expand(members, -1)).batch(0, len(part))
+
     def gather(self, rows: Tensor) -> Gathered:
         """Return every member's own transitions (M, n)."""
         members, count = rows.shape
         flat = rows.reshape(-1)
         numbers = self.numbers.index_select(0, flat).view(members, count, -1).transpose(1, 2).contiguous()
-        member = torch.arange(members, device=rows.device)[:, None]
-        agents = self.agents.index_select(0, flat).view(members, count) + member * self.num_agents
+        agents = member_rows(self.agents.index_select(0, flat).view(members, count), members, self.num_agents)
         actions = self.actions.index_select(0, flat)
         if actions.dim() == 1:
-            actions = actions.view(members, count) + member * self.num_actions
+            actions = member_rows(actions.view(members, count), members, self.num_actions)
         else:
             actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
         states, changes = numbers[:, : self.num_inputs], numbers[:, self.num_inputs :]
@@ -82,7 +85,7 @@ class Gathered:
     changes: Tensor
     """(M, O, n)."""
     agents: Tensor
-    """(M, n) rows of the agent table, member m's at m·N."""
+    """(M, n) rows of the agent table (`member_rows`)."""
     actions: Tensor
     """(M, n) rows of the action table, or (M, A, n)."""
 
@@ -126,8 +129,7 @@ class Trainer:
         self.parameters = _views(self.flat, shapes)
         self.gradients = _views(self.flat_gradient, shapes)
         for name, (_, fan_in) in shapes.items():
-            bound = fan_in**-0.5  # torch's own initialization of a linear layer
-            self.parameters[name].uniform_(-bound, bound, generator=self.generator)
+            initialize_layer(self.parameters[name], fan_in, self.generator)
 
     @torch.inference_mode()
     def run_epoch(self, columns: Columns, rows: Tensor) -> float:

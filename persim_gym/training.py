@@ -16,11 +16,11 @@ from persim_gym.arguments import below_one, whole_number
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
-from persim_gym.devices import memory_for, resolve_device, threads_for
+from persim_gym.devices import memory_for, on_device, resolve_device, threads_for
 from persim_gym.epochs import run_epochs
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.factorization import predict
 from persim_gym.factors import refit_factors
-from persim_gym.gradients import predict
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
 from persim_gym.normalizer import Normalizer
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
@@ -32,7 +32,6 @@ from persim_gym.tasks.rules import check_rules
 from persim_gym.trainer import Columns, Trainer
 from persim_gym.types import IntArray
 
-_EVALUATION_BATCH = 8192
 _TO_CHOOSE_OUTCOMES = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
 
@@ -138,12 +137,11 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     """
     rows = np.arange(trajectories.num_transitions) if rows is None else rows
     columns = Columns.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
-    parameters = {name: torch.tensor(array) for name, array in ensemble.parameters.items()}
+    parameters = on_device(ensemble.parameters, torch.device("cpu"))
     scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float32)
     members = ensemble.num_members
     total = torch.zeros(members + 1, trajectories.observations.shape[1], dtype=torch.float64)
-    for part in torch.as_tensor(rows).split(_EVALUATION_BATCH):
-        states, agents, actions, changes = columns.gather(part.expand(members, -1)).batch(0, len(part))
+    for states, agents, actions, changes in columns.batches(torch.as_tensor(rows), members):
         errors = predict(parameters, states, agents, actions) - changes
         errors = torch.cat([errors, errors.mean(0, keepdim=True)]) * scale[:, None]
         total += errors.square().sum(2)

@@ -8,6 +8,7 @@ import persim_gym
 from persim_gym import extras
 from persim_gym.baselines import bcq, cql, learned_policy, offline_training
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
+from persim_gym.factorization import encode
 from persim_gym.tasks import get_task
 
 TASK = get_task("CartPole")
@@ -114,9 +115,7 @@ def test_the_chosen_action_is_d3rlpys(log, name):
                 parameter.mul_(4.0)
     observations = np.asarray(log.observations, np.float32)
     steps = DiscreteSteps(algorithm, log)
-    outputs = persim_gym.gradients.encode(
-        steps.parameters, "state", torch.tensor(observations.T).expand(len(steps._networks), -1, -1)
-    )[-1]
+    outputs = encode(steps.parameters, "state", torch.tensor(observations.T).expand(len(steps._networks), -1, -1))[-1]
     chosen = steps._greedy(outputs).numpy()
     np.testing.assert_array_equal(chosen, algorithm.predict(observations))
     if name == "BCQ":

@@ -12,11 +12,11 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
     "types", "errors", "extras", "arguments", "aggregation", "labels", "segments", "dynamics", "config", "storage",
-    "terminal", "devices", "tasks", "columns", "provenance", "data", "policies", "episodes",
-    "logging_policies", "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model", "gradients",
-    "outcomes", "simulator", "networks", "factor_simulator", "selection", "covariates", "factor_statistics", "factors", "refit",
-    "calibration", "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs",
-    "registration", "planning", "generation", "evaluation", "returns", "log_errors", "plotting", "interop",
+    "terminal", "devices", "tasks", "columns", "provenance", "data", "policies", "episodes", "logging_policies",
+    "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model", "factorization", "gradients",
+    "outcomes", "simulator", "networks", "factor_simulator", "selection", "covariates", "factor_statistics", "factors",
+    "refit", "calibration", "graphs", "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts",
+    "envs", "registration", "planning", "generation", "evaluation", "returns", "log_errors", "plotting", "interop",
     "baselines", "demo", "cli",
 )  # fmt: skip
 NETWORKS = (
@@ -122,6 +122,7 @@ def test_who_knows_nothing_of_what():
         },
         "gymnasium": {
             "data",
+            "factorization",
             "gradients",
             "normalizer",
             "parameters",

@@ -8,7 +8,7 @@ import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
 from persim_gym.factor_simulator import FactorSimulator
-from persim_gym.gradients import predict
+from persim_gym.factorization import predict
 from persim_gym.networks.agent_network import AgentNetwork
 from persim_gym.networks.folding import fold
 from persim_gym.networks.kernels import jit
@@ -110,7 +110,7 @@ def test_mean_and_deviation_of_a_single_state(members, config, compiled, monkeyp
 
 @pytest.mark.parametrize("copies", [1, 100], ids=["state-major", "feature-major"])
 def test_folded_network_equals_plain_prediction(case, copies):
-    """`AgentNetwork`, all members and a slice of them, against `gradients.predict` with normalization around it."""
+    """`AgentNetwork`, all members and a slice of them, against `factorization.predict` with normalization around it."""
     ensemble, states, actions = case
     states, actions = np.repeat(states, copies, 0), np.repeat(actions, copies, 0)
     agent, members, batch = 2, ensemble.num_members, len(states)

@@ -22,7 +22,7 @@ from persim_gym.baselines.context_network import ContextDynamics, Features, Scal
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.baselines.history import History, check_history
 from persim_gym.config import PRECISIONS
-from persim_gym.devices import resolve_device
+from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task
@@ -193,7 +193,7 @@ class CaDM(ContextModel):
 
     def _make_dynamics(self, device: torch.device) -> ContextDynamics:
         config = self.config
-        found = {name: torch.tensor(array, device=device) for name, array in self.parameters.items()}
+        found = on_device(self.parameters, device)
         bounds = (found["min_log_variance"], found["max_log_variance"]) if config.probabilistic else None
         return ContextDynamics(
             parameters=found,

@@ -1,6 +1,6 @@
 """The network of dynamics that see a context vector beside state and action (`persim_gym.baselines.context`).
 
-Everything is feature-major, (M, features, B), as in `persim_gym.gradients`.
+Everything is feature-major, (M, features, B), as in `persim_gym.factorization`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.gradients import num_layers
+from persim_gym.factorization import num_layers
 from persim_gym.simulator import ColumnNetwork
 from persim_gym.types import FloatArray, IntArray
 

@@ -22,8 +22,9 @@ from persim_gym.baselines.context_network import ContextDynamics, Features, Scal
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
-from persim_gym.devices import matmul_precision, resolve_device, threads_for
+from persim_gym.devices import matmul_precision, on_device, resolve_device, threads_for
 from persim_gym.epochs import run_epochs
+from persim_gym.factorization import initialize_layer
 from persim_gym.graphs import RecordedStep
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS
 from persim_gym.normalizer import Normalizer
@@ -51,7 +52,7 @@ class JointModel(ContextModel):
         normalizer, size = self.normalizer, self.task.action_size
         plain = None if self.task.discrete else Scaling(torch.zeros(size, 1).to(device), torch.ones(size, 1).to(device))
         return ContextDynamics(
-            parameters={name: torch.tensor(array, device=device) for name, array in self.parameters.items()},
+            parameters=on_device(self.parameters, device),
             features=Features(),
             inputs=_scaling(normalizer.state_mean, normalizer.state_scale, device),
             targets=_scaling(normalizer.change_mean, normalizer.change_scale, device),
@@ -248,18 +249,14 @@ def _initial_parameters(
         if name == "agent.weight":
             parameters[name].normal_(generator=generator)  # torch's own of an embedding
         else:
-            bound = sizes[int(name.split(".")[1])] ** -0.5  # torch's own initialization of a linear layer
-            parameters[name].uniform_(-bound, bound, generator=generator)
+            initialize_layer(parameters[name], sizes[int(name.split(".")[1])], generator)
     return {name: tensor.requires_grad_() for name, tensor in parameters.items()}
 
 
 def _columns(log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return inputs (T, D + A) without the embedding, and targets (T, D)."""
-    observations = np.asarray(log.observations, np.float64)
-    changes = np.asarray(log.next_observations, np.float64) - observations
-    states = (observations - normalizer.state_mean) / normalizer.state_scale
+    states, targets = normalizer.standardized(log.observations, log.next_observations)
     actions = np.eye(task.action_size)[np.asarray(log.actions, np.int64)] if task.discrete else np.asarray(log.actions)
-    targets = (changes - normalizer.change_mean) / normalizer.change_scale
     inputs = np.concatenate([states, actions], axis=1)
     return (
         torch.tensor(inputs.astype(np.float32), device=device),

@@ -19,6 +19,7 @@ from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata
 from persim_gym.errors import EpisodeOverError, TrainingDivergedError
+from persim_gym.factorization import initialize_layer
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray
@@ -160,8 +161,7 @@ def _initial_parameters(members: int, sizes: tuple[int, ...], generator: torch.G
     parameters = {}
     for name, shape in layer_shapes("net", members, sizes).items():
         fan_in = sizes[int(name.split(".")[1])]
-        bound = fan_in**-0.5  # torch's own initialization of a linear layer
-        parameters[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator).requires_grad_()
+        parameters[name] = initialize_layer(torch.empty(shape), fan_in, generator).requires_grad_()
     return parameters
 
 

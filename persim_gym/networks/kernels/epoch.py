@@ -18,6 +18,7 @@ import numpy as np
 from persim_gym.config import PerSimConfig
 from persim_gym.networks.kernels.jit import compile_for, fast
 from persim_gym.networks.kernels.tiles import Tile, best_tile, multiply
+from persim_gym.parameters import SKIP
 from persim_gym.types import FloatArray, IntArray
 
 ROWS = 16
@@ -25,7 +26,7 @@ ROWS = 16
 _AGENT, _AGENT_BIAS, _FIRST, _FIRST_BIAS, _SECOND, _SECOND_BIAS, _ACTION, _ACTION_BIAS, _SKIP = range(9)
 _NAMES = (
     "agent.weight", "agent.bias", "state.0.weight", "state.0.bias", "state.1.weight", "state.1.bias",
-    "action.weight", "action.bias", "state.skip",
+    "action.weight", "action.bias", SKIP,
 )  # fmt: skip
 """The order of a member's parameters, each flat."""
 _BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
