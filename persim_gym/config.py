@@ -11,6 +11,8 @@ from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 RANKS = (3, 5, 10, 15, 20, 30)
 """The ranks among which the paper selects by validation error."""
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+"""Of Adam (Kingma and Ba, ICLR 2015), as its authors and torch have them."""
 PRECISIONS = ("highest", "high", "medium")
 """As in `torch.set_float32_matmul_precision`."""
 

@@ -12,13 +12,13 @@ from persim_gym.devices import on_device, threads_for
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factorization import agent_features, member_actions, member_rows, predict
 from persim_gym.model import Ensemble
-from persim_gym.networks.agent_network import AgentNetwork, Bounds, within
+from persim_gym.networks.agent_network import AgentNetwork, within
 from persim_gym.networks.folding import fold
 from persim_gym.networks.kernels import jit
 from persim_gym.networks.shallow import ColumnNetwork, ShallowNetwork
 from persim_gym.networks.shallow_compiled import CompiledShallowNetwork
 from persim_gym.outcomes import bound_task
-from persim_gym.simulator import Simulator
+from persim_gym.simulator import Bounds, Simulator, state_bounds
 from persim_gym.types import FloatArray, IntArray
 
 
@@ -101,12 +101,8 @@ class FactorSimulator(Simulator):
 
     @cached_property
     def _bounds(self) -> Bounds | None:
-        """Lower and upper bounds of states, columns (D, 1), where the configuration keeps to them."""
-        if not self.ensemble.config.clip_states:
-            return None
-        space = self.task.observation_space
-        low, high = (torch.tensor(bound, dtype=torch.float32, device=self.device) for bound in (space.low, space.high))
-        return low[:, None], high[:, None]
+        """The bounds of states, where the configuration keeps to them."""
+        return state_bounds(self.task, self.device) if self.ensemble.config.clip_states else None
 
     def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         if self._by_row:

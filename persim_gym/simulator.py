@@ -23,6 +23,17 @@ _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
 """Rows of a batch that are stepped together, on the CPU, where they should fit the cache, and elsewhere."""
 
 
+Bounds = tuple[Tensor, Tensor]
+"""Lower and upper bounds of states, columns (D, 1)."""
+
+
+def state_bounds(task: Task, device: torch.device) -> Bounds:
+    """Return the bounds of a task's observation space on a device."""
+    space = task.observation_space
+    low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
+    return low[:, None], high[:, None]
+
+
 class MemberNetwork(Protocol):
     """The members on a torch device, told whom they simulate; feature-major. Planners roll it out."""
 

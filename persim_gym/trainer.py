@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from persim_gym.config import PerSimConfig
+from persim_gym.config import ADAM_BETAS, ADAM_EPSILON, PerSimConfig
 from persim_gym.data import Trajectories
 from persim_gym.devices import in_threads, matmul_precision
 from persim_gym.factorization import initialize_layer, member_rows
@@ -216,8 +216,8 @@ class Trainer:
         )
         adam(
             [self.flat], [self.flat_gradient], [self.first_moment], [self.second_moment], [], [self.step],
-            fused=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=learning_rate,
-            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=1e-8, maximize=False,
+            fused=True, amsgrad=False, beta1=ADAM_BETAS[0], beta2=ADAM_BETAS[1], lr=learning_rate,
+            weight_decay=self.config.weight_decay, decoupled_weight_decay=True, eps=ADAM_EPSILON, maximize=False,
         )  # fmt: skip
         return losses
 

@@ -148,6 +148,15 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     return (total / len(rows)).numpy()
 
 
+def known_of_agents(log: Trajectories) -> dict[str, Any]:
+    """Return what every model keeps of a log, by the names of its fields: who its agents are and where they began."""
+    return {
+        "agent_labels": log.agent_labels,
+        "initial_observations": log.initial_observations[:MAX_INITIAL_OBSERVATIONS],
+        "covariates": None if log.covariates is None else np.asarray(log.covariates),
+    }
+
+
 def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     """Return the task given, else the one that the log names; one of a user's own is tried out first."""
     if not isinstance(trajectories, Trajectories):
@@ -273,15 +282,12 @@ class _Runs:
 
     def _ensemble(self, config: PerSimConfig, parameters: dict[str, np.ndarray]) -> Ensemble:
         """Return the ensemble with these parameters."""
-        log = self._log
         return Ensemble(
             task=self._task,
             config=config,
             parameters=parameters,
             normalizer=self._normalizer(config),
-            agent_labels=log.agent_labels,
-            initial_observations=log.initial_observations[:MAX_INITIAL_OBSERVATIONS],
-            covariates=None if log.covariates is None else np.asarray(log.covariates),
+            **known_of_agents(self._log),
         )
 
     def forget_checkpoints(self) -> None:

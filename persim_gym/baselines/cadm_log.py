@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDMConfig
-from persim_gym.baselines.context_network import Scaling
+from persim_gym.baselines.context_network import Scaling, one_hot
 from persim_gym.data import Trajectories
 from persim_gym.tasks import Task
 
@@ -66,7 +66,7 @@ class StandardizedLog:
         next_states = torch.tensor(np.asarray(log.next_observations, np.float32).T.copy(), device=device)
         actions, action_scaling = torch.tensor(np.array(log.actions), device=device), None
         if task.discrete:
-            actions = torch.nn.functional.one_hot(actions, task.action_size).T.float()
+            actions = one_hot(actions, task.action_size)
         else:
             actions = actions.T.float()
             action_scaling = Scaling.of(actions[:, rows])

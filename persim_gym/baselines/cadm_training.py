@@ -28,10 +28,9 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.graphs import RecordedStep
-from persim_gym.model import MAX_INITIAL_OBSERVATIONS
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.training import task_of
+from persim_gym.training import known_of_agents, task_of
 from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
@@ -258,9 +257,7 @@ class CaDMTrainer:
         return CaDM(
             task=self._task,
             parameters={name: tensor.cpu().numpy().copy() for name, tensor in arrays.items()},
-            agent_labels=log.agent_labels,
-            initial_observations=log.initial_observations[:MAX_INITIAL_OBSERVATIONS],
-            covariates=None if log.covariates is None else np.asarray(log.covariates),
+            **known_of_agents(log),
             provenance=provenance,
             config=config,
             histories=histories.cpu().numpy().copy(),

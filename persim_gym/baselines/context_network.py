@@ -15,6 +15,7 @@ from torch import Tensor
 
 from persim_gym.factorization import num_layers
 from persim_gym.simulator import ColumnNetwork
+from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
 
 Activation = Callable[[Tensor], Tensor]
@@ -43,6 +44,18 @@ def layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tup
         shapes[f"{name}.{index}.weight"] = (members, outputs, inputs)
         shapes[f"{name}.{index}.bias"] = (members, outputs, 1)
     return shapes
+
+
+def one_hot(actions: Tensor, count: int) -> Tensor:
+    """Return indices (B,) of discrete actions as columns (A, B) of a one and zeros."""
+    return torch.nn.functional.one_hot(actions, count).T.float()
+
+
+def action_features(task: Task, actions: np.ndarray) -> Tensor:
+    """Return a log's actions (B,) or (B, A) as inputs (A, B), one-hot if discrete."""
+    if task.discrete:
+        return one_hot(torch.tensor(np.asarray(actions, np.int64)), task.action_size)
+    return torch.tensor(np.asarray(actions, np.float32).T)
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,7 @@ class ContextNetwork:
         """
         states = states.expand(-1, -1, actions.shape[-1])
         if self.num_actions:
-            actions = self._one_hot(actions).expand(len(states), -1, -1)
+            actions = one_hot(actions, self.num_actions).expand(len(states), -1, -1)
         inputs = [self._dynamics.features.of(states), actions]
         if self._contexts is not None:
             inputs.append(self._contexts[members])
@@ -221,11 +234,8 @@ class ContextNetwork:
             first: the particle whose columns come first.
 
         """
-        fed = torch.cat([self._dynamics.features.of(states), self._one_hot(actions)]).T
+        fed = torch.cat([self._dynamics.features.of(states), one_hot(actions, self.num_actions)]).T
         return self._after(states, self._outputs(fed, stops, first).T)
-
-    def _one_hot(self, actions: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(actions, self.num_actions).T.float()
 
     def _outputs(self, rows: Tensor, stops: Sequence[int], first: int) -> Tensor:
         """Return the outputs (n, O) for inputs (n, I), rows of one particle after those of another.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
-from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
+from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
 from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data import Trajectories, check_log
@@ -26,10 +26,10 @@ from persim_gym.devices import matmul_precision, on_device, resolve_device, thre
 from persim_gym.epochs import run_epochs
 from persim_gym.factorization import initialize_layer
 from persim_gym.graphs import RecordedStep
-from persim_gym.model import MAX_INITIAL_OBSERVATIONS
 from persim_gym.normalizer import Normalizer
+from persim_gym.simulator import state_bounds
 from persim_gym.tasks import Task
-from persim_gym.training import task_of
+from persim_gym.training import known_of_agents, task_of
 from persim_gym.types import IntArray
 
 
@@ -59,13 +59,8 @@ class JointModel(ContextModel):
             actions=plain,
             action_size=size,
             activation=torch.relu_,
-            state_bounds=self._bounds(device) if self.config.clip_states else None,
+            state_bounds=state_bounds(self.task, device) if self.config.clip_states else None,
         )
-
-    def _bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        space = self.task.observation_space
-        low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
-        return low[:, None], high[:, None]
 
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         return torch.tensor(self.parameters["agent.weight"][:, agents], device=device).transpose(1, 2)
@@ -146,9 +141,7 @@ def fit_joint(
     return JointModel(
         task=task,
         parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()},
-        agent_labels=trajectories.agent_labels,
-        initial_observations=trajectories.initial_observations[:MAX_INITIAL_OBSERVATIONS],
-        covariates=None if trajectories.covariates is None else np.asarray(trajectories.covariates),
+        **known_of_agents(trajectories),
         provenance=provenance,
         config=settings,
         normalizer=normalizer,
@@ -255,13 +248,9 @@ def _initial_parameters(
 
 def _columns(log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return inputs (T, D + A) without the embedding, and targets (T, D)."""
-    states, targets = normalizer.standardized(log.observations, log.next_observations)
-    actions = np.eye(task.action_size)[np.asarray(log.actions, np.int64)] if task.discrete else np.asarray(log.actions)
-    inputs = np.concatenate([states, actions], axis=1)
-    return (
-        torch.tensor(inputs.astype(np.float32), device=device),
-        torch.tensor(targets.astype(np.float32), device=device),
-    )
+    columns = normalizer.standardized(log.observations, log.next_observations)
+    states, targets = (torch.tensor(column, dtype=torch.float32, device=device) for column in columns)
+    return torch.cat([states, action_features(task, log.actions).T.to(device)], dim=1), targets
 
 
 def _scaling(mean: Any, scale: Any, device: torch.device) -> Scaling:

@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from persim_gym.arguments import at_least_zero, whole_number
-from persim_gym.baselines.context_network import Scaling, layer_shapes, mlp
+from persim_gym.baselines.context_network import Scaling, action_features, layer_shapes, mlp
 from persim_gym.data import Trajectories
 from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata
@@ -66,13 +66,6 @@ def discrepancy(outputs: Tensor) -> Tensor:
         distances = (outputs[index:] - outputs[:-index]).square().sum(1).sqrt()
         largest = torch.maximum(largest, distances.amax(0))
     return largest
-
-
-def action_features(task: Task, actions: np.ndarray) -> Tensor:
-    """Return actions as inputs (A, B): one-hot if discrete."""
-    if task.discrete:
-        return torch.nn.functional.one_hot(torch.tensor(np.asarray(actions, np.int64)), task.action_size).T.float()
-    return torch.tensor(np.asarray(actions, np.float32).T)
 
 
 def fit_plain_dynamics(

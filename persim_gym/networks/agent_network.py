@@ -8,9 +8,7 @@ from torch import Tensor
 from persim_gym.networks.folding import FoldedNetwork, Layers
 from persim_gym.networks.layers import MemberLayers
 from persim_gym.networks.layers_compiled import CompiledMemberLayers
-
-Bounds = tuple[Tensor, Tensor]
-"""Lower and upper bounds of states, columns (D, 1)."""
+from persim_gym.simulator import Bounds
 
 
 class AgentNetwork:

@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from persim_gym.config import PerSimConfig
+from persim_gym.config import ADAM_BETAS, ADAM_EPSILON, PerSimConfig
 from persim_gym.networks.kernels.jit import compile_for, fast
 from persim_gym.networks.kernels.tiles import Tile, best_tile, multiply
 from persim_gym.parameters import SKIP
@@ -29,7 +29,8 @@ _NAMES = (
     "action.weight", "action.bias", SKIP,
 )  # fmt: skip
 """The order of a member's parameters, each flat."""
-_BETA1, _BETA2, _EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+# Numba compiles these in, and its cache looks at the date of this file alone: touch it when they change.
+_BETA1, _BETA2, _EPSILON = np.float32(ADAM_BETAS[0]), np.float32(ADAM_BETAS[1]), np.float32(ADAM_EPSILON)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -265,8 +266,8 @@ def _epoch_kernel(tile: Tile) -> Callable[..., float]:
                 )  # fmt: skip
             _write(gradients, to_first, to_second)
             steps_done += 1
-            rate = np.float32(learning_rate / (1.0 - 0.9**steps_done))
-            correction = np.float32(np.sqrt(1.0 - 0.999**steps_done))
+            rate = np.float32(learning_rate / (1.0 - ADAM_BETAS[0] ** steps_done))
+            correction = np.float32(np.sqrt(1.0 - ADAM_BETAS[1] ** steps_done))
             for index in range(len(parameters)):
                 _descend(
                     parameters[index], gradients[index], means[index], squares[index],
