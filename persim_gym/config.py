@@ -135,8 +135,8 @@ CONFIGS: dict[str, PerSimConfig] = {
         refit_factors=True,
         matmul_precision="medium",
     ),
-    # A table of one's own: squared error, whose minimizer is the mean even where changes are rare jumps, and factors that
-    # are the posterior's, so that an agent of two rows is not taken for more than these say.
+    # A table of one's own: squared error, whose minimizer is the mean even where changes are rare jumps, and factors
+    # that are the posterior's, so that an agent of two rows is not taken for more than these say.
     "default": PerSimConfig(clip_states=True, halve_learning_rate_every=50, num_candidates=10, refit_factors=True),
 }
 

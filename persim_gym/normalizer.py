@@ -20,7 +20,7 @@ class Normalizer:
     change_mean: FloatArray
     """(D,)."""
     change_scale: FloatArray
-    """(D,)."""
+    """(D,); 0 for a coordinate that always changes alike, whose change is its mean whatever a network says."""
 
     @classmethod
     def identity(cls, size: int) -> Normalizer:
@@ -29,16 +29,22 @@ class Normalizer:
 
     @classmethod
     def of(cls, observations: FloatArray, next_observations: FloatArray) -> Normalizer:
-        """Return mean and unbiased deviation over all transitions (T, D); a constant coordinate keeps scale 1."""
+        """Return mean and unbiased deviation over all transitions (T, D); a constant state keeps scale 1."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        return cls(states.mean(0), spread(states), changes.mean(0), spread(changes, states))
+        change_scale = np.where(varies(changes, states), spread(changes, states), 0.0)
+        return cls(states.mean(0), spread(states), changes.mean(0), change_scale)
+
+    @property
+    def unit(self) -> FloatArray:
+        """(D,): what changes are divided by to be standardized."""
+        return np.where(self.change_scale > 0, self.change_scale, 1.0)
 
     def standardized(self, observations: FloatArray, next_observations: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the states and changes (T, D) float64 of transitions, as the model has them."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        return (states - self.state_mean) / self.state_scale, (changes - self.change_mean) / self.change_scale
+        return (states - self.state_mean) / self.state_scale, (changes - self.change_mean) / self.unit
 
 
 def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy, mse_loss
 
+from persim_gym.action_scaling import for_raw_actions, scaled
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import PerSimConfig
 from persim_gym.data import Trajectories
@@ -80,7 +81,7 @@ class OutcomeLearner:
         config = self.config.with_changes(huber_threshold=None, weight_decay=0.0)
         trainer = Trainer(shapes, config, self.seed, self.device, self.threads, logistic=problem.logistic)
         scaling = problem.scaling()
-        columns = problem.columns(scaling, self.device)
+        columns = problem.columns(scaling, self.device).with_actions(problem.scaled_actions(self.task))
         every = torch.arange(len(rows), device=self.device)
         variant = f"{name} by agent" if by_agent else name
         run_epochs(
@@ -94,6 +95,8 @@ class OutcomeLearner:
             preparation=trainer.preparation,
         )
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        if not problem.logistic:
+            arrays = for_raw_actions(self.task, arrays)
         if not by_agent:
             arrays["agent.weight"] = np.repeat(arrays["agent.weight"], self.log.num_agents, axis=1)
         return Outcome(arrays, *scaling)
@@ -144,6 +147,8 @@ class _Problem:
     """Whether the targets are 0 and 1, and the outputs their logits."""
     inputs: FloatArray
     """(T, I)."""
+    states: FloatArray
+    """(T, I): of each input the state whose rounding it has."""
     targets: FloatArray
     """(T, 1)."""
     agents: IntArray
@@ -163,13 +168,20 @@ class _Problem:
         targets = np.asarray((log.rewards if name == "reward" else log.terminated)[rows], np.float64)[:, None]
         if name == "reward":
             inputs = np.concatenate(reward_inputs(before, after), axis=1)
-            return cls(False, inputs, targets, agents, np.asarray(log.actions[rows]), num_agents, task.action_size)
-        return cls(True, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
+            states = np.concatenate([before, before], axis=1)
+            return cls(
+                False, inputs, states, targets, agents, np.asarray(log.actions[rows]), num_agents, task.action_size
+            )
+        return cls(True, after, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
+
+    def scaled_actions(self, task: Task) -> np.ndarray:
+        """Return the actions (T,) or (T, A) as they are learned from."""
+        return self.actions if self.logistic else scaled(task, self.actions)
 
     def scaling(self) -> _Scaling:
         """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities."""
         mean, scale = (np.zeros(1), np.ones(1)) if self.logistic else (self.targets.mean(0), spread(self.targets))
-        return self.inputs.mean(0), spread(self.inputs), mean, scale
+        return self.inputs.mean(0), spread(self.inputs, self.states), mean, scale
 
     def columns(self, scaling: _Scaling, device: torch.device) -> Columns:
         """Return inputs and targets, standardized."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class Columns:
             log.num_agents,
             task.action_size,
         )
+
+    def with_actions(self, actions: np.ndarray) -> Columns:
+        """Return the same transitions with their actions written otherwise."""
+        return replace(self, actions=torch.as_tensor(actions, device=self.actions.device))
 
     def batches(self, rows: Tensor, members: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield the transitions of rows (n,), the same for every member, some thousand at once (`Gathered.batch`)."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from persim_gym.action_scaling import for_raw_actions, scaled
 from persim_gym.arguments import below_one, whole_number
 from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import RANKS, PerSimConfig, get_config
@@ -206,6 +207,8 @@ class _Runs:
         kept = config
         config = kept.with_changes(num_members=kept.num_candidates or kept.num_members, num_candidates=0)
         columns = Columns.of(self._log, self._task, self._normalizer(config), self.device)
+        if config.normalize:
+            columns = columns.with_actions(scaled(self._task, self._log.actions))
         trainer = Trainer(self._shapes(config), config, self._seed, self.device, self._threads)
         device_rows = torch.as_tensor(rows, device=self.device)
         run_epochs(
@@ -219,6 +222,8 @@ class _Runs:
             preparation=trainer.preparation,
         )
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+        if config.normalize:
+            parameters = for_raw_actions(self._task, parameters)
         candidates = refit_factors(
             self._ensemble(config, parameters),
             self._log,
@@ -244,9 +249,9 @@ class _Runs:
         """Train on the kept rows; return the one-step errors on the held-out ones, and the ensemble."""
         ensemble, _ = self.train(config, kept, "validation")
         errors = one_step_errors(ensemble, self._log, held_out)
-        scaled = errors[:-1] / ensemble.normalizer.change_scale**2
+        standardized = errors[:-1] / ensemble.normalizer.unit**2
         return {
-            "validation_loss": float(scaled.mean()),
+            "validation_loss": float(standardized.mean()),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),
         }, ensemble
 

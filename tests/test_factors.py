@@ -370,7 +370,8 @@ def test_rounding_is_no_variation():
     after = np.column_stack([clock + 0.1, np.full(200, 0.3) + 2e-8, -moving]).astype(np.float32).astype(np.float64)
     assert varies(before, before).tolist() == [True, False, True]
     assert varies(after - before, before).tolist() == [False, False, True]
-    assert Normalizer.of(before, after).change_scale[:2].tolist() == [1, 1]
+    normalizer = Normalizer.of(before, after)
+    assert normalizer.change_scale[:2].tolist() == [0, 0] and normalizer.unit[:2].tolist() == [1, 1]
 
 
 def test_a_log_in_which_nothing_changes():
@@ -395,3 +396,18 @@ def test_what_a_bound_cuts_short_is_left_out():
     assert factor_statistics.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
     free = replace(ensemble, config=SMALL)
     assert factor_statistics.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_bound_of_whole_numbers_cuts_nothing_short():
+    """A score from 0 to 2 that gets to an end of its range: to leave these rows out would be to choose by outcome."""
+    task = flagged_task()
+    scored = replace(task, observation_space=spaces.Box(0, 2, task.observation_space.shape))
+    ensemble = random_ensemble(scored, SMALL.with_changes(clip_states=True), num_agents=1)
+    before, after = np.ones((3, task.observation_size)), np.ones((3, task.observation_size))
+    after[1] = 2
+    for fraction, kept in ((0.0, [0, 1, 2]), (0.5, [0, 2])):
+        before[2], after[2] = 1 + fraction, 1
+        log = persim_gym.Trajectories.from_arrays(
+            agents=np.zeros(3, int), observations=before, actions=np.zeros(3, int), next_observations=after
+        )
+        assert factor_statistics.usable_rows(ensemble, log, None).tolist() == kept

@@ -1,5 +1,6 @@
 """`fit`: Adam on the paper's loss, the same bits for the same seed, and a model that finds a known system."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -7,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from support import SMALL, keep_checkpoints, keep_often, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Trajectories, devices, errors, fit, storage, trainer
+from persim_gym import PerSimConfig, Task, Trajectories, devices, errors, fit, storage, trainer
+from persim_gym.baselines import fit_joint
 from persim_gym.config import CONFIGS, RANKS
 from persim_gym.networks.kernels import jit
 from persim_gym.training import one_step_errors
@@ -333,3 +336,70 @@ def test_an_unknown_precision_is_refused():
         errors.InvalidArgumentError, match="matmul_precision='bf16' must be one of highest, high, medium"
     ):
         PerSimConfig(matmul_precision="bf16")
+
+
+def pushed(scale, static=1.0):
+    """A log and its task: x' = 0.8·x + gain·a/2 for pushes a from −1 to 1, written in units of ``scale``, of 20 agents.
+
+    A second coordinate is the agent's gain, in units of ``static``, and stays as it is.
+    """
+    rng = np.random.default_rng(0)
+    gains = np.repeat(1 + 0.3 * rng.normal(size=20), 40)
+    pushes, starts = rng.uniform(-1, 1, 800), rng.normal(size=800)
+    before, after = (
+        np.stack([x, static * gains], axis=1) for x in (starts, 0.8 * starts + gains * pushes / 2)
+    )  # fmt: skip
+    task = Task(
+        name="Push",
+        observation_space=spaces.Box(-np.inf, np.inf, (2,)),
+        action_space=spaces.Box(-scale, scale, (1,)),
+        max_episode_steps=40,
+        terminated=lambda states: states[..., 0] > 1e9,
+    )
+    log = Trajectories.from_arrays(
+        agents=np.repeat(np.arange(20), 40), observations=before, actions=scale * pushes[:, None],
+        next_observations=after, rewards=2 * pushes, task="Push",
+    )  # fmt: skip
+    return log, task, gains
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e5])
+@pytest.mark.parametrize("method", [fit, fit_joint])
+def test_the_units_of_actions_do_not_matter(scale, method):
+    """Neither for the dynamics nor for a learned reward: both answer as they do to actions from −1 to 1."""
+    config = TINY.with_changes(normalize=True, action_hidden=(8,), epochs=10, learning_rate=1e-2)
+    answers = []
+    for unit in (1.0, scale):
+        log, task, _ = pushed(unit)
+        if method is fit_joint:
+            task = dataclasses.replace(task, reward=lambda before, actions, after: after[..., 0])
+        simulator = method(log, task=task, config=config, progress=False).simulator(3)
+        states, moves = np.zeros((5, 2)), unit * np.linspace(-1, 1, 5)[:, None]
+        after = simulator.step(states, moves).next_observations
+        answers.append(np.column_stack([after, simulator.task.reward(states, moves, after)]))
+    assert np.ptp(answers[0], axis=0).max() > 0.05
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("static", [1.0, 1e-3])
+def test_what_never_changes_stays_as_it_is(static):
+    """However small its units are, a free run leaves it where it was, and is not thrown off by it."""
+    log, task, gains = pushed(1.0, static)
+    ensemble = fit(log, task=task, config=TINY.with_changes(normalize=True, epochs=10), progress=False)
+    start = np.array([[0.5, static * gains[0]]])
+    paths = ensemble.simulator(0).rollout(start, np.zeros((1, 100, 1)))
+    np.testing.assert_allclose(paths[..., 1], static * gains[0], rtol=1e-4)
+    assert np.abs(paths[..., 0]).max() < 3
+    assert np.isfinite([ensemble.provenance["validation_loss"], ensemble.provenance["validation_rmse"]]).all()
+
+
+def test_rounding_of_a_constant_is_no_input_of_a_reward():
+    """Float32 rounding of a column that stays as it is says nothing of rewards, whatever they are learned from."""
+    log, task, _ = pushed(1.0, static=60.0)
+    jitter = 1 + 4e-8 * np.random.default_rng(1).normal(size=(2, 800))
+    noisy = [np.array(states) for states in (log.observations, log.next_observations)]
+    for states, one in zip(noisy, jitter, strict=True):
+        states[:, 1] *= one
+    log = dataclasses.replace(log, observations=noisy[0], next_observations=noisy[1])
+    ensemble = fit(log, task=task, config=TINY.with_changes(normalize=True), progress=False)
+    assert ensemble.outcomes["reward"].input_scale[3] == 1.0

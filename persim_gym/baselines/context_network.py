@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.action_scaling import scaled
 from persim_gym.factorization import num_layers
 from persim_gym.simulator import ColumnNetwork
 from persim_gym.tasks import Task
@@ -52,10 +53,10 @@ def one_hot(actions: Tensor, count: int) -> Tensor:
 
 
 def action_features(task: Task, actions: np.ndarray) -> Tensor:
-    """Return a log's actions (B,) or (B, A) as inputs (A, B), one-hot if discrete."""
+    """Return actions (B,) or (B, A) as inputs (A, B): one-hot if discrete, from −1 to 1 if continuous."""
     if task.discrete:
         return one_hot(torch.tensor(np.asarray(actions, np.int64)), task.action_size)
-    return torch.tensor(np.asarray(actions, np.float32).T)
+    return torch.tensor(scaled(task, actions).T)
 
 
 @dataclass(frozen=True)

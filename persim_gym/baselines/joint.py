@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.action_scaling import folded
 from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
@@ -138,9 +139,14 @@ def fit_joint(
         "training_loss": trainer.loss,
         "wall_seconds": round(saved.seconds, 1),
     }
+    parameters = {name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
+    if not task.discrete:
+        moves = slice(task.observation_size, task.observation_size + task.action_size)
+        weight, bias = parameters["forward.0.weight"], parameters["forward.0.bias"]
+        weight[:, :, moves], bias[:] = folded(task, weight[:, :, moves], bias)
     return JointModel(
         task=task,
-        parameters={name: tensor.detach().cpu().numpy().copy() for name, tensor in trainer.parameters.items()},
+        parameters=parameters,
         **known_of_agents(trajectories),
         provenance=provenance,
         config=settings,
