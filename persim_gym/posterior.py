@@ -17,8 +17,12 @@ import numpy as np
 
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
-_ITERATIONS = 30
+_LEAST_ITERATIONS, _MOST_ITERATIONS = 30, 500
+"""Long logs need few; short ones, and agents that are nearly alike, hundreds."""
+_CONVERGED = 1e-3
+"""Relative change of prior and noise in an iteration that is the last one if it changed nothing more."""
 _FIRST_SPREAD = 0.3
+"""Of the factors where nothing is known of it yet, relative to their size."""
 _TINY = 1e-100
 _LEAST_SPREAD = 1e-6
 """Smallest standard deviation of the prior in any direction, and of the noise, relative to the size of factors and
@@ -192,18 +196,19 @@ def solve(
     return mean + np.einsum("...ij,...j->...i", posterior, surprise), posterior
 
 
-def _estimate_member(
-    moments: Moments, factors: FloatArray, telling: BoolArray, member: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return mean (r,), covariance (r, r) and noise (D,) of one member."""
+_Estimate = tuple[FloatArray, FloatArray, FloatArray]
+"""Mean (r,), covariance (r, r) and noise (D,) of one member."""
+
+
+def _estimate_member(moments: Moments, factors: FloatArray, telling: BoolArray, member: int) -> _Estimate:
+    """Return the prior and the noise that make the moments most likely."""
     grams, products, squares = moments.grams[member], moments.products[member], moments.squares[member]
     means = np.asarray(factors[member], np.float64)
     total = max(int(moments.counts.sum()), 1)
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
     mean_squares = squares.sum(0) / total
     least_noise = _LEAST_SPREAD**2 * np.maximum(mean_squares, _TINY)
-
-    def maximize(means: FloatArray, covariances: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def maximize(means: FloatArray, covariances: FloatArray) -> _Estimate:
         """Return the prior and the noise that are most likely given the agents' posteriors."""
         mean = means.mean(0)
         second = covariances + np.einsum("ni,nj->nij", means, means)
@@ -215,10 +220,22 @@ def _estimate_member(
 
     # The factors may all be alike to begin with, from where expectation maximization would not come away.
     alike = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
-    mean, covariance, noise = maximize(means, alike)
-    for _ in range(_ITERATIONS):
+    found = maximize(means, alike)
+    for iteration in range(_MOST_ITERATIONS):
+        (mean, covariance, noise), before = found, found
         information = np.einsum("ndij,d->nij", grams, 1 / noise)
         weighted = np.einsum("ndi,d->ni", products, 1 / noise)
-        means, covariances = solve(mean, covariance, information, weighted)
-        mean, covariance, noise = maximize(means, covariances)
-    return mean, covariance, noise
+        found = maximize(*solve(mean, covariance, information, weighted))
+        if iteration + 1 >= _LEAST_ITERATIONS and _change(before, found) < _CONVERGED:
+            break
+    return found
+
+
+def _change(before: _Estimate, after: _Estimate) -> float:
+    """Return the largest change of mean and covariance, relative to the factors' deviations, and of the noise."""
+    deviation = np.sqrt(np.diag(before[1]))
+    mean = np.abs(after[0] - before[0]) / deviation
+    covariance = np.abs(after[1] - before[1]) / np.outer(deviation, deviation)
+    telling = np.isfinite(before[2])
+    noise = np.abs(after[2][telling] / before[2][telling] - 1)
+    return float(max(mean.max(), covariance.max(), noise.max(initial=0.0)))

@@ -92,6 +92,30 @@ def test_prior_and_noise_of_a_known_population_are_found():
     assert surprise.mean() == pytest.approx(2, rel=0.1)  # the posteriors are as wide as they are wrong
 
 
+def linear_population(agents, count, *, spread, noise, seed):
+    """Return true factors (N, 3) around (1, 0.5, −0.3) and the moments of each agent's noisy transitions."""
+    rng = np.random.default_rng(seed)
+    factors = np.array([1.0, 0.5, -0.3]) + spread * rng.normal(size=(agents, 3))
+    features = rng.normal(size=(agents, count, 2, 3))
+    changes = np.einsum("ntdi,ni->ntd", features, factors) + noise * rng.normal(size=(agents, count, 2))
+    moments = Moments(
+        np.einsum("ntdi,ntdj->ndij", features, features)[None],
+        np.einsum("ntdi,ntd->ndi", features, changes)[None],
+        (changes**2).sum(1)[None],
+        np.full(agents, count),
+    )
+    return factors, moments
+
+
+def test_agents_that_are_nearly_alike_are_found_to_be():
+    """Short logs say little of each agent, and much of how alike all are, once the iterations have converged."""
+    factors, moments = linear_population(1000, 3, spread=0.03, noise=1.0, seed=0)
+    prior = Prior.estimate(moments, np.ones((1, 1000, 3)), np.ones(2, bool))
+    means, _ = FactorPosterior.of(prior, moments).solve(range(1000))
+    assert np.sqrt(np.linalg.eigvalsh(prior.covariance[0])).max() < 0.12
+    assert np.sqrt(((means[0] - factors) ** 2).mean()) < 0.045
+
+
 def test_refitting_finds_the_factors_that_made_the_data():
     truth = random_ensemble(roomy("MountainCar"), NORMALIZED, num_agents=30)
     log = simulated_log(truth, [20] * 30)
