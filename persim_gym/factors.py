@@ -17,7 +17,7 @@ from persim_gym.factor_statistics import AGENTS_AT_ONCE, factor_moments, log_pos
 from persim_gym.labels import known_agents
 from persim_gym.model import Ensemble
 from persim_gym.normalizer import varies
-from persim_gym.posterior import FactorPosterior, Prior
+from persim_gym.posterior import FIRST_SPREAD, FactorPosterior, Prior
 from persim_gym.types import FloatArray, IntArray
 
 _LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
@@ -79,7 +79,8 @@ def personalize(
     """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
 
     A newcomer's factor is its posterior mean. Its prior is the one that the trained agents are a sample of, or, where
-    its covariates are given, what these say of the factor (paper, appendix F.5).
+    its covariates are given, what these say of the factor (paper, appendix F.5). Warns where the ensemble has no more
+    agents than factors (rank), for they hardly tell how agents differ.
 
     Args:
         ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
@@ -120,6 +121,13 @@ def personalize(
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
         return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
+    if first <= ensemble.config.rank:
+        warnings.warn(
+            f"the ensemble has {first} agents for rank {ensemble.config.rank}, too few to tell how agents differ; it "
+            f"is assumed to be by {FIRST_SPREAD:.0%} of their factors: train on more agents than the rank",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
     if len(described):
         known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)

@@ -21,7 +21,7 @@ _LEAST_ITERATIONS, _MOST_ITERATIONS = 30, 500
 """Long logs need few; short ones, and agents that are nearly alike, hundreds."""
 _CONVERGED = 1e-3
 """Relative change of prior and noise in an iteration that is the last one if it changed nothing more."""
-_FIRST_SPREAD = 0.3
+FIRST_SPREAD = 0.3
 """Of the factors where nothing is known of it yet, relative to their size."""
 _TINY = 1e-100
 _LEAST_SPREAD = 1e-6
@@ -57,6 +57,9 @@ class Prior:
     @classmethod
     def estimate(cls, moments: Moments, factors: FloatArray, telling: BoolArray) -> Prior:
         """Return the most likely prior and noise for the agents' moments.
+
+        Fewer than 2 (r + 1) agents do not tell a covariance; agents that nobody saw, of a spread of 0.3 times the size
+        of the factors, make up that number.
 
         Args:
             moments: of a sample of agents.
@@ -190,10 +193,19 @@ def solve(
     root = np.linalg.cholesky(covariance)
     whitened = np.einsum("...ji,...jk,...kl->...il", root, information, root, optimize=True)
     precision = np.eye(mean.shape[-1]) + 0.5 * (whitened + np.swapaxes(whitened, -1, -2))
-    half = np.einsum("...ij,...jk->...ik", root, np.linalg.inv(np.linalg.cholesky(precision)).swapaxes(-1, -2))
+    half = np.einsum("...ij,...jk->...ik", root, _inverse_root(precision))
     posterior = np.einsum("...ik,...jk->...ij", half, half)
     surprise = weighted - np.einsum("...ij,...j->...i", information, mean)
     return mean + np.einsum("...ij,...j->...i", posterior, surprise), posterior
+
+
+def _inverse_root(precision: FloatArray) -> FloatArray:
+    """Return a root (…, r, r) of the inverse of precisions (…, r, r) that are at least 1 in every direction."""
+    try:
+        return np.linalg.inv(np.linalg.cholesky(precision)).swapaxes(-1, -2)
+    except np.linalg.LinAlgError:  # some so large in one direction that the 1 of another is lost in rounding
+        values, vectors = np.linalg.eigh(precision)
+        return vectors / np.sqrt(np.maximum(values, 1))[..., None, :]
 
 
 _Estimate = tuple[FloatArray, FloatArray, FloatArray]
@@ -208,18 +220,23 @@ def _estimate_member(moments: Moments, factors: FloatArray, telling: BoolArray, 
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
     mean_squares = squares.sum(0) / total
     least_noise = _LEAST_SPREAD**2 * np.maximum(mean_squares, _TINY)
+    # A covariance of r factors needs more than r agents. Ones with spread alike in all directions make up the number:
+    # an inverse Wishart prior, but one that leaves the estimate to the agents where there are enough.
+    invented = max(2 * (len(size) + 1) - len(means), 0)
+
     def maximize(means: FloatArray, covariances: FloatArray) -> _Estimate:
         """Return the prior and the noise that are most likely given the agents' posteriors."""
         mean = means.mean(0)
         second = covariances + np.einsum("ni,nj->nij", means, means)
         centred = means - mean
         covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means)
+        covariance += (FIRST_SPREAD**2 * size - covariance) * (invented / (len(means) + invented))
         residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
         noise = np.where(telling, np.maximum(residual.sum(0) / total, least_noise), np.inf)
         return mean, covariance + _LEAST_SPREAD**2 * size, noise
 
     # The factors may all be alike to begin with, from where expectation maximization would not come away.
-    alike = np.broadcast_to(_FIRST_SPREAD**2 * size, (len(means), *size.shape))
+    alike = np.broadcast_to(FIRST_SPREAD**2 * size, (len(means), *size.shape))
     found = maximize(means, alike)
     for iteration in range(_MOST_ITERATIONS):
         (mean, covariance, noise), before = found, found

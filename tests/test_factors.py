@@ -116,6 +116,29 @@ def test_agents_that_are_nearly_alike_are_found_to_be():
     assert np.sqrt(((means[0] - factors) ** 2).mean()) < 0.045
 
 
+@pytest.mark.parametrize("agents", [1, 2, 3])
+def test_few_agents_do_not_make_the_posterior_of_a_newcomer_sure(agents):
+    """Intervals of 95 % cover most of the newcomers' factors, and these are found, however few agents were trained."""
+    covered, errors = [], []
+    for seed in range(10):
+        factors, moments = linear_population(agents, 50, spread=0.3, noise=0.3, seed=seed)
+        prior = Prior.estimate(moments, factors[None], np.ones(2, bool))
+        newcomers, own = linear_population(20, 20, spread=0.3, noise=0.3, seed=100 + seed)
+        means, covariances = FactorPosterior.of(prior, own).solve(range(20))
+        error = means[0] - newcomers
+        covered.append(np.abs(error) < 1.96 * np.sqrt(np.einsum("nii->ni", covariances[0])))
+        errors.append(error)
+    assert np.mean(covered) > 0.8  # by priors that have collapsed 0.02 to 0.31
+    assert np.sqrt(np.mean(np.square(errors))) < 0.075  # least squares: about 0.3 / √40
+
+
+def test_personalize_warns_of_an_ensemble_of_too_few_agents(refitted):
+    ensemble, log = refitted
+    three = refit_factors(ensemble.with_agents(range(3)), log.select(range(3)))
+    with pytest.warns(RuntimeWarning, match="the ensemble has 3 agents for rank 3, too few to tell how agents differ"):
+        personalize(three, renamed(log.select([3]), "someone"))
+
+
 def test_refitting_finds_the_factors_that_made_the_data():
     truth = random_ensemble(roomy("MountainCar"), NORMALIZED, num_agents=30)
     log = simulated_log(truth, [20] * 30)
