@@ -64,7 +64,7 @@ def refit_factors(
         posterior = FactorPosterior.of(prior, moments)
     else:
         posterior = log_posterior(ensemble, trajectories, prior, rows, device=device)
-    known = replace(ensemble, posterior=posterior)
+    known = replace(ensemble, posterior=posterior, calibration=None)  # widths are in deviations of the former posterior
     return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
 
 

@@ -128,6 +128,12 @@ def test_calibrated_intervals_cover_where_normal_ones_do_not(tmp_path, known_tas
     assert abs(normal[1] - 0.8) > 0.1
 
 
+def test_new_posteriors_need_a_new_calibration():
+    ensemble = calibrated(walkers(agents=3))
+    log = walk_log(np.array([0.5, 1.0, 2.0]), quiet, 0)
+    assert refit_factors(replace(ensemble, agent_labels=log.agent_labels), log).calibration is None
+
+
 def rows_of(log, rows):
     """Return some rows of every agent under new names."""
     return persim_gym.Trajectories.from_arrays(
