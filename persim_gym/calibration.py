@@ -1,20 +1,21 @@
 """How sure a simulator is along the horizon: forecasts with intervals, and intervals that hold what they promise.
 
-A forecast's standard deviation has three sources: the members' disagreement, the uncertainty of the agent's factor in
-each member (both by letting drawn factors run freely), and the noise of every step. All three are models of an error
-that is mostly the networks' own, so the width of an interval is calibrated: it is the quantile of the errors, in those
-standard deviations, that were made for agents of the log, each treated as a newcomer known by the first half of its
-transitions, along the second half (split conformal prediction: Lei et al., Journal of the American Statistical
+A forecast is the mean and the deviation of paths that run freely. They differ for three reasons: the members disagree,
+the agent's factor is drawn from its posterior in each member, and noise is drawn at every step. All three are models of
+an error that is mostly the networks' own, so the width of an interval is calibrated: it is the quantile of the errors,
+in those standard deviations, that were made for agents of the log, each treated as a newcomer known by the first half
+of its transitions, along the second half (split conformal prediction: Lei et al., Journal of the American Statistical
 Association 113, 2018, with a scale that depends on the input).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
+import torch
 
 from persim_gym.arguments import whole_number
 from persim_gym.data import Trajectories, check_log
@@ -35,6 +36,8 @@ _HORIZON = 50
 _MAX_SEGMENTS = 1000
 _LEAST_AGENTS = 20
 """With errors of fewer agents a range of the horizon takes over the widths of the one before."""
+_LEAST_DRAWS = 3
+"""So that noise can have no mean and no correlation with the states, and still be there."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,15 @@ def forecast(
         observations: (B, D) start states.
         actions: (B, H) integers or (B, H, A) numbers.
         levels: probabilities of the intervals, above 0 and below 1; some of 0.5, 0.8, 0.9 and 0.95 if calibrated.
-        draws: of every agent's factor, in each member.
+        draws: paths in each member, with factors and noise of their own; at least 3.
         seed: of the draws.
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
-        InvalidArgumentError: levels that are not known, or fewer than one draw.
+        InvalidArgumentError: levels that are not known, or fewer than three draws.
 
     """
-    draws = whole_number("draws", draws)
+    draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
@@ -87,7 +90,11 @@ def forecast(
     chosen = [ensemble.agent_index(agent) for agent in ([agents] * len(observations) if alone else agents)]
     means, deviations = _predict(ensemble, np.array(chosen, np.int64), observations, actions, draws, seed)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
-    return Forecast(means, deviations, tuple(levels), means - half, means + half)
+    lower, upper = means - half, means + half
+    if ensemble.config.clip_states:
+        space = ensemble.task.observation_space
+        lower, upper = np.clip(lower, space.low, space.high), np.clip(upper, space.low, space.high)
+    return Forecast(means, deviations, tuple(levels), lower, upper)
 
 
 def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8, seed: int = 0) -> Ensemble:
@@ -100,7 +107,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
         ensemble: with the posterior of its agents' factors.
         trajectories: of agents that the ensemble was not trained on, for it errs less on those it was; their labels do
             not matter. With the log it was trained on the intervals are somewhat too narrow.
-        draws: of every agent's factor, in each member.
+        draws: as in `forecast`.
         seed: of the draws and of where the segments begin.
 
     Raises:
@@ -108,7 +115,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
         InvalidDataError: the log does not fit the ensemble's task, or is too short to calibrate with.
 
     """
-    draws = whole_number("draws", draws)
+    draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     posterior = ensemble.known_posterior()
     check_log(trajectories, ensemble.task)
     rng = np.random.default_rng(seed)
@@ -138,21 +145,51 @@ def _predict(
     seed: int,
 ) -> tuple[FloatArray, FloatArray]:
     """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
-    posterior = ensemble.known_posterior()
+    posterior, rng = ensemble.known_posterior(), np.random.default_rng(seed)
     rows, moves = len(agents), np.asarray(actions)
-    members = FactorSimulator(ensemble, agents).rollout(observations, moves).astype(np.float64)
     found, place = np.unique(agents, return_inverse=True)
-    factors = posterior.draw(found, np.random.default_rng(seed), draws)  # (draws, M, n, r)
+    factors = posterior.draw(found, rng, draws)  # (draws, M, n, r)
+    means, _ = posterior.solve(found)
+    # A few draws are centred elsewhere than the posterior, and so would the forecast be.
+    factors = means + (factors - factors.mean(0)) * np.sqrt(draws / (draws - 1))
     drawn = _of_agents(ensemble, np.concatenate(list(factors), axis=1))
     copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
     times = (draws,) + (1,) * (moves.ndim - 1)
-    paths = FactorSimulator(drawn, copies).rollout(np.tile(observations, (draws, 1)), np.tile(moves, times))
-    paths = paths.reshape(-1, draws, rows, *paths.shape[2:]).astype(np.float64)
-    steps = np.arange(1, members.shape[2] + 1)[:, None]
-    of_a_step = posterior.prior.noise_of_predictions.mean(0) * ensemble.normalizer.change_scale**2
-    noise = of_a_step * steps  # a sum of independent errors
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
-        return members.mean(0), np.sqrt(paths.var(axis=(0, 1)) + noise)
+        paths = FactorSimulator(drawn, copies).rollout(
+            np.tile(observations, (draws, 1)), np.tile(moves, times), disturb=_noise(ensemble, draws, rng)
+        )
+        paths = paths.reshape(-1, draws, rows, *paths.shape[2:])
+        return paths.mean(axis=(0, 1), dtype=np.float64), paths.std(axis=(0, 1), dtype=np.float64)
+
+
+def _noise(ensemble: Ensemble, draws: int, rng: np.random.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what adds a step's noise to states (M, D, draws·B), and keeps them within bounds if the ensemble does."""
+    noise = ensemble.known_posterior().prior.noise_of_predictions  # (M, D)
+    deviation = (np.sqrt(noise) * ensemble.normalizer.change_scale)[..., None, None]
+    space = ensemble.task.observation_space
+    low, high = (space.low, space.high) if ensemble.config.clip_states else (-np.inf, np.inf)
+
+    def disturbed(states: torch.Tensor) -> torch.Tensor:
+        paths = states.double().numpy().reshape(*states.shape[:2], draws, -1)
+        paths = paths + deviation * _unrelated(rng.standard_normal(paths.shape), paths)
+        within = np.clip(np.moveaxis(paths, 1, -1), low, high)
+        return torch.tensor(np.moveaxis(within, -1, 1).reshape(states.shape), dtype=torch.float32)
+
+    return disturbed
+
+
+def _unrelated(drawn: FloatArray, paths: FloatArray) -> FloatArray:
+    """Return normal numbers (M, D, draws, B) with mean 0 and mean square 1 over the draws, uncorrelated with the paths.
+
+    Numbers as they are drawn are all of that only in the mean, which a few paths are far from; so the variance of a
+    path would be, too.
+    """
+    away = paths - paths.mean(axis=2, keepdims=True)
+    size = np.maximum((away**2).sum(axis=2, keepdims=True), np.finfo(np.float64).tiny)
+    drawn = drawn - drawn.mean(axis=2, keepdims=True)
+    drawn -= away * (drawn * away).sum(axis=2, keepdims=True) / size
+    return drawn / np.sqrt((drawn**2).mean(axis=2, keepdims=True))
 
 
 def _of_agents(ensemble: Ensemble, factors: FloatArray) -> Ensemble:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -196,12 +196,16 @@ class Simulator(ABC):
                 following[:, rows] = members
         return following
 
-    def rollout(self, observations: Any, actions: Any) -> FloatArray:
+    def rollout(
+        self, observations: Any, actions: Any, *, disturb: Callable[[Tensor], Tensor] | None = None
+    ) -> FloatArray:
         """Follow action sequences, each member on its own trajectory.
 
         Args:
             observations: (B, D) start states.
             actions: (B, H) integers or (B, H, A) numbers.
+            disturb: makes of the members' states (M, D, B) after a step those that the trajectories go on from; by
+                default they stay as they are.
 
         Returns:
             (M, B, H, D) float32: the state after each action.
@@ -215,6 +219,8 @@ class Simulator(ABC):
         with torch.inference_mode(), threads_for(self.hidden_layers):
             for step in range(horizon):
                 stacked = self._next_states(stacked, moves[:, step])
+                if disturb is not None:
+                    stacked = disturb(stacked)
                 trajectory[:, :, step] = _batch_major(stacked)
         return trajectory
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gymnasium import make
+from gymnasium import make, spaces
 from support import perfect_walk_ensemble, random_actions, random_ensemble, walk_task
 
 import persim_gym
@@ -44,6 +44,52 @@ def test_noise_adds_up_like_independent_errors():
         found.standard_deviations[:, :, 0], np.tile(0.3 * np.sqrt(np.arange(1, 10)), (2, 1)), 0.02
     )
     assert found.means[0, 0, 0] == pytest.approx(-0.5) and found.means[1, 0, 0] == pytest.approx(-2.0)
+
+
+def linear_walkers(slope, *, noise, space=1e3, agents=2):
+    """Agents whose two coordinates both follow s' = slope·s + noise, with members that know that exactly."""
+    config = persim_gym.PerSimConfig(rank=1, state_hidden=(1,), linear_skip=True, num_members=2, normalize=False)
+    task = replace(walk_task(), observation_space=spaces.Box(-space, space, (2,), np.float32))
+    ensemble = random_ensemble(task, config, num_agents=agents)
+    parameters = {name: np.zeros_like(array) for name, array in ensemble.parameters.items()}
+    parameters["agent.weight"][:] = parameters["action.weight"][:] = 1
+    parameters["state.skip"][:] = (slope - 1) * np.eye(2, dtype=np.float32)
+    prior = Prior(np.ones((2, 1)), np.full((2, 1, 1), 1e-8), np.full((2, 2), noise**2))
+    known = FactorPosterior(prior, np.zeros((2, agents, 1, 1)), np.zeros((2, agents, 1)), np.zeros(agents, np.int64))
+    return replace(ensemble, parameters=parameters, posterior=known)
+
+
+@pytest.mark.parametrize("slope", [1.1, 0.5, 0.0])
+def test_noise_goes_through_the_dynamics(slope):
+    """The variance after h steps of s' = slope·s + noise is noise²·(1 + slope² + … + slope^(2h − 2))."""
+    start = np.array([[1.0, -2.0], [0.0, 3.0]])
+    found = forecast(linear_walkers(slope, noise=0.1), [0, 1], start, np.zeros((2, 30), int))
+    variance = 0.01 * np.cumsum(slope ** (2.0 * np.arange(30)))
+    expected = np.broadcast_to(np.sqrt(variance)[:, None], found.standard_deviations.shape)
+    np.testing.assert_allclose(found.standard_deviations, expected, rtol=0.02)
+    trend = start[:, None] * (slope ** np.arange(1.0, 31.0))[:, None]
+    np.testing.assert_allclose(found.means, trend, rtol=1e-4, atol=1e-4)
+
+
+def test_intervals_stay_within_the_space_where_states_do():
+    ensemble = linear_walkers(0.9, noise=1.0, space=1.5)
+    free = forecast(ensemble, 0, np.full((1, 2), 1.0), np.zeros((1, 20), int))
+    assert free.lower.min() < -2 and free.upper.max() > 2
+    kept = replace(ensemble, config=ensemble.config.with_changes(clip_states=True))
+    found = forecast(kept, 0, np.full((1, 2), 1.0), np.zeros((1, 20), int))
+    assert found.lower.min() == -1.5 and found.upper.max() == 1.5
+    assert found.standard_deviations.max() < 1.5 < free.standard_deviations[0, -1, 0]
+
+
+def test_the_centre_is_that_of_the_distribution():
+    """Where training has left a factor far from its posterior, the forecast is of the posterior."""
+    ensemble = walkers(spread=0.1)
+    weight = ensemble.parameters["agent.weight"] + np.float32(0.8)
+    found = forecast(
+        replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight}),
+        1, np.zeros((1, 2)), np.full((1, 4), 2),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.means[0, :, 0], 1.25 * np.arange(1, 5), rtol=1e-4)
 
 
 def test_a_step_knows_disagreement_factor_and_noise():
@@ -217,6 +263,7 @@ INVALID, MISSING, UNKNOWN, DATA = (
     [
         (INVALID, "level 1.5 must be", lambda e: go(e, levels=[1.5])),
         (INVALID, "draws=0 must be", lambda e: go(e, draws=0)),
+        (INVALID, "draws=2 must be a whole number of at least 3", lambda e: go(e, draws=2)),
         (INVALID, "level 0.7 is not calibrated; levels are 0.5, 0.8", lambda e: go(calibrated(e), levels=[0.7])),
         (UNKNOWN, "no agent 7", lambda e: go(e, agents=7)),
         (MISSING, "refit_factors", lambda e: go(bare(e))),
