@@ -5,7 +5,8 @@ the agent's factor is drawn from its posterior in each member, and noise is draw
 an error that is mostly the networks' own, so the width of an interval is calibrated: it is the quantile of the errors,
 in those standard deviations, that were made for agents of the log, each treated as a newcomer known by the first half
 of its transitions, along the second half (split conformal prediction: Lei et al., Journal of the American Statistical
-Association 113, 2018, with a scale that depends on the input).
+Association 113, 2018, with a scale that depends on the input). Agents have equal weights, however long their logs (Lee,
+Barber and Willett, Distribution-free inference with hierarchical data, arXiv 2306.06342, 2023).
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
     """Return the ensemble with intervals as wide as its errors along a log say.
 
     Every agent of the log is treated as a newcomer known by the first half of its transitions; errors are counted along
-    its second half, up to 50 steps ahead.
+    its second half, up to 50 steps ahead. All agents count alike, whether their logs are long or short.
 
     Args:
         ensemble: with the posterior of its agents' factors.
@@ -133,7 +134,7 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
     states, rows = trajectories.observations[segments.starts], segments.rows
     means, deviations = _predict(newcomers, agents, states, trajectories.actions[rows], draws, seed)
     errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
-    return replace(ensemble, calibration=_quantiles(errors, segments.inside, agents))
+    return replace(ensemble, calibration=_widths_of(errors, segments.inside, agents))
 
 
 def _predict(
@@ -206,34 +207,52 @@ def _of_agents(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
 
 def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
     """Return which rows (T,) are in the first half of their agent's transitions, and which in the second."""
-    order = np.argsort(log.agents, kind="stable")
     counts = np.bincount(log.agents, minlength=log.num_agents)
-    rank = np.empty(log.num_transitions, np.int64)
-    rank[order] = np.arange(log.num_transitions) - np.repeat(np.cumsum(counts) - counts, counts)
-    early = rank < counts[log.agents] // 2
+    early = _turns(log.agents) < counts[log.agents] // 2
     return early, ~early
 
 
+def _turns(agents: IntArray) -> IntArray:
+    """Return how many entries of the same agent come before each (n,)."""
+    order = np.argsort(agents, kind="stable")
+    counts = np.bincount(agents)
+    turns = np.empty(len(agents), np.int64)
+    turns[order] = np.arange(len(agents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return turns
+
+
 def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
-    """Return up to 1000 segments that begin anywhere in the late rows."""
-    starts = np.flatnonzero(late)
-    if len(starts) > _MAX_SEGMENTS:
-        starts = np.sort(rng.choice(starts, _MAX_SEGMENTS, replace=False))
+    """Return up to 1000 segments that begin anywhere in the late rows, one of each agent, then a second one, …."""
+    rows = rng.permutation(np.flatnonzero(late))
+    starts = np.sort(rows[np.argsort(_turns(log.agents[rows]), kind="stable")][:_MAX_SEGMENTS])
     ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
     return Segments(starts, np.minimum(ends - starts, _HORIZON))
 
 
-def _quantiles(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:
+def _widths_of(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:
     """Return widths (levels, ranges, D) from errors (B, H, D) in standard deviations, where inside (B, H)."""
     ranges = _range_of(errors.shape[1])
     widths = np.empty((len(LEVELS), len(RANGES) + 1, errors.shape[2]))
     for index in range(widths.shape[1]):
         here = inside & (ranges == index)
-        if len(np.unique(agents[here.any(axis=1)])) < _LEAST_AGENTS:
+        whose = np.broadcast_to(agents[:, None], here.shape)[here]
+        if len(np.unique(whose)) < _LEAST_AGENTS:
             widths[:, index] = widths[:, index - 1]
         else:
-            widths[:, index] = np.quantile(np.nan_to_num(errors[here], nan=np.inf), LEVELS, axis=0, method="higher")
+            widths[:, index] = _quantiles(np.nan_to_num(errors[here], nan=np.inf), whose)
     return widths
+
+
+def _quantiles(errors: FloatArray, agents: IntArray) -> FloatArray:
+    """Return the quantiles (levels, D) of errors (n, D) of agents (n,), all agents with the same weight.
+
+    The next agent counts as one more, whose errors are larger than all of these.
+    """
+    _, place, counts = np.unique(agents, return_inverse=True, return_counts=True)
+    order = np.argsort(errors, axis=0)
+    mass = np.cumsum((1 / counts)[place][order], axis=0)
+    needed = np.array(LEVELS)[:, None, None] * (len(counts) + 1) - 1e-9  # less rounding
+    return np.take_along_axis(np.take_along_axis(errors, order, 0), (mass < needed).sum(axis=1), 0)
 
 
 def _range_of(horizon: int) -> IntArray:

@@ -174,6 +174,24 @@ def test_calibrated_intervals_cover_where_normal_ones_do_not(tmp_path, known_tas
     assert abs(normal[1] - 0.8) > 0.1
 
 
+def test_a_long_log_counts_as_one_agent():
+    """Thirty-nine agents of eight steps err by 0.1, as predicted; one of a thousand steps errs by a twentieth of it."""
+    rng = np.random.default_rng(0)
+    counts, noise = np.array([8] * 39 + [1000]), np.array([0.1] * 39 + [0.005])
+    agents = np.repeat(np.arange(40), counts)
+    states = np.zeros((len(agents), 2))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=agents,
+        observations=states,
+        actions=np.ones(len(agents), int),
+        next_observations=states + noise[agents][:, None] * rng.normal(size=states.shape),
+        episode_starts=np.arange(len(agents)),
+        task=walk_task(),
+    )
+    widths = calibrate(walkers(spread=1e-3, noise=0.1), log).calibration[1, 0]  # of 80 %, a step ahead
+    assert 1 < widths[0] < 1.7  # 1.28 of a normal distribution; with equal weights of steps 0.25
+
+
 def test_new_posteriors_need_a_new_calibration():
     ensemble = calibrated(walkers(agents=3))
     log = walk_log(np.array([0.5, 1.0, 2.0]), quiet, 0)
