@@ -23,8 +23,9 @@ def free_running_errors(
 ) -> FloatArray:
     """Return each member's error (M,) along segments of a log of its agents, of up to 50 steps, given the actions.
 
-    It is the mean over up to 512 segments of the root mean squared error over steps and coordinates, each coordinate in
-    units of its standard deviation over the log. A member that diverges to infinity has error infinity.
+    It is the mean over segments of the root mean squared error over steps and coordinates, each coordinate in units of
+    its standard deviation over the log. There is a segment of each of up to 512 episodes; where episodes are fewer,
+    long ones have several, still 512 at most. A member that diverges to infinity has error infinity.
 
     Args:
         ensemble: of the members.
@@ -57,10 +58,15 @@ def best_members(
 
 
 def _segments(log: Trajectories, rng: np.random.Generator) -> Segments:
-    """Return one segment of each of up to 512 episodes, placed at random within it."""
+    """Return up to 512 segments, as many of each episode as there is room for, at random without overlap."""
     episodes = np.arange(log.num_episodes)
     if len(episodes) > _MAX_SEGMENTS:
         episodes = np.sort(rng.choice(episodes, _MAX_SEGMENTS, replace=False))
+    counts = np.clip(log.episode_lengths[episodes] // _HORIZON, 1, _MAX_SEGMENTS // len(episodes))
+    episodes = np.repeat(episodes, counts)
     lengths = np.minimum(log.episode_lengths[episodes], _HORIZON)
-    room = log.episode_lengths[episodes] - lengths
-    return Segments(log.episode_starts[episodes] + rng.integers(0, room + 1), lengths)
+    room = log.episode_lengths[episodes] - np.repeat(counts, counts) * lengths
+    gaps = rng.integers(0, room + 1)  # rows before a segment that are in none, once they are in order
+    gaps = gaps[np.lexsort((gaps, episodes))]
+    place = np.arange(len(episodes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Segments(log.episode_starts[episodes] + gaps + place * lengths, lengths)

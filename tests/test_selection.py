@@ -6,7 +6,7 @@ import numpy as np
 from support import reference_changes
 
 from persim_gym import PerSimConfig, Trajectories, fit
-from persim_gym.selection import best_members, free_running_errors
+from persim_gym.selection import _segments, best_members, free_running_errors
 
 
 def test_free_running_errors(cart_pole, cart_pole_log):
@@ -82,6 +82,39 @@ def test_fit_keeps_the_best_of_the_candidates(cart_pole_log):
     assert kept.num_members == 2
     for name, array in everyone.parameters.items():
         np.testing.assert_array_equal(kept.parameters[name], array[best])
+
+
+def test_few_long_episodes_have_several_segments():
+    """None overlaps another or leaves its episode, other draws are elsewhere, and all of them are at most 512."""
+    log = log_of_episodes([230, 20, 49, 1000])
+    found, other = (_segments(log, np.random.default_rng(seed)) for seed in (0, 1))
+    assert found.lengths.tolist() == [50] * 4 + [20, 49] + [50] * 20
+    assert (found.starts[1:] >= (found.starts + found.lengths)[:-1]).all()
+    for start, end, count in zip(log.episode_starts, log.episode_ends, (4, 1, 1, 20), strict=True):
+        assert ((found.starts >= start) & (found.starts + found.lengths <= end)).sum() == count
+    assert (found.starts[:4] != other.starts[:4]).any()
+    assert len(_segments(log_of_episodes([600] * 100), np.random.default_rng(0)).starts) == 500
+
+
+def test_many_episodes_have_a_segment_each():
+    """The draw that members of earlier versions were chosen by."""
+    lengths = np.random.default_rng(0).integers(1, 120, 257)
+    log = log_of_episodes(lengths)
+    found = _segments(log, np.random.default_rng(0))
+    room = lengths - np.minimum(lengths, 50)
+    expected = log.episode_starts + np.random.default_rng(0).integers(0, room + 1)
+    np.testing.assert_array_equal(found.starts, expected)
+
+
+def log_of_episodes(lengths):
+    """Episodes of agents of their own, all at rest."""
+    rows = int(np.sum(lengths))
+    return Trajectories.from_arrays(
+        agents=np.repeat(np.arange(len(lengths)), lengths),
+        observations=np.zeros((rows, 1)),
+        actions=np.zeros(rows, int),
+        next_observations=np.zeros((rows, 1)),
+    )
 
 
 def test_only_the_rows_asked_for_are_scored(cart_pole, cart_pole_log):
