@@ -21,7 +21,8 @@ class LogError:
     agent: str
     ratio: float
     """Root mean over the coordinates of (rmse / unchanged)²: below 1 the simulator says more than that nothing
-    changes. A coordinate that never changes is left out; not a number if none does."""
+    changes. A coordinate that never changes is left out; not a number if none does, infinity for a simulator that
+    diverges."""
     rmse: tuple[float, ...]
     """(D,): root mean squared error of each coordinate over all steps, in its own units."""
     unchanged: tuple[float, ...]
@@ -68,6 +69,7 @@ def log_error(
         simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
         states = np.asarray(trajectories.observations[own.starts])
         predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
+        predicted = np.where(np.isnan(predicted), np.inf, predicted)  # infinity minus infinity, on the way out
         true = np.asarray(trajectories.next_observations[own.rows[own.inside]], np.float64)
         rmse = _root_mean_square(predicted - true)
         unchanged = _root_mean_square(np.repeat(states, own.lengths, axis=0) - true)

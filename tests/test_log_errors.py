@@ -70,6 +70,7 @@ def test_other_dynamics_and_members_that_diverge(cart_pole_log):
     assert all(np.isfinite(row.ratio) for row in log_error(model, cart_pole_log.select(["3", "1"])))
     wild = random_ensemble("CartPole", step_size=1e30)
     assert not np.isfinite(log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio)
+    assert log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio == np.inf  # last when sorted, unlike NaN
 
 
 def test_what_is_refused():
