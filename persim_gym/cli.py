@@ -228,12 +228,12 @@ def generate(
 @app.command()
 def models() -> None:
     """List the models that have environment ids: shipped and installed."""
+    from persim_gym.provenance import validation_text
     from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home
 
     rows = []
     for path, header in installed_models():
         config, provenance = header["config"], header["provenance"]
-        error = provenance.get("validation_rmse")
         task, name = header["task"], path.stem
         rows.append(
             (
@@ -243,11 +243,11 @@ def models() -> None:
                 str(config["rank"]),
                 str(provenance.get("data", {}).get("policy", "?")),
                 str(config["epochs"]),
-                "–" if error is None else f"{error:.2g}",
+                validation_text(provenance) or "–",
                 "shipped" if path.parent == SHIPPED_MODELS else "installed",
             )
         )
-    columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step RMSE", "where")
+    columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step error", "where")
     _console.print(table("models", columns, rows))
     _console.print(f"model home: {model_home()}")
 

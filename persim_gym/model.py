@@ -17,7 +17,7 @@ from persim_gym.labels import find_agents
 from persim_gym.normalizer import Normalizer
 from persim_gym.parameters import Outcome
 from persim_gym.posterior import FactorPosterior
-from persim_gym.provenance import synthetic_note
+from persim_gym.provenance import synthetic_note, validation_text
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
@@ -188,10 +188,10 @@ class Ensemble(AgentDynamics):
 
     def __repr__(self) -> str:
         size = sum(array.nbytes for array in self.parameters.values()) / 1e6
-        error = self.provenance.get("validation_rmse")
+        error = validation_text(self.provenance)
         return (
             f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
-            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation RMSE {error:.4g}'}"
+            f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation error {error}'}"
             f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
 

@@ -26,6 +26,13 @@ def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool =
     return joint
 
 
+def validation_text(provenance: Mapping[str, Any]) -> str | None:
+    """Return the one-step validation error of an ensemble; of files without it the RMSE in mixed units, said so."""
+    if "validation_error" in provenance:
+        return f"{provenance['validation_error']:.2g}"
+    return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
+
+
 def synthetic_note(provenance: Mapping[str, Any]) -> str:
     """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
     mark = provenance.get("synthetic", False)

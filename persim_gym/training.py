@@ -23,7 +23,7 @@ from persim_gym.errors import InvalidArgumentError
 from persim_gym.factorization import predict
 from persim_gym.factors import refit_factors
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
-from persim_gym.normalizer import Normalizer
+from persim_gym.normalizer import Normalizer, varies
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
 from persim_gym.parameters import Outcome, parameter_shapes
 from persim_gym.refit import refit_in_turns
@@ -31,7 +31,7 @@ from persim_gym.selection import best_members
 from persim_gym.tasks import Task, get_task, is_built_in
 from persim_gym.tasks.rules import check_rules
 from persim_gym.trainer import Columns, Trainer
-from persim_gym.types import IntArray
+from persim_gym.types import FloatArray, IntArray
 
 _TO_CHOOSE_OUTCOMES = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
@@ -73,7 +73,9 @@ def fit(
         progress: whether to show a progress bar.
 
     Returns:
-        The ensemble; its ``provenance`` has its errors, the time it took and versions.
+        The ensemble; its ``provenance`` has its errors, the time it took and versions. ``validation_error`` is that of
+        one step on the held-out transitions in units of the changes' deviation, over all coordinates;
+        ``validation_rmse`` mixes the coordinates' own units.
 
     Raises:
         InvalidDataError: the log does not fit the task.
@@ -147,6 +149,17 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
         errors = torch.cat([errors, errors.mean(0, keepdim=True)]) * scale[:, None]
         total += errors.square().sum(2)
     return (total / len(rows)).numpy()
+
+
+def _relative_error(squared: FloatArray, log: Trajectories) -> float:
+    """Return the root mean over coordinates of squared errors (D,) / variance of the change: 1 for its mean.
+
+    A coordinate whose change does not vary is left out; not a number if none does.
+    """
+    states = np.asarray(log.observations, np.float64)
+    changes = np.asarray(log.next_observations, np.float64) - states
+    differ = varies(changes, states)
+    return float(np.sqrt(np.mean(squared[differ] / changes[:, differ].var(0)))) if differ.any() else float("nan")
 
 
 def known_of_agents(log: Trajectories) -> dict[str, Any]:
@@ -252,7 +265,8 @@ class _Runs:
         standardized = errors[:-1] / ensemble.normalizer.unit**2
         return {
             "validation_loss": float(standardized.mean()),
-            "validation_rmse": float(np.sqrt(errors[-1].mean())),
+            "validation_error": _relative_error(errors[-1], self._log),
+            "validation_rmse": float(np.sqrt(errors[-1].mean())),  # of little use where coordinates differ in units
         }, ensemble
 
     def outcomes(

@@ -5,6 +5,7 @@ import itertools
 import json
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -120,6 +121,29 @@ def test_provenance(log):
     assert provenance["training_loss"] > 0 and provenance["validation_rmse"] > 0 and provenance["wall_seconds"] >= 0
 
 
+def test_the_validation_error_does_not_depend_on_units(log):
+    """A coordinate in units a million times as small makes an RMSE a million times as large, and the error the same."""
+    config = PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=5, batch_size=64)
+    units = np.array([1e6, 1, 1, 1], np.float32)
+    small = dataclasses.replace(
+        log, task=None, observations=log.observations * units, next_observations=log.next_observations * units
+    )
+    same = persim_gym.Task(
+        name="Scaled", observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (4,)),
+        action_space=gymnasium.spaces.Discrete(2), max_episode_steps=200,
+        reward=lambda observations, actions, next_observations: next_observations[..., 0] * 0,
+        terminated=lambda next_observations: next_observations[..., 0] > 1e9,
+    )  # fmt: skip
+    ours, scaled = (
+        fit(one, task=task, config=config, refit=False, progress=False) for one, task in ((log, None), (small, same))
+    )
+    assert scaled.provenance["validation_rmse"] > 1e4 * ours.provenance["validation_rmse"]
+    assert scaled.provenance["validation_error"] == pytest.approx(ours.provenance["validation_error"], rel=0.01)
+    assert f"validation error {scaled.provenance['validation_error']:.2g}" in repr(scaled)
+    old = dataclasses.replace(scaled, provenance={"validation_rmse": 0.7210364})
+    assert "validation error 0.72 (RMSE)" in repr(old)
+
+
 def walk_log(num_agents=6, rows=80):
     """The walk of agents of different speed, from random places, under random actions."""
     rng = np.random.default_rng(0)
@@ -145,6 +169,7 @@ def test_finds_a_system_of_its_own_form():
             predicted = ensemble.simulator(agent).step(states, np.full(30, action)).next_observations
             np.testing.assert_allclose(predicted - states, np.tile([speed * (action - 1), 0], (30, 1)), atol=0.1)
     assert ensemble.provenance["validation_rmse"] < 0.05
+    assert ensemble.provenance["validation_error"] < 0.05  # the second coordinate, which never changes, is left out
     assert ensemble.provenance["training_loss"] < 0.01
 
 
@@ -161,6 +186,9 @@ def test_validation_error_is_that_of_new_data(cart_pole, cart_pole_log):
     ]
     measured = np.sqrt(np.concatenate(squared).mean())
     assert 0.4 < cart_pole.provenance["validation_rmse"] / measured < 2.5
+    variances = (fresh.next_observations - fresh.observations).var(axis=0)
+    relative = np.sqrt((np.concatenate(squared).mean(axis=0) / variances).mean())
+    assert 0.4 < cart_pole.provenance["validation_error"] / relative < 2.5
     no_change = np.sqrt(np.square(fresh.next_observations - fresh.observations).mean())
     assert measured < 0.5 * no_change
 
