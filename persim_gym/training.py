@@ -22,6 +22,7 @@ from persim_gym.epochs import run_epochs
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factorization import predict
 from persim_gym.factors import refit_factors
+from persim_gym.log_warnings import warn_of_jumps, warn_of_unseen_actions
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
 from persim_gym.normalizer import Normalizer, varies
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
@@ -87,6 +88,8 @@ def fit(
     task = task_of(trajectories, task)
     check_log(trajectories, task)
     check_rewards_known(trajectories, task)
+    warn_of_unseen_actions(trajectories, task)
+    warn_of_jumps(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
         chosen = chosen.with_changes(epochs=epochs)

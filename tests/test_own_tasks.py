@@ -128,6 +128,7 @@ def test_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch, in
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:no row of the log has action 2")
 def test_a_log_too_short_to_hold_anything_out_shares():
     first = own_log().select([0])
     log = Trajectories.from_arrays(
