@@ -21,6 +21,7 @@ _FAR = 0.25
 """Distance from the known agents, in widths of their range, from which a prediction is far."""
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = np.logspace(-8, 1, 28)
+_NEGLIGIBLE = 1e-4
 _PENALTY = 1e-6
 _MLP_WIDTH, _MLP_STEPS, _MLP_RATE, _MLP_DECAY = 64, 2000, 1e-3, 1e-4
 
@@ -168,13 +169,13 @@ def _named(task: Task, values: FloatArray) -> str:
 
 
 class _Ridge:
-    """Bayesian linear regression with a flat prior but for a small penalty; residual variance as found."""
+    """Bayesian linear regression with a flat prior but for a small penalty; the variance is that of Student's t."""
 
     def __init__(self, inputs: FloatArray, outputs: FloatArray) -> None:
         design = _with_one(inputs)
         self._inverse = np.linalg.inv(design.T @ design + _PENALTY * len(inputs) * np.eye(design.shape[1]))
         self._weight = self._inverse @ design.T @ outputs
-        freedom = max(len(inputs) - design.shape[1], 1)
+        freedom = max(len(inputs) - design.shape[1] - 2, 0.5)  # with two degrees or less t has no variance
         self._variance = ((outputs - design @ self._weight) ** 2).sum(0) / freedom
 
     def predict(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -186,17 +187,18 @@ class _Ridge:
 class _GaussianProcess:
     """Regression with kernel 1 + x·x′ + exp(−|x − x′|² / 2l²), times a variance, plus noise, an output at a time.
 
-    Length, variance and noise are the most likely of a grid (Rasmussen and Williams, Gaussian Processes for Machine
-    Learning, 2006, equation 5.8); one eigendecomposition a length serves all outputs and noises.
+    Predictions are averaged over a grid of lengths and noises by their likelihood (Rasmussen and Williams, Gaussian
+    Processes for Machine Learning, 2006, equation 5.8), as few agents leave much of it open; for each, the variance is
+    integrated out under Jeffreys' prior, which gives Student's t with N degrees of freedom. One eigendecomposition a
+    length serves all outputs and noises.
     """
 
     def __init__(self, inputs: FloatArray, outputs: FloatArray) -> None:
         self._inputs = inputs
         count = len(inputs)
         self._parts: list[tuple[float, FloatArray, FloatArray]] = []
-        best = np.full(outputs.shape[1], -np.inf)
-        choice = np.zeros((2, outputs.shape[1]), np.int64)
-        scale = np.ones(outputs.shape[1])
+        shape = (len(_LENGTHS), len(_NOISES), outputs.shape[1])
+        likelihood, self._scale = np.empty(shape), np.empty(shape)
         for index, length in enumerate(_LENGTHS):
             values, vectors = np.linalg.eigh(_kernel(inputs, inputs, length))
             projected = vectors.T @ outputs
@@ -204,24 +206,27 @@ class _GaussianProcess:
             for place, noise in enumerate(_NOISES):
                 spread = np.maximum(values, 0) + noise
                 variance = np.maximum((projected**2 / spread[:, None]).mean(0), 1e-30)
-                likelihood = -0.5 * (count * np.log(variance) + np.log(spread).sum())
-                better = likelihood > best
-                best[better], scale[better] = likelihood[better], variance[better]
-                choice[:, better] = [[index], [place]]
-        self._outputs, self._choice, self._scale = outputs, choice, scale
+                likelihood[index, place] = -0.5 * (count * np.log(variance) + np.log(spread).sum())
+                self._scale[index, place] = variance * count / (count - 2)
+        weight = np.exp(likelihood - likelihood.max((0, 1)))
+        weight[weight < _NEGLIGIBLE] = 0
+        self._outputs, self._weight = outputs, weight / weight.sum((0, 1))
 
     def predict(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
-        mean, variance = np.empty((2, len(inputs), self._outputs.shape[1]))
-        for index, place in sorted({tuple(pair) for pair in self._choice.T.tolist()}):
-            chosen = np.flatnonzero((self._choice == [[index], [place]]).all(0))
-            (length, values, vectors), noise = self._parts[index], _NOISES[place]
+        mean, square, variance = np.zeros((3, len(inputs), self._outputs.shape[1]))
+        own = 2 + (inputs**2).sum(1)
+        for index, (length, values, vectors) in enumerate(self._parts):
             across = _kernel(inputs, self._inputs, length) @ vectors
-            spread = np.maximum(values, 0) + noise
-            mean[:, chosen] = (across / spread) @ (vectors.T @ self._outputs[:, chosen])
-            own = 2 + (inputs**2).sum(1)
-            left = np.maximum(own - (across**2 / spread).sum(1), 0) + noise
-            variance[:, chosen] = left[:, None] * self._scale[chosen]
-        return mean, variance
+            for place in np.flatnonzero(self._weight[index].any(axis=1)):
+                weight = self._weight[index, place]
+                chosen = np.flatnonzero(weight)
+                spread = np.maximum(values, 0) + _NOISES[place]
+                found = (across / spread) @ (vectors.T @ self._outputs[:, chosen])
+                left = np.maximum(own - (across**2 / spread).sum(1), 0) + _NOISES[place]
+                mean[:, chosen] += weight[chosen] * found
+                square[:, chosen] += weight[chosen] * found**2
+                variance[:, chosen] += weight[chosen] * left[:, None] * self._scale[index, place, chosen]
+        return mean, variance + np.maximum(square - mean**2, 0)  # within and between
 
 
 class _Network:

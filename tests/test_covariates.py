@@ -49,6 +49,24 @@ def test_the_maps_uncertainty_is_as_large_as_its_error(kind):
     assert far > near
 
 
+@pytest.mark.parametrize("kind", ["gp", "ridge"])
+@pytest.mark.parametrize("agents", [4, 8, 15])
+def test_intervals_of_few_agents_are_wide_enough(kind, agents):
+    """Of 150 maps, between the known agents: 80 % and 95 % intervals cover about that much; at worst they are wide."""
+    wrong = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        speeds = np.sort(rng.uniform(0.5, 2.0, agents + 1))
+        factors = 1 + 0.5 * speeds + 0.1 * rng.normal(size=agents + 1)
+        known = np.delete(np.arange(agents + 1), agents // 2)
+        ensemble = perfect_walk_ensemble(walk_task(), tuple(factors[known]))
+        covariate_map = fit_covariate_map(replace(ensemble, covariates=speeds[known, None]), kind=kind)
+        mean, covariance = covariate_map.predict(speeds[[agents // 2], None])
+        wrong.append((mean[0, 0, 0] - factors[agents // 2]) / np.sqrt(covariance[0, 0, 0, 0]))
+    assert 0.75 < np.mean(np.abs(wrong) < 1.28) < 0.97
+    assert np.mean(np.abs(wrong) < 1.96) > 0.91
+
+
 def test_a_fraction_of_the_covariates_is_enough_and_agents_without_are_left_out():
     ensemble = walkers()
     covariates = ensemble.covariates.copy()
