@@ -17,6 +17,8 @@ from persim_gym.types import FloatArray
 
 KINDS = ("gp", "ridge", "mlp")
 """Gaussian process, Bayesian linear regression, and the paper's network."""
+BY_COVARIATES = "known_by_covariates"
+"""Where the provenance of an ensemble without posteriors has the labels of agents whose factors a map has predicted."""
 _FAR = 0.25
 """Distance from the known agents, in widths of their range, from which a prediction is far."""
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -86,7 +88,8 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
     """Learn the map from covariates to factors from the ensemble's own agents.
 
     Args:
-        ensemble: whose log recorded the covariates of at least some agents.
+        ensemble: whose log recorded the covariates of at least some agents. Agents that are themselves known by their
+            covariates only are no data.
         kind: "gp", a Gaussian process with a linear trend; "ridge", linear; or "mlp", the paper's network with two
             hidden layers of 64 (its training is not in the paper: Adam, 2000 steps on all agents, weight decay 1e-4).
         fraction: p, the part of the agents with known covariates to learn from, drawn at random (paper, appendix F.5).
@@ -142,9 +145,14 @@ def covariate_array(task: Task, covariates: Sequence[Mapping[str, float]]) -> Fl
 
 
 def _known_agents(ensemble: Ensemble, fraction: float, seed: int) -> np.ndarray:
-    """Return the indices of the agents to learn from."""
+    """Return the indices of the agents to learn from: not of those whose factors a map has predicted."""
     covariates = ensemble.covariates
     known = np.flatnonzero([] if covariates is None else np.isfinite(covariates).all(axis=1))
+    if ensemble.posterior is not None:
+        known = known[ensemble.posterior.num_transitions[known] > 0]
+    else:
+        predicted = set(ensemble.provenance.get(BY_COVARIATES, ()))
+        known = known[[ensemble.agent_labels[int(agent)] not in predicted for agent in known]]
     count = round(fraction * len(known))
     least = len(ensemble.task.covariates) + 2
     if count < least or not ensemble.task.covariates:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.covariates import BY_COVARIATES, CovariateMap, covariate_array, fit_covariate_map
 from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factor_statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
@@ -119,6 +119,8 @@ def personalize(
     )
     newcomers = np.arange(first, first + len(labels))
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
+        predicted = [*ensemble.provenance.get(BY_COVARIATES, ()), *labels]
+        grown = replace(grown, provenance={**ensemble.provenance, BY_COVARIATES: predicted})
         return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
     if first <= ensemble.config.rank:

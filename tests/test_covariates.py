@@ -67,6 +67,31 @@ def test_intervals_of_few_agents_are_wide_enough(kind, agents):
     assert np.mean(np.abs(wrong) < 1.96) > 0.91
 
 
+def test_agents_known_by_covariates_are_no_data():
+    """However many newcomers are added, the map and what it says of the next one stay as they were."""
+    noise = 0.1 * np.random.default_rng(1).normal(size=NUM_AGENTS)
+    for ensemble in (walkers(lambda c: c + noise), refit_walkers(walkers(lambda c: c + noise))):
+        newcomers = {f"n{i}": {"speed": speed} for i, speed in enumerate(np.linspace(0.5, 2.0, 100))}
+        once = personalize(ensemble, covariates=newcomers)
+        twice = personalize(once, covariates={"z": {"speed": 1.0}})
+        before, after = fit_covariate_map(ensemble), fit_covariate_map(twice)
+        assert after.num_known == before.num_known == NUM_AGENTS
+        point = np.array([[1.0]])
+        np.testing.assert_array_equal(before.predict(point)[1], after.predict(point)[1])
+
+
+def refit_walkers(ensemble):
+    """The ensemble with posteriors, given five transitions of each agent."""
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(ensemble.num_agents), 5),
+        observations=np.zeros((5 * ensemble.num_agents, 2)),
+        actions=np.tile([0, 1, 2, 1, 2], ensemble.num_agents),
+        next_observations=np.zeros((5 * ensemble.num_agents, 2)),
+        agent_labels=ensemble.agent_labels,
+    )
+    return refit_factors(ensemble, log)
+
+
 def test_a_fraction_of_the_covariates_is_enough_and_agents_without_are_left_out():
     ensemble = walkers()
     covariates = ensemble.covariates.copy()
