@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from persim_gym.covariate_prior import factors_given_covariates, with_one
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.model import Ensemble
 from persim_gym.tasks import Task
@@ -41,6 +42,9 @@ class CovariateMap:
     """A regression from covariates to the factors of every member; made by `fit_covariate_map`.
 
     Each member's factors are first turned into uncorrelated outputs of unit variance, which are regressed one by one.
+    "gp" and "ridge" take the agents' posteriors, where there are some, with what the covariates say in the prior's mean
+    (`persim_gym.covariate_prior`): posterior means under a prior that is the same for all would be drawn together, and
+    the less an agent is known the more. What of a factor stays unknown then counts as uncertainty of the prediction.
     """
 
     task: Task
@@ -56,6 +60,9 @@ class CovariateMap:
     root: FloatArray
     """(M, r, r): factor = centre + root · outputs."""
     regression: _Regression
+    unknown: FloatArray
+    """(M, p, r, p, r) with p = K + 1: covariance of the coefficients of 1 and the covariates, beyond what the
+    regression knows of, as the agents' factors are not known exactly."""
 
     def predict(self, covariates: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return mean (M, n, r) and covariance (M, n, r, r) of the factors of agents with covariates (n, K).
@@ -73,10 +80,12 @@ class CovariateMap:
                 stacklevel=2,
             )
         members, rank = self.centre.shape
-        outputs, variances = self.regression.predict(_unit(covariates, self.low, self.high))
-        outputs, variances = (a.reshape(len(covariates), members, rank) for a in (outputs, variances))
+        inputs = _unit(covariates, self.low, self.high)
+        outputs, variances = (a.reshape(-1, members, rank) for a in self.regression.predict(inputs))
         mean = self.centre[:, None] + np.einsum("mij,nmj->mni", self.root, outputs)
-        return mean, np.einsum("mij,nmj,mkj->mnik", self.root, variances, self.root)
+        covariance = np.einsum("mij,nmj,mkj->mnik", self.root, variances, self.root)
+        design = with_one(inputs)
+        return mean, covariance + np.einsum("np,mpiqj,nq->mnij", design, self.unknown, design, optimize=True)
 
     def distance(self, covariates: FloatArray) -> FloatArray:
         """Return how far (n,) agents with covariates (n, K) lie outside the known range, in widths of that range."""
@@ -92,6 +101,7 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
             covariates only are no data.
         kind: "gp", a Gaussian process with a linear trend; "ridge", linear; or "mlp", the paper's network with two
             hidden layers of 64 (its training is not in the paper: Adam, 2000 steps on all agents, weight decay 1e-4).
+            The network takes the factors as they are, as the paper's does, and "gp" and "ridge" their posteriors.
         fraction: p, the part of the agents with known covariates to learn from, drawn at random (paper, appendix F.5).
         seed: of the draw and of the network.
 
@@ -106,20 +116,25 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
         raise InvalidArgumentError(f"fraction={fraction} must be above 0 and at most 1")
     chosen = _known_agents(ensemble, fraction, seed)
     covariates = np.asarray(ensemble.covariates)[chosen]
-    factors = ensemble.agent_factors(chosen).astype(np.float64)
+    low, high = covariates.min(0), covariates.max(0)
+    inputs = _unit(covariates, low, high)
+    if kind == "mlp" or ensemble.posterior is None:
+        factors = ensemble.agent_factors(chosen).astype(np.float64)
+        members, _, rank = factors.shape
+        unknown = np.zeros((members, inputs.shape[1] + 1, rank, inputs.shape[1] + 1, rank))
+    else:
+        factors, unknown = factors_given_covariates(ensemble.posterior.with_agents(chosen.tolist()), inputs)
     centre = factors.mean(1)
     centred = factors - centre[:, None]
     values, vectors = np.linalg.eigh(np.einsum("mni,mnj->mij", centred, centred) / len(chosen))
     deviation = np.sqrt(np.maximum(values, 1e-12 * np.maximum(values[:, -1:], 1e-100)))
     outputs = np.einsum("mni,mij->nmj", centred, vectors / deviation[:, None]).reshape(len(chosen), -1)
-    low, high = covariates.min(0), covariates.max(0)
-    inputs = _unit(covariates, low, high)
     if kind == "mlp":
         regression: _Regression = _Network(inputs, outputs, seed, members=len(centre))
     else:
         regression = (_GaussianProcess if kind == "gp" else _Ridge)(inputs, outputs)
     root = vectors * deviation[:, None]
-    return CovariateMap(ensemble.task, kind, len(chosen), low, high, centre, root, regression)
+    return CovariateMap(ensemble.task, kind, len(chosen), low, high, centre, root, regression, unknown)
 
 
 def covariate_array(task: Task, covariates: Sequence[Mapping[str, float]]) -> FloatArray:
@@ -180,14 +195,14 @@ class _Ridge:
     """Bayesian linear regression with a flat prior but for a small penalty; the variance is that of Student's t."""
 
     def __init__(self, inputs: FloatArray, outputs: FloatArray) -> None:
-        design = _with_one(inputs)
+        design = with_one(inputs)
         self._inverse = np.linalg.inv(design.T @ design + _PENALTY * len(inputs) * np.eye(design.shape[1]))
         self._weight = self._inverse @ design.T @ outputs
         freedom = max(len(inputs) - design.shape[1] - 2, 0.5)  # with two degrees or less t has no variance
         self._variance = ((outputs - design @ self._weight) ** 2).sum(0) / freedom
 
     def predict(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
-        design = _with_one(inputs)
+        design = with_one(inputs)
         leverage = np.einsum("ni,ij,nj->n", design, self._inverse, design)
         return design @ self._weight, (1 + leverage[:, None]) * self._variance
 
@@ -274,10 +289,6 @@ class _Network:
         with torch.inference_mode():
             outputs = self._forward(torch.tensor(inputs, dtype=torch.float32)).transpose(0, 1)
         return outputs.reshape(len(inputs), -1).double().numpy()
-
-
-def _with_one(inputs: FloatArray) -> FloatArray:
-    return np.concatenate([np.ones((len(inputs), 1)), inputs], axis=1)
 
 
 def _kernel(one: FloatArray, other: FloatArray, length: float) -> FloatArray:

@@ -9,7 +9,9 @@ from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import errors, fit_covariate_map, personalize, refit_factors
+from persim_gym.covariate_prior import factors_given_covariates, with_one
 from persim_gym.covariates import KINDS
+from persim_gym.posterior import FactorPosterior, Prior
 
 NUM_AGENTS = 60
 
@@ -65,6 +67,65 @@ def test_intervals_of_few_agents_are_wide_enough(kind, agents):
         wrong.append((mean[0, 0, 0] - factors[agents // 2]) / np.sqrt(covariance[0, 0, 0, 0]))
     assert 0.75 < np.mean(np.abs(wrong) < 1.28) < 0.97
     assert np.mean(np.abs(wrong) < 1.96) > 0.91
+
+
+@pytest.mark.parametrize("kind", ["gp", "ridge"])
+@pytest.mark.parametrize("deviation", [0.01, 0.3, 1.0])
+def test_agents_of_whom_little_is_known_do_not_flatten_the_map(kind, deviation):
+    """Factors 1 + c/2 with deviation 0.1; transitions tell each with errors of 0.01, 0.3, 1. The slope stays 1/2."""
+    rng = np.random.default_rng(0)
+    speeds, probe = rng.uniform(0.5, 2.0, 300), np.linspace(0.6, 1.9, 200)
+    factors = 1 + 0.5 * speeds + 0.1 * rng.normal(size=300)
+    ensemble = perfect_walk_ensemble(walk_task(), tuple(factors))
+    information = np.full((2, 300, 1, 1), deviation**-2)
+    seen = factors + deviation * rng.normal(size=(2, 300))
+    prior = Prior(np.full((2, 1), factors.mean()), np.full((2, 1, 1), factors.var()), np.ones((2, 2)))
+    posterior = FactorPosterior(prior, information, information[..., 0] * seen[..., None], np.ones(300, np.int64))
+    parameters = {**ensemble.parameters, "agent.weight": posterior.solve(range(300))[0].astype(np.float32)}
+    known = replace(ensemble, parameters=parameters, covariates=speeds[:, None], posterior=posterior)
+    mean, covariance = fit_covariate_map(known, kind=kind).predict(probe[:, None])
+    for member in range(2):
+        assert np.polyfit(probe, mean[member, :, 0], 1)[0] == pytest.approx(0.5, abs=0.02 + 0.15 * deviation)
+        wrong = 1 + 0.5 * probe + 0.1 * rng.normal(size=200) - mean[member, :, 0]
+        assert np.mean(np.abs(wrong) < 1.96 * np.sqrt(covariance[member, :, 0, 0])) > 0.91
+
+
+def test_factors_of_which_each_agent_tells_one_combination():
+    """Of two factors, each of 300 agents tells one combination. Over 20 logs both slopes are found, their spread is the
+    stated one, and what is unknown of a factor makes up for posterior means being drawn to the line."""
+    found = [_of_combinations(seed) for seed in range(20)]
+    coefficients, around, stated = (np.stack(parts) for parts in zip(*found, strict=True))
+    np.testing.assert_allclose(coefficients.mean(0), [[0.0, 0.0], [1.0, -0.5]], atol=0.07)
+    np.testing.assert_allclose(coefficients[:, 1].std(0), stated.mean(0), rtol=0.4)
+    np.testing.assert_allclose(around.mean(0), 0.25 * np.eye(2), atol=0.04)
+
+
+def _of_combinations(seed):
+    """Coefficients (2, 2) of factors 0, 0 + (1, −1/2)·x, covariance around them, and the slopes' deviations (2,)."""
+    rng, count = np.random.default_rng(seed), 300
+    x = rng.uniform(-1, 1, count)
+    design = with_one(x[:, None])
+    factors = design @ np.array([[0.0, 0.0], [1.0, -0.5]]) + 0.5 * rng.normal(size=(count, 2))
+    directions = rng.normal(size=(count, 2))
+    told = np.einsum("ni,ni->n", directions, factors) + 0.5 * rng.normal(size=count)
+    prior = Prior(np.zeros((1, 2)), np.cov(factors.T)[None], np.ones((1, 2)))
+    information = 4 * np.einsum("ni,nj->nij", directions, directions)[None]
+    posterior = FactorPosterior(prior, information, 4 * (directions * told[:, None])[None], np.ones(count, np.int64))
+    found, unknown = factors_given_covariates(posterior, x[:, None])
+    coefficients = np.linalg.lstsq(design, found[0], rcond=None)[0]
+    around = np.cov((found[0] - design @ coefficients).T) + unknown[0, 0, :, 0, :]
+    return coefficients, around, np.sqrt(np.diag(unknown[0, 1, :, 1, :]))
+
+
+def test_factors_that_are_known_stay_as_they_are():
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(30, 2))
+    prior = Prior(np.zeros((1, 2)), np.eye(2)[None], np.ones((1, 2)))
+    information = np.tile(1e8 * np.eye(2), (1, 30, 1, 1))
+    posterior = FactorPosterior(prior, information, 1e8 * factors[None], np.ones(30, np.int64))
+    found, unknown = factors_given_covariates(posterior, rng.uniform(-1, 1, (30, 1)))
+    np.testing.assert_allclose(found[0], factors, atol=1e-6)
+    assert np.abs(unknown).max() < 1e-6
 
 
 def test_agents_known_by_covariates_are_no_data():

@@ -15,9 +15,9 @@ LAYERS = (
     "terminal", "devices", "tasks", "action_scaling", "columns", "provenance", "data", "log_warnings", "policies",
     "episodes", "logging_policies", "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model",
     "factorization", "gradients", "outcomes", "simulator", "networks", "factor_simulator", "selection",
-    "covariates", "factor_statistics", "factors", "refit", "calibration", "graphs", "checkpoint", "epochs",
-    "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning", "generation",
-    "evaluation", "returns", "log_errors", "plotting", "interop", "baselines", "demo", "cli",
+    "covariate_prior", "covariates", "factor_statistics", "factors", "refit", "calibration", "graphs", "checkpoint",
+    "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
+    "generation", "evaluation", "returns", "log_errors", "plotting", "interop", "baselines", "demo", "cli",
 )  # fmt: skip
 NETWORKS = (
     "kernels", "folding", "shallow", "shallow_compiled", "steppers", "layers", "layers_compiled", "agent_network"
