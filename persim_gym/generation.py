@@ -17,6 +17,7 @@ from persim_gym.model import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.policies import as_policy, rows_of_state
 from persim_gym.simulator import Simulator
+from persim_gym.tasks.rules import ended
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy
 
@@ -42,7 +43,8 @@ def generate(
     """Act in the simulators of some agents and record it.
 
     All episodes of all agents run together. Simulated states are kept within the observation space, continuous actions
-    within their bounds before they act, are recorded and are rewarded.
+    within their bounds before they act, are recorded and are rewarded. A termination that was learned is drawn with its
+    probability.
 
     Args:
         ensemble: the simulators.
@@ -59,7 +61,7 @@ def generate(
         max_disagreement: standard deviation over the members, one number or (D,) in the units of the observation, above
             which a step is not believed: the episode is cut before it.
         aggregate: "mean" or "median" over the members.
-        seed: of first states, random actions and plans.
+        seed: of first states, random actions, plans, and ends where termination was learned.
         device: to simulate on.
         progress: whether to show a bar.
         **planner: settings of `persim_gym.MPCAgent` for "plan" and "mpc", or of `persim_gym.ValueIterationAgent`.
@@ -77,11 +79,11 @@ def generate(
     indices = _checked_agents(ensemble, agents, episodes_per_agent)
     limit = ensemble.task.limit_of(max_episode_steps)
     seed = whole_number("seed", seed, least=0)
-    start_seed, action_seed = np.random.SeedSequence(seed).spawn(2)
+    start_seed, action_seed, end_seed = np.random.SeedSequence(seed).spawn(3)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
     run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, _bound(ensemble, max_disagreement))
-    columns = run.record(first, act, limit, progress)
+    columns = run.record(first, act, limit, np.random.default_rng(end_seed), progress)
     episodes = columns.pop("agents")
     labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
     _check_all_there(np.unique(episodes) // episodes_per_agent, labels, max_disagreement)
@@ -171,8 +173,10 @@ class _Run:
         self.num_cut = 0
         """Episodes that were cut because the simulator diverges, or its members disagree."""
 
-    def record(self, observations: FloatArray, act: Actor, limit: int, progress: bool) -> dict[str, np.ndarray]:
-        """Return the columns of `Trajectories`, with the episodes' numbers in "agents"."""
+    def record(
+        self, observations: FloatArray, act: Actor, limit: int, rng: np.random.Generator, progress: bool
+    ) -> dict[str, np.ndarray]:
+        """Return the columns of `Trajectories`, with the episodes' numbers in "agents"; ``rng`` draws learned ends."""
         running, state = np.arange(len(self._agents)), None
         simulator = self._simulator(running)
         records: list[dict[str, np.ndarray]] = []
@@ -181,7 +185,7 @@ class _Run:
                 actions, state = act(simulator, observations, state, step == 1)
                 actions = simulator.task.executed(actions, len(running))
                 following, believed = self._step(simulator, observations, actions)
-                terminated = np.asarray(simulator.task.terminated(following), bool)
+                terminated = np.asarray(ended(simulator.task, following, rng), bool)
                 taken = Step(running, np.ones(len(running), bool), observations, actions, following, terminated)
                 columns = taken.record(simulator.task, at_limit=step == limit)
                 records.append({name: column[believed] for name, column in columns.items()})

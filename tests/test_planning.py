@@ -15,6 +15,7 @@ from persim_gym.planning import ContinuousSearch, DiscreteSearch, cross_entropy_
 from persim_gym.planning.cem import truncated_normal
 from persim_gym.rollouts import simulated_returns, true_returns
 from persim_gym.tasks import PlanningObjective
+from persim_gym.tasks.rules import TerminationRisk
 
 
 def cold(environments, horizon, *action):
@@ -259,6 +260,18 @@ def both(task):
     return PlanningObjective(reward, terminated, progress=lambda states: 0.1 * states[..., 0] - states[..., 1])
 
 
+class Risk(TerminationRisk):
+    """Episodes may end beyond 0.05 and must beyond 0.3."""
+
+    def probability(self, next_observations):
+        return 0.4 * (next_observations[..., 1] > 0.05) + 0.6 * (next_observations[..., 1] > 0.3)
+
+
+def risky(task):
+    """An end that is a risk, without progress: rollouts that are surely over are dropped."""
+    return PlanningObjective(both(task).reward, Risk())
+
+
 def plain_returns(simulator, objective, start, sequences, propagation):
     """Score sequences (C, H) one by one, stepping the members' mean or each member through `step_members`."""
     members, scores = simulator.num_members, []
@@ -275,7 +288,8 @@ def plain_returns(simulator, objective, start, sequences, propagation):
             reached = np.tile(after.mean(0), (members, 1)) if propagation == "mean_state" else after
             before = alive
             if objective.terminated is not None:
-                alive = alive * ~objective.terminated(reached)
+                risk = getattr(objective.terminated, "probability", objective.terminated)
+                alive = alive * (1 - risk(reached))
             total += (before if objective.pays_last_step else alive) * rewards
             if best is not None:
                 best = np.maximum(best, objective.progress(reached))
@@ -294,6 +308,7 @@ def plain_returns(simulator, objective, start, sequences, propagation):
         ("HalfCheetah", DEEP, None),
         ("CartPole", DEEP, both),
         ("CartPole", DEEP, unpaid),
+        ("CartPole", DEEP, risky),
     ],
 )
 def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, propagation):

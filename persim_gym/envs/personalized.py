@@ -32,6 +32,9 @@ class PersonalizedEnv(TaskEnv):
     settings say so; the two differ next to a bound.) If a prediction is not finite, the episode is truncated and
     ``info["diverged"]`` is True.
 
+    A termination that was learned is a probability at each state: whether the episode ends there is drawn with it from
+    ``np_random``, so that episodes last as long as those of the log.
+
     ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
     ``reset(options={"state": observation})`` starts from any observed state.
     """

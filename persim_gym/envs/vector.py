@@ -20,6 +20,7 @@ from persim_gym.errors import (
     OutOfMemoryError,
 )
 from persim_gym.tasks.environment import checked_options
+from persim_gym.tasks.rules import ended
 from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     * "disabled": `step` refuses until ``reset(options={"reset_mask": mask})`` has reset it.
 
     Simulated states are kept within the observation space; an environment whose model diverges is truncated. A
-    continuous action is brought within its bounds before it acts and is rewarded.
+    continuous action is brought within its bounds before it acts and is rewarded. A termination that was learned is
+    drawn with its probability, as in `PersonalizedEnv`.
     ``info["disagreement"]`` (B, D) is the members' standard deviation, and ``info["_disagreement"]`` (B,) says where it
     means anything.
     """
@@ -128,8 +130,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Begin new episodes.
 
         Args:
-            seed: of all start states to come, one number or B of them, which together seed the one generator; None goes
-                on with the generator there is.
+            seed: of all start states and learned terminations to come, one number or B of them, which together seed
+                the one generator; None goes on with the generator there is.
             options: "state", a start state for all (D,) or one for each (B, D); "reset_mask", (B,) booleans: which
                 environments to reset, at least one; the others stay where they are.
 
@@ -172,7 +174,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         prediction = model.step(before, actions)
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
-        terminated = np.asarray(self.task.terminated(after), bool)
+        terminated = np.asarray(ended(self.task, after, self.np_random), bool)
         self._steps += 1
         truncated = diverged | (self._steps >= self.max_episode_steps)
         if resetting.any():  # next-step autoreset

@@ -20,7 +20,8 @@ from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
 from persim_gym.planning.models import model_and_task
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
-from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.tasks.rules import TerminationRisk
+from persim_gym.types import FloatArray, IntArray
 
 StepFn = Callable[[FloatArray, int], FloatArray]
 """(states (B, D), action) -> next states (B, D)."""
@@ -107,7 +108,8 @@ def value_iteration(
     """Return the values of the best action sequences from every point of a grid.
 
     Value after k sweeps: V_k(s) = max_a [r(s, a, s') + discount · V_{k−1}(s')], with V = 0 in terminal states and
-    V_0 = 0 elsewhere, so it is the largest return of k steps.
+    V_0 = 0 elsewhere, so it is the largest return of k steps. Where termination was learned, V_{k−1}(s') is weighted by
+    the probability that the episode does not end in s'.
 
     Args:
         step: the model, deterministic.
@@ -123,7 +125,7 @@ def value_iteration(
     tables = [grid.corners(states) for states in next_states]
     for (_, weights), going in zip(tables, running, strict=True):
         weights *= discount * going
-    ended = _ends(objective, grid.points)
+    ended = _going_on(objective, grid.points) == 0
     values, change, sweep = np.zeros(len(grid.points), np.float32), np.inf, 0
     while sweep < max_sweeps and change > tolerance:
         best = np.full(len(values), -np.inf, np.float32)
@@ -263,8 +265,8 @@ def true_step(system: System) -> StepFn:
 
 def _outcomes(
     states: FloatArray, step: StepFn, num_actions: int, objective: PlanningObjective
-) -> tuple[FloatArray, BoolArray, list[FloatArray]]:
-    """Return rewards (A, B) float32, whether the episode goes on (A, B), and next states, A of (B, D)."""
+) -> tuple[FloatArray, np.ndarray, list[FloatArray]]:
+    """Return rewards (A, B) float32, whether or how likely the episode goes on (A, B), and next states, A of (B, D)."""
     next_states: list[FloatArray] = [np.asarray(step(states, action), np.float64) for action in range(num_actions)]
     if not all(np.isfinite(following).all() for following in next_states):
         raise NonFiniteReturnError(
@@ -272,14 +274,18 @@ def _outcomes(
             "train it again"
         )
     rewards = [objective.reward(states, np.full(len(states), a), s) for a, s in enumerate(next_states)]
-    running = [~_ends(objective, following) for following in next_states]
+    running = [_going_on(objective, following) for following in next_states]
     return np.array(rewards, np.float32), np.array(running), next_states
 
 
-def _ends(objective: PlanningObjective, states: FloatArray) -> BoolArray:
-    if objective.terminated is None:
-        return np.zeros(len(states), bool)
-    return np.asarray(objective.terminated(states), bool)
+def _going_on(objective: PlanningObjective, states: FloatArray) -> np.ndarray:
+    """Return whether the episode goes on in states (B, D), or the probability of it where its end is a risk."""
+    rule = objective.terminated
+    if rule is None:
+        return np.ones(len(states), bool)
+    if isinstance(rule, TerminationRisk):
+        return 1 - rule.probability(states)
+    return ~np.asarray(rule(states), bool)
 
 
 def _interpolate(values: FloatArray, points: IntArray, weights: FloatArray) -> FloatArray:

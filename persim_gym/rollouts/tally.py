@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.tasks import PlanningObjective
+from persim_gym.tasks.rules import TerminationRisk
 
 
 class Tally:
@@ -32,6 +33,9 @@ class Tally:
         self._furthest = None if objective.progress is None else objective.progress(states)
         self.alive: Any = earned == 0
         """(…, n): which of the rollouts that are followed are not over."""
+        self._risk = objective.terminated if isinstance(objective.terminated, TerminationRisk) else None
+        self._survival: Any = None if self._risk is None else earned + 1.0
+        """(…, n): the probability that they are not, where an end is a risk."""
         self.followed: Any = None
         """(n,): of all rollouts those that are still followed, or None where none was dropped."""
         self.may_drop = objective.terminated is not None and objective.progress is None
@@ -41,13 +45,20 @@ class Tally:
         """Count the rewards (…, n) of a step that led to states (…, n, D)."""
         objective = self._objective
         if objective.pays_last_step:
-            self._earned += self._library.where(self.alive, rewards, 0.0)
-        if objective.terminated is not None:
+            self._earn(rewards)
+        if self._risk is not None:
+            self._survival = self._survival * (1 - self._risk.probability(reached))
+            self.alive &= self._survival != 0  # one that is not a number looks alive: see `returns`
+        elif objective.terminated is not None:
             self.alive &= ~objective.terminated(reached)
         if not objective.pays_last_step:
-            self._earned += self._library.where(self.alive, rewards, 0.0)
+            self._earn(rewards)
         if self._furthest is not None:
             self._furthest = self._library.maximum(self._furthest, self._objective.progress(reached))
+
+    def _earn(self, rewards: Any) -> None:
+        weighted = rewards if self._risk is None else self._survival * rewards
+        self._earned += self._library.where(self.alive, weighted, 0.0)
 
     def keep(self, kept: Any) -> None:
         """Follow only some from now on: ``kept`` are indices (k,) into those followed so far; the others are over."""
@@ -57,6 +68,8 @@ class Tally:
             self._of_all[..., self.followed] = self._earned
             self.followed = self.followed[kept]
         self._earned, self.alive = self._earned[..., kept], self.alive[..., kept]
+        if self._risk is not None:
+            self._survival = self._survival[..., kept]
 
     def returns(self, horizon: int, states: Any) -> Any:
         """Return what all rollouts (…, n) earned in so many steps, at the end of which those followed are at states.

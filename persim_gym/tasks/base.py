@@ -67,7 +67,8 @@ class PlanningObjective:
 
     return = Σ_t alive_t · reward(s_t, a_t, s_{t+1}) + H · max_{0≤t≤H} progress(s_t),
 
-    where alive_t is 0 after the step that ends in a terminal state or, without ``pays_last_step``, from this step on.
+    where alive_t is 0 after the step that ends in a terminal state or, without ``pays_last_step``, from this step on;
+    where termination was learned, it is the probability of no end until then, the product of 1 − that of each state.
     """
 
     reward: RewardFn

@@ -12,7 +12,7 @@ import numpy as np
 
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, NoRendererError
 from persim_gym.tasks.base import Renderer, Task
-from persim_gym.tasks.rules import Point
+from persim_gym.tasks.rules import Point, ended
 from persim_gym.types import FloatArray
 
 
@@ -76,7 +76,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         next_observation, truncated, info = self._advance(observation, action)
         point = next_observation.view(Point)
         reward = float(task.reward(observation, action, point))
-        terminated = bool(task.terminated(point))
+        terminated = bool(ended(task, point, self.np_random))
         self._steps += 1
         truncated = truncated or self._steps >= self.max_episode_steps
         self._over = terminated or truncated

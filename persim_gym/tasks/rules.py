@@ -1,7 +1,8 @@
-"""Whether a user's reward and termination mean what a task's are to mean."""
+"""What a task's rules may be, and whether a user's mean what they are to mean."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,32 @@ def never_terminated(next_observations: Any) -> Any:
     """Return False (…): of a task whose episodes end by their time limit, or of a log in which none ended otherwise."""
     first = next_observations[..., 0]
     return (first == 0) & (first != 0)  # of NumPy arrays and torch tensors alike
+
+
+class TerminationRisk:
+    """A `TerminationFn` that knows how likely an episode ends in a state, where it may end but need not.
+
+    Called, it says whether this is more likely than not. Simulated episodes draw their end (`ended`), and planners
+    weigh what comes later by the probability of getting there.
+    """
+
+    @abstractmethod
+    def probability(self, next_observations: Any) -> Any:
+        """Return the probability (…) that an episode ends in the state (…, D)."""
+
+    def __call__(self, next_observations: Any) -> Any:
+        return self.probability(next_observations) > 0.5
+
+
+def ended(task: Task, next_observations: np.ndarray, rng: np.random.Generator) -> Any:
+    """Return whether simulated episodes end in the states (…, D), as (…) booleans; a risk is drawn.
+
+    Of a task that has a rule instead of a risk nothing is drawn.
+    """
+    rule = task.terminated
+    if isinstance(rule, TerminationRisk):
+        return rng.random(next_observations.shape[:-1]) < rule.probability(next_observations)
+    return rule(next_observations)
 
 
 def check_rules(task: Task) -> None:
