@@ -90,12 +90,44 @@ def pushes_log(rows=5):
 
 
 def test_continuous_actions_are_scaled_as_the_actor_scales_them():
-    """And a buffer for two environments takes an odd row twice."""
+    """And a buffer for two environments takes an odd row twice, to make both parts of the log as long."""
     model = sb3.SAC("MlpPolicy", DummyVecEnv([Pushes, Pushes]), buffer_size=100, learning_starts=0)
     fill_replay_buffer(model, pushes_log())
     assert model.replay_buffer.pos == 3
-    np.testing.assert_allclose(model.replay_buffer.actions[:3].ravel(), [-1, -0.5, 0, 0.5, 1, -1])
-    assert model.replay_buffer.rewards[:3].ravel().tolist() == [0, 1, 2, 3, 4, 0]
+    np.testing.assert_allclose(model.replay_buffer.actions[:3, :, 0].T, [[-1, -0.5, 0], [0.5, 1, -1]])
+    assert model.replay_buffer.rewards[:3].T.tolist() == [[0, 1, 2], [3, 4, 0]]
+
+
+def episodes_log():
+    """Four episodes of 7 rows, rewards 0 … 27: terminated, cut, neither, terminated."""
+    ended = np.arange(28) % 7 == 6
+    return Trajectories.from_arrays(
+        agents=np.zeros(28, int), observations=np.arange(56).reshape(28, 2) / 56, actions=np.full((28, 1), 2.0),
+        next_observations=np.arange(56).reshape(28, 2) / 56 + 1, rewards=np.arange(28),
+        terminated=ended & np.isin(np.arange(28) // 7, [0, 3]), truncated=ended & (np.arange(28) // 7 == 1),
+        episode_starts=[0, 7, 14, 21],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_n_step_returns_stay_in_their_episode(count):
+    """Rewards of up to three rows of the log, and the observation after them; bootstrapped but at terminal states."""
+    log = episodes_log()
+    model = sb3.SAC("MlpPolicy", DummyVecEnv([Pushes] * count), buffer_size=99, n_steps=3, gamma=0.5, learning_starts=0)
+    fill_replay_buffer(model, log)
+    buffer, length = model.replay_buffer, -(-28 // count)
+    assert buffer.pos == length
+    for row in range(28):
+        stop = min(row + 3, row // 7 * 7 + 7, row // length * length + length)
+        expected = sum(0.5**step * reward for step, reward in enumerate(range(row, stop)))
+        found = buffer._get_samples(np.full(50, row % length))  # the columns are drawn
+        place = np.flatnonzero((found.observations.numpy() == log.observations[row]).all(axis=1))[0]
+        assert found.rewards[place, 0] == expected and found.discounts[place, 0] == 0.5 ** (stop - row)
+        np.testing.assert_array_equal(found.next_observations[place], log.next_observations[stop - 1])
+        assert found.dones[place, 0] == log.terminated[stop - 1]
+    added = (np.zeros((count, 2)), np.zeros((count, 2)), np.zeros((count, 1)), np.full(count, 1e6), np.zeros(count))
+    buffer.add(*added, [{}] * count)  # what the environments do next is no part of the log's episodes
+    assert buffer._get_samples(np.full(50, length - 1)).rewards.max() < 100
 
 
 @pytest.mark.parametrize(
@@ -105,6 +137,11 @@ def test_continuous_actions_are_scaled_as_the_actor_scales_them():
         (
             errors.InvalidArgumentError, "5 transitions, .*4: .*larger buffer_size",
             lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=4), pushes_log(),
+        ),
+        (
+            errors.InvalidArgumentError, "optimize_memory_usage=True has no room",
+            lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=99, optimize_memory_usage=True,
+                            replay_buffer_kwargs={"handle_timeout_termination": False}), pushes_log(),
         ),
         (
             errors.InvalidDataError, r"observations have shape \(4,\), the model's \(2,\)",

@@ -57,15 +57,17 @@ def policy_from_sb3(
 def fill_replay_buffer(model: Any, log: Trajectories) -> None:
     """Put the transitions of a log into the replay buffer of an off-policy Stable-Baselines3 model (DQN, SAC, TD3, …).
 
-    An episode cut by a time limit is marked so: its last transition is bootstrapped. A buffer for n environments takes
-    the rows n at a time; to fill the last such group, up to n − 1 rows are stored a second time.
+    An episode that ends without a terminal state is marked as cut by a time limit: its last transition is bootstrapped.
+    In a buffer for n environments each takes the next of n equal parts of the log, and its part's last row is marked
+    so, too, for n-step returns to end there; to make the last part as long, up to n − 1 rows are stored a second time.
 
     Args:
         model: the algorithm, made with an environment of the log's spaces.
         log: the trajectories, recorded or synthetic.
 
     Raises:
-        InvalidArgumentError: a model without a replay buffer, or with one too small.
+        InvalidArgumentError: a model without a replay buffer, or with one too small, or with one that takes the next
+            row's observation for the next one (``optimize_memory_usage``).
         InvalidDataError: the log's observations or actions are not those of the model's spaces.
 
     """
@@ -81,6 +83,11 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         )
     discrete = isinstance(model.action_space, spaces.Discrete)
     if model.observation_space.shape != log.observations.shape[1:]:
+    if getattr(buffer, "optimize_memory_usage", False):
+        raise InvalidArgumentError(
+            "a buffer with optimize_memory_usage=True has no room for the observations that a log's episodes end with: "
+            "make the model without it"
+        )
         raise InvalidDataError(
             f"the log's observations have shape {log.observations.shape[1:]}, the model's "
             f"{model.observation_space.shape}"
@@ -94,16 +101,19 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         check_actions(log.actions, space.shape[0], False, space.low, space.high)
     # Buffers hold actions as the actor gives them: scaled to [−1, 1].
     actions = np.asarray(log.actions) if discrete else model.policy.scale_action(np.asarray(log.actions))
-    groups = np.resize(np.arange(log.num_transitions), (-(-log.num_transitions // buffer.n_envs), buffer.n_envs))
-    ended, cut = log.terminated | log.truncated, log.truncated & ~log.terminated
-    for rows in groups:
+    length = -(-log.num_transitions // buffer.n_envs)
+    parts = np.resize(np.arange(log.num_transitions), (buffer.n_envs, length))
+    ended, last = log.terminated | log.truncated, np.zeros(log.num_transitions, bool)
+    last[log.episode_ends - 1] = True
+    for step, rows in enumerate(parts.T, start=1):
+        cut = ~log.terminated[rows] & (last[rows] | (step == length))
         buffer.add(
             np.asarray(log.observations[rows]),
             np.asarray(log.next_observations[rows]),
             actions[rows],
             np.asarray(log.rewards[rows]),
             ended[rows],
-            [{"TimeLimit.truncated": bool(flag)} for flag in cut[rows]],
+            [{"TimeLimit.truncated": bool(flag)} for flag in cut],
         )
 
 
