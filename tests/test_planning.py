@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from support import DEEP, SMALL, perfect_walk_ensemble, random_actions, random_ensemble, walk_task
 
-from persim_gym import MPCAgent, errors, get_task, true_mpc_returns
+from persim_gym import MPCAgent, ValueIterationAgent, errors, get_task, true_mpc_returns
 from persim_gym.planning import ContinuousSearch, DiscreteSearch, cross_entropy_method, random_shooting
 from persim_gym.planning.cem import truncated_normal
 from persim_gym.rollouts import simulated_returns, true_returns
@@ -504,3 +505,29 @@ def test_episodes_that_are_over_cost_no_search_and_change_no_plan(name):
     search = DiscreteSearch(returns, np.random.default_rng(0), **cold(4, 5), num_actions=2, running=running)
     random_shooting(search, num_candidates=6)
     assert scored == [0, 2]
+
+
+@pytest.mark.parametrize("planner", [MPCAgent, ValueIterationAgent])
+def test_environments_in_wrappers_that_planners_know_nothing_of(planner):
+    """Their observations, actions and rewards are others than the model's: refused. Those that only watch are not."""
+    wrappers, vector_wrappers = gymnasium.wrappers, gymnasium.wrappers.vector
+    make, settings = partial(gymnasium.make, "PerSim-MountainCar-agent3-v0"), {}
+    if planner is ValueIterationAgent:
+        settings = {"points": 3}
+    else:
+        vector = gymnasium.make_vec("PerSim-MountainCar-v0", 2, vectorization_mode="vector_entry_point")
+        planner(vector_wrappers.RecordEpisodeStatistics(vector))
+        with pytest.raises(errors.InvalidArgumentError, match="VectorizeTransformReward|TransformReward"):
+            planner(vector_wrappers.TransformReward(vector, lambda reward: -reward))
+        with pytest.raises(errors.InvalidArgumentError, match="RescaleAction"):
+            planner(
+                wrappers.RescaleAction(gymnasium.make("PerSim-HalfCheetah-agent0-v0"), *np.float32([[-2] * 6, [2] * 6]))
+            )
+    planner(wrappers.Autoreset(wrappers.RecordEpisodeStatistics(make())), **settings)
+    for wrap in (
+        wrappers.NormalizeObservation, wrappers.NormalizeReward, partial(wrappers.TransformReward, func=np.negative),
+        partial(wrappers.FrameStackObservation, stack_size=2), gymnasium.ActionWrapper,
+    ):  # fmt: skip
+        with pytest.raises(errors.InvalidArgumentError, match="the plan would know nothing of .*env.unwrapped"):
+            planner(wrappers.TimeLimit(wrap(make()), 9), **settings)
+    planner(wrappers.NormalizeObservation(make()).unwrapped, **settings)

@@ -96,3 +96,6 @@ def test_what_it_refuses(cart_pole):
         to_sb3_vec_env(PersonalizedEnv(cart_pole))
     with pytest.raises(errors.InvalidArgumentError, match="autoreset_mode='same_step'"):
         to_sb3_vec_env(PersonalizedVectorEnv(cart_pole))
+    inner = PersonalizedVectorEnv(cart_pole, autoreset_mode="same_step")
+    with pytest.raises(errors.InvalidArgumentError, match="TransformReward would be lost.*give env.unwrapped"):
+        to_sb3_vec_env(gymnasium.wrappers.vector.TransformReward(inner, lambda reward: 100 * reward))

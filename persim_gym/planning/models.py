@@ -8,6 +8,12 @@ from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulator import Simulator
 from persim_gym.tasks import System, Task
 
+_NEUTRAL = (
+    "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "Autoreset", "RecordEpisodeStatistics", "RecordVideo",
+    "RenderCollection", "HumanRendering", "Monitor",
+)  # fmt: skip
+"""Wrappers that change nothing of what an agent sees, does and earns: Gymnasium's, and Stable-Baselines3's monitor."""
+
 
 def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | System, Task]:
     """Return what a planner rolls out, a simulator or a true system, and its task.
@@ -17,10 +23,11 @@ def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | Sy
         task: only needed with a bare system.
 
     Raises:
-        InvalidArgumentError: it is none of these, or a system without a task.
+        InvalidArgumentError: it is none of these, or a system without a task, or an environment in a wrapper that may
+            change what is seen, done or earned, of which the model knows nothing.
 
     """
-    inner = getattr(model, "unwrapped", model)
+    inner = _without_wrappers(model)
     source = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
     found = task or getattr(inner, "task", None)
     if found is None or not (isinstance(source, Simulator) or hasattr(source, "branch")):
@@ -28,3 +35,14 @@ def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | Sy
             f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
         )
     return source, found
+
+
+def _without_wrappers(model: Any) -> Any:
+    while getattr(model, "unwrapped", model) is not model:
+        if not any(kind.__name__ in _NEUTRAL for kind in type(model).__mro__):
+            raise InvalidArgumentError(
+                f"the plan would know nothing of what {type(model).__name__} makes of observations, actions or "
+                "rewards: give env.unwrapped, and predict() its observations; what it returns are its actions"
+            )
+        model = model.env
+    return model
