@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import os
+import re
 from functools import partial
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -183,6 +185,39 @@ def test_d3rlpy_loses_nothing_of_a_truncated_episode(cart_pole_log):
     assert ended.transition_picker(*ended.buffer[len(log) - 1]).terminal == log.terminated[-1] == 1
     back = interop.from_d3rlpy(plain, agents=["left", "right"], task="CartPole")
     assert len(back) == len(cut) - 2 and back.agent_labels == ("left", "right")
+
+
+def test_d3rlpys_recipe_for_reading_a_buffer_back(continuous_log, tmp_path):
+    """Every transition of truncated episodes can be drawn, with its own next observation."""
+    pytest.importorskip("d3rlpy")
+    from d3rlpy.dataset import InfiniteBuffer, ReplayBuffer
+
+    from persim_gym.interop.d3rlpy import Episode, TransitionPicker
+
+    with open(tmp_path / "log.h5", "w+b") as file:
+        interop.to_d3rlpy(continuous_log).dump(file)
+    (recipe,) = re.findall(r"``(ReplayBuffer.load\(.*?\))``", Episode.deserialize.__doc__ or "")
+    names = {"InfiniteBuffer": InfiniteBuffer, "Episode": Episode, "TransitionPicker": TransitionPicker}
+    with open(tmp_path / "log.h5", "rb") as file:
+        buffer = eval(recipe, {"ReplayBuffer": ReplayBuffer, "file": file, **names})
+    picked = [buffer.transition_picker(*buffer.buffer[index]) for index in range(buffer.transition_count)]
+    np.testing.assert_array_equal([one.next_observation for one in picked], continuous_log.next_observations)
+
+
+def test_d3rlpy_goes_on_online(cart_pole_log):
+    """In the simulator, with the log's transitions in the same buffer as those that it adds."""
+    d3rlpy = pytest.importorskip("d3rlpy")
+    buffer = interop.to_d3rlpy(cart_pole_log)
+    learner = d3rlpy.algos.DQNConfig(batch_size=64).create(device="cpu:0")
+    learner.fit_online(
+        gymnasium.make("PerSim-CartPole-agent2-v0"), buffer, n_steps=60, n_steps_per_epoch=60, update_start_step=30,
+        show_progress=False, logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
+    )  # fmt: skip
+    assert buffer.transition_count > len(cart_pole_log) + 40
+    picked = [
+        buffer.transition_picker(*buffer.buffer[index]) for index in range(len(cart_pole_log), len(buffer.buffer))
+    ]
+    assert len(picked) > 40 and all(np.abs(one.next_observation - one.observation).max() < 5 for one in picked)
 
 
 def test_foreign_d3rlpy_data_sets():

@@ -73,7 +73,12 @@ class Episode:
 
     @classmethod
     def deserialize(cls, document: Mapping[str, Any]) -> Episode:
-        """Return the episode that `serialize` wrote: ``ReplayBuffer.load(file, buffer, episode_cls=Episode)``."""
+        """Return the episode that `serialize` wrote.
+
+        ``ReplayBuffer.load(file, InfiniteBuffer(), episode_cls=Episode, transition_picker=TransitionPicker())`` reads a
+        whole buffer; d3rlpy's own picker would look for observations that are not there. As d3rlpy's files do not hold
+        the number of actions, it is then one more than the largest that was taken.
+        """
         description = json.loads(document["description"])
         names = tuple(description.pop("covariate_names"))
         return cls(
@@ -88,11 +93,16 @@ _COLUMNS = ("observations", "actions", "rewards", "next_observations")
 
 
 class TransitionPicker:
-    """d3rlpy's `TransitionPickerProtocol` for `Episode`: the recorded next observation, also after the last action."""
+    """d3rlpy's `TransitionPickerProtocol`: the recorded next observation, also after the last action of an `Episode`.
 
-    def __call__(self, episode: Episode, index: int) -> Any:
-        from d3rlpy.dataset import Transition
+    Of episodes that d3rlpy itself adds when it goes on learning in an environment it picks what d3rlpy's own does.
+    """
 
+    def __call__(self, episode: Any, index: int) -> Any:
+        from d3rlpy.dataset import BasicTransitionPicker, Transition
+
+        if not isinstance(episode, Episode):
+            return BasicTransitionPicker()(episode, index)
         last = index == len(episode) - 1
         return Transition(
             observation=episode.observations[index],
@@ -109,6 +119,8 @@ class TransitionPicker:
 
 def to_d3rlpy(log: Trajectories, *, task: str | Task | None = None, action_size: int | None = None) -> Any:
     """Return a log as a d3rlpy `ReplayBuffer`, with all T transitions: ``CQLConfig().create().fit(buffer, …)``.
+
+    ``fit_online(env, buffer)`` may go on with it. `Episode.deserialize` says how to read it back after ``buffer.dump``.
 
     Args:
         log: the trajectories.
