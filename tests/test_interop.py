@@ -282,6 +282,28 @@ def test_minari_reads_it_itself(tmp_path, monkeypatch, cart_pole_log):
         np.testing.assert_array_equal(known["covariates"], cart_pole_log.covariates[agent])
 
 
+def test_data_sets_that_minari_combined(tmp_path, monkeypatch, cart_pole_log):
+    """Minari drops the agents and the mark of synthetic logs: they cannot pass for recorded ones."""
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    synthetic = dataclasses.replace(cart_pole_log, provenance={"synthetic": True})
+    parts = [interop.to_minari(cart_pole_log, "real-v0"), interop.to_minari(synthetic, "made-v0")]
+    minari.combine_datasets(parts, "both-v0")
+    with pytest.raises(
+        errors.InvalidDataError, match="agents of 'real-v0' .*combined 'real-v0', 'made-v0'.*concatenate"
+    ):
+        interop.from_minari("both-v0", agents="one")
+    joint = Trajectories.concatenate([interop.from_minari("real-v0"), interop.from_minari("made-v0")])
+    assert joint.provenance["synthetic"] == "in part" and joint.agent_labels == cart_pole_log.agent_labels
+    foreign = foreign_minari(
+        tmp_path, parts[0].observation_space, parts[0].action_space, np.zeros((4, 4), np.float32), np.array([0, 1, 1])
+    )
+    for name in ("real-v0", "made-v0"):
+        minari.delete_dataset(name)
+    minari.combine_datasets([foreign], "foreigners-v0")
+    assert len(interop.from_minari("foreigners-v0", agents="one")) == 3
+
+
 def foreign_minari(folder, observation_space, action_space, observations, actions, *, dataset_id="foreign-v0"):
     """A data set of one episode that somebody else made."""
     minari = pytest.importorskip("minari")

@@ -88,7 +88,9 @@ def from_minari(
     Raises:
         MissingExtraError: Minari is not installed.
         MissingFileError: there is no data set of that id.
-        InvalidDataError: no agents, spaces other than vectors and indices, values outside the spaces or the task.
+        InvalidDataError: no agents, spaces other than vectors and indices, values outside the spaces or the task, or a
+            data set that `minari.combine_datasets` made of one that `to_minari` wrote: Minari keeps neither its agents
+            nor that it is synthetic.
 
     """
     minari = _import_minari()
@@ -99,6 +101,7 @@ def from_minari(
             raise MissingFileError(f"there is no Minari data set {dataset!r} here: {error}") from error
     _check_spaces(dataset.observation_space, dataset.action_space)
     shared = dataset.storage.metadata.get(_METADATA)
+    _check_parts(minari, dataset)
     described = dataset.storage.get_episode_metadata(dataset.episode_indices)
     episodes = list(_episodes(dataset.iterate_episodes(), described, shared))
     log = join(episodes, agents=agents, task=task, provenance=None if shared else {"minari": dataset.id})
@@ -108,6 +111,21 @@ def from_minari(
     else:
         check_actions(log.actions, space.shape[0], False, space.low, space.high)
     return log
+
+
+def _check_parts(minari: Any, dataset: Any) -> None:
+    """Raise `InvalidDataError` if a data set was combined of one that we wrote, as far as its parts are still here."""
+    parts = list(dataset.storage.metadata.get("combined_datasets", ()))
+    for name in parts:
+        try:
+            ours = _METADATA in minari.load_dataset(name).storage.metadata
+        except FileNotFoundError:
+            continue
+        if ours:
+            raise InvalidDataError(
+                f"Minari kept neither the agents of {name!r} when it combined {', '.join(map(repr, parts))}, nor "
+                "whether it is synthetic: join the parts by Trajectories.concatenate([from_minari(name), ...])"
+            )
 
 
 def _import_minari() -> Any:
