@@ -81,7 +81,7 @@ def few_shot(
     for way, count, ensemble, labels in ways:
         start = time.perf_counter()
         rows = prediction_error(
-            ensemble, policy=test_policy(env, seed=seed), agents=labels, episodes=episodes, seed=seed,
+            ensemble, policy=test_policy(env, seed=seed).act, agents=labels, episodes=episodes, seed=seed,
             covariates=dict(zip(labels, log.covariates, strict=True)),
         )  # fmt: skip
         rmse = np.array([row.rmse for row in rows])

@@ -36,7 +36,7 @@ def main() -> None:
         for data in given.data:
             config = protocol.config_name(env, given.method)
             ensemble = trained(env, data, scale, given.seed, config=config)
-            policy = test_policy(env, seed=given.seed)
+            policy = test_policy(env, seed=given.seed).act
             path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}{scale.file_suffix}.png"
             print(plot_frames(ensemble, path, agents=AGENTS[env], horizons=HORIZONS, policy=policy, seed=given.seed))
 

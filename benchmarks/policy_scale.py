@@ -52,7 +52,7 @@ def measure(number: int, episodes: int, seed: int) -> list[Spread]:
     table = protocol.get_table(number)
     (env,) = table.envs
     figures = results.paper(table)
-    ours = mean_predictor_errors(get_task(env), policy=test_policy(env, seed=seed), episodes=episodes, seed=seed)
+    ours = mean_predictor_errors(get_task(env), policy=test_policy(env, seed=seed).act, episodes=episodes, seed=seed)
     rows = []
     for agent, error in enumerate(ours):
         rmse, r2 = (figures[env, "random", "PerSim", str(agent), metric][0] for metric in ("rmse", "r2"))

@@ -20,7 +20,7 @@ def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> lis
     """Score the free-running predictions for all test agents."""
     rows = prediction_error(
         ensemble,
-        policy=test_policy(cell.env, seed=cell.seed),
+        policy=test_policy(cell.env, seed=cell.seed).act,
         episodes=cell.scale.prediction_episodes,
         seed=cell.seed,
         aggregate="median" if cell.method == protocol.PERSIM_MEDIAN else "mean",

@@ -159,9 +159,10 @@ def evaluate(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
             "training has not seen"
         )
+    acting = _policy(policy, ensemble.task, seed)
     errors = evaluation.prediction_error(
         ensemble,
-        policy=_policy(policy, ensemble.task, seed),
+        policy=getattr(acting, "act", acting),  # the published errors are those of a policy that draws on
         agents=chosen,
         episodes=episodes,
         seed=seed,

@@ -84,7 +84,7 @@ def run_demo(
     }
     storage.write_text(out / "demo.json", storage.to_json(records, indent=2) + "\n")
     picture = plot_trajectories(
-        ensemble, out / "demo.png", agents=WEAK_AND_SHORT, steps=50, policy=test_policy(TASK), seed=seed
+        ensemble, out / "demo.png", agents=WEAK_AND_SHORT, steps=50, policy=test_policy(TASK).act, seed=seed
     )
     console.print(f"picture: {picture}   records: {out / 'demo.json'}", highlight=False)
 
@@ -103,7 +103,7 @@ def _evaluate(ensemble: Ensemble, episodes: int, num_candidates: int, seed: int,
     common: dict[str, Any] = {"episodes": episodes, "seed": seed, "progress": progress}
     return DemoResult(
         errors=prediction_error(
-            ensemble, policy=test_policy(TASK), episodes=_PREDICTION_EPISODES, seed=seed, progress=progress
+            ensemble, policy=test_policy(TASK).act, episodes=_PREDICTION_EPISODES, seed=seed, progress=progress
         ),
         random=policy_returns(ensemble, "random", **{**common, "episodes": 100}),
         simulator=mpc_returns(ensemble, num_candidates=num_candidates, **common),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -34,6 +35,12 @@ class RandomPolicy:
         else:
             actions = self._rng.uniform(self._space.low, self._space.high, (count, *self._space.shape))
         return (actions if np.ndim(observation) > 1 else actions[0]), None
+
+    def reseeded(self, seed: int) -> RandomPolicy:
+        """Return a copy whose actions are those of a seed."""
+        other = copy.copy(self)
+        other._rng = np.random.default_rng(seed)
+        return other
 
 
 class FunctionPolicy:
@@ -104,6 +111,21 @@ class MLPPolicy:
             low, high = self.task.action_bounds
             actions = (low + 0.5 * (np.tanh(outputs) + 1.0) * (high - low)).astype(np.float32)
         return (actions if np.ndim(observation) > 1 else actions[0]), None
+
+    def act(self, observations: FloatArray) -> np.ndarray:
+        """Return actions for observations (B, D).
+
+        Given as a policy, this function draws on from agent to agent, while the policy itself is reseeded for each
+        (`as_policy`). The published prediction errors were measured so.
+        """
+        return self.predict(observations)[0]
+
+    def reseeded(self, seed: int) -> MLPPolicy:
+        """Return a copy whose uniform actions are those of a seed."""
+        other = copy.copy(self)
+        other._random = RandomPolicy(self.task.action_space, seed)
+        other._rng = other._random._rng
+        return other
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -180,16 +202,22 @@ def rows_of_state(state: Any, rows: IntArray) -> Any:
 def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:
     """Return something with `predict` from "random", an object that has it, or a function of observations.
 
-    An object's `predict` is Stable-Baselines3's, or d3rlpy's, which takes observations and returns actions.
+    An object's `predict` is Stable-Baselines3's, or d3rlpy's, which takes observations and returns actions. One that
+    also has `reseeded` is asked for a copy that draws its random numbers from the seed: what it does then depends on no
+    earlier use. Others draw on from where they are.
+
+    Raises:
+        InvalidArgumentError: none of these.
+
     """
     if isinstance(policy, str):
         if policy != "random":
             raise InvalidArgumentError(f"policy={policy!r}: the only policy known by name is 'random'")
         return RandomPolicy(task.action_space, seed)
     if hasattr(policy, "predict"):
-        if _takes_observations_only(policy.predict):
-            return FunctionPolicy(policy.predict)
-        return cast(Policy, policy)
+        actor: Any = policy
+        actor = actor.reseeded(seed) if hasattr(actor, "reseeded") else actor
+        return FunctionPolicy(actor.predict) if _takes_observations_only(actor.predict) else actor
     if callable(policy):
         return FunctionPolicy(policy)
     raise InvalidArgumentError(f"policy {policy!r} is neither a name, nor a function, nor an object with predict()")

@@ -23,6 +23,7 @@ from persim_gym.errors import (
     TrainingDivergedError,
     UnknownNameError,
 )
+from persim_gym.policies import as_policy
 from persim_gym.tasks import PlanningObjective, Task, get_task
 
 METHODS = {"BCQ": fit_bcq, "CQL": fit_cql}
@@ -480,6 +481,17 @@ def test_a_callback_that_predicts_changes_nothing(continuous):
     asked = fit_bcq(log, callback=lambda policy, step: policy.predict(log.observations[:9]), **settings)
     one, other = (learned_policy.weights_of(offline.networks_of(policy.algorithm)) for policy in (silent, asked))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_policy_reseeded(continuous):
+    """By `generate` and others, before they let it act: its candidates depend on the seed alone, and its own stay."""
+    task, log = continuous
+    policy = fit_bcq(log, task=task, steps=6, progress=False, **SMALL)
+    observations = np.ones((9, 1), np.float32)
+    state = policy.randomness.state.clone()
+    first, again, other = (as_policy(policy, task, seed).predict(observations)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and torch.equal(policy.randomness.state, state)
 
 
 def test_the_stream_of_a_gpu_goes_on(monkeypatch):

@@ -82,11 +82,29 @@ def test_what_can_be_a_policy():
     assert (
         as_policy(lambda observations: [1] * len(observations), task).predict(np.zeros((3, 4)))[0].tolist() == [1] * 3
     )
-    itself = RandomPolicy(task.action_space)
+
+    class Itself:
+        def predict(self, observation, state=None, episode_start=None, deterministic=True):
+            return np.zeros(len(observation), int), None
+
+    itself = Itself()
     assert as_policy(itself, task) is itself
     for wrong in ("greedy", 3):
         with pytest.raises(errors.InvalidArgumentError, match="policy"):
             as_policy(wrong, task)
+
+
+def test_the_seed_decides_what_a_policy_draws():
+    """Its own random numbers, and how often it was used before, do not; `act` as a function draws on."""
+    network = MLPPolicy("CartPole", torch_network((4, 2))[1], epsilon=0.5)
+    for policy in (network, RandomPolicy(get_task("CartPole").action_space)):
+        logs = [collect("CartPole", policy=policy, num_agents=20, seed=seed) for seed in (0, 0, 1)]
+        assert logs[0].digest == logs[1].digest != logs[2].digest
+        first, again = (as_policy(policy, get_task("CartPole"), 3).predict(np.zeros((99, 4)))[0] for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(policy.predict(np.zeros((99, 4)))[0], policy.predict(np.zeros((99, 4)))[0])
+    logs = [collect("CartPole", policy=network.act, num_agents=20, seed=0) for _ in range(2)]
+    assert logs[0].digest != logs[1].digest
 
 
 def test_a_network_of_another_task_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,10 @@ class OwnRandomness:
         self.state = torch.Generator().manual_seed(seed).get_state()
         """Of torch's generator on the CPU."""
         self._on_gpu = torch.device(device).type == "cuda"
+
+    def reseeded(self, seed: int) -> OwnRandomness:
+        """Return another stream for the same device."""
+        return OwnRandomness(seed, "cuda" if self._on_gpu else "cpu")
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -85,6 +90,12 @@ class LearnedPolicy(ABC):
         with single_thread(), self.randomness.active():
             actions = self._act(observations, deterministic)
         return (actions[0] if np.ndim(observation) == 1 else actions), None
+
+    def reseeded(self, seed: int) -> Self:
+        """Return a policy of the same networks that draws from random numbers of a seed."""
+        other = copy.copy(self)
+        other.randomness = self.randomness.reseeded(seed)
+        return other
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: what `predict` needs, but not what training would go on from."""
