@@ -199,6 +199,17 @@ def rows_of_state(state: Any, rows: IntArray) -> Any:
         ) from error
 
 
+def check_sees_observations(model: Any) -> None:
+    """Raise `InvalidArgumentError` for a model of Stable-Baselines3 whose environment normalizes what it sees."""
+    normalizer = model.get_vec_normalize_env() if hasattr(model, "get_vec_normalize_env") else None
+    if getattr(normalizer, "norm_obs", False):
+        raise InvalidArgumentError(
+            f"this {type(model).__name__} was trained on observations that VecNormalize had normalized, and would see "
+            "others: give a function instead, lambda observations: model.predict("
+            "model.get_vec_normalize_env().normalize_obs(observations), deterministic=True)[0]"
+        )
+
+
 def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:
     """Return something with `predict` from "random", an object that has it, or a function of observations.
 
@@ -207,7 +218,7 @@ def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, se
     earlier use. Others draw on from where they are.
 
     Raises:
-        InvalidArgumentError: none of these.
+        InvalidArgumentError: none of these, or a model that was trained on normalized observations.
 
     """
     if isinstance(policy, str):
@@ -215,6 +226,7 @@ def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, se
             raise InvalidArgumentError(f"policy={policy!r}: the only policy known by name is 'random'")
         return RandomPolicy(task.action_space, seed)
     if hasattr(policy, "predict"):
+        check_sees_observations(policy)
         actor: Any = policy
         actor = actor.reseeded(seed) if hasattr(actor, "reseeded") else actor
         return FunctionPolicy(actor.predict) if _takes_observations_only(actor.predict) else actor

@@ -133,6 +133,26 @@ def test_policy_from_stable_baselines3(algorithm, name):
     np.testing.assert_allclose(policy_from_sb3(model, name).predict(observations)[0], expected, atol=1e-5)
     with pytest.raises(errors.InvalidArgumentError, match="PPO"):
         policy_from_sb3(sb3.PPO("MlpPolicy", Spaces(), device="cpu", n_steps=2, batch_size=2), name)
+    subclass = type("Mine", (getattr(sb3, algorithm),), {})("MlpPolicy", Spaces(), buffer_size=10, device="cpu")
+    assert len(policy_from_sb3(subclass, name).layers) == 3
+
+    class Halved(sb3.common.torch_layers.FlattenExtractor):
+        def forward(self, observations):
+            return super().forward(observations) / 2
+
+    settings = {"buffer_size": 10, "device": "cpu"}
+    other = getattr(sb3, algorithm)(
+        "MlpPolicy", Spaces(), policy_kwargs={"features_extractor_class": Halved}, **settings
+    )
+    with pytest.raises(errors.InvalidArgumentError, match="what a Halved makes of observations"):
+        policy_from_sb3(other, name)
+    normalized = sb3.common.vec_env.VecNormalize(sb3.common.vec_env.DummyVecEnv([Spaces]))
+    other = getattr(sb3, algorithm)("MlpPolicy", normalized, **settings)
+    for refused in (policy_from_sb3, as_policy):
+        with pytest.raises(errors.InvalidArgumentError, match="VecNormalize had normalized.*normalize_obs"):
+            refused(other, task)
+    normalized.norm_obs = False
+    assert as_policy(other, task) is other and policy_from_sb3(other, name).task is task
 
 
 def test_states_that_cannot_be_cut_are_refused():

@@ -13,7 +13,7 @@ from persim_gym.columns import check_actions
 from persim_gym.data import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
-from persim_gym.policies import MLPPolicy
+from persim_gym.policies import MLPPolicy, check_sees_observations
 from persim_gym.tasks import Task
 
 
@@ -23,24 +23,31 @@ def policy_from_sb3(
     """Return the greedy network of a trained Stable-Baselines3 DQN, or the actor of a TD3 or DDPG, as an `MLPPolicy`.
 
     Args:
-        model: the trained algorithm, with an `MlpPolicy` of ReLU layers.
+        model: the trained algorithm, with an `MlpPolicy` of ReLU layers that sees observations as they are.
         task: the task it was trained in.
         epsilon: probability of a uniform action when it acts (discrete actions only).
         provenance: how it was trained.
 
     Raises:
-        InvalidArgumentError: another kind of algorithm or network.
+        InvalidArgumentError: another kind of algorithm or network, or one that sees normalized or other features.
 
     """
+    from stable_baselines3 import DQN, TD3
+    from stable_baselines3.common.torch_layers import FlattenExtractor
     from torch import nn
 
-    name = type(model).__name__
-    if name == "DQN":
-        network = model.policy.q_net.q_net
-    elif name in ("TD3", "DDPG"):
-        network = model.policy.actor.mu
+    if isinstance(model, DQN):
+        whole, network = model.policy.q_net, model.policy.q_net.q_net
+    elif isinstance(model, TD3):  # DDPG is one, too
+        whole, network = model.policy.actor, model.policy.actor.mu
     else:
-        raise InvalidArgumentError(f"a policy can be taken from DQN, TD3 or DDPG, not from {name}")
+        raise InvalidArgumentError(f"a policy can be taken from DQN, TD3 or DDPG, not from {type(model).__name__}")
+    check_sees_observations(model)
+    if type(whole.features_extractor) is not FlattenExtractor:
+        raise InvalidArgumentError(
+            f"the network sees what a {type(whole.features_extractor).__name__} makes of observations, which cannot be "
+            "taken over: use the model itself as policy"
+        )
     modules = list(network)
     if isinstance(modules[-1], nn.Tanh):
         modules = modules[:-1]
@@ -76,6 +83,11 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
     buffer = getattr(model, "replay_buffer", None)
     if buffer is None:
         raise InvalidArgumentError(f"{type(model).__name__} has no replay buffer: use DQN, SAC, TD3 or DDPG")
+    if getattr(buffer, "optimize_memory_usage", False):
+        raise InvalidArgumentError(
+            "a buffer with optimize_memory_usage=True has no room for the observations that a log's episodes end with: "
+            "make the model without it"
+        )
     if log.num_transitions > buffer.buffer_size * buffer.n_envs:
         raise InvalidArgumentError(
             f"the log has {log.num_transitions} transitions, the replay buffer room for "
@@ -83,11 +95,6 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         )
     discrete = isinstance(model.action_space, spaces.Discrete)
     if model.observation_space.shape != log.observations.shape[1:]:
-    if getattr(buffer, "optimize_memory_usage", False):
-        raise InvalidArgumentError(
-            "a buffer with optimize_memory_usage=True has no room for the observations that a log's episodes end with: "
-            "make the model without it"
-        )
         raise InvalidDataError(
             f"the log's observations have shape {log.observations.shape[1:]}, the model's "
             f"{model.observation_space.shape}"
@@ -129,10 +136,11 @@ def to_sb3_vec_env(env: Any) -> Any:
     episodes every time, but not those of `DummyVecEnv`.
 
     Args:
-        env: of this package, with same-step autoreset, wrapped by `make_vec` or not.
+        env: of this package, with same-step autoreset, and without Gymnasium's wrappers.
 
     Raises:
-        InvalidArgumentError: not a vector environment of this package, or one of another autoreset mode.
+        InvalidArgumentError: not a vector environment of this package, or a wrapped one, or one of another autoreset
+            mode.
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
@@ -147,6 +155,12 @@ def to_sb3_vec_env(env: Any) -> Any:
         raise InvalidArgumentError(
             f"autoreset_mode={mode!r}: Stable-Baselines3 resets at once; make the environment with "
             "autoreset_mode='same_step'"
+        )
+    if env is not inner:
+        raise InvalidArgumentError(
+            f"{type(env).__name__} would be lost, for Gymnasium's wrappers do not know Stable-Baselines3's interface: "
+            "give env.unwrapped, and wrap what this function returns in Stable-Baselines3's (VecNormalize, VecMonitor, "
+            "a VecEnvWrapper of your own)"
         )
     return _vec_env_class()(inner)
 
