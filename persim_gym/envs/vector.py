@@ -55,6 +55,9 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     * "same_step": it is reset at once; ``info["final_obs"]`` and ``info["final_info"]`` hold the episode's last;
     * "disabled": `step` refuses until ``reset(options={"reset_mask": mask})`` has reset it.
 
+    Gymnasium 1.0 has "next_step" only, and so have its own vector wrappers: in the other modes
+    `gymnasium.wrappers.vector.RecordEpisodeStatistics` counts wrongly there; Stable-Baselines3's `VecMonitor` does not.
+
     Simulated states are kept within the observation space; an environment whose model diverges is truncated. A
     continuous action is brought within its bounds before it acts and is rewarded. A termination that was learned is
     drawn with its probability, as in `PersonalizedEnv`.
