@@ -398,6 +398,18 @@ def misshapen(**functions):
         ("a truth value; .* returns float64", {"terminated": lambda n: n[..., 0]}),
         (r"of shape \(\)", {"terminated": lambda n: False}),
         ("reward=3 of task Misshapen must be a function", {"reward": 3}),
+        (
+            "given tensors it returns ndarray.*functions of NumPy do not",
+            {"reward": lambda o, a, n: -np.ones(n.shape[:-1])},
+        ),
+        ("given tensors it", {"reward": lambda o, a, n: -np.linalg.norm(n, axis=-1)}),
+        ("given tensors it", {"terminated": lambda n: np.logical_or(n[..., 0] > 1, n[..., 0] < -1)}),
+        ("given tensors it fails .*'astype'", {"reward": lambda o, a, n: (n[..., 0] > 1).astype(float)}),
+        ("given tensors it returns ndarray", {"terminated": lambda n: np.zeros(n.shape[:-1], bool)}),
+        (
+            "given tensors it returns others than given arrays",
+            {"reward": lambda o, a, n: n[..., 0] * (1 if isinstance(n, np.ndarray) else 2)},
+        ),
     ],
 )
 def test_rules_that_look_at_other_states_than_their_own(message, functions):

@@ -67,8 +67,9 @@ def ended(task: Task, next_observations: np.ndarray, rng: np.random.Generator) -
 def check_rules(task: Task) -> None:
     """Raise `InvalidArgumentError` unless a task's reward and termination give one value for each state of any batch.
 
-    They are tried on made-up states within the observation space: in a batch, one by one, and as an environment calls
-    them, with a single state and a single action. They must not write into what they are given.
+    They are tried on made-up states within the observation space: in a batch, one by one, as an environment calls them,
+    with a single state and a single action, and as planners do, with tensors. They must not write into what they are
+    given.
     """
     rng = np.random.default_rng(0)
     space = task.observation_space
@@ -124,3 +125,25 @@ def _check(
         together.ravel(), np.array(alone, together.dtype), equal_nan=True
     ):
         raise InvalidArgumentError(f"{advice}; given {_LEADING} of them it returns others than for each alone")
+    _check_tensors(advice, rule, columns, together)
+
+
+def _check_tensors(
+    advice: str, rule: Callable[..., Any], columns: tuple[np.ndarray, ...], expected: np.ndarray
+) -> None:
+    """Raise the error if a rule does not return of tensors what it returns of arrays."""
+    import torch  # which environments do without
+
+    operators = (
+        "planners call it with torch tensors, which abs(x), x ** 2, (x > 1) & (x < 2), 1.0 * (x > 1), x.sum(-1) and "
+        "x.clip(0, 1) serve as well as arrays, but functions of NumPy do not"
+    )
+    try:
+        found = rule(*(torch.tensor(column) for column in columns))
+    except Exception as error:
+        raise InvalidArgumentError(f"{advice}; given tensors it fails ({error!r}): {operators}") from error
+    if not isinstance(found, torch.Tensor) or (found.dtype == torch.bool) != (expected.dtype == bool):
+        kind = found.dtype if isinstance(found, torch.Tensor) else type(found).__name__
+        raise InvalidArgumentError(f"{advice}; given tensors it returns {kind}: {operators}")
+    if found.shape != expected.shape or not np.allclose(found.numpy(force=True), expected, rtol=1e-3, equal_nan=True):
+        raise InvalidArgumentError(f"{advice}; given tensors it returns others than given arrays")
