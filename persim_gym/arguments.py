@@ -52,6 +52,14 @@ def yes_or_no(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def truth_values(name: str, value: Any, count: int) -> np.ndarray:
+    """Return truth values (count,), given for each or one for all, or raise `InvalidArgumentError`."""
+    array = np.asarray(value, bool)
+    if array.shape not in ((), (1,), (count,)):
+        raise InvalidArgumentError(f"{name} of shape {array.shape} must be one truth value, or {count}, one for each")
+    return np.broadcast_to(array, count)
+
+
 def layer_widths(name: str, value: Any, *, empty: bool = True) -> tuple[int, ...]:
     """Return the widths of layers, each a whole number of at least 1, or raise `InvalidArgumentError`.
 

@@ -227,6 +227,10 @@ def _cut(record: dict[str, np.ndarray], episodes: IntArray) -> None:
 
 
 def _checked_agents(ensemble: Ensemble, agents: Sequence[int | str], episodes: int) -> IntArray:
+    if not hasattr(ensemble, "agent_index"):
+        raise InvalidArgumentError(
+            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
+        )
     if isinstance(agents, (str, int, np.integer)):
         raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels, [{agents!r}]")
     indices = [ensemble.agent_index(agent) for agent in agents]

@@ -353,6 +353,17 @@ def test_what_a_planner_refuses():
     agent = MPCAgent(random_ensemble("CartPole").simulator(0), horizon=2, num_candidates=4)
     for observation, message in ((["left"] * 4, "not an array of numbers"), (np.zeros((1, 1, 4)), r"\(E, 4\); got")):
         refuses(errors.InvalidStateError, ValueError, message, partial(agent.predict, observation))
+    for value in (np.nan, np.inf):
+        observations = np.zeros((2, 4))
+        observations[1, 2] = value
+        message = f"must be finite, got {value} as angle"
+        refuses(errors.InvalidStateError, ValueError, message, partial(agent.predict, observations))
+    agent.predict(observations, running=[True, False])  # what an episode that is over shows does not matter
+
+
+def plan_cart_poles(observations, *state):
+    agent = MPCAgent(random_ensemble("CartPole").simulator(0), horizon=5, num_candidates=4)
+    return agent.predict(observations, *state)
 
 
 def plan_cheetah(**settings):
@@ -459,6 +470,20 @@ def with_arguments(call, *arguments, **settings):
         ("horizon=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), horizon=0)),
         ("num_candidates=0", lambda: MPCAgent(random_ensemble("CartPole").simulator(0), num_candidates=0)),
         ("cannot plan in 3", lambda: MPCAgent(3)),
+        (r"cannot plan in .*ensemble.simulator\(agent\)", lambda: MPCAgent(random_ensemble("CartPole"))),
+        (
+            r"episode_start of shape \(3,\) must be one truth value, or 2",
+            lambda: plan_cart_poles(np.zeros((2, 4)), np.zeros((2, 5), int), [True, False, True]),
+        ),
+        (
+            r"ensemble='CartPole' must be an ensemble: persim_gym.load\(name\)",
+            lambda: persim_gym.generate("CartPole", [0]),
+        ),
+        (r"must be an ensemble: .*env.unwrapped", lambda: persim_gym.generate(gymnasium.make(GENERIC), [0])),
+        (
+            "one agent, not 3: more go with .*vectorization_mode='vector_entry_point'",
+            lambda: gymnasium.make_vec(GENERIC, 3, vectorization_mode="sync", agent=[0, 1, 2]),
+        ),
         ("episodes=0", lambda: prediction_error(perfect_walk_ensemble(walk_task()), policy="random", episodes=0)),
         ("episodes=0", lambda: mpc_returns(perfect_walk_ensemble(walk_task()), episodes=0)),
     ],

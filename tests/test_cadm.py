@@ -558,6 +558,8 @@ def test_what_an_agent_refuses(model, cart_pole_log, half_cheetah):
     with pytest.raises(InvalidStateError, match=r"must have shape \(E, 4\); got shape \(1, 3\)"):
         agent.predict(np.zeros((1, 3)))
     _, state = agent.predict(observations[:2])
+    with pytest.raises(InvalidArgumentError, match=r"episode_start of shape \(3,\) must be"):
+        agent.predict(observations[:2], state, [True, False, True])
     for wrong in (state, np.zeros((3, 2))):
         with pytest.raises(InvalidArgumentError, match="state is not what predict returned for 3 environments"):
             agent.predict(observations[:3], wrong)

@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import Settings, below_one, checked, choice, finite, truth, whole, whole_number, widths
+from persim_gym.arguments import (
+    Settings,
+    below_one,
+    checked,
+    choice,
+    finite,
+    truth,
+    truth_values,
+    whole,
+    whole_number,
+    widths,
+)
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.context_simulator import ContextSimulator
@@ -330,7 +341,8 @@ class CaDMAgent:
 
         Raises:
             InvalidStateError: observations of another shape.
-            InvalidArgumentError: ``state`` is not what the previous call for the same environments returned.
+            InvalidArgumentError: ``state`` is not what the previous call for the same environments returned, or
+                ``episode_start`` not of them.
 
         """
         single = np.ndim(observation) == 1
@@ -345,8 +357,7 @@ class CaDMAgent:
             plans, step = state.plans, state.step
             history = state.history.after(state.observations, state.actions, observations)
             if episode_start is not None:
-                begun = np.asarray(episode_start, bool).reshape(-1)
-                history = history.restarted(np.broadcast_to(begun, len(observations)))
+                history = history.restarted(truth_values("episode_start", episode_start, len(observations)))
         planner = self._planner_in(history, step)
         actions, plans = planner.predict(observations, plans, episode_start, running=running)
         return (actions[0] if single else actions), _Memory(plans, history, observations, actions, step + 1)

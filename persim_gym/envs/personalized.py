@@ -79,7 +79,8 @@ class PersonalizedEnv(TaskEnv):
         self.ensemble, agents = bind(load(model), agent, covariates)
         if len(agents) != 1:
             raise InvalidArgumentError(
-                f"one environment has one agent, not {len(agents)}: gymnasium.make_vec takes more"
+                f"one environment has one agent, not {len(agents)}: more go with "
+                "gymnasium.make_vec(..., vectorization_mode='vector_entry_point')"
             )
         self.agent = self.ensemble.agent_index(agents[0])
         task, recorded = bound_task(self.ensemble, [self.agent]), self.ensemble.covariates

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import truth_values, whole_number
 from persim_gym.devices import memory_for
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
@@ -121,20 +121,23 @@ class MPCAgent:
         """Return the whole plan for E observations (E, D); arguments as in `predict`.
 
         Raises:
-            InvalidStateError: observations of another shape, or not one for each agent or copy of the model, or other
-                ones than a true system shows.
+            InvalidStateError: observations of another shape, or not finite where an episode still goes on, or not one
+                for each agent or copy of the model, or other ones than a true system shows.
             EpisodeOverError: the true system has not been reset.
-            InvalidArgumentError: ``state`` is not what `predict` returned for the same environments.
+            InvalidArgumentError: ``state`` is not what `predict` returned for the same environments, or
+                ``episode_start`` not of them.
             NonFiniteReturnError: all candidates of an environment diverge.
 
         """
         observations = self.task.check_observations(observations, "E")
         count, tail = len(observations), self.task.action_shape
+        going_on = observations if running is None else observations[truth_values("running", running, count)]
+        self.task.check_observations(going_on, "E", finite=True)
+        begun = truth_values("episode_start", False if episode_start is None else episode_start, count)
         if state is None:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
         else:
-            begun = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
-            warm, previous = ~np.broadcast_to(begun, count), np.asarray(state)
+            warm, previous = ~begun, np.asarray(state)
             remembered = previous.shape[:1] + previous.shape[2:] if self._remembers and previous.ndim == 4 else None
             if (count, self.horizon, *tail) not in (previous.shape, remembered):
                 raise InvalidArgumentError(

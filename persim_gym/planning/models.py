@@ -32,7 +32,8 @@ def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | Sy
     found = task or getattr(inner, "task", None)
     if found is None or not (isinstance(source, Simulator) or hasattr(source, "branch")):
         raise InvalidArgumentError(
-            f"cannot plan in {model!r}: give a simulator, an environment of persim-gym, or a true system and task="
+            f"cannot plan in {model!r}: give a simulator, such as ensemble.simulator(agent), an environment of "
+            "persim-gym, or a true system and task="
         )
     return source, found
 
