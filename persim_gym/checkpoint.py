@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from persim_gym import storage
-from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from persim_gym.data import Trajectories
@@ -123,10 +124,14 @@ class Checkpoint:
         self.earlier_seconds = float(document.get("seconds", 0.0))  # `fit` has not always kept them
 
     def write(self, run: Resumable) -> None:
-        """Keep a run as it is now."""
+        """Keep a run as it is now; a disk that is full is warned of, for the run itself goes on without."""
         if self.path is not None:
             arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in run.state().items()}
-            storage.write(self.path, _KIND, arrays, {**self.identity, **run.progress(), "seconds": self.seconds})
+            document = {**self.identity, **run.progress(), "seconds": self.seconds}
+            try:
+                storage.write(self.path, _KIND, arrays, document)
+            except FileWriteError as error:
+                warnings.warn(f"training goes on without a checkpoint: {error}", RuntimeWarning, stacklevel=2)
             self._written = time.perf_counter()
 
     def remove(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,10 +37,13 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     """Write arrays and a JSON document to ``path`` as a whole or not at all.
 
     Args:
-        path: where to; missing folders are made.
+        path: where to; missing folders are made, links are followed, and a file that is there keeps its permissions.
         kind: what the file holds ("ensemble", "trajectories", …); checked again by `read`.
         arrays: named arrays.
         document: anything JSON can hold.
+
+    Raises:
+        FileWriteError: it cannot be written.
 
     """
     from safetensors.numpy import save_file
@@ -72,11 +77,25 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def kind_of(path: str | Path) -> str | None:
+    """Return the kind of a file of ours, as given to `write`; None for what is not one."""
+    path = Path(path)
+    try:
+        return _read_header(path, None)[0]["kind"] if path.is_file() else None
+    except (FileFormatError, OSError):
+        return None
+
+
 def check_target(path: str | Path) -> None:
     """Raise `FileWriteError` if no file can be written to a path; worth asking before long work."""
     path = Path(path)
     if path.is_dir() or not path.name:
         raise FileWriteError(f"{path} is a folder: give the name of a file to write")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise FileWriteError(f"{path} cannot be written: it is read-only; choose another, or change its permissions")
+    if _is_device(path):
+        return
+    path = path.resolve()
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise FileWriteError(f"{path} cannot be written: {parent} is not a folder")
@@ -86,24 +105,46 @@ def check_target(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed."""
+    """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed.
+
+    A device, such as /dev/stdout, cannot be replaced: what was written is copied into it.
+    """
+    from safetensors import SafetensorError
+
     check_target(path)
+    device = _is_device(path)
+    target = path if device else path.resolve()
+    folder = Path(tempfile.gettempdir()) if device else target.parent
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise FileWriteError(f"{path} cannot be written ({error}); choose another folder") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        _put(temporary, target, device)
+    except (OSError, SafetensorError) as error:
+        raise FileWriteError(f"{path} cannot be written ({error}); make room, or choose another place") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _put(written: Path, target: Path, device: bool) -> None:
+    """Let a file take the place of the target and its permissions; into a device it is copied."""
+    with open(written, "rb") as file:
+        if device:
+            with open(target, "wb") as out:
+                shutil.copyfileobj(file, out)
+            return
+        os.fsync(file.fileno())
+    os.chmod(written, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
+    os.replace(written, target)
+
+
+def _is_device(path: Path) -> bool:
+    """Whether there is something that is neither a file nor a folder: a device, a terminal, a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def read_document(path: str | Path, kind: str) -> dict[str, Any]:
@@ -126,7 +167,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
     return arrays, document
 
 
-def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _read_header(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[str, Any], int]:
     if not path.exists():
         raise MissingFileError(f"there is no file {path}")
     size = path.stat().st_size
@@ -148,7 +189,7 @@ def _read_header(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any],
         raise FileFormatError(
             f"{path} has format {version}; this persim-gym reads up to {FORMAT_VERSION}: upgrade persim-gym"
         )
-    if found_kind != kind:
+    if kind is not None and found_kind != kind:
         raise FileFormatError(f"{path} is a file of kind {found_kind!r}; one of kind {kind!r} is needed here")
     if size < 8 + length + end:
         raise FileFormatError(f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again")

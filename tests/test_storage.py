@@ -1,13 +1,16 @@
 """Our files: readable by safetensors, whole or absent, refused when damaged."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from persim_gym import errors, storage
+from persim_gym.checkpoint import Checkpoint
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -140,3 +143,70 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
     with pytest.raises(errors.FileWriteError, match="is read-only; choose another"):
         storage.check_target(tmp_path / "one.st")
+
+
+def test_links_are_followed_and_permissions_kept(tmp_path):
+    """A file only its owner may read stays so; a link stays a link."""
+    (tmp_path / "real").mkdir()
+    storage.write_text(tmp_path / "real" / "one.json", "old")
+    (tmp_path / "real" / "one.json").chmod(0o600)
+    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "one.json")
+    storage.write_text(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real" / "one.json").read_text() == "new"
+    assert (tmp_path / "real" / "one.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_devices_are_written_into(tmp_path, run_python):
+    """Standard output, a pipe here, is not replaced; neither is what swallows everything."""
+    assert run_python("from persim_gym import storage; storage.write_text('/dev/stdout', 'one')") == "one"
+    storage.write("/dev/null", "thing", ARRAYS, {})
+    assert Path("/dev/null").is_char_device() and Path("/dev/stdout").is_symlink()
+
+
+def test_read_only_files_are_refused(path, monkeypatch):
+    monkeypatch.setattr(storage.os, "access", lambda target, mode: Path(target) != path)
+    with pytest.raises(errors.FileWriteError, match="file cannot be written: it is read-only"):
+        storage.write(path, "thing", ARRAYS, {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_an_error_of_ours(path, monkeypatch):
+    for write in (lambda to: storage.write_text(to, "text"), lambda to: storage.write(to, "thing", ARRAYS, {})):
+        with pytest.raises(errors.FileWriteError, match="/dev/full cannot be written .*No space left.*; make room"):
+            write("/dev/full")
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(errors.FileWriteError, match="No space left"):
+        storage.write(path, "thing", ARRAYS, {})
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path, monkeypatch):
+    def full(*_):
+        raise errors.FileWriteError("no room")
+
+    checkpoint, resumed = Checkpoint(tmp_path / "model.part", {"seed": 0}), []
+
+    def run(epoch):
+        return SimpleNamespace(
+            state=lambda: {"x": np.zeros(1)},
+            progress=lambda: {"epoch": epoch},
+            resume=lambda tensors, progress: resumed.append(progress["epoch"]),
+        )
+
+    checkpoint.write(run(1))
+    monkeypatch.setattr(storage, "write", full)
+    with pytest.warns(RuntimeWarning, match="training goes on without a checkpoint: no room"):
+        checkpoint.write(run(2))
+    checkpoint.resume(run(0))
+    assert resumed == [1]
+
+
+def test_kinds_of_files(path):
+    assert storage.kind_of(path) == "thing" and storage.kind_of(path.with_name("none")) is None
+    path.write_text("{}")
+    assert storage.kind_of(path) is None
