@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,19 @@ from rich.console import Console
 from rich.text import Text
 
 from persim_gym import storage
-from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.cli_arguments import (
+    COLLECTED,
+    ENSEMBLE,
+    RECORDS,
+    SYNTHETIC,
+    agents_of,
+    check_output,
+    own_task,
+    policy_of,
+    rank_of,
+    refuse_options,
+)
+from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
 from persim_gym.terminal import table, to_records
 
 app = typer.Typer(
@@ -22,9 +36,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console(markup=False, highlight=False)
+# In a pipe nothing is broken into lines.
+_console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
-_WHICH_AGENTS = 'Indices or labels: "0-4", "0,7", "anna,ben".'
+_WHICH_AGENTS = 'Labels, "anna,ben", or indices, "0-4,7"; numbers are labels where labels are numbers.'
 _FOR_TRUE_SYSTEMS = ("policy", "episodes", "mpc_episodes", "value_iteration_episodes", "seed")
 Aggregate = Annotated[str, typer.Option(help="mean or median over the members; MPC plans by their mean return.")]
 Model = Annotated[
@@ -46,7 +61,7 @@ def collect(
     """Record one trajectory of each of many heterogeneous agents in their true systems."""
     from persim_gym import collect as collect_log
 
-    storage.check_target(out)
+    check_output(out, COLLECTED)
     log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
     log.save(out)
     _console.print(f"{log}\nwritten to {out}")
@@ -54,6 +69,7 @@ def collect(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Annotated[Path, typer.Argument(help="Trajectories written by `collect` or Trajectories.save.")],
     out: Annotated[Path, typer.Option(help="File to write, suffix .persim.")],
     task: Annotated[
@@ -80,16 +96,18 @@ def train(
     from persim_gym import Trajectories, fit, register_ensemble
     from persim_gym.registration import SHIPPED_MODELS, find_model, installed_file
 
-    _check_output(out, data)
+    check_output(out, ENSEMBLE, data)
+    if not install:
+        refuse_options(context, ("name",), "is for --install, which is not given")
     log = Trajectories.load(data)
-    own = None if task is None or ":" not in task else _own_task(task)
+    own = None if task is None or ":" not in task else own_task(task)
     if install:
         installed_file(name or (own.name if own else task or log.task or ""))
     ensemble = fit(
         log,
         task=own or task,
         config=config,
-        rank=_rank(rank),
+        rank=rank_of(rank),
         epochs=epochs,
         seed=seed,
         validation_fraction=validation,
@@ -98,7 +116,7 @@ def train(
         checkpoint=out,
         progress=not quiet,
     )
-    ensemble.save(out)
+    _save(ensemble, out)
     _console.print(f"{ensemble}\nwritten to {out}")
     if install:
         ids = register_ensemble(ensemble, name=name, install=True)
@@ -137,13 +155,13 @@ def evaluate(
     from persim_gym import Trajectories, evaluation, load, log_error, mpc_returns, value_iteration_returns
 
     if json_path is not None:
-        _check_output(json_path, model, log)
+        check_output(json_path, RECORDS, model, log, policy)
     if log is None:
-        _refuse_options(context, ("horizon",), "is for --log, which is not given")
+        refuse_options(context, ("horizon",), "is for --log, which is not given")
     else:
-        _refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
+        refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
     ensemble = load(model)
-    chosen = _agents(agents, ensemble.agent_labels)
+    chosen = agents_of(agents, ensemble.agent_labels)
     if log is not None:
         along = Trajectories.load(log)
         rows = log_error(
@@ -159,7 +177,7 @@ def evaluate(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
             "training has not seen"
         )
-    acting = _policy(policy, ensemble.task, seed)
+    acting = policy_of(policy, ensemble.task, seed)
     errors = evaluation.prediction_error(
         ensemble,
         policy=getattr(acting, "act", acting),  # the published errors are those of a policy that draws on
@@ -207,14 +225,14 @@ def generate(
     from persim_gym import load
     from persim_gym.generation import POLICIES
 
-    _check_output(out, model)
+    check_output(out, SYNTHETIC, model, policy)
     ensemble = load(model)
-    chosen = _agents(agents, ensemble.agent_labels)
+    chosen = agents_of(agents, ensemble.agent_labels)
     log = generate_log(
         ensemble,
         list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
         episodes,
-        policy if policy in POLICIES else _policy(policy, ensemble.task, seed),
+        policy if policy in POLICIES else policy_of(policy, ensemble.task, seed),
         starts=starts,
         max_disagreement=max_disagreement,
         aggregate=aggregate,
@@ -289,23 +307,20 @@ def main() -> None:
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
+        goes_on = "; the same command goes on from half a minute ago or less" if sys.argv[1:2] == ["train"] else ""
+        Console(stderr=True).print(f"interrupted{goes_on}")
         sys.exit(130)
 
 
-def _check_output(out: Path, *inputs: Path | None) -> None:
-    """Refuse a file that cannot be written, or that would take the place of what is read."""
-    storage.check_target(out)
-    for path in inputs:
-        if path is not None and path.exists() and out.exists() and path.samefile(out):
-            raise InvalidArgumentError(f"{out} is read, and would be overwritten: give another file to write to")
-
-
-def _own_task(reference: str) -> Any:
-    """Import a task by "module:attribute"; a module in the current folder is found, too."""
-    from persim_gym.tasks import import_task
-
-    sys.path.insert(0, "")
-    return import_task(reference)
+def _save(ensemble: Any, out: Path) -> None:
+    """Write a trained ensemble; where that fails, hours of training are kept in the folder of temporary files."""
+    try:
+        ensemble.save(out)
+    except FileWriteError as error:
+        handle, kept = tempfile.mkstemp(prefix=f"{out.stem}-", suffix=out.suffix)
+        os.close(handle)
+        ensemble.save(kept)
+        raise FileWriteError(f"{error}; the ensemble is in {kept}") from error
 
 
 def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
@@ -328,58 +343,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ", ".join(f"{number:g}" for number in value)
     return str(value)
-
-
-def _refuse_options(context: typer.Context, names: Sequence[str], reason: str) -> None:
-    """Raise `InvalidArgumentError` if one of these options stands on the command line, where it would do nothing."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if given:
-        raise InvalidArgumentError(f"--{given[0].replace('_', '-')} {reason}: leave it out")
-
-
-def _policy(policy: str, task: Any, seed: int) -> Any:
-    from persim_gym.logging_policies import test_policy
-    from persim_gym.policies import MLPPolicy
-
-    if policy == "random":
-        return policy
-    if policy == "test":
-        return test_policy(task, seed=seed)
-    if not Path(policy).exists():
-        raise InvalidArgumentError(
-            f"--policy {policy!r} is no policy, and there is no file of this name; `persim-gym {sys.argv[1]} --help` "
-            "lists the policies"
-        )
-    return MLPPolicy.load(policy, seed=seed)
-
-
-def _agents(text: str | None, labels: Sequence[str]) -> list[int | str] | None:
-    """Parse labels, "anna,ben", and where there are none of this name, indices, "0-4,7"; None stays None."""
-    if text is None or text in labels:
-        return None if text is None else [text]
-    chosen: list[int | str] = []
-    for part in (part.strip() for part in text.split(",")):
-        first, dash, last = part.partition("-")
-        if part in labels:
-            chosen.append(part)
-        elif first.isdigit() and (last.isdigit() or not dash):
-            chosen.extend(range(int(first), int(last or first) + 1))
-            if int(last or first) < int(first):
-                raise InvalidArgumentError(f"--agents {text!r}: {part!r} goes down; write {last}-{first}")
-        elif part:
-            chosen.append(part)
-        else:
-            raise InvalidArgumentError(f'--agents {text!r} must look like "0-4", "0,7" or "anna,ben"')
-    return chosen
-
-
-def _rank(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdigit():
-        raise InvalidArgumentError(f'--rank {text!r} must be a whole number or "auto"')
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
+_TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
 _COLUMNS = {
     "agents": ("i", (1,)),
     "observations": ("f", (2,)),
@@ -311,6 +312,11 @@ class Trajectories:
 
         """
         arrays, document = storage.read(path, _KIND)
+        if str(path).lower().endswith(_TABLES) and storage.kind_of(path) is None and Path(path).exists():
+            raise FileFormatError(
+                f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
+                "observations=[…], …).save('log.safetensors')"
+            )
         try:
             log = cls(
                 **{name: arrays[name] for name in _ARRAYS},

@@ -29,7 +29,7 @@ def model_home() -> Path:
     """Return the folder of installed models: $PERSIM_HOME, or the platform's folder for a user's data."""
     chosen = os.environ.get("PERSIM_HOME")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser().absolute()
     from platformdirs import user_data_path
 
     return user_data_path("persim-gym", appauthor=False)

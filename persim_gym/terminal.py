@@ -8,6 +8,9 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+_NAME_WIDTH = 36
+"""A UUID is as wide; what is wider leaves the numbers of a table no room in 80 columns."""
+
 
 class ProgressBar:
     """A bar with a note, what is done and the time left; silent when ``show`` is False."""
@@ -53,7 +56,7 @@ class ProgressBar:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     """Return a table to print, narrow enough for a terminal of 80 columns; nothing is cut off.
 
-    What is in the first column, a name perhaps to be copied, stays in one line.
+    What is in the first column, a name perhaps to be copied, stays in one line if it is not too long for that.
     """
     from rich import box
     from rich.table import Column, Table
@@ -64,8 +67,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for row in rows:
-        made.add_row(*row)
+    for first, *others in rows:
+        lines = [first[start : start + _NAME_WIDTH] for start in range(0, len(first), _NAME_WIDTH)]
+        made.add_row("\n".join(lines), *others)
     return made
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from persim_gym import cli, errors
+from persim_gym import errors
+from persim_gym.cli_arguments import agents_of
 
 
 def run(*arguments, cwd, home):
@@ -147,12 +148,12 @@ def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):
 )
 def test_agents_are_labels_or_indices(text, wanted):
     """What is somebody's label is that, even if it looks like a number, a range or a list."""
-    assert cli._agents(text, ["anna", "101", "2021-07", "a, b"]) == wanted
+    assert agents_of(text, ["anna", "101", "2021-07", "a, b"]) == wanted
 
 
 def test_ranges_go_up():
     with pytest.raises(errors.InvalidArgumentError, match="--agents '0,4-1': '4-1' goes down; write 1-4"):
-        cli._agents("0,4-1", ["0"])
+        agents_of("0,4-1", ["0"])
 
 
 def test_unknown_option_exits_2(workshop):

@@ -209,3 +209,13 @@ def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, regi
     assert env.step(1)[1] == 2.0
     with pytest.raises(errors.InvalidArgumentError, match="built-in"):
         persim_gym.register_task(dataclasses.replace(second.task, name="CartPole"), replace=True)
+
+
+def test_the_home_may_be_named_by_a_tilde_or_from_here(tmp_path, monkeypatch):
+    """An id goes on working in another folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PERSIM_HOME", "~/models")
+    assert persim_gym.registration.model_home() == tmp_path / "models"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSIM_HOME", "models")
+    assert persim_gym.registration.model_home() == tmp_path / "models"

@@ -50,7 +50,8 @@ def get_task(task: str | Task) -> Task:
     if task not in _TASKS:
         raise UnknownNameError(
             f"unknown task {task!r}; known are {', '.join(_TASKS)}. "
-            "A task of your own is made known by persim_gym.register_task(Task(...))"
+            "A task of your own is made known by persim_gym.register_task(Task(...)), on the command line by "
+            "--task my_module:TASK"
         )
     return _TASKS[task]
 
