@@ -128,16 +128,33 @@ def _numbered(agents: list[Any]) -> tuple[IntArray, tuple[str, ...]]:
     return indices, tuple(map(str, places))
 
 
-def first_rows(starts: Any, agents: IntArray, ended: BoolArray) -> IntArray:
-    """Return the rows (E,) at which episodes begin."""
+def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bool = False) -> IntArray:
+    """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
     if starts is not None:
         given = np.asarray(starts)
         if given.dtype.kind not in "iu" or given.ndim != 1:
             raise InvalidDataError(f"episode_starts must be whole numbers of shape (episodes,), got {starts!r}")
         check_starts(given, len(agents))
         return given.astype(np.int64)
-    begins = np.ones(len(agents), bool)
-    begins[1:] = (agents[1:] != agents[:-1]) | ended[:-1]
+    change = np.ones(len(agents), bool)
+    change[1:] = agents[1:] != agents[:-1]
+    return begins_of(change, ended, with_last=with_last)
+
+
+def begins_of(change: BoolArray, ended: BoolArray, *, with_last: bool) -> IntArray:
+    """Return the rows (E,) at which episodes begin: those where whose they are changes (T,), and those after an end.
+
+    Args:
+        change: (T,) whether the row is of another agent, or of another of its episodes, than the one before.
+        ended: (T,) whether the row is terminated or truncated.
+        with_last: whether each row's next observation is the next row's. A single row after an ended one, and before a
+            change, is then no episode, which has two rows at least, but holds the state in which the one before ended.
+
+    """
+    begins = change.copy()
+    begins[1:] |= ended[:-1]
+    if with_last:
+        begins &= change | ~np.append(change[1:], True)
     return np.flatnonzero(begins)
 
 
@@ -175,8 +192,8 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     if lost:
         warnings.warn(
             f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
-            "are dropped, so that no transition is terminal: give next_observations or, if it is the marked row's own "
-            "state that is terminal, mark the row before it",
+            "are dropped, so that no transition is terminal: give next_observations or, if the marked row's own state "
+            "is the terminal one, mark the row before it instead",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -184,22 +201,36 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     kept[last] = False
     successors = columns["observations"][np.flatnonzero(kept) + 1]
     columns["truncated"] = columns["truncated"].copy()
-    columns["truncated"][last - 1] = True  # how the dropped row ended is not how the row before it did
+    columns["truncated"][last - 1] |= ~columns["terminated"][
+        last - 1
+    ]  # how the dropped row ended is not how the row before it did
     shortened = {name: column[kept] for name, column in columns.items()}
     shortened["next_observations"] = successors
     return shortened, starts - np.arange(len(starts))
 
 
-def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: Any = None, high: Any = None) -> None:
-    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task."""
+def check_actions(
+    actions: np.ndarray,
+    action_size: int,
+    discrete: bool,
+    low: Any = None,
+    high: Any = None,
+    *,
+    rows: IntArray | None = None,
+) -> None:
+    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task.
+
+    The message numbers the log's rows, or says what ``rows`` (T,) has for them.
+    """
+    rows = np.arange(len(actions)) if rows is None else rows
     if discrete:
         if actions.ndim != 1:
             raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
         if actions.min() < 0 or actions.max() >= action_size:
             row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
             raise InvalidDataError(
-                f"action {actions[row]} in row {row} is outside 0 … {action_size - 1}: number the actions from 0 on, "
-                "or give the task more of them"
+                f"action {actions[row]} in row {rows[row]} is outside 0 … {action_size - 1}: number the actions from 0 "
+                "on, or give the task more of them"
             )
         return
     if actions.ndim != 2 or actions.shape[1] != action_size:
@@ -207,7 +238,7 @@ def check_actions(actions: np.ndarray, action_size: int, discrete: bool, low: An
     outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
     if len(outside):
         raise InvalidDataError(
-            f"action {actions[outside[0]].tolist()} in row {outside[0]} is outside the action space, from "
+            f"action {actions[outside[0]].tolist()} in row {rows[outside[0]]} is outside the action space, from "
             f"{np.asarray(low).tolist()} to {np.asarray(high).tolist()}: correct it, or widen the space"
         )
 

@@ -114,7 +114,8 @@ class Trajectories:
             truncated: (T,) whether the episode was cut after the row; where not given, every episode's last row that
                 is not terminated.
             episode_starts: (E,) rows at which episodes begin. Without it an episode begins with the log, where the
-                agent changes, and after a row that is terminated or truncated.
+                agent changes, and after a row that is terminated or truncated. Without ``next_observations`` a single
+                row after that, the agent's last, is the state in which the episode ended.
             agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names.
@@ -134,7 +135,7 @@ class Trajectories:
         covariates = None if covariates is None else as_float64("covariates", covariates)
         ended = flags("terminated", terminated, count)
         cut = flags("truncated", truncated, count)
-        starts = first_rows(episode_starts, indices, ended | cut)
+        starts = first_rows(episode_starts, indices, ended | cut, with_last=next_observations is None)
         columns: dict[str, Any] = {
             "agents": indices,
             "observations": observations,
@@ -311,12 +312,12 @@ class Trajectories:
             InvalidDataError: what it holds is no log.
 
         """
-        arrays, document = storage.read(path, _KIND)
         if str(path).lower().endswith(_TABLES) and storage.kind_of(path) is None and Path(path).exists():
             raise FileFormatError(
                 f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
                 "observations=[…], …).save('log.safetensors')"
             )
+        arrays, document = storage.read(path, _KIND)
         try:
             log = cls(
                 **{name: arrays[name] for name in _ARRAYS},
@@ -398,8 +399,11 @@ class Trajectories:
             )
 
 
-def check_log(log: Trajectories, task: Task) -> None:
-    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces."""
+def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) -> None:
+    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces.
+
+    The message numbers the log's rows, or says what ``rows`` (T,) has for them.
+    """
     if log.observations.shape[1] != task.observation_size:
         raise InvalidDataError(
             f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
@@ -411,7 +415,7 @@ def check_log(log: Trajectories, task: Task) -> None:
             f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
         )
     low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high)
+    check_actions(log.actions, task.action_size, task.discrete, low, high, rows=rows)
     for name in ("observations", "next_observations"):
         check_within(name, getattr(log, name), task.observation_space, task.observation_names)
 

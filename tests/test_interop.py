@@ -460,7 +460,7 @@ def test_times_with_gaps(table):
         ("'age' holds 61 in row 0; it must hold true or false", lambda t: t, {"terminated": "age"}),
         ("the table has no row", lambda t: t.iloc[:0], {}),
         ("2 observation coord.*CartPole has 4", lambda t: t, {"task": "CartPole"}),
-        ("action 2 in row 2 is outside 0 … 1", lambda t: t, {"task": "two doses"}),
+        ("action 2 in row 3 is outside 0 … 1", lambda t: t, {"task": "two doses"}),
         ("agent_labels lacks", lambda t: t, {"agent_labels": ["patient-17"]}),
         ("'patient-5' has no transition", lambda t: t, {"agent_labels": ["patient-17", "patient-4", "patient-5"]}),
     ],

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.columns import check_within
 from persim_gym.data import Trajectories, check_log
-from persim_gym.errors import (
-    InvalidArgumentError,
-)
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.interop.table_files import import_pandas, read_table
-from persim_gym.interop.table_rows import TableRows, flags, numbers, whole_numbers
+from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers
 from persim_gym.tasks import Task, get_task, task_names
 
 if TYPE_CHECKING:
@@ -70,8 +69,8 @@ def from_dataframe(
         reward: column; rewards are zero without it.
         next_observations: D columns of the state after the action. Without them it is the next row's, and the last row
             of each episode, which has no next, is dropped.
-        terminated: column, whether the row reached a terminal state. Without ``next_observations`` no row does that is
-            the last of its episode, and so is dropped.
+        terminated: column, whether the row reached a terminal state. Without ``next_observations`` the row after it
+            holds that state, and is the last of the agent or of the ``episode``.
         truncated: column, whether the episode was cut after the row; the last rows of episodes if not given.
         covariates: columns of known properties of the agents, with one value for each agent.
         task: what it is a log of.
@@ -98,8 +97,12 @@ def from_dataframe(
             provenance=roles["provenance"] if provenance is None else provenance,
             **roles["columns"],
         )
+    for role in ("agent", "episode", "time", "reward", "terminated", "truncated"):
+        one_column(role, given[role])
+    if len(action) == 0:
+        raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
     rows = TableRows(frame, agent, single_agent, agent_labels, episode)
-    starts = rows.episode_starts(terminated, truncated)
+    starts = rows.episode_starts(terminated, truncated, with_last=next_observations is None)
     if time is not None:
         starts = rows.checked_order(starts, time, time_step, split=gaps == "split")
     columns = {
@@ -111,8 +114,17 @@ def from_dataframe(
         "terminated": None if terminated is None else flags(frame, terminated),
         "truncated": None if truncated is None else flags(frame, truncated),
     }
-    if gaps == "split" and next_observations is None:
+    fits = get_task(task) if isinstance(task, Task) or task in task_names() else None
+    if fits is not None and len(observations) == fits.observation_size:  # here rows and columns are the user's
+        check_within("the table", columns["observations"], fits.observation_space, observations)
+    columns["numbers"] = np.arange(len(frame))
+    if next_observations is not None:
+        check_successors(columns["observations"], columns["next_observations"], starts, observations, next_observations)
+    elif gaps == "split":
         columns, starts = _without_single_rows(columns, starts)
+    kept = columns.pop("numbers")
+    if next_observations is None:
+        kept = np.delete(kept, np.append(starts[1:], len(kept)) - 1)
     log = Trajectories.from_arrays(
         **columns,
         agent_labels=rows.labels,
@@ -122,8 +134,8 @@ def from_dataframe(
         task=task.name if isinstance(task, Task) else task,
         provenance=_provenance(frame, {**origin, **(provenance or {})}),
     )
-    if isinstance(task, Task) or task in task_names():
-        check_log(log, get_task(task))
+    if fits is not None:
+        check_log(log, fits, rows=kept)
     return log
 
 

@@ -9,6 +9,10 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFil
 from persim_gym.extras import optional
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
+_OTHERWISE = (
+    "; of another separator, decimal comma or encoding read it yourself, pandas.read_csv(path, sep=';', decimal=',', "
+    "encoding='latin-1'), and give the frame"
+)
 
 
 def import_pandas() -> Any:
@@ -36,7 +40,7 @@ def read_table(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[
         except PerSimError:
             raise
         except Exception as error:
-            raise InvalidDataError(f"{path} cannot be read as a table: {error}") from error
+            raise InvalidDataError(f"{path} cannot be read as a table: {error}{_OTHERWISE}") from error
     if not isinstance(table, pandas.DataFrame):
         raise InvalidArgumentError(f"table must be a pandas.DataFrame or a file, got {type(table).__name__}")
     if len(table) == 0:
@@ -60,8 +64,10 @@ def _read_csv(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
     if not isinstance(table.index, pandas.RangeIndex):
         raise InvalidDataError(
             f"the rows of {path} have more fields than its header has names: name every column, and let no row end "
-            "with a comma"
+            f"with a comma{_OTHERWISE}"
         )
+    if len(header) == 1 and ";" in str(header[0]):
+        raise InvalidDataError(f"{path} has the single column {header[0]!r}{_OTHERWISE}")
     table.columns = [name or f"Unnamed: {place}" for place, name in enumerate(header)]
     return table
 

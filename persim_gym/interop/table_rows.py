@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from persim_gym.columns import begins_of
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
 
@@ -43,8 +45,8 @@ class TableRows:
             self._episodes = import_pandas().factorize(_column(frame, episode))[0]
         self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
 
-    def episode_starts(self, terminated: str | None, truncated: str | None) -> np.ndarray:
-        """Return the rows (E,) at which episodes begin."""
+    def episode_starts(self, terminated: str | None, truncated: str | None, *, with_last: bool) -> np.ndarray:
+        """Return the rows (E,) at which episodes begin; ``with_last`` as in `persim_gym.columns.begins_of`."""
         keys = np.stack([self.agents, self._episodes], axis=1)
         change = np.ones(len(keys), bool)
         change[1:] = (keys[1:] != keys[:-1]).any(axis=1)
@@ -58,10 +60,11 @@ class TableRows:
                         f"episode must stand together; sort them first, {self._hint}"
                     )
                 seen.add(key)
+        ended = np.zeros(len(change), bool)
         for name in (terminated, truncated):
             if name is not None:
-                change[1:] |= flags(self._frame, name)[:-1]
-        return np.flatnonzero(change)
+                ended |= flags(self._frame, name)
+        return begins_of(change, ended, with_last=with_last)
 
     def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
         """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
@@ -164,9 +167,17 @@ def _no_number(name: str, column: Any) -> str:
     wrong = np.flatnonzero(numbers.isna().to_numpy())
     if len(wrong) == 0:
         return f"column {name!r} holds numbers as {column.dtype}; make it table[{name!r}].astype(float)"
+    found = f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number"
+    if len(wrong) <= len(numbers) / 2:
+        return (
+            f"{found} ({len(wrong)} such rows): correct them or leave the rows out; "
+            f"pandas.to_numeric(table[{name!r}], errors='coerce') makes them missing"
+        )
+    if column.astype(str).str.fullmatch(r"[-+]?\d+,\d+").any():
+        return f"{found}: read decimal commas with pandas.read_csv(..., sep=';', decimal=',')"
     return (
-        f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number; states need one "
-        f"column of numbers for each category, actions their numbers, table[{name!r}].astype('category').cat.codes"
+        f"{found}; states need one column of numbers for each category, actions their numbers, the same in every "
+        f"table: pandas.Categorical(table[{name!r}], categories=[…, in a fixed order]).codes"
     )
 
 
@@ -184,6 +195,14 @@ def whole_numbers(frame: Any, name: str) -> np.ndarray:
 
 def flags(frame: Any, name: str) -> np.ndarray:
     """Return a column (T,) of truth values."""
+    given = _column(frame, name)
+    if given.dtype.kind not in "fiub":
+        if not all(isinstance(value, (bool, np.bool_)) for value in given.tolist()):
+            raise InvalidDataError(
+                f"column {name!r} holds {given.iloc[0]!r}; it must hold true or false, or 1 or 0: "
+                f"table[{name!r}].map({{'no': False, 'yes': True}}), with the column's own words"
+            )
+        return given.to_numpy(bool)
     column = numbers(frame, [name])[:, 0]
     wrong = np.flatnonzero(~np.isin(column, (0, 1)))
     if len(wrong):
@@ -191,3 +210,44 @@ def flags(frame: Any, name: str) -> np.ndarray:
             f"column {name!r} holds {column[wrong[0]]:g} in row {wrong[0]}; it must hold true or false, or 1 or 0"
         )
     return column.astype(bool)
+
+
+def one_column(role: str, name: Any) -> None:
+    """Raise `InvalidArgumentError` if a list is given where a role has one column."""
+    if isinstance(name, (list, tuple)):
+        raise InvalidArgumentError(f"{role}={name!r} must be the name of one column, such as {role}={name[0]!r}")
+
+
+def check_successors(
+    states: np.ndarray, following: np.ndarray, starts: np.ndarray, names: Sequence[str], next_names: Sequence[str]
+) -> None:
+    """Raise `InvalidDataError` if the columns after the action (T, D) are those before it, or in another order.
+
+    Within an episode a coordinate after the action is what the same coordinate is before the next one. Warns if nothing
+    ever changes.
+    """
+    if list(names) == list(next_names):
+        raise InvalidDataError(
+            f"next_observations={list(next_names)} are the observations themselves: name the columns of the state "
+            "after the action, or leave next_observations out"
+        )
+    if states.shape != following.shape:
+        return
+    if np.array_equal(states, following):
+        warnings.warn(
+            f"the columns {list(next_names)} after the action are in every row what {list(names)} are before it: a "
+            "simulator learns from this that nothing ever changes",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    inner = np.setdiff1d(np.arange(1, len(states)), starts)
+    later, told = states[inner], following[inner - 1]
+    if len(inner) == 0:
+        return
+    for place in np.flatnonzero((later != told).any(axis=0) & (np.ptp(told, axis=0) > 0)).tolist():
+        other = np.flatnonzero((later == told[:, [place]]).all(axis=0))
+        if len(other):
+            raise InvalidDataError(
+                f"column {next_names[place]!r}, given as {names[place]!r} after the action, is what "
+                f"{names[int(other[0])]!r} is in the next row: give next_observations in the order of observations"
+            )

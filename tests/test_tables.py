@@ -1,0 +1,126 @@
+"""Tables that people have: terminal states, wrong columns, words and marks among numbers, rows to be found again."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import persim_gym
+from persim_gym import Trajectories, errors
+from persim_gym.interop import from_dataframe
+
+pandas = pytest.importorskip("pandas")
+
+TASK = persim_gym.Task(
+    name="Ward", observation_space=spaces.Box(0, 50, (1,)), action_space=spaces.Discrete(2), max_episode_steps=9
+)
+
+
+@pytest.fixture
+def table():
+    """Six rows of a, six of b."""
+    return pandas.DataFrame(
+        {
+            "agent": ["a"] * 6 + ["b"] * 6,
+            "step": [*range(6)] * 2,
+            "x": np.arange(12.0),
+            "y": np.arange(12.0) ** 2,
+            "action": [0, 1] * 6,
+            "done": False,
+        }
+    )
+
+
+def test_the_last_row_is_the_terminal_state(table):
+    """With and without a column of episodes, in tables and in arrays; the marked row leads there."""
+    table.loc[4, "done"] = True
+    log = from_dataframe(table, observations=["x"], terminated="done")
+    assert log.episode_starts.tolist() == [0, 5] and np.flatnonzero(log.terminated).tolist() == [4]
+    assert log.next_observations[4].tolist() == [5.0] and np.flatnonzero(log.truncated).tolist() == [9]
+    arrays = Trajectories.from_arrays(
+        agents=table.agent, observations=table[["x"]], actions=table.action, terminated=table.done
+    )
+    np.testing.assert_array_equal(arrays.terminated, log.terminated)
+    table["episode"] = [0, 0, 0, 1, 1, 1] * 2
+    table["done"] = [False, True, False, False, True, False] + [False] * 6
+    log = from_dataframe(table, observations=["x"], terminated="done", episode="episode", truncated="done")
+    assert np.flatnonzero(log.terminated).tolist() == [1, 3] and log.episode_starts.tolist() == [0, 2, 4, 6]
+
+
+def test_a_single_row_between_episodes_is_still_refused(table):
+    table.loc[[2, 3], "done"] = True
+    with pytest.raises(errors.InvalidDataError, match="the episode at row 3 has a single row"):
+        from_dataframe(table, observations=["x"], terminated="done")
+
+
+def test_rows_and_columns_in_messages_are_the_tables(table):
+    """Although the last row of each episode is dropped."""
+    table.loc[8, "x"] = 99
+    with pytest.raises(errors.InvalidDataError, match="the table holds x = 99 in row 8"):
+        from_dataframe(table, observations=["x"], task=TASK)
+    table.loc[8, ["x", "action"]] = [8, 7]
+    with pytest.raises(errors.InvalidDataError, match="action 7 in row 8"):
+        from_dataframe(table, observations=["x"], task=TASK)
+    kept = table.drop(index=[1, 3]).reset_index(drop=True)  # rows between gaps are dropped, too
+    with pytest.raises(errors.InvalidDataError, match="action 7 in row 6"):
+        from_dataframe(kept, observations=["x"], task=TASK, time="step", gaps="split")
+
+
+def test_wrong_columns_after_the_action(table):
+    following = table.groupby("agent")[["x", "y"]].shift(-1)
+    table["next x"], table["next y"] = following.x, following.y
+    table["same"] = table.x
+    whole, names = table.dropna(), ["next x", "next y"]
+    assert len(from_dataframe(whole, observations=["x", "y"], next_observations=names)) == 10
+    with pytest.raises(errors.InvalidDataError, match="'next y', given as 'x' after the action, is what 'y' is in the"):
+        from_dataframe(whole, observations=["x", "y"], next_observations=names[::-1])
+    with pytest.raises(errors.InvalidDataError, match="are the observations themselves"):
+        from_dataframe(whole, observations=["x", "y"], next_observations=["x", "y"])
+    with pytest.warns(RuntimeWarning, match="nothing ever changes"):
+        from_dataframe(whole, observations=["x"], next_observations=["same"])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("x", ["150.0", "-", *"0123456789"], r"'-' in row 1, .* \(1 such rows\): correct them .* errors='coerce'"),
+        ("x", [f"{number},5" for number in range(12)], r"decimal=','"),
+        ("action", ["low", "high"] * 6, r"the same in every table: pandas.Categorical\(table\['action'\], categories="),
+        ("done", ["no", "yes"] * 6, r"'done' holds 'no'; .*\.map\(\{'no': False"),
+    ],
+)
+def test_words_among_numbers(table, column, values, message):
+    """Measurements are never advised to become ranks, nor actions numbers that another table gives others."""
+    table[column] = values
+    with pytest.raises(errors.InvalidDataError, match=message):
+        from_dataframe(table, observations=["x"], terminated="done")
+
+
+def test_truth_values_kept_as_objects(table):
+    """As a merge leaves them."""
+    table["done"] = pandas.Series([False] * 4 + [True] + [False] * 7, dtype=object)
+    assert from_dataframe(table, observations=["x"], terminated="done").terminated.sum() == 1
+
+
+@pytest.mark.parametrize("role", ["agent", "episode", "time", "reward", "terminated", "truncated"])
+def test_lists_where_one_column_is_wanted(table, role):
+    with pytest.raises(errors.InvalidArgumentError, match=rf"{role}=\['x'\] must be the name of one column"):
+        from_dataframe(table, observations=["x"], **{role: ["x"]})
+
+
+def test_no_columns_at_all(table):
+    with pytest.raises(errors.InvalidArgumentError, match=r"action=\[\] must be a column"):
+        from_dataframe(table, observations=["x"], action=[])
+
+
+def test_files_of_other_dialects(tmp_path, table):
+    """Semicolons, decimal commas, other encodings: the message has the call that reads them."""
+    table.to_csv(tmp_path / "semicolons.csv", sep=";", index=False)
+    table.assign(x=table.x + 0.5).to_csv(tmp_path / "commas.csv", sep=";", decimal=",", index=False)
+    (tmp_path / "latin.csv").write_bytes("agent,größe,action\na,1,0\na,2,1\n".encode("latin-1"))
+    for name in ("semicolons", "commas", "latin"):
+        with pytest.raises(
+            errors.InvalidDataError, match=r"read_csv\(path, sep=';', decimal=',', encoding='latin-1'\)"
+        ):
+            from_dataframe(tmp_path / f"{name}.csv", observations=["x"])
+    with pytest.raises(errors.FileFormatError, match=r"latin.csv is a table: make a log of it, .*from_dataframe"):
+        Trajectories.load(tmp_path / "latin.csv")
