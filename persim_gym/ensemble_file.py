@@ -25,6 +25,7 @@ _KIND = "ensemble"
 _NORMALIZER = tuple(field.name for field in fields(Normalizer))
 _SCALING = tuple(field.name for field in fields(Outcome) if field.name != "parameters")
 _POSTERIOR = "posterior."
+_READ_AT_ONCE = 1_000_000
 
 
 def write(path: str | Path, ensemble: Ensemble) -> None:
@@ -56,7 +57,14 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
     known = task_of_file(path, document, task)
     has_posterior = any(name.startswith(_POSTERIOR) for name in arrays)
     _check_shapes(path, arrays, _shapes(known, config, len(labels), has_posterior))
-    outcomes = _take_outcomes(path, arrays, document.get("outcomes", []), known, config, len(labels))
+    _check_finite(path, arrays)
+    names = document.get("outcomes", [])
+    if not isinstance(names, list):
+        raise FileFormatError(f"{path}: the header is damaged (outcomes is {names!r})")
+    outcomes = _take_outcomes(path, arrays, names, known, config, len(labels))
+    covariates = arrays.pop("covariates", None)
+    if covariates is not None and covariates.shape != (len(labels), len(known.covariates)):
+        covariates = None  # of other names than the task's; earlier files have those of any log
     return {
         "task": known,
         "config": config,
@@ -65,7 +73,7 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
         "outcomes": outcomes,
         "normalizer": Normalizer(**{name: np.array(arrays.pop(f"normalizer.{name}")) for name in _NORMALIZER}),
         "initial_observations": np.array(arrays.pop("initial_observations")),
-        "covariates": arrays.pop("covariates", None),
+        "covariates": covariates,
         "posterior": _take_posterior(arrays) if has_posterior else None,
         "calibration": arrays.pop("calibration", None),
         "parameters": arrays,  # what is left of them
@@ -92,11 +100,12 @@ def _header(path: str | Path, document: Mapping[str, Any]) -> tuple[PerSimConfig
     """Return configuration, labels of the agents, and provenance."""
     try:
         count = int(document["num_agents"])
-        labels = tuple(document["agent_labels"]) if document["agent_labels"] else NumberedLabels(count)
+        labels = tuple(map(str, document["agent_labels"])) if document["agent_labels"] else NumberedLabels(count)
         config = PerSimConfig.from_json(document["config"])
-        provenance = document["provenance"]
-        if len(labels) != count:
-            raise ValueError(f"{len(labels)} labels for {count} agents")
+        provenance = dict(document["provenance"])
+        different = count if isinstance(labels, NumberedLabels) else len(set(labels))
+        if len(labels) != count or different < count:
+            raise ValueError(f"{len(labels)} labels, {different} of them different, for {count} agents")
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: the header is damaged ({error})") from error
     return config, labels, provenance
@@ -125,6 +134,13 @@ def _check_shapes(path: str | Path, arrays: Mapping[str, np.ndarray], shapes: Ma
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape[: len(shape)] != shape:
             raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
+
+
+def _check_finite(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse arrays that hold NaN or infinity, but for large ones, which are read when they are needed."""
+    for name in ("agent.weight", "agent.bias", "initial_observations", *(f"normalizer.{key}" for key in _NORMALIZER)):
+        if arrays[name].size < _READ_AT_ONCE and not np.isfinite(arrays[name]).all():
+            raise FileFormatError(f"{path} is damaged: array {name!r} holds NaN or infinity; write or fetch it again")
 
 
 def _take_posterior(arrays: dict[str, np.ndarray]) -> FactorPosterior:

@@ -216,6 +216,15 @@ def change_header(path, **changes):
     save_file(load_file(path), path, metadata={"persim_gym": json.dumps(document)})
 
 
+def change_array(path, name, value):
+    """Write a file again with one number of an array replaced."""
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    arrays = load_file(path)
+    arrays[name].flat[0] = value
+    save_file(arrays, path, metadata=metadata)
+
+
 @pytest.mark.parametrize(
     ("message", "spoil"),
     [
@@ -232,6 +241,14 @@ def change_header(path, **changes):
         ("damaged", lambda path: change_header(path, provenance=...)),
         ("damaged", lambda path: change_header(path, agent_labels=["only one"])),
         ("damaged", lambda path: change_header(path, config={"depth": 3})),
+        ("damaged", lambda path: change_header(path, provenance=None)),
+        ("damaged", lambda path: change_header(path, outcomes=None)),
+        ("1 of them different", lambda path: change_header(path, agent_labels=["a", "a", "a"])),
+        ("task_definition", lambda path: change_header(path, task="Mine", task_definition=[])),
+        ("task_definition", lambda path: change_header(path, task="Mine", task_definition={})),
+        ("task_definition", lambda path: change_header(path, task="Mine", task_definition={"reference": 5})),
+        ("'normalizer.change_scale' holds NaN", lambda path: change_array(path, "normalizer.change_scale", np.nan)),
+        ("'agent.weight' holds NaN", lambda path: change_array(path, "agent.weight", np.inf)),
         ("folder", lambda path: (path.unlink(), path.mkdir())),
     ],
 )

@@ -126,17 +126,24 @@ def task_of_file(path: str | Path, document: Mapping[str, Any], task: str | Task
     if not isinstance(name, str):
         raise FileFormatError(f"{path}: the header is damaged (it names no task)")
     definition = document.get("task_definition")
-    found = find_task(name, definition) if task is None else get_task(task)
+    try:
+        found = find_task(name, definition) if task is None else get_task(task)
+        spaces = (
+            {} if definition is None else {what: definition[what] for what in ("observation_space", "action_space")}
+        )
+    except PerSimError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path}: the header is damaged (in task_definition, {error!r})") from error
     if found.name != name:
         raise FileFormatError(f"{path} is of task {name}, not of {found.name}")
-    if definition is not None:
-        known = found.to_json()
-        for what in ("observation_space", "action_space"):
-            if known[what] != definition.get(what):
-                raise FileFormatError(
-                    f"{path} is of a task {name} whose {what} is {definition.get(what)}; the one known here has "
-                    f"{known[what]}: give task=, or persim_gym.register_task(task, replace=True)"
-                )
+    known = found.to_json()
+    for what, space in spaces.items():
+        if known[what] != space:
+            raise FileFormatError(
+                f"{path} is of a task {name} whose {what} is {space}; the one known here has {known[what]}: "
+                "give task=, or persim_gym.register_task(task, replace=True)"
+            )
     return found
 
 
