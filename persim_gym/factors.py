@@ -15,6 +15,7 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factor_statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
 from persim_gym.labels import known_agents
+from persim_gym.log_checks import with_task_covariates
 from persim_gym.model import Ensemble
 from persim_gym.normalizer import varies
 from persim_gym.posterior import FIRST_SPREAD, FactorPosterior, Prior
@@ -100,6 +101,9 @@ def personalize(
     """
     given = covariates or {}
     labels = _newcomers(ensemble, trajectories, agents, given)
+    if trajectories is not None:
+        check_log(trajectories, ensemble.task)
+        trajectories = with_task_covariates(trajectories, ensemble.task)
     values = _newcomers_covariates(ensemble, trajectories, labels, given)
     described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
     if len(described) and covariate_map is None:
@@ -217,7 +221,7 @@ def _newcomers_covariates(
 ) -> FloatArray:
     """Return covariates (n, K) of the newcomers, those given before those in the log; not a number where unknown."""
     values = np.full((len(labels), len(ensemble.task.covariates)), np.nan)
-    if log is not None and log.covariates is not None and log.covariate_names == ensemble.task.covariate_names:
+    if log is not None and log.covariates is not None:
         logged = dict(zip(log.agent_labels, log.covariates, strict=True))
         for place, label in enumerate(labels):
             values[place] = logged.get(label, np.nan)
@@ -254,7 +258,6 @@ def _known_by_transitions(
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    check_log(chosen, ensemble.task)
     return nothing.plus(log_posterior(ensemble, chosen, prior), places)
 
 

@@ -22,7 +22,7 @@ from persim_gym.epochs import run_epochs
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factorization import predict
 from persim_gym.factors import refit_factors
-from persim_gym.log_warnings import warn_of_jumps, warn_of_unseen_actions
+from persim_gym.log_checks import start_states, untried_actions, warn_of_jumps, with_task_covariates
 from persim_gym.model import MAX_INITIAL_OBSERVATIONS, Ensemble
 from persim_gym.normalizer import Normalizer, varies
 from persim_gym.outcome_training import OutcomeLearner, check_rewards_known, outcome_errors
@@ -79,7 +79,7 @@ def fit(
         ``validation_rmse`` mixes the coordinates' own units.
 
     Raises:
-        InvalidDataError: the log does not fit the task.
+        InvalidDataError: the log does not fit the task, or lacks some of its covariates.
         InvalidArgumentError: a setting out of its range, or nothing to select the rank by.
         TrainingDivergedError: the loss is no longer finite.
         OutOfMemoryError: the message names the settings to lower.
@@ -88,7 +88,8 @@ def fit(
     task = task_of(trajectories, task)
     check_log(trajectories, task)
     check_rewards_known(trajectories, task)
-    warn_of_unseen_actions(trajectories, task)
+    trajectories = with_task_covariates(trajectories, task)
+    untried = untried_actions(trajectories, task)
     warn_of_jumps(trajectories, task)
     chosen = get_config(config, task.name)
     if epochs is not None:
@@ -128,6 +129,7 @@ def fit(
     runs.forget_checkpoints()
     provenance |= {
         **trajectories.source,
+        **({"untried_actions": untried} if untried else {}),
         "seed": seed,
         "wall_seconds": round(time.perf_counter() - start + runs.earlier_seconds, 1),
         "device": str(runs.device),
@@ -169,7 +171,7 @@ def known_of_agents(log: Trajectories) -> dict[str, Any]:
     """Return what every model keeps of a log, by the names of its fields: who its agents are and where they began."""
     return {
         "agent_labels": log.agent_labels,
-        "initial_observations": log.initial_observations[:MAX_INITIAL_OBSERVATIONS],
+        "initial_observations": start_states(log, MAX_INITIAL_OBSERVATIONS),
         "covariates": None if log.covariates is None else np.asarray(log.covariates),
     }
 

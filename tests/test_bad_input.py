@@ -162,7 +162,7 @@ def test_logs_that_do_not_fit_the_task(message, log, task):
 
 def test_continuous_actions_outside_the_space():
     """The row is named; the bound itself is inside, and a rounding error too."""
-    actions = np.zeros((6, 6))
+    actions = np.tile(np.linspace(-0.5, 0.5, 6)[:, None], 6)
     actions[3, 2] = -1.01
     columns = {"observations": np.zeros((6, 18)), "next_observations": np.ones((6, 18)), "task": "HalfCheetah"}
     log = partial(small_log, **columns)

@@ -12,12 +12,13 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The order of the design's table, with the small modules it does not name put in: each may import those before it.
 LAYERS = (
     "types", "errors", "extras", "arguments", "aggregation", "labels", "segments", "dynamics", "config", "storage",
-    "terminal", "devices", "tasks", "action_scaling", "columns", "provenance", "data", "log_warnings", "policies",
-    "episodes", "logging_policies", "collection", "posterior", "normalizer", "parameters", "ensemble_file", "model",
-    "factorization", "gradients", "outcomes", "simulator", "networks", "factor_simulator", "selection",
-    "covariate_prior", "covariates", "factor_statistics", "factors", "refit", "calibration", "graphs", "checkpoint",
-    "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration", "planning",
-    "generation", "evaluation", "returns", "log_errors", "plotting", "interop", "baselines", "demo", "cli",
+    "terminal", "devices", "tasks", "action_scaling", "columns", "provenance", "data", "log_checks",
+    "policies", "episodes", "logging_policies", "collection", "posterior", "normalizer", "parameters",
+    "ensemble_file", "model", "factorization", "gradients", "outcomes", "simulator", "networks", "factor_simulator",
+    "selection", "covariate_prior", "covariates", "factor_statistics", "factors", "refit", "calibration", "graphs",
+    "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration",
+    "planning", "generation", "evaluation", "returns", "log_errors", "plotting", "interop", "baselines", "demo",
+    "cli_arguments", "cli",
 )  # fmt: skip
 NETWORKS = (
     "kernels", "folding", "shallow", "shallow_compiled", "steppers", "layers", "layers_compiled", "agent_network"

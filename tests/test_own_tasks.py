@@ -135,7 +135,8 @@ def test_a_log_too_short_to_hold_anything_out_shares():
         agents=first.agents[:3], observations=first.observations[:3], actions=first.actions[:3],
         next_observations=first.next_observations[:3], rewards=first.rewards[:3], task="Glucose",
     )  # fmt: skip
-    model = persim_gym.fit(log, task=own_task(), config=CONFIG, progress=False)
+    with pytest.warns(RuntimeWarning, match="no row of the log has action 2"):
+        model = persim_gym.fit(log, task=own_task(), config=CONFIG, progress=False)
     assert model.provenance["outcomes_by_agent"] == [] and set(model.outcomes) == {"reward"}
 
 

@@ -28,6 +28,7 @@ from persim_gym.data import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.graphs import RecordedStep
+from persim_gym.log_checks import with_task_covariates
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training import known_of_agents, task_of
@@ -75,6 +76,7 @@ def fit_cadm(
     """
     task = task_of(trajectories, task)
     check_log(trajectories, task)
+    trajectories = with_task_covariates(trajectories, task)
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
     where, seed = resolve_device(device), whole_number("seed", seed, least=0)

@@ -27,6 +27,7 @@ from persim_gym.devices import matmul_precision, on_device, resolve_device, thre
 from persim_gym.epochs import run_epochs
 from persim_gym.factorization import initialize_layer
 from persim_gym.graphs import RecordedStep
+from persim_gym.log_checks import with_task_covariates
 from persim_gym.normalizer import Normalizer
 from persim_gym.simulator import state_bounds
 from persim_gym.tasks import Task
@@ -113,6 +114,7 @@ def fit_joint(
     """
     task = task_of(trajectories, task)
     check_log(trajectories, task)
+    trajectories = with_task_covariates(trajectories, task)
     settings, where = get_config(config, task.name), resolve_device(device)
     seed = whole_number("seed", seed, least=0)
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())

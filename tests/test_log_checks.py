@@ -1,0 +1,162 @@
+"""A log before training: covariates by name, actions nobody tried, states to begin in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from support import walk_task
+
+import persim_gym
+from persim_gym import Trajectories, errors
+from persim_gym.log_checks import jumping, start_states, untried_actions, with_task_covariates
+from persim_gym.tasks import Covariate
+
+TINY = persim_gym.PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
+
+
+def renamed(log, names):
+    """The log with covariates of these names: of the log, or the agents' numbers."""
+    own = dict(zip(log.covariate_names, log.covariates.T, strict=True))
+    columns = [own.get(name, np.arange(log.num_agents)) for name in names]
+    return dataclasses.replace(log, covariates=np.stack(columns, axis=1), covariate_names=tuple(names))
+
+
+def test_covariates_go_by_their_names(cart_pole_log):
+    swapped = renamed(cart_pole_log, ["length", "force"])
+    ensemble = persim_gym.fit(swapped, config=TINY, validation_fraction=0, progress=False)
+    np.testing.assert_array_equal(ensemble.covariates, cart_pole_log.covariates)
+    newcomers = dataclasses.replace(swapped.select([1, 4]), agent_labels=("x", "y"))
+    np.testing.assert_array_equal(
+        persim_gym.personalize(ensemble, newcomers).agent_covariates("y"), cart_pole_log.covariates[4]
+    )
+    assert with_task_covariates(cart_pole_log, ensemble.task) is cart_pole_log
+
+
+@pytest.mark.parametrize("names", [["force"], ["age", "length"]])
+def test_some_covariates_missing(cart_pole_log, names):
+    with pytest.raises(
+        errors.InvalidDataError, match=f"covariates {', '.join(names)}, task CartPole has force, length"
+    ):
+        persim_gym.fit(renamed(cart_pole_log, names), config=TINY, progress=False)
+
+
+def test_covariates_that_the_task_does_not_have(cart_pole_log):
+    """They are left out, with the line that keeps them; what was trained generates and grows."""
+    with pytest.warns(RuntimeWarning, match="no covariate 'age', so that of the log is left out"):
+        kept = with_task_covariates(renamed(cart_pole_log, ["age", "length", "force"]), persim_gym.get_task("CartPole"))
+    np.testing.assert_array_equal(kept.covariates, cart_pole_log.covariates)
+    task = persim_gym.Task("Poles", spaces.Box(-100, 100, (4,)), spaces.Discrete(2), 200)
+    aged = renamed(cart_pole_log, ["age"])
+    with pytest.warns(RuntimeWarning, match=r"Covariate\('age', 0, 19, 9.5\)"):
+        ensemble = persim_gym.fit(aged, task=task, config=TINY, validation_fraction=0, progress=False)
+    synthetic = persim_gym.generate(ensemble, [0], 1, "random", progress=False)
+    assert ensemble.covariates is None and synthetic.covariates is None
+    newcomer = dataclasses.replace(synthetic, agent_labels=("new",))
+    assert persim_gym.personalize(ensemble, newcomer).num_agents == 21
+    declared = dataclasses.replace(task, covariates=(Covariate("age", 0, 19, 9.5, positive=False),))
+    ensemble = persim_gym.fit(aged, task=declared, config=TINY, validation_fraction=0, progress=False)
+    assert ensemble.agent_covariates(7).tolist() == [7.0]
+
+
+def test_a_file_with_covariates_of_another_task(cart_pole, tmp_path):
+    """Earlier versions kept those of any log: the file loads without them."""
+    dataclasses.replace(cart_pole, covariates=cart_pole.covariates[:, :1]).save(tmp_path / "old.persim")
+    assert persim_gym.load(tmp_path / "old.persim").covariates is None
+
+
+def walks(actions, *, episodes=1):
+    rows = len(actions) * episodes
+    states = np.arange(2.0 * rows).reshape(rows, 2) / rows
+    return Trajectories.from_arrays(
+        agents=np.repeat(np.arange(episodes), len(actions)) % 2,
+        observations=states,
+        actions=np.tile(np.asarray(actions), (episodes,) + (1,) * (np.ndim(actions) - 1)),
+        next_observations=states[:, ::-1],
+        task="Walk",
+    )
+
+
+def test_actions_nobody_tried():
+    log = walks([0, 0, 1, 0], episodes=2)
+    with pytest.warns(RuntimeWarning, match="no row of the log has action 2: what simulators and planners do"):
+        ensemble = persim_gym.fit(log, task=walk_task(), config=TINY, validation_fraction=0, progress=False)
+    assert ensemble.provenance["untried_actions"] == [2]
+    pushed = dataclasses.replace(walk_task(), action_space=spaces.Box(-1, 1, (2,), np.float32))
+    with pytest.warns(RuntimeWarning, match="action coordinate 1 never varies"):
+        assert untried_actions(walks([[0.1, 0.5], [0.2, 0.5]], episodes=2), pushed) == [1]
+    assert untried_actions(walks([0, 1, 2], episodes=2), walk_task()) == []
+
+
+def test_episodes_begin_in_states_of_all_agents():
+    """Of more episodes than are kept, not the first ones only; of fewer, all as they are."""
+    log = walks([0], episodes=40)
+    chosen = start_states(log, 5)
+    np.testing.assert_array_equal(chosen, log.observations[[0, 9, 19, 29, 39]])
+    np.testing.assert_array_equal(start_states(log, 40), log.observations)
+
+
+def rotation(wrapped):
+    """Angle and angular velocity (rad, rad/s) of 20 pendulums of 100 steps that are turned at random."""
+    rng, states = np.random.default_rng(0), []
+    for _ in range(20):
+        angle, velocity = rng.uniform(-3, 3), rng.normal()
+        for _ in range(101):
+            states.append((angle, velocity))
+            velocity = 0.97 * velocity + rng.choice([-0.1, 0.1])
+            angle = angle + 0.5 * velocity
+            angle = (angle + np.pi) % (2 * np.pi) - np.pi if wrapped else angle
+    states = np.array(states, np.float32).reshape(20, 101, 2)
+    return states[:, :-1].reshape(-1, 2), states[:, 1:].reshape(-1, 2)
+
+
+def test_what_wraps_and_what_does_not():
+    """An angle does; not an angle that is counted on, flags, scores, resets to a middle value, or noise."""
+    assert jumping(*rotation(wrapped=True))[1].tolist() == [True, False]
+    assert jumping(*rotation(wrapped=False))[1].tolist() == [False, False]
+    hours = np.arange(2000)[:, None] % 24
+    assert jumping(hours[:-1], hours[1:])[1].all()
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=2000))
+    others = np.stack(
+        [rng.integers(0, 2, 2000), rng.integers(0, 5, 2000), rng.normal(size=2000), walk, np.full(2000, 3.0)], axis=1
+    )
+    assert not jumping(others[:-1], others[1:])[1].any()
+
+
+@pytest.mark.parametrize("task", ["MountainCar", "CartPole"])
+def test_the_built_in_tasks_do_not_wrap(task):
+    log = persim_gym.collect(task, num_agents=20, seed=0)
+    assert not jumping(log.observations, log.next_observations)[1].any()
+
+
+def fitted(log, actions):
+    """One epoch on a log of angles and velocities."""
+    task = persim_gym.Task(
+        name="Turn",
+        observation_space=spaces.Box(-np.inf, np.inf, (2,)),
+        action_space=spaces.Discrete(actions),
+        max_episode_steps=100,
+        reward=lambda observations, actions, next_observations: next_observations[..., 0] * 0,
+        terminated=lambda next_observations: next_observations[..., 0] > 1e9,
+        observation_names=("angle", "velocity"),
+    )
+    return persim_gym.fit(log, task=task, epochs=1, validation_fraction=0, progress=False)
+
+
+def turning(wrapped):
+    """The log of `rotation`, with actions 0 and 2."""
+    before, after = rotation(wrapped)
+    return persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(20), 100),
+        observations=before,
+        actions=np.arange(len(before)) % 2 * 2,
+        next_observations=after,
+    )
+
+
+def test_fit_warns_of_angles():
+    with pytest.warns(RuntimeWarning) as caught:
+        fitted(turning(wrapped=True), 3)
+    assert sum("angle jumps by about its whole range in" in str(warning.message) for warning in caught) == 1
+    assert not any("velocity" in str(warning.message) for warning in caught)
