@@ -19,6 +19,7 @@ from persim_gym.log_checks import with_task_covariates
 from persim_gym.model import Ensemble
 from persim_gym.normalizer import varies
 from persim_gym.posterior import FIRST_SPREAD, FactorPosterior, Prior
+from persim_gym.provenance import with_update
 from persim_gym.types import FloatArray, IntArray
 
 _LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
@@ -100,10 +101,10 @@ def personalize(
 
     """
     given = covariates or {}
-    labels = _newcomers(ensemble, trajectories, agents, given)
     if trajectories is not None:
         check_log(trajectories, ensemble.task)
         trajectories = with_task_covariates(trajectories, ensemble.task)
+    labels = _newcomers(ensemble, trajectories, agents, given)
     values = _newcomers_covariates(ensemble, trajectories, labels, given)
     described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
     if len(described) and covariate_map is None:
@@ -120,6 +121,9 @@ def personalize(
             for name, outcome in ensemble.outcomes.items()
         },
         posterior=None,
+        provenance=ensemble.provenance
+        if trajectories is None
+        else with_update(ensemble.provenance, trajectories.source, again=False),
     )
     newcomers = np.arange(first, first + len(labels))
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
@@ -143,7 +147,7 @@ def personalize(
 def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
     """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
 
-    Prior and noise stay as they are, and so do the other agents.
+    Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
 
     Args:
         ensemble: with the posterior of its agents' factors.
@@ -159,7 +163,10 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
     chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     check_log(trajectories, ensemble.task)
     known = log_posterior(ensemble, trajectories, posterior.prior)
-    return _with_posterior_means(replace(ensemble, posterior=posterior.plus(known, chosen)), chosen)
+    provenance = with_update(ensemble.provenance, trajectories.source, again=True)
+    return _with_posterior_means(
+        replace(ensemble, posterior=posterior.plus(known, chosen), provenance=provenance), chosen
+    )
 
 
 def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list[tuple[str, float]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+_MAX_UPDATES = 1000
 
 
 def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:
@@ -31,6 +34,33 @@ def validation_text(provenance: Mapping[str, Any]) -> str | None:
     if "validation_error" in provenance:
         return f"{provenance['validation_error']:.2g}"
     return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
+
+
+def with_update(model: Mapping[str, Any], source: Mapping[str, Any], *, again: bool) -> dict[str, Any]:
+    """Return the provenance of a model that has learned from one more log.
+
+    "updates" lists such logs, the last thousand; a synthetic one makes the model's data "synthetic" for good, "in part"
+    unless all of it was.
+
+    Args:
+        model: the provenance so far.
+        source: `Trajectories.source` of the log.
+        again: whether to warn of a log that the model has learned from before.
+
+    """
+    updates = [*model.get("updates", ())]
+    if again and source["data_digest"] in [model.get("data_digest"), *(one["data_digest"] for one in updates)]:
+        warnings.warn(
+            "the model has learned from these very transitions before, and takes them now for as many new ones: give "
+            "update only transitions that it has not seen",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    data = dict(model.get("data") or {})
+    mark = source["data"].get("synthetic", False)
+    if mark != data.get("synthetic", False):
+        data["synthetic"] = "in part"
+    return {**model, "data": data, "updates": [*updates, dict(source)][-_MAX_UPDATES:]}
 
 
 def synthetic_note(provenance: Mapping[str, Any]) -> str:

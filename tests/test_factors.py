@@ -458,3 +458,19 @@ def test_a_bound_of_whole_numbers_cuts_nothing_short():
             agents=np.zeros(3, int), observations=before, actions=np.zeros(3, int), next_observations=after
         )
         assert factor_statistics.usable_rows(ensemble, log, None).tolist() == kept
+
+
+def test_what_is_learned_later_is_in_the_provenance(refitted):
+    """Synthetic transitions leave their mark for good, and the same ones twice are noticed."""
+    ensemble, log = refitted
+    ensemble = replace(ensemble, provenance=log.source)
+    synthetic = replace(log, provenance={"synthetic": True}, rewards=log.rewards + 1)
+    newcomers = replace(synthetic, agent_labels=("w", "x", "y", "z"))
+    for grown in (update(ensemble, synthetic), personalize(ensemble, newcomers)):
+        assert grown.provenance["updates"] == [synthetic.source] and grown.provenance["data_digest"] == log.digest
+        assert "learned from synthetic data in part" in repr(grown)
+        assert update(grown, replace(log, rewards=log.rewards + 2)).provenance["data"]["synthetic"] == "in part"
+    for known, again in ((ensemble, log), (update(ensemble, synthetic), synthetic)):
+        with pytest.warns(RuntimeWarning, match="has learned from these very transitions before"):
+            update(known, again)
+    assert "synthetic" not in update(ensemble, replace(log, rewards=log.rewards + 1)).provenance["data"]
