@@ -51,7 +51,7 @@ class Forecast:
     """(B, H, D), in the units of the observations."""
     levels: tuple[float, ...]
     lower: FloatArray
-    """(levels, B, H, D)."""
+    """(levels, B, H, D), within the observation space where the ensemble keeps its states there."""
     upper: FloatArray
     """(levels, B, H, D)."""
 
@@ -81,8 +81,10 @@ def forecast(
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
         InvalidArgumentError: levels that are not known, or fewer than three draws.
+        InvalidStateError: start states of another shape, or not finite.
 
     """
+    observations = ensemble.task.check_observations(observations, "B", finite=True)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
@@ -92,9 +94,9 @@ def forecast(
     means, deviations = _predict(ensemble, np.array(chosen, np.int64), observations, actions, draws, seed)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
     lower, upper = means - half, means + half
-    if ensemble.config.clip_states:
+    if ensemble.config.clip_states:  # and so are the means
         space = ensemble.task.observation_space
-        lower, upper = np.clip(lower, space.low, space.high), np.clip(upper, space.low, space.high)
+        lower, upper = (np.clip(bound, space.low, space.high) for bound in (lower, upper))
     return Forecast(means, deviations, tuple(levels), lower, upper)
 
 

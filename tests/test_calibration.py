@@ -319,3 +319,19 @@ def calibrated(ensemble):
 def quiet(rng, shape):
     """No error."""
     return np.zeros(shape)
+
+
+def test_intervals_stay_within_the_observation_space():
+    ensemble = walkers(spread=0.1)
+    low, high = np.array([-1.0, -0.5], np.float32), np.array([1.0, 0.5], np.float32)
+    task = replace(ensemble.task, observation_space=spaces.Box(low, high))
+    config = ensemble.config.with_changes(clip_states=True)
+    future = forecast(replace(ensemble, task=task, config=config), 1, np.zeros((1, 2)), np.full((1, 40), 2))
+    assert (future.lower >= low).all() and (future.upper <= high).all()
+    assert (future.lower <= future.means).all() and (future.means <= future.upper).all()
+    assert future.upper[-1, 0, -1, 0] == 1.0
+
+
+def test_a_forecast_begins_in_a_state():
+    with pytest.raises(errors.InvalidStateError, match="must be finite, got nan as x"):
+        forecast(walkers(spread=0.1), 1, [[np.nan, 0.0]], np.ones((1, 3), int))
