@@ -69,6 +69,7 @@ class AgentDynamics:
     """Learned dynamics of N agents: the part of `LearnedDynamics` that is the same for all models."""
 
     agent_labels: Sequence[str]
+    task: Task
     covariates: FloatArray | None
     """(N, K), if known; NaN for an agent whose are not."""
 
@@ -91,6 +92,11 @@ class AgentDynamics:
         """
         index = self.agent_index(agent)
         if self.covariates is None or not np.isfinite(self.covariates[index]).all():
+            if self.task.make_system is None:
+                raise InvalidArgumentError(
+                    f"task {self.task.name} has no true system: measure and draw along a log of its agents "
+                    "(persim_gym.log_error, plot_trajectories(..., log=...), persim-gym evaluate --log)"
+                )
             raise InvalidArgumentError(
                 f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this model, so its true "
                 "system is unknown; give them (covariates=...), or measure along a log (persim_gym.log_error, "

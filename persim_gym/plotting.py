@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym import storage
 from persim_gym.arguments import whole_number
+from persim_gym.data import Trajectories
 from persim_gym.episodes import run
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
@@ -21,6 +23,7 @@ EMBEDDINGS = ("pca", "tsne")
 _TRUE_WEIGHT = 0.65
 _CHI_SQUARE_95 = 5.991
 """95 % of a normal distribution in two dimensions is within this squared distance."""
+_ELLIPSES = "; ellipses: 95 % of what is known of each"
 
 
 def plot_trajectories(
@@ -31,33 +34,43 @@ def plot_trajectories(
     steps: int = 50,
     policy: Any = "random",
     seed: int = 0,
+    log: Trajectories | None = None,
 ) -> Path:
     """Draw true against predicted states of some agents, each acting in its own true system from the same start state.
 
     Args:
         ensemble: whose predictions are drawn, every member and their mean, given the actions that were taken.
-        path: the picture's file; its suffix says the format.
+        path: the picture's file; its suffix says the format, PNG if it has none.
         agents: indices or labels, one column each.
         steps: horizon, in steps; less where the episode ends before.
         policy: acts on the true observations.
         seed: of the start state and random actions.
+        log: of these agents, where there are no true systems: each agent's first episode in it is drawn instead.
+
+    Raises:
+        InvalidArgumentError: there is neither a true system nor a log, or no picture of this suffix.
+        UnknownNameError: an agent is not in the ensemble or not in the log.
 
     """
-    task = ensemble.task
+    path, task = _picture(path), ensemble.task
     rows, columns = task.observation_size, len(agents)
     figure, axes = _panels(rows, columns, (4.2 * columns, 1.7 * rows + 0.8), sharex=True, sharey="row")
     for column, agent in enumerate(agents):
-        true, actions = _true_trajectory(ensemble, agent, steps, policy, seed)
+        if log is None:
+            true, actions = _true_trajectory(ensemble, agent, steps, policy, seed)
+        else:
+            true, actions = _logged_trajectory(log, ensemble.agent_labels[ensemble.agent_index(agent)], steps)
         members = ensemble.simulator(agent).rollout(true[:1], actions[None])[:, 0]
         members = np.concatenate([np.broadcast_to(true[0], (len(members), 1, true.shape[1])), members], axis=1)
         for row, name in enumerate(task.observation_names):
-            _draw_coordinate(axes[row, column], true[:, row], members[:, :, row])
+            _draw_coordinate(axes[row, column], true[:, row], members[:, :, row], "true" if log is None else "logged")
             if column == 0:
                 axes[row, column].set_ylabel(name)
-        axes[0, column].set_title(_title(ensemble, agent), fontsize=10)
+        end = "" if len(actions) == steps else f", ends at step {len(actions)}"
+        axes[0, column].set_title(_title(ensemble, agent) + end, fontsize=10)
         axes[-1, column].set_xlabel("step")
     axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"{task.name}: {steps} steps predicted from the first state alone")
+    figure.suptitle(f"{task.name}: up to {steps} steps predicted from the first state alone")
     return _save(figure, path)
 
 
@@ -85,12 +98,12 @@ def plot_frames(
         MissingExtraError: matplotlib or the renderer's library is not installed.
 
     """
-    task = ensemble.task
+    path, task = _picture(path), ensemble.task
     if not horizons:
         raise InvalidArgumentError("horizons=() must be one number of steps or more")
     horizons = [whole_number("horizons", steps) for steps in horizons]
     if task.make_renderer is None:
-        raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories")
+        raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories(..., log=...)")
     figure, axes = _panels(len(agents), len(horizons), (3.6 * len(horizons), 2.7 * len(agents)))
     for row, agent in enumerate(agents):
         true, actions = _true_trajectory(ensemble, agent, max(horizons), policy, seed)
@@ -133,18 +146,22 @@ def plot_agents(
 
     Raises:
         UnknownNameError: there is no such method.
-        InvalidArgumentError: colours that are not one number an agent.
+        InvalidArgumentError: colours that are not one number an agent, or a single agent.
 
     """
+    path = _picture(path)
     points, axes_of_factors = embed_agents(ensemble, method)
     panel_colors = _colors_of(ensemble) if colors is None else colors
+    if not panel_colors:
+        raise InvalidArgumentError("colors={} must have one panel or more; leave it out for the covariates")
+    drawn = ellipses and axes_of_factors is not None and ensemble.posterior is not None
     figure, panels = _panels(1, len(panel_colors), (4.6 * len(panel_colors), 3.8))
     for axis, (name, values) in zip(panels[0], panel_colors.items(), strict=True):
         if np.shape(values) != (ensemble.num_agents,):
             raise InvalidArgumentError(
                 f"colors[{name!r}] must be {ensemble.num_agents} numbers, one an agent; got shape {np.shape(values)}"
             )
-        if ellipses and axes_of_factors is not None and ensemble.posterior is not None:
+        if drawn and axes_of_factors is not None:
             _draw_ellipses(axis, points, axes_of_factors, ensemble)
         dots = axis.scatter(*points.T, c=np.asarray(values, np.float64), cmap="viridis", s=12, plotnonfinite=True)
         figure.colorbar(dots, ax=axis, label=name)
@@ -154,7 +171,9 @@ def plot_agents(
                 ensemble.agent_labels[index], points[index], xytext=(4, 3), textcoords="offset points", fontsize=8
             )
         axis.set(xlabel=f"{method} 1", ylabel=f"{method} 2")
-    figure.suptitle(f"{ensemble.task.name}: the factors of {ensemble.num_agents} agents", fontsize=10)
+    figure.suptitle(
+        f"{ensemble.task.name}: the factors of {ensemble.num_agents} agents{_ELLIPSES * drawn}", fontsize=10
+    )
     return _save(figure, path)
 
 
@@ -175,6 +194,8 @@ def embed_agents(ensemble: Ensemble, method: str = "pca") -> tuple[FloatArray, F
     decomposition = optional("sklearn.decomposition", "plots", library="scikit-learn")
     manifold = optional("sklearn.manifold", "plots", library="scikit-learn")
     factors = factor_matrix(ensemble)
+    if len(factors) < 2:
+        raise InvalidArgumentError("a map needs two agents or more; the ensemble has one")
     spread = factors.std(axis=0)
     spread = np.where(spread > 0, spread, 1.0)
     standard = (factors - factors.mean(axis=0)) / spread
@@ -197,6 +218,8 @@ def _draw_ellipses(axis: Any, points: FloatArray, components: FloatArray, ensemb
     _, covariances = ensemble.known_posterior().solve(np.arange(ensemble.num_agents))
     by_member = components.reshape(ensemble.num_members, -1, 2)
     flat = np.einsum("mia,mnij,mjb->nab", by_member, covariances, by_member, optimize=True)
+    reach = np.sqrt(_CHI_SQUARE_95 * np.maximum(flat[:, [0, 1], [0, 1]], 0))
+    axis.update_datalim(np.concatenate([points - reach, points + reach]))  # collections do not scale the axes
     values, vectors = np.linalg.eigh(flat)
     widths = 2 * np.sqrt(_CHI_SQUARE_95 * np.maximum(values, 0))
     angles = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
@@ -208,10 +231,10 @@ def _draw_ellipses(axis: Any, points: FloatArray, components: FloatArray, ensemb
     )  # fmt: skip
 
 
-def _draw_coordinate(axis: Any, true: FloatArray, members: FloatArray) -> None:
-    """Draw one coordinate: true (H + 1,), members (M, H + 1)."""
+def _draw_coordinate(axis: Any, true: FloatArray, members: FloatArray, name: str) -> None:
+    """Draw one coordinate: true (H + 1,) under its name, members (M, H + 1)."""
     time = np.arange(len(true))
-    axis.plot(time, true, color="black", linewidth=1.8, label="true system")
+    axis.plot(time, true, color="black", linewidth=1.8, label=name)
     for index, member in enumerate(members):
         label = "members" if index == 0 else None
         axis.plot(time, member, color="tab:orange", alpha=0.45, linewidth=0.8, label=label)
@@ -230,10 +253,21 @@ def _true_trajectory(
     return np.concatenate(states), np.concatenate([step.actions for step in path])
 
 
+def _logged_trajectory(log: Trajectories, label: str, steps: int) -> tuple[FloatArray, np.ndarray]:
+    """Return states (H + 1, D) and actions (H,) or (H, A) of an agent's first episode, up to so many steps."""
+    episode = int(np.flatnonzero(log.episode_agents == log.agent_index(label))[0])
+    start, end = int(log.episode_starts[episode]), int(log.episode_ends[episode])
+    rows = slice(start, min(end, start + steps))
+    return np.concatenate([log.observations[start : start + 1], log.next_observations[rows]]), log.actions[rows]
+
+
 def _title(ensemble: Ensemble, agent: int | str) -> str:
-    values = ensemble.agent_covariates(agent)
-    named = ", ".join(f"{name} {value:g}" for name, value in zip(ensemble.task.covariate_names, values, strict=True))
-    return f"agent {ensemble.agent_labels[ensemble.agent_index(agent)]} (hidden: {named})"
+    index = ensemble.agent_index(agent)
+    name = f"agent {ensemble.agent_labels[index]}"
+    if ensemble.covariates is None or not np.isfinite(ensemble.covariates[index]).all():
+        return name
+    pairs = zip(ensemble.task.covariate_names, ensemble.covariates[index], strict=True)
+    return f"{name} (hidden: {', '.join(f'{covariate} {value:g}' for covariate, value in pairs)})"
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) -> tuple[Any, Any]:
@@ -245,8 +279,17 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) 
     return figure, figure.subplots(rows, columns, squeeze=False, **sharing)
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def _picture(path: str | Path) -> Path:
+    """Return where a picture is written, if it can be: asked before the work."""
     path = Path(path)
+    storage.check_target(path)
+    known = optional("matplotlib.backend_bases", "plots").FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise InvalidArgumentError(f"{path} must end in .png, .pdf, .svg or another of {', '.join(sorted(known))}")
+    return path if path.suffix else path.with_name(f"{path.name}.png")
+
+
+def _save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

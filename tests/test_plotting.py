@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib import pyplot
-from support import SMALL, random_ensemble
+from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import errors, plot_agents, plotting
@@ -70,3 +70,54 @@ def test_maps_that_cannot_be_drawn_are_refused(ensemble, tmp_path, kind, message
     with pytest.raises(kind, match=message):
         plot_agents(ensemble, tmp_path / "agents.png", **settings)
     pyplot.close("all")
+
+
+def test_pictures_are_where_the_path_says(ensemble, tmp_path):
+    """PNG without a suffix; what cannot be drawn is said before the work."""
+    path = plot_agents(ensemble, tmp_path / "agents")
+    assert path.name == "agents.png" and path.exists()
+    for kind, name, message in (
+        (errors.InvalidArgumentError, "agents.foo", r"agents.foo must end in .png, .pdf, .svg or another of"),
+        (errors.FileWriteError, ".", "is a folder"),
+    ):
+        with pytest.raises(kind, match=message):
+            plot_agents(ensemble, tmp_path / name)
+    with pytest.raises(errors.InvalidArgumentError, match="a map needs two agents or more"):
+        plot_agents(ensemble.with_agents([0]), path)
+    with pytest.raises(errors.InvalidArgumentError, match="colors={} must have one panel or more"):
+        plot_agents(ensemble, path, colors={})
+
+
+def test_ellipses_are_inside_the_axes_and_explained(ensemble, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plotting, "_save", lambda figure, path: drawn.append(figure))
+    few = ensemble.with_agents([0, 1, 2])
+    plot_agents(few, tmp_path / "agents.png")
+    assert "95 % of what is known" in drawn[0].get_suptitle()
+    axis = drawn[0].axes[0]
+    (ellipses,) = [one for one in axis.collections if hasattr(one, "get_widths")]
+    reach = np.maximum(ellipses.get_widths(), ellipses.get_heights()) / 2
+    (left, right), points = axis.get_xlim(), plotting.embed_agents(few)[0]
+    flat = np.abs(np.cos(np.radians(ellipses.get_angles())))  # the least that the longer axis spans
+    assert ((points[:, 0] - reach * flat >= left) & (points[:, 0] + reach * flat <= right)).all()
+
+
+def test_an_own_task_is_drawn_along_its_log(tmp_path, monkeypatch):
+    """True against predicted without a true system; the title says where the episode ends."""
+    task = replace(walk_task(), make_system=None)
+    model = replace(perfect_walk_ensemble(task), covariates=None)
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(["0", "2"], 6), observations=np.zeros((12, 2)), actions=[0, 1, 2] * 4, task="Walk",
+        next_observations=np.arange(24.0).reshape(12, 2),
+    )  # fmt: skip
+    with pytest.raises(errors.InvalidArgumentError, match=r"task Walk has no true system: .*log_error.*log=\.\.\."):
+        plotting.plot_trajectories(model, tmp_path / "walk.png", agents=[0])
+    drawn = []
+    monkeypatch.setattr(plotting, "_save", lambda figure, path: drawn.append(figure))
+    plotting.plot_trajectories(model, tmp_path / "walk.png", agents=["2"], steps=9, log=log)
+    axis = drawn[0].axes[0]
+    assert axis.get_title() == "agent 2, ends at step 6" and "up to 9 steps" in drawn[0].get_suptitle()
+    assert axis.lines[0].get_ydata().tolist() == [0, 12, 14, 16, 18, 20, 22]
+    assert axis.lines[-1].get_ydata().tolist() == [0, -2, -2, 0, -2, -2, 0]
+    with pytest.raises(errors.UnknownNameError, match="labelled '1'"):
+        plotting.plot_trajectories(model, tmp_path / "walk.png", agents=[1], log=log)
