@@ -109,7 +109,7 @@ def test_with_members(cart_pole):
 
 
 def test_normalizer_is_mean_and_unbiased_deviation():
-    """Over all transitions; a coordinate that never changes keeps scale 1."""
+    """Over all transitions; a coordinate that never changes keeps scale 1, and its change has scale 0."""
     rng = np.random.default_rng(0)
     states, after = rng.normal(2, 3, (50, 3)), rng.normal(1, 2, (50, 3))
     states[:, 2], after[:, 2] = 4.0, 4.0
@@ -118,7 +118,7 @@ def test_normalizer_is_mean_and_unbiased_deviation():
     np.testing.assert_allclose(normalizer.state_scale[:2], states.std(0, ddof=1)[:2], rtol=1e-6)
     np.testing.assert_allclose(normalizer.change_mean, (after - states).mean(0), atol=1e-6)
     np.testing.assert_allclose(normalizer.change_scale[:2], (after - states).std(0, ddof=1)[:2], rtol=1e-6)
-    assert normalizer.state_scale[2] == normalizer.change_scale[2] == 1.0
+    assert normalizer.state_scale[2] == normalizer.unit[2] == 1.0 and normalizer.change_scale[2] == 0.0
 
 
 @pytest.mark.parametrize(("task", "config"), [("CartPole", SMALL), ("HalfCheetah", DEEP)])

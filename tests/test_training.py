@@ -126,8 +126,9 @@ def test_the_validation_error_does_not_depend_on_units(log):
     config = PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=5, batch_size=64)
     units = np.array([1e6, 1, 1, 1], np.float32)
     small = dataclasses.replace(
-        log, task=None, observations=log.observations * units, next_observations=log.next_observations * units
-    )
+        log, task=None, observations=log.observations * units, next_observations=log.next_observations * units,
+        covariates=None, covariate_names=(),
+    )  # fmt: skip
     same = persim_gym.Task(
         name="Scaled", observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (4,)),
         action_space=gymnasium.spaces.Discrete(2), max_episode_steps=200,
