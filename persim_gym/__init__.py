@@ -6,37 +6,47 @@ Importing the package registers the environments' ids and loads no learning libr
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from persim_gym import errors, registration
 from persim_gym.registration import register_ensemble
 
 if TYPE_CHECKING:
-    from persim_gym.calibration import calibrate, forecast
+    from pathlib import Path
+
+    from persim_gym.calibration import Forecast, calibrate, forecast
     from persim_gym.collection import collect
     from persim_gym.config import PerSimConfig
-    from persim_gym.covariates import fit_covariate_map
+    from persim_gym.covariates import CovariateMap, fit_covariate_map
     from persim_gym.data import Trajectories
-    from persim_gym.evaluation import prediction_error
+    from persim_gym.evaluation import PredictionError, prediction_error
     from persim_gym.factors import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
-    from persim_gym.log_errors import log_error
+    from persim_gym.log_errors import LogError, log_error
     from persim_gym.model import Ensemble
     from persim_gym.planning import MPCAgent, ValueIterationAgent
-    from persim_gym.plotting import plot_agents
+    from persim_gym.plotting import plot_agents, plot_frames, plot_trajectories
     from persim_gym.policies import MLPPolicy
-    from persim_gym.returns import mpc_returns, policy_returns, true_mpc_returns, value_iteration_returns
+    from persim_gym.returns import AverageReturn, mpc_returns, policy_returns, true_mpc_returns, value_iteration_returns
     from persim_gym.simulator import Simulator
-    from persim_gym.tasks import Task, get_task, register_task, task_names
+    from persim_gym.tasks import Covariate, PlanningObjective, Task, get_task, register_task, task_names
     from persim_gym.training import fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AverageReturn",
+    "Covariate",
+    "CovariateMap",
     "Ensemble",
+    "Forecast",
+    "LogError",
     "MLPPolicy",
     "MPCAgent",
     "PerSimConfig",
+    "PlanningObjective",
+    "PredictionError",
     "Simulator",
     "Task",
     "Trajectories",
@@ -45,9 +55,9 @@ __all__ = [
     "collect",
     "errors",
     "fit",
-    "generate",
     "fit_covariate_map",
     "forecast",
+    "generate",
     "get_task",
     "load",
     "log_error",
@@ -55,6 +65,8 @@ __all__ = [
     "nearest_agents",
     "personalize",
     "plot_agents",
+    "plot_frames",
+    "plot_trajectories",
     "policy_returns",
     "prediction_error",
     "refit_factors",
@@ -67,10 +79,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AverageReturn": "returns",
+    "Covariate": "tasks",
+    "CovariateMap": "covariates",
     "Ensemble": "model",
+    "Forecast": "calibration",
+    "LogError": "log_errors",
     "MLPPolicy": "policies",
     "MPCAgent": "planning",
     "PerSimConfig": "config",
+    "PlanningObjective": "tasks",
+    "PredictionError": "evaluation",
     "Simulator": "simulator",
     "Task": "tasks",
     "Trajectories": "data",
@@ -87,6 +106,8 @@ _HOMES = {
     "nearest_agents": "factors",
     "personalize": "factors",
     "plot_agents": "plotting",
+    "plot_frames": "plotting",
+    "plot_trajectories": "plotting",
     "policy_returns": "returns",
     "prediction_error": "evaluation",
     "refit_factors": "factors",
@@ -98,7 +119,7 @@ _HOMES = {
 }
 
 
-def load(path: Any, *, task: Any = None) -> Ensemble:
+def load(path: str | Path, *, task: str | Task | None = None) -> Ensemble:
     """Load an ensemble.
 
     Args:
@@ -119,10 +140,10 @@ def load(path: Any, *, task: Any = None) -> Ensemble:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "interop":
-        return importlib.import_module("persim_gym.interop")
     if name not in _HOMES:
-        raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
+        if name.startswith("_") or importlib.util.find_spec(f"persim_gym.{name}") is None:
+            raise AttributeError(f"module 'persim_gym' has no attribute {name!r}")
+        return importlib.import_module(f"persim_gym.{name}")
     value = getattr(importlib.import_module(f"persim_gym.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

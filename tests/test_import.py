@@ -1,6 +1,8 @@
 """What importing costs, what it offers, and which module may know which."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,22 @@ def test_data_goes_one_way(folder, layers):
             if not name.startswith(dotted) or there not in units or there == here:
                 continue
             assert layers.index(there) < layers.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+
+
+def test_the_front_door():
+    """Type checkers and interpreters are told of the same names, and modules are there after a plain import."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.name: node.module.removeprefix("persim_gym.")
+        for node in ast.walk(typed) if isinstance(node, ast.ImportFrom) and node.module.startswith("persim_gym")
+        for alias in node.names
+    }  # fmt: skip
+    assert told == persim_gym._HOMES and persim_gym.__all__ == sorted({*told, "errors", "load", "register_ensemble"})
+    assert all(getattr(persim_gym, name) is not None for name in persim_gym.__all__)
+    fresh = "import persim_gym; persim_gym.baselines.fit_cql, persim_gym.config.get_config; persim_gym.nothing"
+    done = subprocess.run([sys.executable, "-c", fresh], capture_output=True, text=True, check=False)
+    assert "module 'persim_gym' has no attribute 'nothing'" in done.stderr
 
 
 def test_only_kernels_know_numba():
