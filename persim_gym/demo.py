@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.rule import Rule
 
 from persim_gym import storage
 from persim_gym.collection import collect
@@ -61,18 +62,18 @@ def run_demo(
     """
     start = time.perf_counter()
     data_path, model_path = out / "cartpole-random.safetensors", out / "cartpole.persim"
-    console.rule("1. one random trajectory of each agent")
+    _heading(console, "1. one random trajectory of each agent")
     log = collect(TASK, policy="random", num_agents=num_agents, seed=seed)
     log.save(data_path)
     console.print(log, highlight=False)
 
-    console.rule("2. learn one simulator for each agent")
+    _heading(console, "2. learn one simulator for each agent")
     # No held-out part, which would mean training twice: the true systems are there to compare with.
     ensemble = fit(log, epochs=epochs, seed=seed, validation_fraction=0.0, checkpoint=model_path, progress=progress)
     ensemble.save(model_path)
     console.print(ensemble, highlight=False)
 
-    console.rule("3. evaluate agents 0–4, which were seen once, failing")
+    _heading(console, "3. evaluate agents 0–4, which were seen once, failing")
     result = _evaluate(ensemble, episodes, num_candidates, seed, progress)
     console.print(_table(result, episodes))
     records = {
@@ -88,7 +89,7 @@ def run_demo(
     )
     console.print(f"picture: {picture}   records: {out / 'demo.json'}", highlight=False)
 
-    console.rule("4. use it")
+    _heading(console, "4. use it")
     console.print(
         "import gymnasium as gym, persim_gym\n"
         f'persim_gym.register_ensemble("{model_path}")\n'
@@ -109,6 +110,11 @@ def _evaluate(ensemble: Ensemble, episodes: int, num_candidates: int, seed: int,
         simulator=mpc_returns(ensemble, num_candidates=num_candidates, **common),
         true=true_mpc_returns(ensemble, num_candidates=num_candidates, **common),
     )
+
+
+def _heading(console: Console, text: str) -> None:
+    """Print a heading; a console that breaks no lines, as in a pipe, is wider than anybody's screen."""
+    console.print(Rule(text), width=min(console.width, 80))
 
 
 def _table(result: DemoResult, episodes: int) -> Any:

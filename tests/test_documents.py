@@ -81,11 +81,14 @@ def test_demo_goes_the_whole_road(tmp_path):
     pytest.importorskip("matplotlib")
     from persim_gym.demo import run_demo
 
-    console = Console(record=True, width=150, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=10_000, file=open(os.devnull, "w"))  # noqa: SIM115
     run_demo(tmp_path, num_agents=8, epochs=2, episodes=1, num_candidates=20, seed=0, console=console, progress=False)
     console.file.close()
     records = json.loads((tmp_path / "demo.json").read_text())
     assert [row["agent"] for row in records["prediction_error"]] == ["0", "1", "2", "3", "4"]
     assert len(records["returns"]) == 15
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert f'register_ensemble("{tmp_path / "cartpole.persim"}")' in console.export_text().replace("\n", "")
+    printed = console.export_text()
+    assert f'register_ensemble("{tmp_path / "cartpole.persim"}")' in printed.replace("\n", "")
+    headings = [line for line in printed.splitlines() if line.startswith("─") and line.endswith("─")]
+    assert len(headings) == 4 and max(map(len, headings)) <= 80

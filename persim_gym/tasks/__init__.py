@@ -10,14 +10,16 @@ from typing import Any
 
 from persim_gym.errors import FileFormatError, InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.tasks import cart_pole, half_cheetah, mountain_car
-from persim_gym.tasks.base import Covariate, PlanningObjective, Renderer, System, Task, ToLearn
+from persim_gym.tasks.base import Covariate, PlanningObjective, Renderer, RewardFn, System, Task, TerminationFn, ToLearn
 
 __all__ = [
     "Covariate",
     "PlanningObjective",
     "Renderer",
+    "RewardFn",
     "System",
     "Task",
+    "TerminationFn",
     "ToLearn",
     "find_task",
     "get_task",
