@@ -180,7 +180,9 @@ def evaluate(
     acting = policy_of(policy, ensemble.task, seed)
     errors = evaluation.prediction_error(
         ensemble,
-        policy=getattr(acting, "act", acting),  # the published errors are those of a policy that draws on
+        policy=acting
+        if isinstance(acting, str)
+        else acting.act,  # the published errors are those of a policy that draws on
         agents=chosen,
         episodes=episodes,
         seed=seed,

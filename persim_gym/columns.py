@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.errors import InvalidDataError
+from persim_gym.tasks.spaces import outside
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -281,13 +282,11 @@ def check_resolution(name: str, given: Any, following: Any, starts: IntArray) ->
 
 def check_within(name: str, states: FloatArray, space: spaces.Box, coordinates: Sequence[str]) -> None:
     """Raise `InvalidDataError` if a column of observations (T, D) leaves its space by more than rounding."""
-    room = 1e-6 * np.maximum(1.0, np.abs(np.where(np.isfinite([space.low, space.high]), [space.low, space.high], 0.0)))
-    low, high = space.low - room[0], space.high + room[1]
     for start in range(0, len(states), _CHUNK):
         part = states[start : start + _CHUNK]
-        outside = np.argwhere((part < low) | (part > high))
-        if len(outside):
-            row, column = (int(place) for place in outside[0])
+        beyond = np.argwhere(outside(part, space))
+        if len(beyond):
+            row, column = (int(place) for place in beyond[0])
             raise InvalidDataError(
                 f"{name} holds {coordinates[column]} = {part[row, column]:.6g} in row {start + row}, outside its range "
                 f"from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: correct "

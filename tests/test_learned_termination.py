@@ -12,7 +12,7 @@ from persim_gym import Task, Trajectories, ValueIterationAgent, generate
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.parameters import Outcome
 from persim_gym.rollouts import simulated_returns
-from persim_gym.tasks.base import TO_LEARN
+from persim_gym.tasks.objective import TO_LEARN
 from persim_gym.tasks.rules import ended
 
 

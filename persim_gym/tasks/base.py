@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -20,33 +20,10 @@ from persim_gym.errors import (
     PerSimError,
     UnknownNameError,
 )
-from persim_gym.tasks.spaces import as_float32, check_spaces, space_from_json, space_to_json
+from persim_gym.tasks.objective import TO_LEARN, PlanningObjective, RewardFn, TerminationFn, ToLearn
+from persim_gym.tasks.spaces import as_float32, check_spaces, outside, space_from_json, space_to_json
+from persim_gym.tasks.system import Renderer, System
 from persim_gym.types import FloatArray
-
-# Rewards and termination rules use operators only, so that the same definition serves NumPy arrays and torch tensors.
-RewardFn = Callable[[Any, Any, Any], Any]
-"""(observations (..., D), actions (...) or (..., A), next_observations (..., D)) -> rewards (...)."""
-TerminationFn = Callable[[Any], Any]
-"""next_observations (..., D) -> terminated (...), boolean."""
-ProgressFn = Callable[[Any], Any]
-"""observations (..., D) -> (...)."""
-
-
-class ToLearn:
-    """Stands where a task has no reward or termination function: `persim_gym.fit` learns it from the log."""
-
-    def __call__(self, *columns: Any) -> Any:
-        raise PerSimError(
-            "this task has no such function of its own; fit learns it, and the tasks of its simulators have it "
-            "(ensemble.simulator(agent).task)"
-        )
-
-    def __reduce__(self) -> str:
-        """Pickle and copy as what it is, the one object of its kind."""
-        return "TO_LEARN"
-
-
-TO_LEARN = ToLearn()
 
 
 @dataclass(frozen=True)
@@ -59,72 +36,6 @@ class Covariate:
     default: float
     positive: bool = True
     """Whether only values above zero make physical sense."""
-
-
-@dataclass(frozen=True)
-class PlanningObjective:
-    """What a planner maximizes over a rollout s_0, a_0, s_1, …, s_H.
-
-    return = Σ_t alive_t · reward(s_t, a_t, s_{t+1}) + H · max_{0≤t≤H} progress(s_t),
-
-    where alive_t is 0 after the step that ends in a terminal state or, without ``pays_last_step``, from this step on;
-    where termination was learned, it is the probability of no end until then, the product of 1 − that of each state.
-    """
-
-    reward: RewardFn
-    terminated: TerminationFn | None = None
-    progress: ProgressFn | None = None
-    max_reward: float | None = None
-    """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
-    of_agent: Callable[[int], PlanningObjective] | None = None
-    """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
-    pays_last_step: bool = True
-    """Whether the step into a terminal state earns its reward, as it does in an episode."""
-
-    def largest_return(self, horizon: int) -> float | None:
-        """Return what no rollout of so many steps can exceed; None if that is not known."""
-        if self.max_reward is None or self.progress is not None:
-            return None
-        # Where every step costs, a rollout that ends early has the best return.
-        return horizon * (self.max_reward if self.terminated is None else max(self.max_reward, 0.0))
-
-
-class System(Protocol):
-    """B copies of a true system, each with its own covariates, stepped together. Not a Gymnasium environment."""
-
-    num_copies: int
-
-    def reset(self, rng: np.random.Generator) -> FloatArray:
-        """Put every copy into an initial state; observations (B, D) float64."""
-        ...
-
-    def set_observations(self, observations: FloatArray) -> None:
-        """Put the copies into the states that show the observations (B, D)."""
-        ...
-
-    def observe(self) -> FloatArray:
-        """Return the current observations (B, D) float64."""
-        ...
-
-    def step(self, actions: Any) -> FloatArray:
-        """Apply actions (B,) or (B, A); next observations (B, D) float64."""
-        ...
-
-    def branch(self, copies: Any) -> System:
-        """Return an independent system whose i-th copy is an exact duplicate of copy ``copies[i]`` of this one."""
-        ...
-
-
-class Renderer(Protocol):
-    """Draws a state."""
-
-    def draw(self, observation: FloatArray) -> Any:
-        """Draw the observation (D,): an image (height, width, 3) uint8, or None when shown on the screen."""
-        ...
-
-    def close(self) -> None:
-        """Release the window or the graphics context."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,8 +272,7 @@ class Task:
         """
         given = self.check_observations(states, *leading, dtype=np.float64, finite=True, name="state")
         low, high = self.observation_space.low, self.observation_space.high
-        with np.errstate(over="ignore"):  # float32's largest number stands for no bound
-            beyond = (given < low - 1e-6 * np.maximum(1, abs(low))) | (given > high + 1e-6 * np.maximum(1, abs(high)))
+        beyond = outside(given, self.observation_space)
         if beyond.any():
             place = tuple(np.argwhere(beyond)[0])
             raise InvalidStateError(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.tasks.base import Covariate, PlanningObjective, Task
+from persim_gym.tasks.base import Covariate, Task
 from persim_gym.tasks.equations import EquationSystem
+from persim_gym.tasks.objective import PlanningObjective
 from persim_gym.tasks.rendering import GymnasiumRenderer
 from persim_gym.types import FloatArray
 

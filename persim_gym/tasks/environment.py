@@ -11,8 +11,9 @@ import gymnasium
 import numpy as np
 
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, NoRendererError
-from persim_gym.tasks.base import Renderer, Task
+from persim_gym.tasks.base import Task
 from persim_gym.tasks.rules import Point, ended
+from persim_gym.tasks.system import Renderer
 from persim_gym.types import FloatArray
 
 

@@ -14,7 +14,7 @@ Dynamics = Callable[[FloatArray, Any, FloatArray], FloatArray]
 
 
 class EquationSystem:
-    """B copies of a system whose observation is its whole state (`persim_gym.tasks.base.System`)."""
+    """B copies of a system whose observation is its whole state (`persim_gym.tasks.System`)."""
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym.extras import optional
-from persim_gym.tasks.base import Covariate, PlanningObjective, Task
+from persim_gym.tasks.base import Covariate, Task
+from persim_gym.tasks.objective import PlanningObjective
 from persim_gym.tasks.rendering import GymnasiumRenderer
 from persim_gym.tasks.rules import never_terminated
 from persim_gym.types import FloatArray
@@ -63,7 +64,7 @@ def scaled_model(mass: float, damping: float) -> Any:
 
 
 class HalfCheetahSystem:
-    """B cheetahs, each with its own masses and damping, stepped on all cores (`persim_gym.tasks.base.System`).
+    """B cheetahs, each with its own masses and damping, stepped on all cores (`persim_gym.tasks.System`).
 
     The observation (18,) is the forward speed over the last step (0 after a reset), then the height, the pitch and the
     six joint angles, then the nine velocities.

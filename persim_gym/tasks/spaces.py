@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.types import BoolArray, FloatArray
 
 
 def check_spaces(observation_space: Any, action_space: Any) -> None:
@@ -40,6 +41,13 @@ def as_float32(space: spaces.Discrete | spaces.Box) -> spaces.Discrete | spaces.
     if isinstance(space, spaces.Discrete) or space.dtype == np.float32:
         return space
     return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+
+
+def outside(states: FloatArray, space: spaces.Box) -> BoolArray:
+    """Return which numbers of states (…, D) leave their space by more than rounding."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    below, above = (1e-6 * np.maximum(1.0, np.where(np.isfinite(bound), abs(bound), 0.0)) for bound in (low, high))
+    return (states < low - below) | (states > high + above)
 
 
 def space_to_json(space: spaces.Discrete | spaces.Box) -> dict[str, Any]:
