@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import pickle
 import re
@@ -143,6 +144,27 @@ def test_simulated_states_stay_in_the_observation_space():
         observation = env.step(action)[0]
         assert env.observation_space.contains(observation)
         assert np.isclose(np.abs(observation), np.abs(env.observation_space.high)).any() or observation[0] == -1.2
+
+
+@pytest.mark.parametrize("clip_states", [True, False])
+@pytest.mark.parametrize("aggregate", ["mean", "median"])
+def test_next_to_a_bound_one_environment_steps_as_many_do(clip_states, aggregate):
+    """Where some members run over the bound and others do not, too: the aggregate is of what the simulator keeps."""
+    ensemble = random_ensemble("MountainCar", SMALL.with_changes(clip_states=clip_states), step_size=0.02, seed=1)
+    env = PersonalizedEnv(ensemble, 1, aggregate=aggregate)
+    vector = PersonalizedVectorEnv(ensemble, 1, 1, aggregate=aggregate)
+    low, beyond = ensemble.task.observation_space.low, set()
+    for position, action in itertools.product(np.linspace(low[0], low[0] + 0.04, 15), range(3)):
+        state = np.array([position, 0.0], np.float32)
+        members = state + reference_changes(ensemble, 1, [state], [action])[:, 0]
+        beyond.add((members < low).any(axis=1).sum())
+        env.reset(options={"state": state})
+        vector.reset(options={"state": state})
+        observation, *_, info = env.step(action)
+        observations, *_, infos = vector.step(np.array([action]))
+        np.testing.assert_allclose(observation, observations[0], atol=1e-6)
+        np.testing.assert_allclose(info["disagreement"], infos["disagreement"][0], atol=1e-6)
+    assert beyond == set(range(ensemble.num_members + 1))
 
 
 def test_one_member_for_a_whole_episode():

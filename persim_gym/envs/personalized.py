@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observ
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model import Ensemble
 from persim_gym.networks.folding import fold
-from persim_gym.networks.steppers import MeanStepper, SingleStepper, mean_stepper
+from persim_gym.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
 from persim_gym.outcomes import bound_task
 from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import FloatArray
@@ -27,10 +28,9 @@ class PersonalizedEnv(TaskEnv):
     """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
 
     Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
-    system's. A task without start states of its own starts in the first states of the log. The aggregate of
-    the members is kept within the observation space. (`Simulator.step` clips each member instead, and only if the
-    settings say so; the two differ next to a bound.) If a prediction is not finite, the episode is truncated and
-    ``info["diverged"]`` is True.
+    system's. A task without start states of its own starts in the first states of the log. A step is `Simulator.step`,
+    kept within the observation space. If a prediction is not finite, the episode is truncated and ``info["diverged"]``
+    is True.
 
     A termination that was learned is a probability at each state: whether the episode ends there is drawn with it from
     ``np_random``, so that episodes last as long as those of the log.
@@ -96,21 +96,25 @@ class PersonalizedEnv(TaskEnv):
             posterior_of(self.ensemble)
         self._member: int | None = None
         self._stepper: SingleStepper | _SimulatorStepper
-        self._predict: Any = self._predict_from_members
-        self._guarded: Any = self._predict_from_members
-        limit = float(np.finfo(np.float32).max)
+        self._mean: MeanStepper | CompiledMeanStepper | None = None
+        self._member_bounds: tuple[FloatArray, FloatArray] | None = None
+        """Of each member's next state, where the simulator keeps to them."""
+        space, limit = task.observation_space, np.inf
         if isinstance(self.ensemble, Ensemble):
             network = fold(self.ensemble, self.agent)
             self._stepper = SingleStepper(network)
+            if self.ensemble.config.clip_states:
+                self._member_bounds = space.low, space.high
             if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
-                stepper = mean_stepper(network)
-                self._predict, self._guarded, limit = stepper, stepper.guarded, stepper.limit
+                self._mean = mean_stepper(network)
+                limit = self._mean.limit
         else:
             self._stepper = _SimulatorStepper(self.simulator)
+        self._lows, self._highs = np.maximum(space.low, -limit).tolist(), np.minimum(space.high, limit).tolist()
+        self._reach = sqrt(self.ensemble.num_members - 1)
+        """Standard deviations from their mean within which all members lie (Samuelson's inequality)."""
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
-        self._lows = np.maximum(task.observation_space.low, -limit).tolist()
-        self._highs = np.minimum(task.observation_space.high, limit).tolist()
 
     @property
     def simulator(self) -> Simulator:
@@ -133,33 +137,46 @@ class PersonalizedEnv(TaskEnv):
         return draw_initial_observations(self.ensemble, self.np_random, 1)[0]
 
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
-        predict = self._guarded if self._far else self._predict
-        proposed, disagreement = predict(observation, action)
+        step = None if self._mean is None else self._step_of_mean(self._mean, observation, action)
+        proposed, disagreement = self._step_of_members(observation, action) if step is None else step
         info = {"disagreement": disagreement}
         if self._uncertainty:
             prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
             info["standard_deviation"] = prediction.standard_deviation[0]
-        self._far = False
-        for low, value, high in zip(self._lows, proposed.tolist(), self._highs, strict=True):
-            if not low <= value <= high:  # comparing numbers costs a sixth of NumPy's clip
-                self._far = True
-                if not np.isfinite(proposed).all():
-                    return observation, True, {**info, "diverged": True}
-                proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
-                break
+        if step is None or self._far:
+            if not np.isfinite(proposed).all():
+                return observation, True, {**info, "diverged": True}
+            proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
         return proposed, False, info
 
-    def _predict_from_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray]:
-        """Return the next state (D,) and the members' deviation (D,)."""
-        changes = self._stepper.changes(observation, action)
-        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
-            disagreement = changes.std(axis=0)
-            if self._member is not None:
-                change = changes[self._member]
-            else:
-                change = aggregated(changes, self.aggregate)
-            proposed = observation + change
+    def _step_of_mean(
+        self, stepper: MeanStepper | CompiledMeanStepper, observation: FloatArray, action: Any
+    ) -> tuple[FloatArray, FloatArray] | None:
+        """Return the next state (D,) and the members' deviation (D,); None where a bound may lie among the members."""
+        predict = stepper.guarded if self._far else stepper
+        proposed, disagreement = predict(observation, action)
+        coordinates = zip(self._lows, proposed.tolist(), disagreement.tolist(), self._highs, strict=True)
+        self._far = False
+        for low, value, deviation, high in coordinates:  # comparing numbers costs a sixth of NumPy's clip
+            reach = self._reach * deviation
+            if not (low + reach <= value <= high - reach):
+                self._far = True
+                if not (value + reach < low or value - reach > high):
+                    return None
+        if self._far and self._member_bounds is not None:
+            within = np.clip(proposed, *self._member_bounds)
+            proposed, disagreement = within, np.where(within == proposed, disagreement, 0)  # all members meet the bound
         return proposed, disagreement
+
+    def _step_of_members(self, observation: FloatArray, action: Any) -> tuple[FloatArray, FloatArray]:
+        """Return the next state (D,) and the members' deviation (D,), each member within the simulator's bounds."""
+        with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
+            members = observation + self._stepper.changes(observation, action)
+            if self._member_bounds is not None:
+                members = np.clip(members, *self._member_bounds)
+            if self._member is not None:
+                return members[self._member], members.std(axis=0)
+            return aggregated(members, self.aggregate), members.std(axis=0)
 
 
 class _SimulatorStepper:
