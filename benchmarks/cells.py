@@ -15,7 +15,7 @@ import unseen
 from protocol import Scale, Table
 
 from persim_gym import get_task, storage
-from persim_gym.dynamics import LearnedDynamics
+from persim_gym.model.dynamics import LearnedDynamics
 
 CACHE = Path(__file__).parent / ".cache"
 

@@ -26,8 +26,8 @@ from models import logged
 from newcomers import first_transitions, persim_plus
 
 from persim_gym import Ensemble, personalize, prediction_error
+from persim_gym.collection.logging_policies import test_policy
 from persim_gym.errors import MissingExtraError, PerSimError
-from persim_gym.logging_policies import test_policy
 
 COUNTS = (0, 1, 2, 5, 10, 20, 50)
 

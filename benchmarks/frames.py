@@ -15,7 +15,7 @@ import protocol
 from measurement_file import RESULTS
 from models import trained
 
-from persim_gym.logging_policies import test_policy
+from persim_gym.collection.logging_policies import test_policy
 from persim_gym.plotting import plot_frames
 
 HORIZONS = (10, 30, 50, 70, 90)

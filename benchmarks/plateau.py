@@ -22,7 +22,7 @@ from measurement_file import RESULTS, MeasurementFile
 from models import logged
 
 from persim_gym import Trajectories, get_task
-from persim_gym.returns import run_episodes
+from persim_gym.evaluation.returns import run_episodes
 from persim_gym.types import Policy
 
 METHODS = (

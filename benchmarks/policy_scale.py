@@ -20,8 +20,8 @@ import results
 from measurement_file import RESULTS, MeasurementFile
 
 from persim_gym import get_task
-from persim_gym.evaluation import mean_predictor_errors
-from persim_gym.logging_policies import test_policy
+from persim_gym.collection.logging_policies import test_policy
+from persim_gym.evaluation.prediction import mean_predictor_errors
 
 _SHARPEST_R2 = 0.99  # beyond it the digits printed leave the scale open
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from unseen import AGENT_COUNTS, agent_count, base_method, papers_name, with_agent_count, with_fraction
 
+from persim_gym.collection.logging_policies import LOGGING_POLICIES
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
-from persim_gym.logging_policies import LOGGING_POLICIES
 
 PROTOCOL = {"MountainCar": 2, "CartPole": 2, "HalfCheetah": 4}
 DATA_SEED = 0

@@ -9,9 +9,9 @@ import protocol
 from cells import Cell, Score
 
 from persim_gym import get_task, prediction_error
-from persim_gym.dynamics import LearnedDynamics
-from persim_gym.logging_policies import test_policy
-from persim_gym.returns import run_episodes
+from persim_gym.collection.logging_policies import test_policy
+from persim_gym.evaluation.returns import run_episodes
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.tasks import PlanningObjective, System
 from persim_gym.types import Policy
 

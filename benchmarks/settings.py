@@ -5,8 +5,8 @@
     python benchmarks/settings.py HalfCheetah --agents 50 --variant ours "no linear path" "float32 products"
 
 Every trajectory of a data set, the random one if not said otherwise, is cut: settings are trained on its first 70 % and
-scored by each member's free-running error (`persim_gym.selection`) along the rest. The five test agents' true systems
-and the test policies play no part. HalfCheetah's networks and epochs are those of scale "small". Writes
+scored by each member's free-running error (`persim_gym.training.selection`) along the rest. The five test agents' true
+systems and the test policies play no part. HalfCheetah's networks and epochs are those of scale "small". Writes
 benchmarks/results/settings.csv, a line for each variant and seed; what is there is not measured again.
 """
 
@@ -26,9 +26,9 @@ from measurement_file import RESULTS, MeasurementFile
 from protocol import SCALES
 
 from persim_gym import Trajectories, collect, fit
+from persim_gym.collection.logging_policies import LOGGING_POLICIES
 from persim_gym.config import CONFIGS, PerSimConfig
-from persim_gym.logging_policies import LOGGING_POLICIES
-from persim_gym.selection import free_running_errors
+from persim_gym.training.selection import free_running_errors
 
 SEEN = 0.7
 

@@ -38,14 +38,14 @@ from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load
 from persim_gym.baselines.cadm import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.config import CONFIGS, PerSimConfig
+from persim_gym.data.labels import NumberedLabels
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.labels import NumberedLabels
-from persim_gym.normalizer import Normalizer
-from persim_gym.parameters import parameter_shapes
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.model.parameters import parameter_shapes
 from persim_gym.registration import SHIPPED_MODELS
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks import Task
-from persim_gym.trainer import Columns, Trainer
+from persim_gym.training.trainer import Columns, Trainer
 
 OURS = "persim-gym"
 MEDIUM = "persim-gym, medium precision"

@@ -1,6 +1,8 @@
 """Personalized simulators from one logged trajectory of each of many agents, as Gymnasium environments.
 
 Importing the package registers the environments' ids and loads no learning library; everything else comes on first use.
+Public are the names in ``__all__`` and the modules `baselines`, `config`, `errors`, `interop`, `planning`, `tasks` and
+`types`; other modules may move.
 """
 
 from __future__ import annotations
@@ -15,23 +17,29 @@ from persim_gym.registration import register_ensemble
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from persim_gym.calibration import Forecast, calibrate, forecast
-    from persim_gym.collection import collect
+    from persim_gym.collection.collect import collect
+    from persim_gym.collection.policies import MLPPolicy
     from persim_gym.config import PerSimConfig
-    from persim_gym.covariates import CovariateMap, fit_covariate_map
-    from persim_gym.data import Trajectories
-    from persim_gym.evaluation import PredictionError, prediction_error
-    from persim_gym.factors import nearest_agents, personalize, refit_factors, update
+    from persim_gym.data.trajectories import Trajectories
+    from persim_gym.evaluation.calibration import Forecast, calibrate, forecast
+    from persim_gym.evaluation.log_errors import LogError, log_error
+    from persim_gym.evaluation.prediction import PredictionError, prediction_error
+    from persim_gym.evaluation.returns import (
+        AverageReturn,
+        mpc_returns,
+        policy_returns,
+        true_mpc_returns,
+        value_iteration_returns,
+    )
+    from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
+    from persim_gym.factors.inference import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
-    from persim_gym.log_errors import LogError, log_error
-    from persim_gym.model import Ensemble
+    from persim_gym.model.ensemble import Ensemble
     from persim_gym.planning import MPCAgent, ValueIterationAgent
     from persim_gym.plotting import plot_agents, plot_frames, plot_trajectories
-    from persim_gym.policies import MLPPolicy
-    from persim_gym.returns import AverageReturn, mpc_returns, policy_returns, true_mpc_returns, value_iteration_returns
-    from persim_gym.simulator import Simulator
+    from persim_gym.simulators.simulator import Simulator
     from persim_gym.tasks import Covariate, PlanningObjective, Task, get_task, register_task, task_names
-    from persim_gym.training import fit
+    from persim_gym.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -78,45 +86,33 @@ __all__ = [
     "value_iteration_returns",
 ]
 
-_HOMES = {
-    "AverageReturn": "returns",
-    "Covariate": "tasks",
-    "CovariateMap": "covariates",
-    "Ensemble": "model",
-    "Forecast": "calibration",
-    "LogError": "log_errors",
-    "MLPPolicy": "policies",
-    "MPCAgent": "planning",
-    "PerSimConfig": "config",
-    "PlanningObjective": "tasks",
-    "PredictionError": "evaluation",
-    "Simulator": "simulator",
-    "Task": "tasks",
-    "Trajectories": "data",
-    "ValueIterationAgent": "planning",
-    "calibrate": "calibration",
-    "collect": "collection",
-    "fit": "training",
-    "fit_covariate_map": "covariates",
-    "forecast": "calibration",
-    "generate": "generation",
-    "get_task": "tasks",
-    "log_error": "log_errors",
-    "mpc_returns": "returns",
-    "nearest_agents": "factors",
-    "personalize": "factors",
-    "plot_agents": "plotting",
-    "plot_frames": "plotting",
-    "plot_trajectories": "plotting",
-    "policy_returns": "returns",
-    "prediction_error": "evaluation",
-    "refit_factors": "factors",
-    "register_task": "tasks",
-    "task_names": "tasks",
-    "true_mpc_returns": "returns",
-    "update": "factors",
-    "value_iteration_returns": "returns",
+_NAMES = {
+    "collection.collect": ("collect",),
+    "collection.policies": ("MLPPolicy",),
+    "config": ("PerSimConfig",),
+    "data.trajectories": ("Trajectories",),
+    "evaluation.calibration": ("Forecast", "calibrate", "forecast"),
+    "evaluation.log_errors": ("LogError", "log_error"),
+    "evaluation.prediction": ("PredictionError", "prediction_error"),
+    "evaluation.returns": (
+        "AverageReturn",
+        "mpc_returns",
+        "policy_returns",
+        "true_mpc_returns",
+        "value_iteration_returns",
+    ),
+    "factors.covariates": ("CovariateMap", "fit_covariate_map"),
+    "factors.inference": ("nearest_agents", "personalize", "refit_factors", "update"),
+    "generation": ("generate",),
+    "model.ensemble": ("Ensemble",),
+    "planning": ("MPCAgent", "ValueIterationAgent"),
+    "plotting": ("plot_agents", "plot_frames", "plot_trajectories"),
+    "simulators.simulator": ("Simulator",),
+    "tasks": ("Covariate", "PlanningObjective", "Task", "get_task", "register_task", "task_names"),
+    "training.fit": ("fit",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_PUBLIC_MODULES = ("baselines", "config", "errors", "interop", "planning", "tasks", "types")
 
 
 def load(path: str | Path, *, task: str | Task | None = None) -> Ensemble:
@@ -134,7 +130,7 @@ def load(path: str | Path, *, task: str | Task | None = None) -> Ensemble:
         UnknownNameError: no model of that name, or its task is not registered.
 
     """
-    from persim_gym.model import Ensemble
+    from persim_gym.model.ensemble import Ensemble
 
     return Ensemble.load(registration.model_file(path), task=task)
 
@@ -150,7 +146,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PUBLIC_MODULES})
 
 
 registration.register_all()

@@ -35,7 +35,7 @@ class PerSimConfig(Settings):
     """M: same data, different initial weights and batches."""
     num_candidates: int = whole(0, least=0)
     """Members trained, of which the ``num_members`` with the lowest free-running error are kept
-    (`persim_gym.selection`); 0 trains as many as are kept, as the paper does."""
+    (`persim_gym.training.selection`); 0 trains as many as are kept, as the paper does."""
     epochs: int = whole(300)
     """Passes over the log."""
     batch_size: int = whole(256)
@@ -56,10 +56,10 @@ class PerSimConfig(Settings):
     """Of the matrix products that train large networks, as `torch.set_float32_matmul_precision` has it: "high" and
     "medium" are faster where the device multiplies TensorFloat32 or bfloat16 numbers, and change nothing elsewhere."""
     refit_factors: bool = truth(False)
-    """Whether the agents' factors are replaced, after training, by their posterior means (`persim_gym.factors`)."""
+    """Whether their posterior means (`persim_gym.factors.inference`) replace the agents' factors after training."""
     refit_rounds: int = whole(0, least=0)
     """Rounds in which, after that, the state encoder's last layer and the factors are refitted in turns
-    (`persim_gym.refit`)."""
+    (`persim_gym.factors.refit`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

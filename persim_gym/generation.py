@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.columns import check_within
-from persim_gym.data import Trajectories
+from persim_gym.collection.episodes import Step, in_episode_order
+from persim_gym.collection.policies import as_policy, rows_of_state
+from persim_gym.data.columns import check_within
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import numpy_in_one_thread
-from persim_gym.episodes import Step, in_episode_order
 from persim_gym.errors import InvalidArgumentError, PerSimError
-from persim_gym.model import Ensemble
+from persim_gym.model.ensemble import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
-from persim_gym.policies import as_policy, rows_of_state
-from persim_gym.simulator import Simulator
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks.rules import ended
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy

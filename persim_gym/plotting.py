@@ -10,12 +10,12 @@ import numpy as np
 
 from persim_gym import storage
 from persim_gym.arguments import whole_number
-from persim_gym.data import Trajectories
-from persim_gym.episodes import run
+from persim_gym.collection.episodes import run
+from persim_gym.collection.policies import action_seed, as_policy
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
-from persim_gym.model import Ensemble
-from persim_gym.policies import action_seed, as_policy
+from persim_gym.model.ensemble import Ensemble
 from persim_gym.types import FloatArray
 
 EMBEDDINGS = ("pca", "tsne")

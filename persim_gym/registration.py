@@ -15,7 +15,7 @@ from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError, ModelHomeError, PerSimError, UnknownNameError
 
 if TYPE_CHECKING:
-    from persim_gym.model import Ensemble
+    from persim_gym.model.ensemble import Ensemble
 
 SHIPPED_MODELS = Path(__file__).parent / "assets" / "models"
 SUFFIX = ".persim"
@@ -68,7 +68,7 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
         ModelHomeError: the model home cannot be written.
 
     """
-    from persim_gym.model import Ensemble
+    from persim_gym.model.ensemble import Ensemble
     from persim_gym.tasks import register_task
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)

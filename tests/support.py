@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.checkpoint import Checkpoint
 from persim_gym.config import PerSimConfig
-from persim_gym.data import Trajectories
-from persim_gym.model import Ensemble
-from persim_gym.normalizer import Normalizer
-from persim_gym.parameters import parameter_shapes
+from persim_gym.data.trajectories import Trajectories
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.model.parameters import parameter_shapes
 from persim_gym.tasks import PlanningObjective, Task, get_task
 from persim_gym.tasks.equations import EquationSystem
+from persim_gym.training.checkpoint import Checkpoint
 
 SMALL = PerSimConfig(rank=3, state_hidden=(8,), action_hidden=(8,), num_members=3, normalize=False)
 DEEP = SMALL.with_changes(state_hidden=(8, 7), action_hidden=(6, 5), normalize=True)
@@ -23,7 +23,7 @@ SKIPPING, DEEP_SKIPPING = SMALL.with_changes(linear_skip=True), DEEP.with_change
 
 def keep_often(monkeypatch):
     """Let training keep its state whenever it may."""
-    monkeypatch.setattr("persim_gym.checkpoint.SECONDS_BETWEEN_WRITES", -1.0)
+    monkeypatch.setattr("persim_gym.training.checkpoint.SECONDS_BETWEEN_WRITES", -1.0)
 
 
 def keep_checkpoints(monkeypatch):

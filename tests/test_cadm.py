@@ -16,7 +16,6 @@ from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_conf
 from persim_gym.baselines.cadm_log import StandardizedLog
 from persim_gym.baselines.cadm_training import CaDMTrainer, epochs_per_iteration, fit_cadm, losses, replayed_parts
 from persim_gym.baselines.context_network import ContextNetwork, Features
-from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
     FileFormatError,
@@ -27,6 +26,7 @@ from persim_gym.errors import (
     MissingStatisticsError,
     UnknownNameError,
 )
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.tasks import get_task
 from persim_gym.terminal import ProgressBar
 

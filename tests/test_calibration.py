@@ -10,7 +10,7 @@ from support import perfect_walk_ensemble, random_actions, random_ensemble, walk
 import persim_gym
 from persim_gym import calibrate, errors, forecast, refit_factors
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.posterior import FactorPosterior, Prior
+from persim_gym.model.posterior import FactorPosterior, Prior
 
 
 def walkers(*, spread=0.1, noise=0.0, agents=3, members=2):

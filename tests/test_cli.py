@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from persim_gym import errors
-from persim_gym.cli_arguments import agents_of
+from persim_gym.cli.arguments import agents_of
 
 
 def run(*arguments, cwd, home):

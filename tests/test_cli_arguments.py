@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from support import random_ensemble
 
-from persim_gym import cli, errors, storage
-from persim_gym.cli_arguments import COLLECTED, ENSEMBLE, RECORDS, SYNTHETIC, agents_of, check_output
+from persim_gym import errors, storage
+from persim_gym.cli import app as cli
+from persim_gym.cli.arguments import COLLECTED, ENSEMBLE, RECORDS, SYNTHETIC, agents_of, check_output
 from persim_gym.terminal import table
 
 PATIENTS = [str(number) for number in range(1, 7)]

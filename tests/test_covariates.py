@@ -9,9 +9,9 @@ from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import errors, fit_covariate_map, personalize, refit_factors
-from persim_gym.covariate_prior import factors_given_covariates, with_one
-from persim_gym.covariates import KINDS
-from persim_gym.posterior import FactorPosterior, Prior
+from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
+from persim_gym.factors.covariates import KINDS
+from persim_gym.model.posterior import FactorPosterior, Prior
 
 NUM_AGENTS = 60
 

@@ -13,7 +13,7 @@ from persim_gym.config import get_config
 from persim_gym.devices import resolve_device
 from persim_gym.planning import MPCAgent
 from persim_gym.rollouts import simulated_returns
-from persim_gym.training import one_step_errors
+from persim_gym.training.fit import one_step_errors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -54,7 +54,7 @@ def test_recorded_steps_are_the_plain_ones(name, cart_pole_log, cheetah_log, mon
         return persim_gym.fit(log, config=config, device="cuda", validation_fraction=0, seed=1, progress=False)
 
     recorded = trained()
-    monkeypatch.setattr("persim_gym.graphs._WARM_UP", 10**9)
+    monkeypatch.setattr("persim_gym.training.graphs._WARM_UP", 10**9)
     plain = trained()
     assert recorded.provenance["device"] == "cuda"
     assert recorded.provenance["training_loss"] == pytest.approx(plain.provenance["training_loss"], rel=1e-3)
@@ -148,7 +148,7 @@ def test_recorded_steps_of_cadm_are_the_plain_ones(method, cart_pole_log, monkey
         return np.concatenate([array.ravel() for array in model.parameters.values()])
 
     recorded = parameters()
-    monkeypatch.setattr("persim_gym.graphs._WARM_UP", 10**9)
+    monkeypatch.setattr("persim_gym.training.graphs._WARM_UP", 10**9)
     np.testing.assert_allclose(recorded, parameters(), rtol=0.01, atol=0.01)
 
 
@@ -181,7 +181,7 @@ def test_the_joint_network(cart_pole_log, monkeypatch):
     states, actions = np.full((2, 4), 0.02), np.ones((2, 10), np.int64)
     rollouts = [model.simulator(agents=[0, 3], device=device).rollout(states, actions) for device in ("cpu", "cuda")]
     np.testing.assert_allclose(*rollouts, rtol=1e-3, atol=1e-4)
-    monkeypatch.setattr("persim_gym.graphs._WARM_UP", 10**9)
+    monkeypatch.setattr("persim_gym.training.graphs._WARM_UP", 10**9)
     plain = fit_joint(cart_pole_log, config=config, device="cuda", progress=False)
     assert model.provenance["training_loss"] == pytest.approx(plain.provenance["training_loss"], rel=1e-3)
 

@@ -8,7 +8,7 @@ import persim_gym
 from persim_gym import extras
 from persim_gym.baselines import bcq, cql, learned_policy, offline_training
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
-from persim_gym.factorization import encode
+from persim_gym.model.factorization import encode
 from persim_gym.tasks import get_task
 
 TASK = get_task("CartPole")

@@ -79,7 +79,7 @@ def test_example_runs(name, tmp_path):
 def test_demo_goes_the_whole_road(tmp_path):
     """Data, model, records and picture are there, and the printed lines name the model."""
     pytest.importorskip("matplotlib")
-    from persim_gym.demo import run_demo
+    from persim_gym.cli.demo import run_demo
 
     console = Console(record=True, width=10_000, file=open(os.devnull, "w"))  # noqa: SIM115
     run_demo(tmp_path, num_agents=8, epochs=2, episodes=1, num_candidates=20, seed=0, console=console, progress=False)

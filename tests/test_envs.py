@@ -17,7 +17,7 @@ from support import DEEP, SMALL, random_actions, random_ensemble, reference_chan
 import persim_gym  # noqa: F401  (registers the ids)
 from persim_gym import errors, get_task
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.networks.kernels import jit
+from persim_gym.simulators.networks.kernels import jit
 
 OURS = [env_id for env_id in gymnasium.registry if env_id.startswith(("PerSim-", "Heterogeneous-"))]
 SAMPLE = [env_id for env_id in OURS if not re.search(r"-agent\d+-", env_id) or re.search(r"-agent(0|7|499)-", env_id)]

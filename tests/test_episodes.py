@@ -9,12 +9,12 @@ from support import walk_task
 
 import persim_gym
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
+from persim_gym.collection.episodes import run
+from persim_gym.collection.policies import as_policy
 from persim_gym.config import PerSimConfig
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.episodes import run
-from persim_gym.model import Ensemble
-from persim_gym.normalizer import Normalizer
-from persim_gym.policies import as_policy
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.normalizer import Normalizer
 from persim_gym.rollouts import simulated_returns, true_returns
 from persim_gym.tasks.equations import EquationSystem
 from persim_gym.tasks.heterogeneous import HeterogeneousEnv

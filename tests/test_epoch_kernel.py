@@ -8,14 +8,14 @@ from support import keep_often, walk_dynamics, walk_task
 
 import persim_gym
 from persim_gym import PerSimConfig, Trajectories, fit
-from persim_gym.networks.kernels import jit
-from persim_gym.parameters import parameter_shapes
+from persim_gym.model.parameters import parameter_shapes
+from persim_gym.simulators.networks.kernels import jit
 from persim_gym.tasks import get_task
-from persim_gym.trainer import Columns, Trainer
+from persim_gym.training.trainer import Columns, Trainer
 
 numba = pytest.importorskip("numba")
-from persim_gym.networks.kernels import epoch  # noqa: E402 - needs numba
-from persim_gym.networks.kernels.tiles import Tile  # noqa: E402
+from persim_gym.simulators.networks.kernels import epoch  # noqa: E402 - needs numba
+from persim_gym.simulators.networks.kernels.tiles import Tile  # noqa: E402
 
 CONFIG = PerSimConfig(rank=3, state_hidden=(37,), num_members=2, epochs=3, batch_size=21, learning_rate=1e-2)
 

@@ -20,12 +20,12 @@ from persim_gym import (
     true_mpc_returns,
     value_iteration_returns,
 )
+from persim_gym.collection.policies import as_policy
 from persim_gym.errors import InvalidActionError, InvalidArgumentError
-from persim_gym.evaluation import mean_predictor_errors
+from persim_gym.evaluation.prediction import mean_predictor_errors
+from persim_gym.evaluation.returns import run_episodes
 from persim_gym.plotting import plot_frames
-from persim_gym.policies import as_policy
 from persim_gym.registration import find_model
-from persim_gym.returns import run_episodes
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
 from persim_gym.terminal import to_records

@@ -10,9 +10,10 @@ from support import SMALL, random_actions, random_ensemble, reference_changes, r
 from test_storage import rewrite_header
 
 import persim_gym
-from persim_gym import errors, factor_statistics, factors, nearest_agents, personalize, refit_factors, update
-from persim_gym.normalizer import Normalizer, varies
-from persim_gym.posterior import FactorPosterior, Moments, Prior
+from persim_gym import errors, nearest_agents, personalize, refit_factors, update
+from persim_gym.factors import inference, statistics
+from persim_gym.model.normalizer import Normalizer, varies
+from persim_gym.model.posterior import FactorPosterior, Moments, Prior
 from persim_gym.tasks import Task
 
 NORMALIZED = SMALL.with_changes(normalize=True)
@@ -331,7 +332,7 @@ def test_many_agents_are_done_a_block_at_a_time(refitted, monkeypatch):
     ensemble, log = refitted
     newcomers = simulated_log(ensemble, [6, 4, 1], seed=1, labels=["anna", "ben", "carl"])
     whole = personalize(ensemble, newcomers)
-    for module in (factors, factor_statistics):
+    for module in (inference, statistics):
         monkeypatch.setattr(module, "AGENTS_AT_ONCE", 2)
     np.testing.assert_allclose(personalize(ensemble, newcomers).agent_factors(), whole.agent_factors(), atol=1e-5)
     sampled = refit_factors(ensemble, log)  # prior of the first and the last agent
@@ -439,10 +440,10 @@ def test_what_a_bound_cuts_short_is_left_out():
         agents=np.zeros(5, int), observations=before, actions=np.zeros(5, int), next_observations=after,
         episode_starts=np.arange(5),
     )  # fmt: skip
-    assert factor_statistics.usable_rows(ensemble, log, None).tolist() == [1, 2, 3]
-    assert factor_statistics.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
+    assert statistics.usable_rows(ensemble, log, None).tolist() == [1, 2, 3]
+    assert statistics.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
     free = replace(ensemble, config=SMALL)
-    assert factor_statistics.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]
+    assert statistics.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_bound_of_whole_numbers_cuts_nothing_short():
@@ -457,7 +458,7 @@ def test_a_bound_of_whole_numbers_cuts_nothing_short():
         log = persim_gym.Trajectories.from_arrays(
             agents=np.zeros(3, int), observations=before, actions=np.zeros(3, int), next_observations=after
         )
-        assert factor_statistics.usable_rows(ensemble, log, None).tolist() == kept
+        assert statistics.usable_rows(ensemble, log, None).tolist() == kept
 
 
 def test_what_is_learned_later_is_in_the_provenance(refitted):

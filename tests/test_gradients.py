@@ -6,8 +6,8 @@ import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 from torch.nn.functional import binary_cross_entropy_with_logits, huber_loss, mse_loss, relu
 
-from persim_gym.factorization import predict
-from persim_gym.gradients import loss_and_gradients
+from persim_gym.model.factorization import predict
+from persim_gym.training.gradients import loss_and_gradients
 
 CASES = [(task, config) for task in ("CartPole", "HalfCheetah") for config in (SMALL, DEEP, SKIPPING, DEEP_SKIPPING)]
 

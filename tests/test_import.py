@@ -1,6 +1,7 @@
 """What importing costs, what it offers, and which module may know which."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +12,14 @@ import persim_gym
 
 PACKAGE = Path(persim_gym.__file__).parent
 
-# The order of the design's table, with the small modules it does not name put in: each may import those before it.
+# The architecture: each package or module may import those before it.
 LAYERS = (
-    "types", "errors", "extras", "arguments", "aggregation", "labels", "segments", "dynamics", "config", "storage",
-    "terminal", "devices", "tasks", "action_scaling", "columns", "provenance", "data", "log_checks",
-    "policies", "episodes", "logging_policies", "collection", "posterior", "normalizer", "parameters",
-    "ensemble_file", "model", "factorization", "gradients", "outcomes", "simulator", "networks", "factor_simulator",
-    "selection", "covariate_prior", "covariates", "factor_statistics", "factors", "refit", "calibration", "graphs",
-    "checkpoint", "epochs", "trainer", "outcome_training", "training", "rollouts", "envs", "registration",
-    "planning", "generation", "evaluation", "returns", "log_errors", "plotting", "interop", "baselines", "demo",
-    "cli_arguments", "cli",
+    "types", "errors", "extras", "arguments", "config", "storage", "terminal", "devices", "tasks", "data", "collection",
+    "model", "simulators", "factors", "training", "rollouts", "envs", "registration", "planning", "generation",
+    "evaluation", "plotting", "interop", "baselines", "cli",
 )  # fmt: skip
-NETWORKS = (
-    "kernels", "folding", "shallow", "shallow_compiled", "steppers", "layers", "layers_compiled", "agent_network"
-)  # fmt: skip
-KERNELS = ("jit", "tiles", "shallow", "layers", "epoch")
-FORWARD = {("model", "factor_simulator")}  # `Ensemble.simulator` is where users meet it; imported on use
+FORWARD = {("model", "simulators")}  # `Ensemble.simulator` is where users meet it; imported on use
+PACKAGES = sorted(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py"))
 OPTIONAL = {
     "stable_baselines3",
     "d3rlpy",
@@ -72,20 +65,31 @@ def files(folder=PACKAGE):
     return [path for path in sorted(folder.rglob("*.py")) if path != folder / "__init__.py"]
 
 
-@pytest.mark.parametrize(("folder", "layers"), [("", LAYERS), ("networks", NETWORKS), ("networks/kernels", KERNELS)])
-def test_data_goes_one_way(folder, layers):
-    """A module imports only what stands before it, whether at once or on use."""
-    folder = PACKAGE / folder
+def dependencies(folder):
+    """Return, for every unit of a folder, the others that it imports, whether at once or on use."""
     dotted = ".".join(folder.relative_to(PACKAGE.parent).parts) + "."
-    units = {unit(path, folder) for path in files(folder)}
-    assert sorted(units) == sorted(layers), "give each module its place among the layers"
+    found = {unit(path, folder): set() for path in files(folder)}
     for path in files(folder):
-        here = unit(path, folder)
-        for name in imports(path, lazy=True):
-            there = name.removeprefix(dotted).split(".")[0]
-            if not name.startswith(dotted) or there not in units or there == here:
-                continue
-            assert layers.index(there) < layers.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+        names = {
+            name.removeprefix(dotted).split(".")[0] for name in imports(path, lazy=True) if name.startswith(dotted)
+        }
+        found[unit(path, folder)] |= names & found.keys() - {unit(path, folder)}
+    return found
+
+
+def test_data_goes_one_way():
+    """A unit imports only what stands before it."""
+    found = dependencies(PACKAGE)
+    assert sorted(found) == sorted(LAYERS), "give each module its place among the layers"
+    for here, others in found.items():
+        for there in others:
+            assert LAYERS.index(there) < LAYERS.index(here) or (here, there) in FORWARD, f"{here} imports {there}"
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_no_package_has_a_circle(folder):
+    """`graphlib.CycleError` names the modules that import each other."""
+    assert list(graphlib.TopologicalSorter(dependencies(PACKAGE / folder)).static_order())
 
 
 def test_the_front_door():
@@ -106,13 +110,15 @@ def test_the_front_door():
 
 def test_only_kernels_know_numba():
     """Everything else asks `jit` whether it is there, and imports a kernel on use."""
+    folder = "simulators/networks/kernels"
+    dotted = f"persim_gym.{folder.replace('/', '.')}."
     for path in files():
-        within = path.relative_to(PACKAGE).parent.as_posix()
+        if path.relative_to(PACKAGE).parent.as_posix() == folder:
+            continue
         known = {name.split(".")[0] for name in imports(path, lazy=True)}
-        assert within == "networks/kernels" or not known & {"numba", "llvmlite"}, f"{path.name} imports numba"
-        kernels = {name for name in imports(path, lazy=False) if name.startswith("persim_gym.networks.kernels.")}
-        if within != "networks/kernels":
-            assert kernels <= {"persim_gym.networks.kernels.jit"}, f"{path.name} imports {kernels} at once"
+        assert not known & {"numba", "llvmlite"}, f"{path.name} imports numba"
+        kernels = {name for name in imports(path, lazy=False) if name.startswith(dotted)}
+        assert kernels <= {f"{dotted}jit"}, f"{path.name} imports {kernels} at once"
 
 
 def test_optional_libraries_are_imported_on_use():
@@ -122,45 +128,26 @@ def test_optional_libraries_are_imported_on_use():
         assert not found, f"{path.name} imports {found} at once"
 
 
-def test_who_knows_nothing_of_what():
+@pytest.mark.parametrize(
+    ("library", "ignorant"),
+    [
+        (
+            "torch",
+            (
+                "types.py", "errors.py", "config.py", "storage.py", "tasks", "data", "collection", "planning",
+                "model/normalizer.py", "model/parameters.py", "model/ensemble_file.py", "model/ensemble.py",
+                "simulators/networks/folding.py",
+            ),
+        ),
+        ("gymnasium", ("data", "model", "simulators", "training", "rollouts", "planning")),
+    ],
+)  # fmt: skip
+def test_who_knows_nothing_of_what(library, ignorant):
     """Planners and folding know no torch, the simulator no Gymnasium, tasks and data neither torch nor models."""
-    ignorant = {
-        "torch": {
-            "types",
-            "errors",
-            "config",
-            "storage",
-            "tasks",
-            "data",
-            "policies",
-            "collection",
-            "normalizer",
-            "parameters",
-            "ensemble_file",
-            "model",
-        },
-        "gymnasium": {
-            "data",
-            "factorization",
-            "gradients",
-            "normalizer",
-            "parameters",
-            "ensemble_file",
-            "model",
-            "simulator",
-            "networks",
-            "factor_simulator",
-            "training",
-            "rollouts",
-            "planning",
-        },
-    }
-    for path in files():
-        known = {name.split(".")[0] for name in imports(path, lazy=False)}
-        for library, units in ignorant.items():
-            assert not (library in known and unit(path) in units), f"{path.name} imports {library}"
-        if unit(path) == "planning" or path == PACKAGE / "networks" / "folding.py":
-            assert "torch" not in known, f"{path.name} imports torch"
+    for name in ignorant:
+        assert (PACKAGE / name).exists(), name
+        for path in files(PACKAGE / name) or [PACKAGE / name]:
+            assert library not in {found.split(".")[0] for found in imports(path, lazy=False)}, f"{path.name}"
 
 
 def test_a_search_needs_no_torch():

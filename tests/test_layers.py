@@ -6,11 +6,11 @@ import torch
 from support import DEEP, random_ensemble
 
 pytest.importorskip("numba")
-from persim_gym.networks.agent_network import AgentNetwork  # noqa: E402
-from persim_gym.networks.kernels.layers import STATES_AT_ONCE  # noqa: E402
-from persim_gym.networks.kernels.tiles import Tile, best_tile  # noqa: E402
-from persim_gym.networks.layers import MemberLayers  # noqa: E402
-from persim_gym.networks.layers_compiled import CompiledMemberLayers  # noqa: E402 - needs numba
+from persim_gym.simulators.networks.agent_network import AgentNetwork  # noqa: E402
+from persim_gym.simulators.networks.kernels.layers import STATES_AT_ONCE  # noqa: E402
+from persim_gym.simulators.networks.kernels.tiles import Tile, best_tile  # noqa: E402
+from persim_gym.simulators.networks.layers import MemberLayers  # noqa: E402
+from persim_gym.simulators.networks.layers_compiled import CompiledMemberLayers  # noqa: E402 - needs numba
 
 MEMBERS = 3
 TILES = [Tile(lanes=16, vectors=2, rows=8), Tile(lanes=8, vectors=3, rows=4)]
@@ -105,7 +105,7 @@ def test_where_they_are_used(monkeypatch):
     assert not CompiledMemberLayers.fits([(weight.to("meta"), bias.to("meta")) for weight, bias in deep])
     network = random_ensemble("HalfCheetah", DEEP).simulator(0).network(0)
     assert isinstance(network, AgentNetwork) and isinstance(network._state, CompiledMemberLayers)
-    monkeypatch.setattr("persim_gym.networks.kernels.jit.available", lambda: False)
+    monkeypatch.setattr("persim_gym.simulators.networks.kernels.jit.available", lambda: False)
     assert not CompiledMemberLayers.fits(deep)
     network = random_ensemble("HalfCheetah", DEEP).simulator(0).network(0)
     assert isinstance(network._state, MemberLayers)

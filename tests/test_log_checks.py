@@ -9,7 +9,7 @@ from support import walk_task
 
 import persim_gym
 from persim_gym import Trajectories, errors
-from persim_gym.log_checks import jumping, start_states, untried_actions, with_task_covariates
+from persim_gym.data.log_checks import jumping, start_states, untried_actions, with_task_covariates
 from persim_gym.tasks import Covariate
 
 TINY = persim_gym.PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)

@@ -89,7 +89,7 @@ def test_on_the_command_line(cart_pole, cart_pole_log, tmp_path, run_python):
     cart_pole_log.select(["4", "7"]).save(tmp_path / "log.st")
     code = """
 import sys
-from persim_gym.cli import main
+from persim_gym.cli.app import main
 sys.argv = ["persim-gym", "evaluate", "one.persim", "--log", "log.st", "--horizon", "5", "--json", "out.json"]
 main()
 """

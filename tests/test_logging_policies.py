@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from persim_gym import collect, get_task, logging_policies
+from persim_gym import collect, get_task
+from persim_gym.collection import logging_policies
+from persim_gym.collection.logging_policies import LoggingPolicy, logging_policy, nearest_training_agent
 from persim_gym.errors import FileFormatError, PerSimError, UnknownNameError
-from persim_gym.logging_policies import LoggingPolicy, logging_policy, nearest_training_agent
 
 
 class Constant:

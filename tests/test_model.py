@@ -10,9 +10,9 @@ from support import DEEP, SMALL, random_ensemble
 
 import persim_gym
 from persim_gym import Ensemble, errors, storage
-from persim_gym.labels import NumberedLabels
-from persim_gym.normalizer import Normalizer
-from persim_gym.training import one_step_errors
+from persim_gym.data.labels import NumberedLabels
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.training.fit import one_step_errors
 
 ENSEMBLES = ("cart_pole", "mountain_car", "half_cheetah")
 

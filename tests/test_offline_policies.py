@@ -14,6 +14,7 @@ from persim_gym import extras, storage
 from persim_gym.baselines import OfflinePolicy, discrete_q, learned_policy, offline, offline_training
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cql import fit_cql
+from persim_gym.collection.policies import as_policy
 from persim_gym.errors import (
     FileFormatError,
     InvalidArgumentError,
@@ -23,7 +24,6 @@ from persim_gym.errors import (
     TrainingDivergedError,
     UnknownNameError,
 )
-from persim_gym.policies import as_policy
 from persim_gym.tasks import PlanningObjective, Task, get_task
 
 METHODS = {"BCQ": fit_bcq, "CQL": fit_cql}

@@ -12,10 +12,11 @@ from gymnasium.utils.env_checker import check_env
 from support import interrupt_after
 
 import persim_gym
-from persim_gym import MPCAgent, Task, Trajectories, errors, generate, outcomes
+from persim_gym import MPCAgent, Task, Trajectories, errors, generate
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.model import outcomes
 from persim_gym.tasks import find_task
 
 LIMIT = 3.0
@@ -425,7 +426,7 @@ def test_rules_that_look_at_other_states_than_their_own(message, functions):
 
 
 def test_a_reward_that_cannot_be_learned_is_said_before_training(monkeypatch):
-    monkeypatch.setattr("persim_gym.training.Trainer", lambda *arguments: pytest.fail("trained"))
+    monkeypatch.setattr("persim_gym.training.fit.Trainer", lambda *arguments: pytest.fail("trained"))
     log = dataclasses.replace(own_log(), rewards=np.zeros(own_log().num_transitions, np.float32))
     with pytest.raises(errors.InvalidDataError, match="all rewards of the log are zero"):
         persim_gym.fit(log, task=own_task(), progress=False)

@@ -239,14 +239,14 @@ def test_a_scale_that_does_not_exist(benchmark):
 
 
 def test_a_missing_policy_is_reported_and_the_rest_is_measured(benchmark, folders, tmp_path, monkeypatch, capsys):
-    from persim_gym import logging_policies
+    from persim_gym.collection import logging_policies
 
     def missing(name, task, *arguments, **settings):
         if name == "pure":
             raise logging_policies.PerSimError("the policy is not among the shipped ones")
         return original(name, task, *arguments, **settings)
 
-    collect = importlib.import_module("persim_gym.collection")
+    collect = importlib.import_module("persim_gym.collection.collect")
     original = logging_policies.logging_policy
     monkeypatch.setattr(collect, "logging_policy", missing)
     arguments = ("--table", "5", "--env", "CartPole", "--data", "pure", "random", "--seeds", "1")

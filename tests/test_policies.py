@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from persim_gym import MLPPolicy, collect, errors, get_task, storage
-from persim_gym.policies import RandomPolicy, as_policy
+from persim_gym.collection.policies import RandomPolicy, as_policy
 
 
 def torch_network(sizes, seed=0):

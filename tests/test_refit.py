@@ -8,9 +8,10 @@ import torch
 from support import DEEP_SKIPPING, SKIPPING, SMALL, random_ensemble, roomy, simulated_log
 
 import persim_gym
-from persim_gym import errors, refit
-from persim_gym.refit import refit_in_turns, refit_state_head
-from persim_gym.training import one_step_errors
+from persim_gym import errors
+from persim_gym.factors import refit
+from persim_gym.factors.refit import refit_in_turns, refit_state_head
+from persim_gym.training.fit import one_step_errors
 
 CASES = [(task, config) for task in ("CartPole", "HalfCheetah") for config in (SMALL, SKIPPING, DEEP_SKIPPING)]
 

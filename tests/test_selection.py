@@ -6,7 +6,7 @@ import numpy as np
 from support import reference_changes
 
 from persim_gym import PerSimConfig, Trajectories, fit
-from persim_gym.selection import _segments, best_members, free_running_errors
+from persim_gym.training.selection import _segments, best_members, free_running_errors
 
 
 def test_free_running_errors(cart_pole, cart_pole_log):

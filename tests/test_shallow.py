@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from support import DEEP, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym.networks.folding import fold
-from persim_gym.networks.kernels import jit
-from persim_gym.networks.shallow import BLOCK, ShallowNetwork
-from persim_gym.networks.shallow_compiled import CompiledShallowNetwork
 from persim_gym.rollouts import simulated_returns
+from persim_gym.simulators.networks.folding import fold
+from persim_gym.simulators.networks.kernels import jit
+from persim_gym.simulators.networks.shallow import BLOCK, ShallowNetwork
+from persim_gym.simulators.networks.shallow_compiled import CompiledShallowNetwork
 
 
 @pytest.fixture(params=[ShallowNetwork, CompiledShallowNetwork])
@@ -85,7 +85,7 @@ def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
 def test_without_a_place_to_keep_the_kernel(monkeypatch):
     """It is compiled for this process alone."""
     numba = pytest.importorskip("numba")
-    from persim_gym.networks.kernels.shallow import step_kernel
+    from persim_gym.simulators.networks.kernels.shallow import step_kernel
 
     # Numba compiles parts of its own, too, the first time.
     test_every_members_columns(CompiledShallowNetwork, "MountainCar", (5, 0, 3), SMALL)

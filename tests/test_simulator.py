@@ -7,12 +7,12 @@ import pytest
 import torch
 from support import DEEP, DEEP_SKIPPING, SKIPPING, SMALL, random_actions, random_ensemble, reference_changes
 
-from persim_gym.factor_simulator import FactorSimulator
-from persim_gym.factorization import predict
-from persim_gym.networks.agent_network import AgentNetwork
-from persim_gym.networks.folding import fold
-from persim_gym.networks.kernels import jit
-from persim_gym.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
+from persim_gym.model.factorization import predict
+from persim_gym.simulators.factor_simulator import FactorSimulator
+from persim_gym.simulators.networks.agent_network import AgentNetwork
+from persim_gym.simulators.networks.folding import fold
+from persim_gym.simulators.networks.kernels import jit
+from persim_gym.simulators.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
 
 CASES = {
     "discrete": ("CartPole", SMALL),

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from persim_gym import errors, storage
-from persim_gym.checkpoint import Checkpoint
+from persim_gym.training.checkpoint import Checkpoint
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),

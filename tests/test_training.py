@@ -14,11 +14,12 @@ from support import SMALL, keep_checkpoints, keep_often, walk_dynamics, walk_tas
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Task, Trajectories, devices, errors, fit, storage, trainer
+from persim_gym import PerSimConfig, Task, Trajectories, devices, errors, fit, storage
 from persim_gym.baselines import fit_joint
 from persim_gym.config import CONFIGS, RANKS
-from persim_gym.networks.kernels import jit
-from persim_gym.training import one_step_errors
+from persim_gym.simulators.networks.kernels import jit
+from persim_gym.training import trainer
+from persim_gym.training.fit import one_step_errors
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)
 

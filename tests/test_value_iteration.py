@@ -8,10 +8,10 @@ import pytest
 
 from persim_gym import Ensemble, PerSimConfig, get_task
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
-from persim_gym.normalizer import Normalizer
-from persim_gym.parameters import parameter_shapes
+from persim_gym.evaluation.returns import run_episodes
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.model.parameters import parameter_shapes
 from persim_gym.planning.value_iteration import Grid, ValueIterationAgent, make_grid, simulated_step, value_iteration
-from persim_gym.returns import run_episodes
 from persim_gym.tasks import PlanningObjective
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from persim_gym.baselines.offline import OfflinePolicy
 from persim_gym.baselines.offline_training import Training, fit_policy
-from persim_gym.data import Trajectories
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from persim_gym.baselines.cadm import CaDMConfig
 from persim_gym.baselines.context_network import Scaling, one_hot
-from persim_gym.data import Trajectories
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.tasks import Task
 
 

@@ -23,15 +23,15 @@ from persim_gym.baselines.cadm import (
 )
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
 from persim_gym.baselines.context_network import mlp, soft_clamp
-from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
-from persim_gym.data import Trajectories, check_log
+from persim_gym.data.log_checks import with_task_covariates
+from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
-from persim_gym.graphs import RecordedStep
-from persim_gym.log_checks import with_task_covariates
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.training import known_of_agents, task_of
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
+from persim_gym.training.fit import known_of_agents, task_of
+from persim_gym.training.graphs import RecordedStep
 from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99

@@ -20,15 +20,15 @@ from torch import Tensor
 from persim_gym import storage
 from persim_gym.baselines.context_network import ContextDynamics
 from persim_gym.baselines.context_simulator import ContextSimulator
+from persim_gym.data.labels import find_agents
 from persim_gym.devices import resolve_device
-from persim_gym.dynamics import AgentDynamics
 from persim_gym.errors import (
     FileFormatError,
     InvalidArgumentError,
     MissingStatisticsError,
     UnknownNameError,
 )
-from persim_gym.labels import find_agents
+from persim_gym.model.dynamics import AgentDynamics
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 

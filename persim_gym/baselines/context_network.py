@@ -1,6 +1,6 @@
 """The network of dynamics that see a context vector beside state and action (`persim_gym.baselines.context`).
 
-Everything is feature-major, (M, features, B), as in `persim_gym.factorization`.
+Everything is feature-major, (M, features, B), as in `persim_gym.model.factorization`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.action_scaling import scaled
-from persim_gym.factorization import num_layers
-from persim_gym.simulator import ColumnNetwork
+from persim_gym.model.action_scaling import scaled
+from persim_gym.model.factorization import num_layers
+from persim_gym.simulators.simulator import ColumnNetwork
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.context_network import ContextColumns, ContextNetwork
-from persim_gym.factorization import num_layers
-from persim_gym.simulator import Simulator
+from persim_gym.model.factorization import num_layers
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:

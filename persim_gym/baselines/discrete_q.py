@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, one_hot
 
-from persim_gym.checkpoint import optimizer_state, restore_optimizer, under, within
-from persim_gym.data import Trajectories
-from persim_gym.factorization import encode
-from persim_gym.gradients import backpropagate
+from persim_gym.data.trajectories import Trajectories
+from persim_gym.model.factorization import encode
+from persim_gym.training.checkpoint import optimizer_state, restore_optimizer, under, within
+from persim_gym.training.gradients import backpropagate
 from persim_gym.types import IntArray
 
 _NAME = "state"
@@ -221,7 +221,7 @@ def _linears(network: Any) -> list[torch.nn.Linear]:
 
 
 def _stacked(networks: list[Any]) -> dict[str, Tensor]:
-    """Return the weights of networks of one shape under `persim_gym.factorization`'s names, (K, …)."""
+    """Return the weights of networks of one shape under `persim_gym.model.factorization`'s names, (K, …)."""
     layers = [_linears(network) for network in networks]
     parameters = {}
     for index, same in enumerate(zip(*layers, strict=True)):

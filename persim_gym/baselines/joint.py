@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.action_scaling import folded
 from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
-from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.config import PerSimConfig, get_config
-from persim_gym.data import Trajectories, check_log
+from persim_gym.data.log_checks import with_task_covariates
+from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.devices import matmul_precision, on_device, resolve_device, threads_for
-from persim_gym.epochs import run_epochs
-from persim_gym.factorization import initialize_layer
-from persim_gym.graphs import RecordedStep
-from persim_gym.log_checks import with_task_covariates
-from persim_gym.normalizer import Normalizer
-from persim_gym.simulator import state_bounds
+from persim_gym.model.action_scaling import folded
+from persim_gym.model.factorization import initialize_layer
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.simulators.simulator import state_bounds
 from persim_gym.tasks import Task
-from persim_gym.training import known_of_agents, task_of
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
+from persim_gym.training.epochs import run_epochs
+from persim_gym.training.fit import known_of_agents, task_of
+from persim_gym.training.graphs import RecordedStep
 from persim_gym.types import IntArray
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym import storage
-from persim_gym.checkpoint import under, within
 from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, task_fields, task_of_file
+from persim_gym.training.checkpoint import under, within
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:

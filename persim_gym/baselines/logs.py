@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.data import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
-from persim_gym.training import task_of
+from persim_gym.training.fit import task_of
 
 MIN_TRANSITIONS = 5
 """Fewer are refused: there is nothing to learn from them."""

@@ -20,7 +20,7 @@ from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
-from persim_gym.data import Trajectories
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray

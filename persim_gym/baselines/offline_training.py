@@ -20,13 +20,13 @@ from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, weights_of
 from persim_gym.baselines.logs import check_rewards, policy_log
 from persim_gym.baselines.offline import OfflinePolicy, configured, device_name, networks_of, settings_of
-from persim_gym.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
-from persim_gym.data import Trajectories
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.types import FloatArray, IntArray
 
 _BAR_STEPS = 100

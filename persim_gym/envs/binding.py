@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from persim_gym.covariates import CovariateMap, covariate_array, fit_covariate_map
-from persim_gym.dynamics import LearnedDynamics
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
-from persim_gym.factors import personalize
-from persim_gym.model import Ensemble
-from persim_gym.posterior import FactorPosterior
+from persim_gym.factors.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.factors.inference import personalize
+from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.posterior import FactorPosterior
 from persim_gym.types import FloatArray
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")

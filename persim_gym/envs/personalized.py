@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.aggregation import aggregated, check_aggregate
-from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.model import Ensemble
-from persim_gym.networks.folding import fold
-from persim_gym.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
-from persim_gym.outcomes import bound_task
+from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.outcomes import bound_task
+from persim_gym.simulators.aggregation import aggregated, check_aggregate
+from persim_gym.simulators.networks.folding import fold
+from persim_gym.simulators.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
 from persim_gym.tasks.environment import TaskEnv
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
-    from persim_gym.simulator import Simulator
+    from persim_gym.simulators.simulator import Simulator
 
 
 class PersonalizedEnv(TaskEnv):

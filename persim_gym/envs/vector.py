@@ -12,20 +12,20 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.arguments import whole_number
-from persim_gym.dynamics import LearnedDynamics
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
 from persim_gym.errors import (
     EpisodeOverError,
     InvalidArgumentError,
     OutOfMemoryError,
 )
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.tasks.environment import checked_options
 from persim_gym.tasks.rules import ended
 from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
 
 if TYPE_CHECKING:
-    from persim_gym.factor_simulator import FactorSimulator
-    from persim_gym.simulator import Simulator
+    from persim_gym.simulators.factor_simulator import FactorSimulator
+    from persim_gym.simulators.simulator import Simulator
 
 AUTORESET_MODES = ("next_step", "same_step", "disabled")
 
@@ -268,7 +268,7 @@ class _DrawnMembers:
         self._own: FactorSimulator | None = None
         """Where factors are drawn: the simulator whose rows have their own."""
         if mode == "posterior":
-            from persim_gym.factor_simulator import FactorSimulator
+            from persim_gym.simulators.factor_simulator import FactorSimulator
 
             known, _ = posterior_of(model)
             agents = np.broadcast_to(simulator.agents, num_envs)

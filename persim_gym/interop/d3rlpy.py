@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym import extras
-from persim_gym.data import Trajectories
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split
 from persim_gym.tasks import Task

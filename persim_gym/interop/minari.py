@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.columns import check_actions
-from persim_gym.data import Trajectories
+from persim_gym.data.columns import check_actions
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError
 from persim_gym.extras import optional
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split

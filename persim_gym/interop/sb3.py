@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from persim_gym.columns import check_actions
-from persim_gym.data import Trajectories
+from persim_gym.collection.policies import MLPPolicy, check_sees_observations
+from persim_gym.data.columns import check_actions
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
-from persim_gym.policies import MLPPolicy, check_sees_observations
 from persim_gym.tasks import Task
 
 

@@ -20,7 +20,7 @@ from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
 from persim_gym.planning.settings import check_settings
 from persim_gym.rollouts import PROPAGATIONS, simulated_returns, true_returns
-from persim_gym.simulator import Simulator
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import BoolArray, ReturnFn
 

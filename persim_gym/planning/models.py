@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from persim_gym.errors import InvalidArgumentError
-from persim_gym.simulator import Simulator
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import System, Task
 
 _NEUTRAL = (

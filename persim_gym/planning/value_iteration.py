@@ -18,7 +18,7 @@ import numpy as np
 from persim_gym.arguments import finite_number, whole_number
 from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
 from persim_gym.planning.models import model_and_task
-from persim_gym.simulator import Simulator
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.tasks.rules import TerminationRisk
 from persim_gym.types import FloatArray, IntArray

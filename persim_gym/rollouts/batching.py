@@ -15,7 +15,7 @@ from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.rollouts.loops import column_returns, group_returns, mean_state_returns, tensor_returns
 from persim_gym.rollouts.pruning import MembersFn, best_of_members, worth_pruning
-from persim_gym.simulator import Simulator
+from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.rollouts.tally import Tally
-from persim_gym.simulator import ColumnNetwork, MemberNetwork
+from persim_gym.simulators.simulator import ColumnNetwork, MemberNetwork
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 

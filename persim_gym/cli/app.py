@@ -1,0 +1,348 @@
+"""The command line: parses, calls one function, prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from persim_gym import storage
+from persim_gym.cli.arguments import (
+    COLLECTED,
+    ENSEMBLE,
+    RECORDS,
+    SYNTHETIC,
+    agents_of,
+    check_output,
+    own_task,
+    policy_of,
+    rank_of,
+    refuse_options,
+)
+from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
+from persim_gym.terminal import table, to_records
+
+app = typer.Typer(
+    help="Personalized simulators from one logged trajectory of each of many agents.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# In a pipe nothing is broken into lines.
+_console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+_WHICH_AGENTS = 'Labels, "anna,ben", or indices, "0-4,7"; numbers are labels where labels are numbers.'
+_FOR_TRUE_SYSTEMS = ("policy", "episodes", "mpc_episodes", "value_iteration_episodes", "seed")
+Aggregate = Annotated[str, typer.Option(help="mean or median over the members; MPC plans by their mean return.")]
+Model = Annotated[
+    Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
+]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+
+
+@app.command()
+def collect(
+    task: Annotated[str, typer.Argument(help="MountainCar, CartPole or HalfCheetah.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    policy: Annotated[str, typer.Option(help="random, pure, pure-eps-20 or pure-eps-40.")] = "random",
+    agents: Annotated[int, typer.Option(help="Number of agents.", min=1)] = 500,
+    seed: Seed = 0,
+) -> None:
+    """Record one trajectory of each of many heterogeneous agents in their true systems."""
+    from persim_gym import collect as collect_log
+
+    check_output(out, COLLECTED)
+    log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
+    log.save(out)
+    _console.print(f"{log}\nwritten to {out}")
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help="Trajectories written by `collect` or Trajectories.save.")],
+    out: Annotated[Path, typer.Option(help="File to write, suffix .persim.")],
+    task: Annotated[
+        str | None,
+        typer.Option(help='Task of the log, if it names none; "module:attribute" for one of your own.'),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
+    rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
+    validation: Annotated[
+        float,
+        typer.Option(
+            help="Part of the transitions held out to measure the error; 0 for none, which trains once, not twice."
+        ),
+    ] = 0.2,
+    refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
+    install: Annotated[bool, typer.Option("--install", help="Also install it: its ids exist from now on.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name for its ids; the task's by default.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Learn one simulator for all agents of a log. An interrupted training goes on when called again."""
+    from persim_gym import Trajectories, fit, register_ensemble
+    from persim_gym.registration import SHIPPED_MODELS, find_model, installed_file
+
+    check_output(out, ENSEMBLE, data)
+    if not install:
+        refuse_options(context, ("name",), "is for --install, which is not given")
+    log = Trajectories.load(data)
+    own = None if task is None or ":" not in task else own_task(task)
+    if install:
+        installed_file(name or (own.name if own else task or log.task or ""))
+    ensemble = fit(
+        log,
+        task=own or task,
+        config=config,
+        rank=rank_of(rank),
+        epochs=epochs,
+        seed=seed,
+        validation_fraction=validation,
+        refit=refit,
+        device=device,
+        checkpoint=out,
+        progress=not quiet,
+    )
+    _save(ensemble, out)
+    _console.print(f"{ensemble}\nwritten to {out}")
+    if install:
+        ids = register_ensemble(ensemble, name=name, install=True)
+        path = find_model(name or ensemble.task.name)
+        _console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}")
+        if (SHIPPED_MODELS / path.name).exists():
+            _console.print("it takes the place of the shipped model of this name until then")
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Model,
+    agents: Annotated[
+        str | None,
+        typer.Option(help=f"{_WHICH_AGENTS} Default: the task's test agents; without any, or with --log, all."),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")
+    ] = None,
+    horizon: Annotated[int, typer.Option(help="With --log: steps that a prediction runs freely.", min=1)] = 50,
+    policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
+    episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
+    mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
+    value_iteration_episodes: Annotated[
+        int,
+        typer.Option(help="Episodes an agent for value iteration; only for discrete actions.", min=0),
+    ] = 0,
+    aggregate: Aggregate = "mean",
+    json_path: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Measure prediction error and the returns of planners in the agents' true systems, or errors along a log."""
+    from persim_gym import Trajectories, load, log_error, mpc_returns, prediction_error, value_iteration_returns
+    from persim_gym.evaluation.prediction import HORIZON
+
+    if json_path is not None:
+        check_output(json_path, RECORDS, model, log, policy)
+    if log is None:
+        refuse_options(context, ("horizon",), "is for --log, which is not given")
+    else:
+        refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
+    ensemble = load(model)
+    chosen = agents_of(agents, ensemble.agent_labels)
+    if log is not None:
+        along = Trajectories.load(log)
+        rows = log_error(
+            ensemble, along if chosen is None else along.select(chosen), horizon=horizon, aggregate=aggregate,
+            device=device,
+        )  # fmt: skip
+        _print_rows(f"errors along {log}, up to {horizon} steps", rows)
+        if json_path is not None:
+            _write_records(json_path, ensemble, {"log": str(log), "log_error": to_records(rows)})
+        return
+    if ensemble.task.make_system is None:
+        raise InvalidArgumentError(
+            f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
+            "training has not seen"
+        )
+    acting = policy_of(policy, ensemble.task, seed)
+    errors = prediction_error(
+        ensemble,
+        policy=acting
+        if isinstance(acting, str)
+        else acting.act,  # the published errors are those of a policy that draws on
+        agents=chosen,
+        episodes=episodes,
+        seed=seed,
+        aggregate=aggregate,
+        device=device,
+        progress=not quiet,
+    )
+    _print_rows(f"prediction error, {HORIZON} steps", errors)
+    returns: dict[str, Any] = {}
+    planners = {
+        "mpc_returns": (mpc_returns, mpc_episodes),
+        "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
+    }
+    for name, (measure, count) in planners.items():
+        if count:
+            rows = measure(ensemble, agents=chosen, episodes=count, seed=seed, device=device, progress=not quiet)
+            _print_rows(f"true system, {rows[0].policy}", rows)
+            returns[name] = to_records(rows)
+    if json_path is not None:
+        measured = {
+            "test_policy": policy, "seed": seed, "prediction_error": to_records(errors), **returns
+        }  # fmt: skip
+        _write_records(json_path, ensemble, measured)
+
+
+@app.command()
+def generate(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    agents: Annotated[str | None, typer.Option(help=f"{_WHICH_AGENTS} Default: the first five.")] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
+    policy: Annotated[str, typer.Option(help="plan, mpc, value_iteration, random, test, or a policy file.")] = "plan",
+    starts: Annotated[str, typer.Option(help="First states: log, spread (of the log, far apart) or task.")] = "log",
+    max_disagreement: Annotated[float | None, typer.Option(help="Cut an episode where members differ by more.")] = None,
+    aggregate: Aggregate = "mean",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+) -> None:
+    """Write synthetic trajectories of some agents, made in their simulators."""
+    from persim_gym import generate as generate_log
+    from persim_gym import load
+    from persim_gym.generation import POLICIES
+
+    check_output(out, SYNTHETIC, model, policy)
+    ensemble = load(model)
+    chosen = agents_of(agents, ensemble.agent_labels)
+    log = generate_log(
+        ensemble,
+        list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
+        episodes,
+        policy if policy in POLICIES else policy_of(policy, ensemble.task, seed),
+        starts=starts,
+        max_disagreement=max_disagreement,
+        aggregate=aggregate,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    log.save(out)
+    _console.print(f"{log}\nwritten to {out}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that have environment ids: shipped and installed."""
+    from persim_gym.data.provenance import validation_text
+    from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home
+
+    rows = []
+    for path, header in installed_models():
+        config, provenance = header["config"], header["provenance"]
+        task, name = header["task"], path.stem
+        rows.append(
+            (
+                name if name == task else f"{name} ({task})",
+                str(header["num_agents"]),
+                str(config["num_members"]),
+                str(config["rank"]),
+                str(provenance.get("data", {}).get("policy", "?")),
+                str(config["epochs"]),
+                validation_text(provenance) or "–",
+                "shipped" if path.parent == SHIPPED_MODELS else "installed",
+            )
+        )
+    columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step error", "where")
+    _console.print(table("models", columns, rows))
+    _console.print(f"model home: {model_home()}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the model, the table and the picture.")] = Path(
+        "demo-output"
+    ),
+    agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
+    episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 2,
+    candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Go the whole road in a few minutes: collect, train, evaluate, draw."""
+    from persim_gym.cli.demo import run_demo
+
+    storage.check_target(out / "demo.json")
+    run_demo(
+        out,
+        num_agents=agents,
+        epochs=epochs,
+        episodes=episodes,
+        num_candidates=candidates,
+        seed=seed,
+        console=_console,
+        progress=not quiet,
+    )
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one line on the error stream and exit status 1."""
+    try:
+        app()
+    except (PerSimError, OSError) as error:
+        Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from half a minute ago or less" if sys.argv[1:2] == ["train"] else ""
+        Console(stderr=True).print(f"interrupted{goes_on}")
+        sys.exit(130)
+
+
+def _save(ensemble: Any, out: Path) -> None:
+    """Write a trained ensemble; where that fails, hours of training are kept in the folder of temporary files."""
+    try:
+        ensemble.save(out)
+    except FileWriteError as error:
+        handle, kept = tempfile.mkstemp(prefix=f"{out.stem}-", suffix=out.suffix)
+        os.close(handle)
+        ensemble.save(kept)
+        raise FileWriteError(f"{error}; the ensemble is in {kept}") from error
+
+
+def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
+    """Write what was measured, and of what, as JSON."""
+    records = {
+        "command": " ".join(["persim-gym", *sys.argv[1:]]), "provenance": dict(ensemble.provenance), **measured
+    }  # fmt: skip
+    storage.write_text(path, storage.to_json(records, indent=2) + "\n")
+
+
+def _print_rows(title: str, rows: Sequence[Any]) -> None:
+    records = to_records(rows)
+    columns = [name.replace("_", " ") for name in records[0]]
+    _console.print(table(title, columns, [[_cell(value) for value in record.values()] for record in records]))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(f"{number:g}" for number in value)
+    return str(value)

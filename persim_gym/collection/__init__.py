@@ -1,0 +1,1 @@
+"""Policies, episodes in true systems, and logs recorded from them."""

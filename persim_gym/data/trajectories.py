@@ -1,0 +1,446 @@
+"""`Trajectories`: an offline data set in columns, one or more episodes of each of many agents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persim_gym import storage
+from persim_gym.data.columns import (
+    action_column,
+    agent_indices,
+    as_float64,
+    check_actions,
+    check_agent_indices,
+    check_finite,
+    check_resolution,
+    check_starts,
+    check_within,
+    cut_ends,
+    first_rows,
+    flags,
+    numbers,
+    with_successors,
+)
+from persim_gym.data.labels import find_agent
+from persim_gym.data.provenance import joint_provenance, synthetic_note
+from persim_gym.errors import FileFormatError, InvalidDataError
+from persim_gym.tasks import Task
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+_KIND = "trajectories"
+_TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
+_COLUMNS = {
+    "agents": ("i", (1,)),
+    "observations": ("f", (2,)),
+    "actions": ("if", (1, 2)),
+    "rewards": ("f", (1,)),
+    "next_observations": ("f", (2,)),
+    "terminated": ("b", (1,)),
+    "truncated": ("b", (1,)),
+}
+"""Columns with one entry a transition: NumPy's kinds of their types, and their numbers of axes."""
+_ARRAYS = {**_COLUMNS, "episode_starts": ("i", (1,))}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trajectories:
+    """A log of T transitions of N agents in E episodes.
+
+    The rows of an episode are consecutive and in time order. Every agent has at least one transition. Made by
+    `Trajectories.from_arrays`, `persim_gym.collect` or `Trajectories.load`, which validate; do not fill it by hand.
+    """
+
+    agents: IntArray
+    """(T,) int32: index of the acting agent, 0 … N − 1."""
+    observations: FloatArray
+    """(T, D) float32."""
+    actions: FloatArray | IntArray
+    """(T,) int64 for discrete actions, (T, A) float32 for continuous ones."""
+    rewards: FloatArray
+    """(T,) float32."""
+    next_observations: FloatArray
+    """(T, D) float32."""
+    terminated: BoolArray
+    """(T,): the transition reached a terminal state."""
+    truncated: BoolArray
+    """(T,): the episode was cut after the transition, by a time limit or by the end of the recording."""
+    episode_starts: IntArray
+    """(E,) int64: row of each episode's first transition, ascending, the first 0."""
+    agent_labels: tuple[str, ...]
+    """(N,): a name for each agent."""
+    covariates: FloatArray | None = None
+    """(N, K) float64: hidden properties of the agents, if known. Never shown to the model."""
+    covariate_names: tuple[str, ...] = ()
+    task: str | None = None
+    """Name of the task the log belongs to, if known."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the log comes from: policy, seed, or the synthetic data's simulator."""
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        agents: Sequence[Any] | np.ndarray,
+        observations: Any,
+        actions: Any,
+        next_observations: Any = None,
+        rewards: Any = None,
+        terminated: Any = None,
+        truncated: Any = None,
+        episode_starts: Any = None,
+        agent_labels: Sequence[Any] | None = None,
+        covariates: Any = None,
+        covariate_names: Sequence[str] = (),
+        task: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trajectories:
+        """Make trajectories from a user's own log, in time order within each episode.
+
+        Args:
+            agents: (T,) who acted in each row: labels of any kind, or indices into ``agent_labels`` if that is given.
+            observations: (T, D) observation before the action.
+            actions: (T,) integers for discrete actions, (T, A) numbers for continuous ones.
+            next_observations: (T, D) observation after the action. Without it each row's successor in its episode is
+                taken, and the last row of each episode, which has none, is dropped.
+            rewards: (T,); zero where not given.
+            terminated: (T,) whether the row reached a terminal state; False where not given.
+            truncated: (T,) whether the episode was cut after the row; where not given, every episode's last row that
+                is not terminated.
+            episode_starts: (E,) rows at which episodes begin. Without it an episode begins with the log, where the
+                agent changes, and after a row that is terminated or truncated. Without ``next_observations`` a single
+                row after that, the agent's last, is the state in which the episode ended.
+            agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
+            covariates: (N, K) known properties of the agents, in the order of their labels.
+            covariate_names: (K,) their names.
+            task: name of the task.
+            provenance: anything JSON can hold that says where the log comes from.
+
+        Raises:
+            InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition.
+
+        """
+        given, observations = observations, numbers("observations", observations, 2)
+        count = len(observations)
+        if 0 in observations.shape:
+            what = "transition" if count == 0 else "observation coordinate"
+            raise InvalidDataError(f"the log has no {what}: observations have shape {observations.shape}")
+        indices, labels = agent_indices(agents, agent_labels, count)
+        covariates = None if covariates is None else as_float64("covariates", covariates)
+        ended = flags("terminated", terminated, count)
+        cut = flags("truncated", truncated, count)
+        starts = first_rows(episode_starts, indices, ended | cut, with_last=next_observations is None)
+        columns: dict[str, Any] = {
+            "agents": indices,
+            "observations": observations,
+            "actions": action_column(actions, count),
+            "rewards": np.zeros(count, np.float32) if rewards is None else numbers("rewards", rewards, 1, count),
+            "terminated": ended,
+            "truncated": cut,
+        }
+        following = None if next_observations is None else numbers("next_observations", next_observations, 2, count)
+        check_resolution("observations", given, next_observations, starts)
+        if following is None:
+            columns, starts = with_successors(columns, starts)
+        else:
+            columns["next_observations"] = following
+        if truncated is None:
+            columns["truncated"] = cut_ends(columns["terminated"], starts)
+        log = cls(
+            **columns,
+            episode_starts=starts,
+            agent_labels=labels,
+            covariates=covariates,
+            covariate_names=tuple(covariate_names),
+            task=task,
+            provenance=dict(provenance or {}),
+        )
+        log._validate()
+        return log
+
+    @property
+    def num_transitions(self) -> int:
+        """T."""
+        return len(self.agents)
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.agent_labels)
+
+    @property
+    def num_episodes(self) -> int:
+        """E."""
+        return len(self.episode_starts)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are indices."""
+        return self.actions.ndim == 1
+
+    @cached_property
+    def episode_ends(self) -> IntArray:
+        """(E,): the row after each episode's last."""
+        return np.append(self.episode_starts[1:], self.num_transitions)
+
+    @property
+    def episode_lengths(self) -> IntArray:
+        """(E,)."""
+        return self.episode_ends - self.episode_starts
+
+    @property
+    def episode_agents(self) -> IntArray:
+        """(E,): index of each episode's agent."""
+        return self.agents[self.episode_starts]
+
+    @property
+    def episode_returns(self) -> FloatArray:
+        """(E,) float64: sum of each episode's rewards."""
+        return np.add.reduceat(np.asarray(self.rewards, dtype=np.float64), self.episode_starts)
+
+    @property
+    def initial_observations(self) -> FloatArray:
+        """(E, D): the first observation of each episode."""
+        return np.asarray(self.observations[self.episode_starts])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all columns: the identity of the data a model was trained on."""
+        digest = hashlib.sha256()
+        for name in _ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the provenance of a model says of the log it was learned from."""
+        return {"data_digest": self.digest, "data": dict(self.provenance), "num_transitions": self.num_transitions}
+
+    def agent_index(self, agent: int | str) -> int:
+        """Return the index of an agent given by index (int) or label (str)."""
+        return find_agent(agent, self.agent_labels)
+
+    def select(self, agents: Sequence[int | str]) -> Trajectories:
+        """Return the trajectories of some agents, in the order given."""
+        chosen = [self.agent_index(agent) for agent in agents]
+        if not chosen:
+            raise InvalidDataError("select at least one agent")
+        if len(set(chosen)) != len(chosen):
+            raise InvalidDataError(f"agents {list(agents)} name an agent twice")
+        place = np.full(self.num_agents, len(chosen))
+        place[chosen] = np.arange(len(chosen))
+        episodes = np.argsort(place[self.episode_agents], kind="stable")
+        episodes = episodes[: np.isin(self.episode_agents, chosen).sum()]
+        lengths = self.episode_lengths[episodes]
+        starts = np.cumsum(lengths) - lengths
+        rows = np.repeat(self.episode_starts[episodes] - starts, lengths) + np.arange(lengths.sum())
+        columns = {name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS}
+        columns["agents"] = place[columns["agents"]].astype(np.int32)
+        return replace(
+            self,
+            **columns,
+            episode_starts=starts,
+            agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
+            covariates=None if self.covariates is None else self.covariates[chosen],
+        )
+
+    @staticmethod
+    def concatenate(logs: Sequence[Trajectories]) -> Trajectories:
+        """Join logs of the same kind; agents with the same label are the same agent.
+
+        Raises:
+            InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
+
+        """
+        if not logs:
+            raise InvalidDataError("there is nothing to concatenate")
+        first = logs[0]
+        for log in logs[1:]:
+            _check_same_kind(first, log)
+        labels = tuple(dict.fromkeys(label for log in logs for label in log.agent_labels))
+        position = {label: index for index, label in enumerate(labels)}
+        columns = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _COLUMNS}
+        columns["agents"] = np.concatenate(
+            [np.array([position[label] for label in log.agent_labels], np.int32)[log.agents] for log in logs]
+        )
+        offsets = np.cumsum([0, *(log.num_transitions for log in logs[:-1])])
+        joined = replace(
+            first,
+            **columns,
+            episode_starts=np.concatenate(
+                [log.episode_starts + offset for log, offset in zip(logs, offsets, strict=True)]
+            ),
+            agent_labels=labels,
+            covariates=_join_covariates(logs, labels),
+            provenance=joint_provenance([log.provenance for log in logs], always=True),
+        )
+        joined._validate()
+        return joined
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, as a whole or not at all."""
+        arrays = {name: getattr(self, name) for name in (*_COLUMNS, "episode_starts")}
+        if self.covariates is not None:
+            arrays["covariates"] = self.covariates
+        storage.write(
+            path,
+            _KIND,
+            arrays,
+            {
+                "task": self.task,
+                "agent_labels": list(self.agent_labels),
+                "covariate_names": list(self.covariate_names),
+                "provenance": dict(self.provenance),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectories:
+        """Open a file written by `save`.
+
+        Columns are memory-mapped, so a log larger than memory can be opened, though not trained on.
+
+        Raises:
+            MissingFileError: there is no such file.
+            FileFormatError: damaged, of a newer format, or not a log.
+            InvalidDataError: what it holds is no log.
+
+        """
+        if str(path).lower().endswith(_TABLES) and storage.kind_of(path) is None and Path(path).exists():
+            raise FileFormatError(
+                f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
+                "observations=[…], …).save('log.safetensors')"
+            )
+        arrays, document = storage.read(path, _KIND)
+        try:
+            log = cls(
+                **{name: arrays[name] for name in _ARRAYS},
+                covariates=arrays.get("covariates"),
+                agent_labels=tuple(map(str, document["agent_labels"])),
+                covariate_names=tuple(document["covariate_names"]),
+                task=document["task"],
+                provenance=dict(document["provenance"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged: {error} is missing or of the wrong kind") from error
+        for name, (kinds, axes) in _ARRAYS.items():
+            column = getattr(log, name)
+            if column.dtype.kind not in kinds or column.ndim not in axes:
+                raise FileFormatError(f"{path} is damaged: {name} is of type {column.dtype} and shape {column.shape}")
+        log._validate()
+        return log
+
+    def __repr__(self) -> str:
+        action = "discrete actions" if self.discrete else f"{self.actions.shape[1]} continuous actions"
+        lengths, returns = self.episode_lengths, self.episode_returns
+        return (
+            f"Trajectories({self.task or 'no task'}: {self.num_agents} agents, {self.num_episodes} episodes, "
+            f"{self.num_transitions} transitions; {self.observations.shape[1]} observations, {action}; "
+            f"episode length {lengths.mean():.1f} ({lengths.min()}–{lengths.max()}), return {returns.mean():.1f}"
+            f"{synthetic_note(self.provenance)})"
+        )
+
+    def __len__(self) -> int:
+        return self.num_transitions
+
+    def _validate(self) -> None:
+        count = self.num_transitions
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            if len(column) != count:
+                raise InvalidDataError(f"{name} has {len(column)} rows, agents has {count}")
+            if column.dtype.kind == "f":
+                check_finite(name, column)
+        if self.next_observations.shape != self.observations.shape:
+            raise InvalidDataError(
+                f"next_observations have shape {self.next_observations.shape}, observations {self.observations.shape}"
+            )
+        self._validate_agents()
+        self._validate_episodes()
+
+    def _validate_agents(self) -> None:
+        if len(set(self.agent_labels)) != self.num_agents:
+            twice = next(label for label in self.agent_labels if self.agent_labels.count(label) > 1)
+            raise InvalidDataError(f"agent label {twice!r} is used twice")
+        check_agent_indices(self.agents, self.num_agents)
+        idle = np.flatnonzero(np.bincount(self.agents, minlength=self.num_agents) == 0)
+        if len(idle):
+            raise InvalidDataError(
+                f"agent {self.agent_labels[idle[0]]!r} has no transition ({len(idle)} such agents): "
+                "leave such agents out of the log and of agent_labels"
+            )
+        expected = (self.num_agents, len(self.covariate_names))
+        if self.covariates is not None:
+            if self.covariates.shape != expected:
+                raise InvalidDataError(
+                    f"covariates have shape {self.covariates.shape}, expected (agents, names) = {expected}"
+                )
+            check_finite("covariates", self.covariates)
+
+    def _validate_episodes(self) -> None:
+        starts = self.episode_starts
+        check_starts(starts, self.num_transitions)
+        change = np.flatnonzero(np.diff(self.agents)) + 1
+        stray = change[~np.isin(change, starts)]
+        if len(stray):
+            raise InvalidDataError(f"the agent changes within an episode, at row {stray[0]}")
+        inner = np.ones(self.num_transitions, bool)
+        inner[self.episode_ends - 1] = False
+        late = np.flatnonzero(inner & (self.terminated | self.truncated))
+        if len(late):
+            raise InvalidDataError(
+                f"row {late[0]} is terminated or truncated, yet its episode goes on; begin a new episode after it"
+            )
+
+
+def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) -> None:
+    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces.
+
+    The message numbers the log's rows, or says what ``rows`` (T,) has for them.
+    """
+    if log.observations.shape[1] != task.observation_size:
+        raise InvalidDataError(
+            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
+            f"{task.observation_size}: {', '.join(task.observation_names)}"
+        )
+    if log.discrete != task.discrete:
+        kinds = {True: "discrete (integers)", False: "continuous"}
+        raise InvalidDataError(
+            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
+        )
+    low, high = (None, None) if task.discrete else task.action_bounds
+    check_actions(log.actions, task.action_size, task.discrete, low, high, rows=rows)
+    for name in ("observations", "next_observations"):
+        check_within(name, getattr(log, name), task.observation_space, task.observation_names)
+
+
+def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
+    for what, one, other in (
+        ("tasks", first.task, log.task),
+        ("observation sizes", first.observations.shape[1], log.observations.shape[1]),
+        ("kinds of actions", first.actions.shape[1:], log.actions.shape[1:]),
+        ("covariate names", first.covariate_names, log.covariate_names),
+    ):
+        if one != other:
+            raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
+
+
+def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
+    known: dict[str, FloatArray] = {}
+    for log in logs:
+        if log.covariates is None:
+            return None
+        for label, row in zip(log.agent_labels, log.covariates, strict=True):
+            if label in known and not np.array_equal(known[label], row):
+                raise InvalidDataError(
+                    f"agent {label!r} has covariates {known[label].tolist()} in one log and {row.tolist()} in another; "
+                    "give different agents different labels"
+                )
+            known[label] = row
+    return np.stack([known[label] for label in labels])

@@ -1,0 +1,1 @@
+"""How good a model is: prediction errors, returns, and forecasts with their calibration."""

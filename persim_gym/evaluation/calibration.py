@@ -1,0 +1,274 @@
+"""How sure a simulator is along the horizon: forecasts with intervals, and intervals that hold what they promise.
+
+A forecast is the mean and the deviation of paths that run freely. They differ for three reasons: the members disagree,
+the agent's factor is drawn from its posterior in each member, and noise is drawn at every step. All three are models of
+an error that is mostly the networks' own, so the width of an interval is calibrated: it is the quantile of the errors,
+in those standard deviations, that were made for agents of the log, each treated as a newcomer known by the first half
+of its transitions, along the second half (split conformal prediction: Lei et al., Journal of the American Statistical
+Association 113, 2018, with a scale that depends on the input). Agents have equal weights, however long their logs (Lee,
+Barber and Willett, Distribution-free inference with hierarchical data, arXiv 2306.06342, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+import torch
+
+from persim_gym.arguments import whole_number
+from persim_gym.data.labels import NumberedLabels
+from persim_gym.data.segments import Segments
+from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.factors.statistics import factor_moments
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.posterior import FactorPosterior
+from persim_gym.simulators.factor_simulator import FactorSimulator
+from persim_gym.types import BoolArray, FloatArray, IntArray
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+"""Probabilities of the intervals that calibration measures."""
+RANGES = (1, 5, 20)
+"""Last steps of the ranges of the horizon that have widths of their own; the last range has no end."""
+_HORIZON = 50
+_MAX_SEGMENTS = 1000
+_LEAST_AGENTS = 20
+"""With errors of fewer agents a range of the horizon takes over the widths of the one before."""
+_LEAST_DRAWS = 3
+"""So that noise can have no mean and no correlation with the states, and still be there."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predictive distribution along a horizon of B trajectories."""
+
+    means: FloatArray
+    """(B, H, D): observations after each action."""
+    standard_deviations: FloatArray
+    """(B, H, D), in the units of the observations."""
+    levels: tuple[float, ...]
+    lower: FloatArray
+    """(levels, B, H, D), within the observation space where the ensemble keeps its states there."""
+    upper: FloatArray
+    """(levels, B, H, D)."""
+
+
+def forecast(
+    ensemble: Ensemble,
+    agents: int | str | Sequence[int | str],
+    observations: FloatArray,
+    actions: FloatArray | IntArray,
+    *,
+    levels: Sequence[float] = (0.5, 0.8, 0.95),
+    draws: int = 8,
+    seed: int = 0,
+) -> Forecast:
+    """Predict where action sequences lead, and how sure that is.
+
+    Args:
+        ensemble: with the posterior of its agents' factors. Its intervals are those of normal distributions unless it
+            has been calibrated.
+        agents: index or label of the agent, or of one agent for each row.
+        observations: (B, D) start states.
+        actions: (B, H) integers or (B, H, A) numbers.
+        levels: probabilities of the intervals, above 0 and below 1; some of 0.5, 0.8, 0.9 and 0.95 if calibrated.
+        draws: paths in each member, with factors and noise of their own; at least 3.
+        seed: of the draws.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidArgumentError: levels that are not known, or fewer than three draws.
+        InvalidStateError: start states of another shape, or not finite.
+
+    """
+    observations = ensemble.task.check_observations(observations, "B", finite=True)
+    draws = whole_number("draws", draws, least=_LEAST_DRAWS)
+    if np.ndim(levels) != 1 or len(levels) == 0:
+        raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
+    widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
+    alone = isinstance(agents, (int, str, np.integer))
+    chosen = [ensemble.agent_index(agent) for agent in ([agents] * len(observations) if alone else agents)]
+    means, deviations = _predict(ensemble, np.array(chosen, np.int64), observations, actions, draws, seed)
+    half = widths[:, _range_of(means.shape[1])][:, None] * deviations
+    lower, upper = means - half, means + half
+    if ensemble.config.clip_states:  # and so are the means
+        space = ensemble.task.observation_space
+        lower, upper = (np.clip(bound, space.low, space.high) for bound in (lower, upper))
+    return Forecast(means, deviations, tuple(levels), lower, upper)
+
+
+def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8, seed: int = 0) -> Ensemble:
+    """Return the ensemble with intervals as wide as its errors along a log say.
+
+    Every agent of the log is treated as a newcomer known by the first half of its transitions; errors are counted along
+    its second half, up to 50 steps ahead. All agents count alike, whether their logs are long or short.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        trajectories: of agents that the ensemble was not trained on, for it errs less on those it was; their labels do
+            not matter. With the log it was trained on the intervals are somewhat too narrow.
+        draws: as in `forecast`.
+        seed: of the draws and of where the segments begin.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task, or is too short to calibrate with.
+
+    """
+    draws = whole_number("draws", draws, least=_LEAST_DRAWS)
+    posterior = ensemble.known_posterior()
+    check_log(trajectories, ensemble.task)
+    rng = np.random.default_rng(seed)
+    early, late = _halves(trajectories)
+    known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))
+    means, _ = known.solve(np.arange(trajectories.num_agents))
+    newcomers = replace(_of_agents(ensemble, means), posterior=known)
+    segments = _segments(trajectories, late, rng)
+    agents = np.asarray(trajectories.agents[segments.starts], np.int64)
+    if len(np.unique(agents)) < _LEAST_AGENTS:
+        raise InvalidDataError(
+            f"the log has {trajectories.num_agents} agents, {len(np.unique(agents))} of them with a second half to "
+            f"measure errors along; calibration needs {_LEAST_AGENTS}"
+        )
+    states, rows = trajectories.observations[segments.starts], segments.rows
+    means, deviations = _predict(newcomers, agents, states, trajectories.actions[rows], draws, seed)
+    errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
+    return replace(ensemble, calibration=_widths_of(errors, segments.inside, agents))
+
+
+def _predict(
+    ensemble: Ensemble,
+    agents: IntArray,
+    observations: FloatArray,
+    actions: FloatArray | IntArray,
+    draws: int,
+    seed: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
+    posterior, rng = ensemble.known_posterior(), np.random.default_rng(seed)
+    rows, moves = len(agents), np.asarray(actions)
+    found, place = np.unique(agents, return_inverse=True)
+    factors = posterior.draw(found, rng, draws)  # (draws, M, n, r)
+    means, _ = posterior.solve(found)
+    # A few draws are centred elsewhere than the posterior, and so would the forecast be.
+    factors = means + (factors - factors.mean(0)) * np.sqrt(draws / (draws - 1))
+    drawn = _of_agents(ensemble, np.concatenate(list(factors), axis=1))
+    copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
+    times = (draws,) + (1,) * (moves.ndim - 1)
+    with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
+        paths = FactorSimulator(drawn, copies).rollout(
+            np.tile(observations, (draws, 1)), np.tile(moves, times), disturb=_noise(ensemble, draws, rng)
+        )
+        paths = paths.reshape(-1, draws, rows, *paths.shape[2:])
+        return paths.mean(axis=(0, 1), dtype=np.float64), paths.std(axis=(0, 1), dtype=np.float64)
+
+
+def _noise(ensemble: Ensemble, draws: int, rng: np.random.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what adds a step's noise to states (M, D, draws·B), and keeps them within bounds if the ensemble does."""
+    noise = ensemble.known_posterior().prior.noise_of_predictions  # (M, D)
+    deviation = (np.sqrt(noise) * ensemble.normalizer.change_scale)[..., None, None]
+    space = ensemble.task.observation_space
+    low, high = (space.low, space.high) if ensemble.config.clip_states else (-np.inf, np.inf)
+
+    def disturbed(states: torch.Tensor) -> torch.Tensor:
+        paths = states.double().numpy().reshape(*states.shape[:2], draws, -1)
+        paths = paths + deviation * _unrelated(rng.standard_normal(paths.shape), paths)
+        within = np.clip(np.moveaxis(paths, 1, -1), low, high)
+        return torch.tensor(np.moveaxis(within, -1, 1).reshape(states.shape), dtype=torch.float32)
+
+    return disturbed
+
+
+def _unrelated(drawn: FloatArray, paths: FloatArray) -> FloatArray:
+    """Return normal numbers (M, D, draws, B) with mean 0 and mean square 1 over the draws, uncorrelated with the paths.
+
+    Numbers as they are drawn are all of that only in the mean, which a few paths are far from; so the variance of a
+    path would be, too.
+    """
+    away = paths - paths.mean(axis=2, keepdims=True)
+    size = np.maximum((away**2).sum(axis=2, keepdims=True), np.finfo(np.float64).tiny)
+    drawn = drawn - drawn.mean(axis=2, keepdims=True)
+    drawn -= away * (drawn * away).sum(axis=2, keepdims=True) / size
+    return drawn / np.sqrt((drawn**2).mean(axis=2, keepdims=True))
+
+
+def _of_agents(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
+    """Return the ensemble of n other agents, without names, who have the factors (M, n, r)."""
+    return replace(
+        ensemble,
+        parameters={**ensemble.parameters, "agent.weight": ensemble.table_rows(factors)},
+        agent_labels=NumberedLabels(factors.shape[1]),
+        covariates=None,
+        posterior=None,
+        outcomes={},  # of other agents; predictions of states need none
+    )
+
+
+def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
+    """Return which rows (T,) are in the first half of their agent's transitions, and which in the second."""
+    counts = np.bincount(log.agents, minlength=log.num_agents)
+    early = _turns(log.agents) < counts[log.agents] // 2
+    return early, ~early
+
+
+def _turns(agents: IntArray) -> IntArray:
+    """Return how many entries of the same agent come before each (n,)."""
+    order = np.argsort(agents, kind="stable")
+    counts = np.bincount(agents)
+    turns = np.empty(len(agents), np.int64)
+    turns[order] = np.arange(len(agents)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return turns
+
+
+def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
+    """Return up to 1000 segments that begin anywhere in the late rows, one of each agent, then a second one, …."""
+    rows = rng.permutation(np.flatnonzero(late))
+    starts = np.sort(rows[np.argsort(_turns(log.agents[rows]), kind="stable")][:_MAX_SEGMENTS])
+    ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
+    return Segments(starts, np.minimum(ends - starts, _HORIZON))
+
+
+def _widths_of(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:
+    """Return widths (levels, ranges, D) from errors (B, H, D) in standard deviations, where inside (B, H)."""
+    ranges = _range_of(errors.shape[1])
+    widths = np.empty((len(LEVELS), len(RANGES) + 1, errors.shape[2]))
+    for index in range(widths.shape[1]):
+        here = inside & (ranges == index)
+        whose = np.broadcast_to(agents[:, None], here.shape)[here]
+        if len(np.unique(whose)) < _LEAST_AGENTS:
+            widths[:, index] = widths[:, index - 1]
+        else:
+            widths[:, index] = _quantiles(np.nan_to_num(errors[here], nan=np.inf), whose)
+    return widths
+
+
+def _quantiles(errors: FloatArray, agents: IntArray) -> FloatArray:
+    """Return the quantiles (levels, D) of errors (n, D) of agents (n,), all agents with the same weight.
+
+    The next agent counts as one more, whose errors are larger than all of these.
+    """
+    _, place, counts = np.unique(agents, return_inverse=True, return_counts=True)
+    order = np.argsort(errors, axis=0)
+    mass = np.cumsum((1 / counts)[place][order], axis=0)
+    needed = np.array(LEVELS)[:, None, None] * (len(counts) + 1) - 1e-9  # less rounding
+    return np.take_along_axis(np.take_along_axis(errors, order, 0), (mass < needed).sum(axis=1), 0)
+
+
+def _range_of(horizon: int) -> IntArray:
+    """Return the range of the horizon (H,) that each step is in."""
+    return np.searchsorted(RANGES, np.arange(1, horizon + 1))
+
+
+def _widths(ensemble: Ensemble, level: float) -> FloatArray:
+    """Return half widths (ranges, D) of an interval, in standard deviations."""
+    if not 0 < level < 1:
+        raise InvalidArgumentError(f"level {level} must be above 0 and below 1")
+    if ensemble.calibration is None:
+        width = NormalDist().inv_cdf((1 + level) / 2)
+        return np.full((len(RANGES) + 1, ensemble.task.observation_size), width)
+    if level not in LEVELS:
+        raise InvalidArgumentError(f"level {level} is not calibrated; levels are {', '.join(map(str, LEVELS))}")
+    return np.asarray(ensemble.calibration)[LEVELS.index(level)]

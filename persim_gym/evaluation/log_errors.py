@@ -1,0 +1,101 @@
+"""How far simulators stray from a log that they have not seen: for data without a true system to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from persim_gym.arguments import whole_number
+from persim_gym.data.labels import known_agents
+from persim_gym.data.segments import Segments
+from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.types import FloatArray
+
+
+@dataclass(frozen=True)
+class LogError:
+    """Error of free-running predictions along one agent's part of a log."""
+
+    agent: str
+    ratio: float
+    """Root mean over the coordinates of (rmse / unchanged)²: below 1 the simulator says more than that nothing
+    changes. A coordinate that never changes is left out; not a number if none does, infinity for a simulator that
+    diverges."""
+    rmse: tuple[float, ...]
+    """(D,): root mean squared error of each coordinate over all steps, in its own units."""
+    unchanged: tuple[float, ...]
+    """(D,): the same for the prediction that the state stays what it was at the beginning of the segment."""
+    segments: int
+    steps: int
+
+
+def log_error(
+    ensemble: LearnedDynamics,
+    trajectories: Trajectories,
+    *,
+    horizon: int = 50,
+    aggregate: str = "mean",
+    device: str = "cpu",
+) -> list[LogError]:
+    """Measure how far each agent's simulator strays from a log when it runs freely.
+
+    Every episode is cut into segments of up to ``horizon`` steps. Each member starts from a segment's first state and
+    follows the logged actions; the prediction is the aggregate of the members' trajectories.
+
+    Args:
+        ensemble: to be measured.
+        trajectories: of any of its agents, best of transitions that it was not trained on.
+        horizon: steps of a segment.
+        aggregate: "mean" or "median" over the members.
+        device: to predict on.
+
+    Returns:
+        One for each agent of the log, in its order.
+
+    Raises:
+        UnknownNameError: the log has an agent that the ensemble does not know.
+        InvalidDataError: the log does not fit the ensemble's task.
+
+    """
+    horizon = whole_number("horizon", horizon)
+    check_log(trajectories, ensemble.task)
+    agents = known_agents(trajectories.agent_labels, ensemble.agent_labels)
+    segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
+    found = []
+    for agent, label in enumerate(trajectories.agent_labels):
+        own = segments.where(trajectories.agents[segments.starts] == agent)
+        simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
+        states = np.asarray(trajectories.observations[own.starts])
+        predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
+        predicted = np.where(np.isnan(predicted), np.inf, predicted)  # infinity minus infinity, on the way out
+        true = np.asarray(trajectories.next_observations[own.rows[own.inside]], np.float64)
+        rmse = _root_mean_square(predicted - true)
+        unchanged = _root_mean_square(np.repeat(states, own.lengths, axis=0) - true)
+        changes = unchanged > rounding * np.abs(true).max(axis=0)
+        found.append(
+            LogError(
+                agent=label,
+                ratio=float(_root_mean_square(rmse[changes] / unchanged[changes])) if changes.any() else float("nan"),
+                rmse=tuple(rmse.tolist()),
+                unchanged=tuple(unchanged.tolist()),
+                segments=len(own.starts),
+                steps=int(own.lengths.sum()),
+            )
+        )
+    return found
+
+
+def _segments(log: Trajectories, horizon: int) -> Segments:
+    """Return the segments of all episodes, in the log's order."""
+    ends = zip(log.episode_starts.tolist(), log.episode_ends.tolist(), strict=True)
+    starts = np.concatenate([np.arange(start, end, horizon) for start, end in ends])
+    ends_of = np.repeat(log.episode_ends, -(-log.episode_lengths // horizon))
+    return Segments(starts, np.minimum(ends_of - starts, horizon))
+
+
+def _root_mean_square(values: FloatArray) -> FloatArray:
+    """Return the root mean square (…) of values (n, …)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
+        return np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=0))

@@ -1,0 +1,225 @@
+"""What policies and planners earn in the agents' true systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persim_gym.arguments import whole_number
+from persim_gym.collection.episodes import run
+from persim_gym.collection.policies import action_seed, as_policy
+from persim_gym.model.dynamics import LearnedDynamics, measured_agents, true_covariates
+from persim_gym.planning import MPCAgent, ValueIterationAgent
+from persim_gym.tasks import System, Task
+from persim_gym.terminal import ProgressBar
+from persim_gym.types import FloatArray, Policy
+
+
+@dataclass(frozen=True)
+class AverageReturn:
+    """Return of a policy in one agent's true system (Tables 9–11 of the paper)."""
+
+    agent: str
+    covariates: tuple[float, ...]
+    policy: str
+    mean: float
+    std: float
+    """Standard deviation over the episodes."""
+    length: float
+    """Mean number of steps."""
+    episodes: int
+
+
+def mpc_returns(
+    ensemble: LearnedDynamics,
+    *,
+    agents: Sequence[int | str] | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    **planner: Any,
+) -> list[AverageReturn]:
+    """Measure the return of MPC that plans in the simulator and acts in the true system, episodes in lockstep.
+
+    Args:
+        ensemble: to plan in.
+        agents: indices or labels; by default the task's test agents.
+        episodes: an agent.
+        seed: of initial states and candidates.
+        covariates: label -> covariates (K,) where the ensemble does not know them.
+        device: to plan on.
+        progress: whether to show a bar.
+        **planner: settings of `persim_gym.MPCAgent`.
+
+    Returns:
+        One row an agent, in the order asked for.
+
+    Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an agent's covariates are not known, or a setting that the planner has not.
+        PerSimError: the task has no true system.
+
+    """
+
+    def make(agent: int, _: System) -> Policy:
+        simulator = ensemble.simulator(agent, device=device)
+        return MPCAgent(simulator, seed=np.random.default_rng([seed, agent, 1]), **planner)
+
+    return _returns(ensemble, make, "MPC in the simulator", agents, episodes, seed, covariates, progress)
+
+
+def value_iteration_returns(
+    ensemble: LearnedDynamics,
+    *,
+    agents: Sequence[int | str] | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    aggregate: str = "mean",
+    device: str = "cpu",
+    progress: bool = False,
+    **settings: Any,
+) -> list[AverageReturn]:
+    """Measure the return of value iteration that plans in the simulator and acts in the true system.
+
+    Arguments as of `mpc_returns`; ``aggregate`` says how the members are combined, "mean" or "median", and the settings
+    are those of `persim_gym.ValueIterationAgent`.
+    """
+
+    def make(agent: int, _: System) -> Policy:
+        return ValueIterationAgent(ensemble.simulator(agent, aggregate=aggregate, device=device), **settings)
+
+    return _returns(ensemble, make, "value iteration in the simulator", agents, episodes, seed, covariates, progress)
+
+
+def policy_returns(
+    ensemble: LearnedDynamics,
+    policy: str | Policy | Callable[[FloatArray], Any],
+    *,
+    agents: Sequence[int | str] | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    progress: bool = False,
+) -> list[AverageReturn]:
+    """Measure the return of any policy in the true systems of an ensemble's agents.
+
+    Args:
+        ensemble: whose agents and task are taken.
+        policy: "random", an object with `predict`, or a function of observations (B, D).
+        agents: indices or labels; by default the task's test agents.
+        episodes: an agent.
+        seed: of initial states and random actions.
+        covariates: label -> covariates (K,) where the ensemble does not know them.
+        progress: whether to show a bar.
+
+    Returns:
+        One row an agent, in the order asked for.
+
+    Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an agent's covariates are not known, or fewer than one episode.
+        PerSimError: the task has no true system.
+
+    """
+    name = policy if isinstance(policy, str) else type(policy).__name__
+
+    def make(agent: int, _: System) -> Policy:
+        return as_policy(policy, ensemble.task, action_seed(seed, agent))
+
+    return _returns(ensemble, make, name, agents, episodes, seed, covariates, progress)
+
+
+def true_mpc_returns(
+    ensemble: LearnedDynamics,
+    *,
+    agents: Sequence[int | str] | None = None,
+    episodes: int = 20,
+    seed: int = 0,
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    progress: bool = False,
+    **planner: Any,
+) -> list[AverageReturn]:
+    """Measure the return of MPC that plans in the true system: what it would reach with a perfect simulator.
+
+    Args:
+        ensemble: whose agents and task are taken.
+        agents: indices or labels; by default the task's test agents.
+        episodes: an agent.
+        seed: of initial states and the search.
+        covariates: label -> covariates (K,) where the ensemble does not know them.
+        progress: whether to show a bar.
+        **planner: settings of `persim_gym.MPCAgent`.
+
+    Returns:
+        One row an agent, in the order asked for.
+
+    Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an agent's covariates are not known, or a setting that the planner has not.
+        PerSimError: the task has no true system.
+
+    """
+
+    def make(agent: int, system: System) -> Policy:
+        return MPCAgent(system, task=ensemble.task, seed=np.random.default_rng([seed, agent, 1]), **planner)
+
+    return _returns(ensemble, make, "MPC in the true system", agents, episodes, seed, covariates, progress)
+
+
+def run_episodes(
+    task: Task, policy: Policy, system: System, rng: np.random.Generator, on_step: Callable[[], None] | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Run one episode in every copy of a true system, in lockstep; return returns (B,) and lengths (B,)."""
+    returns, lengths = np.zeros(system.num_copies), np.zeros(system.num_copies)
+    for step in run(task, policy, system, rng):
+        # A copy whose episode is over is stepped on, and may come to where the reward is no number.
+        returns += np.where(step.running, step.rewards(task), 0.0)
+        lengths += step.running
+        if on_step is not None:
+            on_step()
+        if not step.going_on.any():
+            break
+    return returns, lengths
+
+
+def _returns(
+    ensemble: LearnedDynamics,
+    make_policy: Callable[[int, System], Policy],
+    name: str,
+    agents: Sequence[int | str] | None,
+    episodes: int,
+    seed: int,
+    covariates: Mapping[str, Sequence[float]] | None,
+    progress: bool,
+) -> list[AverageReturn]:
+    task = ensemble.task
+    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed, least=0)
+    chosen = measured_agents(ensemble, agents)
+    rows = []
+    with ProgressBar(name, len(chosen) * task.max_episode_steps, progress) as bar:
+        for count, agent in enumerate(chosen):
+            known = true_covariates(ensemble, agent, covariates)
+            system = task.system(np.tile(known, (episodes, 1)))
+            policy = make_policy(agent, system)
+            rng = np.random.default_rng([seed, agent])
+            returns, lengths = run_episodes(task, policy, system, rng, bar.advance)
+            label = ensemble.agent_labels[agent]
+            rows.append(
+                AverageReturn(
+                    agent=label,
+                    covariates=tuple(known.tolist()),
+                    policy=name,
+                    mean=float(returns.mean()),
+                    std=float(returns.std()),
+                    length=float(lengths.mean()),
+                    episodes=episodes,
+                )
+            )
+            bar.complete((count + 1) * task.max_episode_steps, f"agent {label}: return {returns.mean():.1f}")
+    return rows

@@ -1,0 +1,1 @@
+"""Closed-form inference of the agents' factors: from transitions, and from covariates."""

@@ -1,0 +1,300 @@
+"""Everything about u(agent): its posterior given the agent's transitions, newcomers, and which agents are alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from persim_gym.arguments import whole_number
+from persim_gym.data.labels import known_agents
+from persim_gym.data.log_checks import with_task_covariates
+from persim_gym.data.provenance import with_update
+from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.factors.statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.normalizer import varies
+from persim_gym.model.posterior import FIRST_SPREAD, FactorPosterior, Prior
+from persim_gym.types import FloatArray, IntArray
+
+_LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
+
+
+def refit_factors(
+    ensemble: Ensemble,
+    trajectories: Trajectories,
+    *,
+    rows: IntArray | None = None,
+    replace_factors: bool = True,
+    device: str = "cpu",
+) -> Ensemble:
+    """Return the ensemble with the posterior of its agents' factors, given the log it was trained on.
+
+    Prior and noise are the most likely ones for the log, or for 5000 of its agents where there are more; v and w
+    stay as they were. One pass over the data.
+
+    Args:
+        ensemble: trained.
+        trajectories: of exactly the ensemble's agents.
+        rows: (n,) of the transitions to use; by default all.
+        replace_factors: whether the factors become the posterior means. Otherwise they stay as training left them, as
+            in the paper, and the posterior serves newcomers and intervals only.
+        device: to compute on.
+
+    Raises:
+        InvalidDataError: the log does not fit the ensemble's task or has other agents.
+
+    """
+    check_log(trajectories, ensemble.task)
+    if trajectories.agent_labels != ensemble.agent_labels:
+        raise InvalidDataError(
+            f"the log is of {trajectories.num_agents} agents ({trajectories.agent_labels[0]!r}, …), the ensemble of "
+            f"{ensemble.num_agents} ({ensemble.agent_labels[0]!r}, …): give the log the ensemble was trained on, or "
+            "call persim_gym.personalize for new agents"
+        )
+    sample = np.unique(np.linspace(0, ensemble.num_agents - 1, AGENTS_AT_ONCE).astype(np.int64))
+    moments = factor_moments(ensemble, trajectories, rows, agents=sample, device=device)
+    states = np.asarray(trajectories.observations, np.float64)
+    telling = varies(np.asarray(trajectories.next_observations, np.float64) - states, states)
+    prior = Prior.estimate(moments, ensemble.agent_factors(sample), telling)
+    if len(sample) == ensemble.num_agents:
+        posterior = FactorPosterior.of(prior, moments)
+    else:
+        posterior = log_posterior(ensemble, trajectories, prior, rows, device=device)
+    known = replace(ensemble, posterior=posterior, calibration=None)  # widths are in deviations of the former posterior
+    return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
+
+
+def personalize(
+    ensemble: Ensemble,
+    trajectories: Trajectories | None = None,
+    *,
+    agents: Sequence[str] | None = None,
+    covariates: Mapping[str, Mapping[str, float]] | None = None,
+    covariate_map: CovariateMap | None = None,
+) -> Ensemble:
+    """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
+
+    A newcomer's factor is its posterior mean. Its prior is the one that the trained agents are a sample of, or, where
+    its covariates are given, what these say of the factor (paper, appendix F.5). Warns where the ensemble has no more
+    agents than factors (rank), for they hardly tell how agents differ.
+
+    Args:
+        ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
+        trajectories: of the newcomers; their labels must be new.
+        agents: labels of the newcomers, by default all of the log and of ``covariates``; one without a transition and
+            without covariates gets the prior's mean.
+        covariates: label -> {name: value}, of any of the newcomers.
+        covariate_map: from covariates to factors; by default a Gaussian process on all agents of the ensemble whose
+            covariates are known.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task.
+        InvalidArgumentError: a label is taken, there is no newcomer, or its covariates are incomplete.
+        UnknownNameError: the task has no such covariate.
+
+    """
+    given = covariates or {}
+    if trajectories is not None:
+        check_log(trajectories, ensemble.task)
+        trajectories = with_task_covariates(trajectories, ensemble.task)
+    labels = _newcomers(ensemble, trajectories, agents, given)
+    values = _newcomers_covariates(ensemble, trajectories, labels, given)
+    described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
+    if len(described) and covariate_map is None:
+        covariate_map = fit_covariate_map(ensemble)
+    first, weight = ensemble.num_agents, ensemble.parameters["agent.weight"]
+    empty = np.zeros((weight.shape[0], len(labels), weight.shape[2]), weight.dtype)
+    grown = replace(
+        ensemble,
+        parameters={**ensemble.parameters, "agent.weight": np.concatenate([weight, empty], axis=1)},
+        agent_labels=(*ensemble.agent_labels, *labels),
+        covariates=_joined_covariates(ensemble, values),
+        outcomes={
+            name: outcome.of_agents([*range(first), *[None] * len(labels)])
+            for name, outcome in ensemble.outcomes.items()
+        },
+        posterior=None,
+        provenance=ensemble.provenance
+        if trajectories is None
+        else with_update(ensemble.provenance, trajectories.source, again=False),
+    )
+    newcomers = np.arange(first, first + len(labels))
+    if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
+        predicted = [*ensemble.provenance.get(BY_COVARIATES, ()), *labels]
+        grown = replace(grown, provenance={**ensemble.provenance, BY_COVARIATES: predicted})
+        return grown.with_factors(covariate_map.predict(values)[0], newcomers)
+    posterior = ensemble.known_posterior()
+    if first <= ensemble.config.rank:
+        warnings.warn(
+            f"the ensemble has {first} agents for rank {ensemble.config.rank}, too few to tell how agents differ; it "
+            f"is assumed to be by {FIRST_SPREAD:.0%} of their factors: train on more agents than the rank",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
+    if len(described):
+        known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
+    return _with_posterior_means(replace(grown, posterior=FactorPosterior.joined([posterior, known])), newcomers)
+
+
+def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
+    """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
+
+    Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        trajectories: transitions that it has not seen yet, of agents that it knows.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+        InvalidDataError: the log does not fit the ensemble's task.
+        UnknownNameError: an agent is not in the ensemble.
+
+    """
+    posterior = ensemble.known_posterior()
+    chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
+    check_log(trajectories, ensemble.task)
+    known = log_posterior(ensemble, trajectories, posterior.prior)
+    provenance = with_update(ensemble.provenance, trajectories.source, again=True)
+    return _with_posterior_means(
+        replace(ensemble, posterior=posterior.plus(known, chosen), provenance=provenance), chosen
+    )
+
+
+def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list[tuple[str, float]]:
+    """Return the labels of the agents that respond most like one agent, nearest first, and their distances.
+
+    The distance is the root mean squared difference of two agents' predicted changes over the transitions of the
+    ensemble's log, each coordinate in units of the noise, averaged over the members.
+
+    Args:
+        ensemble: with the posterior of its agents' factors.
+        agent: index or label.
+        count: how many; fewer if there are not so many.
+
+    Raises:
+        MissingStatisticsError: the ensemble has no posterior.
+
+    """
+    count = whole_number("count", count)
+    posterior, index = ensemble.known_posterior(), ensemble.agent_index(agent)
+    means, _ = posterior.solve(np.arange(ensemble.num_agents))
+    seen = posterior.num_transitions > 0  # what covariates say of an agent is no transition
+    weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions.sum()), 1)
+    difference = means - means[:, [index]]
+    squared = (
+        np.einsum("mni,mij,mnj->mn", difference, weight, difference, optimize=True) / ensemble.task.observation_size
+    )
+    distance = np.sqrt(np.maximum(squared, 0).mean(0))
+    order = [int(other) for other in np.argsort(distance, kind="stable") if other != index]
+    return [(ensemble.agent_labels[other], float(distance[other])) for other in order[:count]]
+
+
+def _newcomers(
+    ensemble: Ensemble, log: Trajectories | None, agents: Sequence[str] | None, covariates: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the labels of the newcomers, checked."""
+    if isinstance(agents, str):
+        raise InvalidArgumentError(f"agents={agents!r} must be a list of labels, [{agents!r}]")
+    known = dict.fromkeys([*(() if log is None else log.agent_labels), *covariates])
+    labels = tuple(map(str, known if agents is None else agents))
+    forgotten = [label for label in covariates if label not in labels]
+    if forgotten:
+        raise InvalidArgumentError(
+            f"covariates are given of {forgotten[0]!r}, who is not among agents={list(labels)}: name it there, too"
+        )
+    taken = set(ensemble.agent_labels) & set(labels)
+    if taken:
+        label = next(label for label in labels if label in taken)
+        raise InvalidArgumentError(
+            f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
+            "newcomer another label"
+        )
+    if not labels or len(set(labels)) < len(labels):
+        raise InvalidArgumentError(f"agents={list(labels)} must be one newcomer or more, each named once")
+    return labels
+
+
+def _newcomers_covariates(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], given: Mapping[str, Mapping[str, float]]
+) -> FloatArray:
+    """Return covariates (n, K) of the newcomers, those given before those in the log; not a number where unknown."""
+    values = np.full((len(labels), len(ensemble.task.covariates)), np.nan)
+    if log is not None and log.covariates is not None:
+        logged = dict(zip(log.agent_labels, log.covariates, strict=True))
+        for place, label in enumerate(labels):
+            values[place] = logged.get(label, np.nan)
+    for place, label in enumerate(labels):
+        if label in given:
+            values[place] = covariate_array(ensemble.task, [given[label]])[0]
+    return values
+
+
+def _known_by_transitions(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], *, silent_unless: Container[str]
+) -> FactorPosterior:
+    """Return what a log says of the agents of those labels; warn of those of whom nothing at all is known."""
+    in_log = set() if log is None else set(log.agent_labels)
+    unknown = [label for label in labels if label not in in_log and label not in silent_unless]
+    if unknown:
+        warnings.warn(
+            f"newcomer {unknown[0]!r} has no transition ({len(unknown)} such agents): "
+            "its simulator is that of the mean agent",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    prior = ensemble.known_posterior().prior
+    members, rank = prior.mean.shape
+    count = len(labels)
+    nothing = FactorPosterior(
+        prior,
+        np.zeros((members, count, rank, rank)),
+        np.zeros((members, count, rank)),
+        np.zeros(count, np.int64),
+    )
+    wanted = [label for label in labels if label in in_log]
+    if log is None or not wanted:
+        return nothing
+    chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
+    places = np.array([place for place, label in enumerate(labels) if label in in_log])
+    return nothing.plus(log_posterior(ensemble, chosen, prior), places)
+
+
+def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
+    """Return what, added to the prior, makes N(mean, covariance) of it: mean (M, n, r), covariance (M, n, r, r).
+
+    Seen from the whitened prior, the deviation is kept between a ten-thousandth of the prior's and ten times it: beyond
+    that the difference to the prior is lost in rounding.
+    """
+    inverse = np.linalg.inv(np.linalg.cholesky(prior.covariance))[:, None]  # whitens
+    values, vectors = np.linalg.eigh(inverse @ covariance @ inverse.swapaxes(-1, -2))
+    precisions = 1 / np.clip(values, _LEAST_DEVIATION**2, _LARGEST_DEVIATION**2)
+    axes = inverse.swapaxes(-1, -2) @ vectors
+    information = np.einsum("mnij,mnj,mnkj->mnik", axes, precisions - 1, axes)
+    # information·prior mean + axes·precisions·axesᵀ·(mean − prior mean), the prior's own weight being left out
+    offset = np.einsum("mnij,mni->mnj", axes, mean - prior.mean[:, None])
+    weighted = np.einsum("mnij,mnj->mni", axes, precisions * offset)
+    weighted = weighted + np.einsum("mnij,mj->mni", information, prior.mean)
+    return FactorPosterior(prior, information, weighted, np.zeros(mean.shape[1], np.int64))
+
+
+def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:
+    """Return the covariates of the agents and then of the newcomers (n, K); None where nothing is known of anyone."""
+    if ensemble.covariates is not None:
+        return np.concatenate([ensemble.covariates, covariates])
+    if not np.isfinite(covariates).any():
+        return None
+    return np.concatenate([np.full((ensemble.num_agents, covariates.shape[1]), np.nan), covariates])
+
+
+def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
+    """Return the ensemble with the factors of some agents set to their posterior means."""
+    return ensemble.with_factors(ensemble.known_posterior().solve(agents)[0], agents)

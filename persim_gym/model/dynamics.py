@@ -1,0 +1,122 @@
+"""`LearnedDynamics`: a model of N agents, PerSim's or a baseline's; and what is known about its agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from persim_gym.data.labels import find_agent, find_agents
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.types import FloatArray
+
+if TYPE_CHECKING:
+    from persim_gym.simulators.simulator import Simulator
+    from persim_gym.tasks import Task
+
+
+class LearnedDynamics(Protocol):
+    """What environments, planners and evaluation ask of a model of N agents: PerSim's ensemble, or a baseline's."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def agent_labels(self) -> Sequence[str]: ...
+
+    @property
+    def initial_observations(self) -> FloatArray:
+        """(E, D): first observations of the log's episodes."""
+        ...
+
+    @property
+    def covariates(self) -> FloatArray | None:
+        """(N, K), if known."""
+        ...
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def num_members(self) -> int:
+        """M: trajectories that a simulator follows side by side."""
+        ...
+
+    def agent_index(self, agent: int | str) -> int:
+        """As `AgentDynamics.agent_index`."""
+        ...
+
+    def agent_covariates(self, agent: int | str) -> FloatArray:
+        """As `AgentDynamics.agent_covariates`."""
+        ...
+
+    def simulator(
+        self,
+        agent: int | str | None = None,
+        *,
+        agents: Sequence[int | str] | None = None,
+        aggregate: str = "mean",
+        device: str = "cpu",
+    ) -> Simulator:
+        """Bind to one agent, or to one agent for each row of a batch."""
+        ...
+
+
+class AgentDynamics:
+    """Learned dynamics of N agents: the part of `LearnedDynamics` that is the same for all models."""
+
+    agent_labels: Sequence[str]
+    task: Task
+    covariates: FloatArray | None
+    """(N, K), if known; NaN for an agent whose are not."""
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.agent_labels)
+
+    def agent_index(self, agent: int | str) -> int:
+        """Return the index of an agent given by index (int) or label (str)."""
+        return find_agent(agent, self.agent_labels)
+
+    def agent_covariates(self, agent: int | str) -> FloatArray:
+        """Return (K,) hidden covariates of an agent of a collected log.
+
+        Raises:
+            UnknownNameError: there is no such agent.
+            InvalidArgumentError: its covariates are not known.
+
+        """
+        index = self.agent_index(agent)
+        if self.covariates is None or not np.isfinite(self.covariates[index]).all():
+            if self.task.make_system is None:
+                raise InvalidArgumentError(
+                    f"task {self.task.name} has no true system: measure and draw along a log of its agents "
+                    "(persim_gym.log_error, plot_trajectories(..., log=...), persim-gym evaluate --log)"
+                )
+            raise InvalidArgumentError(
+                f"the covariates of agent {self.agent_labels[index]!r} are not recorded in this model, so its true "
+                "system is unknown; give them (covariates=...), or measure along a log (persim_gym.log_error, "
+                "persim-gym evaluate --log)"
+            )
+        return self.covariates[index]
+
+
+def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
+    """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
+    if agents is None:
+        agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
+    return find_agents(None, agents, ensemble.agent_labels).tolist()
+
+
+def true_covariates(
+    ensemble: LearnedDynamics, agent: int, covariates: Mapping[str, Sequence[float]] | None
+) -> FloatArray:
+    """Return (K,) covariates of an agent's true system: those given for its label, else those the model knows."""
+    label = ensemble.agent_labels[agent]
+    if covariates is not None and label in covariates:
+        return ensemble.task.check_covariates([covariates[label]])[0]
+    return np.asarray(ensemble.agent_covariates(agent), np.float64)

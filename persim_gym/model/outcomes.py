@@ -1,0 +1,153 @@
+"""Reward and termination that nobody wrote down: learned from the log as further factorized outputs.
+
+What agent n earns by a transition, and the logit of the probability that its episode ends there, is
+Σ_l u_l(n)·v_l(x)·w_l(action): the dynamics' encoders (paper, section 4) with a single output. For the reward x is next
+state and change; for the termination it is the next state, and w is the same for all actions. Where all agents earn or
+end alike, u is the same for all of them, too (`persim_gym.training.outcomes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.parameters import Outcome
+from persim_gym.tasks import PlanningObjective, Task, ToLearn
+from persim_gym.tasks.rules import TerminationRisk, never_terminated
+
+SURE = 1e-3
+"""Probabilities of termination this close to 0 or 1 are taken for 0 or 1.
+
+A sigmoid reaches neither: inside a region in which episodes never, or always, end it is that close, and a few thousand
+rows of a log do not tell the difference. Drawn, it would end some of the episodes that stay there. What this costs: a
+true risk below it, which ends less than a fifth of episodes of 200 steps, is not simulated.
+"""
+
+
+def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
+    """Return the task with the functions that were learned for it, for one agent or one agent for each row of a batch.
+
+    A task that brings its own functions comes back as it is.
+    """
+    task = ensemble.task
+    if not task.learned:
+        return task
+    if not isinstance(ensemble, Ensemble):
+        raise InvalidArgumentError(
+            f"task {task.name} leaves {', '.join(task.learned)} to be learned; {type(ensemble).__name__} learns none: "
+            "use PerSim's ensemble, or give the task these functions"
+        )
+    functions: dict[str, Any] = {}
+    for name in task.learned:
+        outcome = ensemble.outcomes.get(name)
+        if name == "terminated":
+            functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
+        elif outcome is not None:  # it is None while `fit` is still at the dynamics
+            functions[name] = LearnedReward(outcome, agents)
+    objective = _with_learned(task.objective, functions)
+    if len(agents) > 1:
+        objective = replace(objective, of_agent=partial(_objective_of, ensemble))
+    return replace(task, **functions, planning_objective=objective)
+
+
+def _objective_of(ensemble: LearnedDynamics, agent: int) -> PlanningObjective:
+    return bound_task(ensemble, [agent]).objective
+
+
+def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:
+    """Return the parts (…, D) that make up x for the reward."""
+    return next_observations, next_observations - observations
+
+
+class LearnedReward:
+    """A `persim_gym.tasks.RewardFn`: the members' mean."""
+
+    def __init__(self, outcome: Outcome, agents: Sequence[int]) -> None:
+        self._outcome = _Bound(outcome, agents)
+
+    def __call__(self, observations: Any, actions: Any, next_observations: Any) -> Any:
+        return self._outcome(reward_inputs(observations, next_observations), actions)
+
+
+class LearnedTermination(TerminationRisk):
+    """The members' mean probability."""
+
+    def __init__(self, outcome: Outcome, agents: Sequence[int]) -> None:
+        self._outcome = _Bound(outcome, agents, probability=True)
+
+    def probability(self, next_observations: Any) -> Any:
+        """Return the probability (…) that an episode ends in the state (…, D), 0 and 1 where it is `SURE`."""
+        return self._outcome((next_observations,), None)
+
+
+class _Bound:
+    """An outcome for given agents; NumPy arrays in, NumPy arrays out; torch tensors in, torch tensors out."""
+
+    def __init__(self, outcome: Outcome, agents: Sequence[int], *, probability: bool = False) -> None:
+        self._arrays = dict(outcome.parameters)
+        self._arrays["agent.weight"] = self._arrays["agent.weight"][:, list(agents)]
+        self._scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
+        self._num_agents, self._probability = len(agents), probability
+        self._on_device: dict[Any, Any] = {}
+
+    def __call__(self, parts: Sequence[Any], actions: Any) -> Any:
+        """Return the members' mean (…) for parts (…, D) of x and actions (…) or (…, A), or None for a single w."""
+        import torch
+
+        from persim_gym.model.factorization import predict
+
+        numpy = not isinstance(parts[0], torch.Tensor)
+        columns = [torch.tensor(np.asarray(part, np.float32)) if numpy else part.float() for part in parts]
+        leading, device = columns[0].shape[:-1], columns[0].device
+        parameters, (mean, scale, output_mean, output_scale) = self._tensors(device)
+        states = (torch.cat(columns, dim=-1).reshape(-1, len(mean)) - mean) / scale
+        members, batch = parameters["agent.weight"].shape[0], len(states)
+        member = torch.arange(members, device=device)[:, None]
+        agents = torch.zeros(batch, dtype=torch.int64, device=device)
+        if self._num_agents > 1:
+            agents = torch.arange(self._num_agents, device=device).expand(leading).reshape(-1)
+        if "action.weight" in parameters:
+            taken = torch.as_tensor(0 if actions is None else actions, device=device)
+            moves = taken.expand(leading).reshape(-1) + member * parameters["action.weight"].shape[1]
+            moves = moves.view(-1)
+        else:
+            taken = torch.as_tensor(np.asarray(actions, np.float32) if numpy else actions, device=device).float()
+            moves = taken.expand(*leading, taken.shape[-1]).reshape(batch, -1).T.expand(members, -1, -1)
+        with torch.inference_mode():
+            rows = (agents + member * self._num_agents).view(-1)
+            outputs = predict(parameters, states.T.expand(members, -1, -1), rows, moves)[:, 0]
+            if self._probability:
+                likely = outputs.sigmoid().mean(0)
+                result = torch.where((likely < SURE) | (likely > 1 - SURE), likely.round(), likely)
+            else:
+                result = outputs.mean(0) * output_scale + output_mean
+            result = result.reshape(leading)
+        return result.numpy() if numpy else result
+
+    def _tensors(self, device: Any) -> Any:
+        import torch
+
+        if device not in self._on_device:
+
+            def move(array: Any) -> Any:
+                return torch.tensor(np.ascontiguousarray(array, np.float32), device=device)
+
+            self._on_device[device] = (
+                {name: move(array) for name, array in self._arrays.items()},
+                tuple(move(array) for array in self._scaling),
+            )
+        return self._on_device[device]
+
+
+def _with_learned(objective: PlanningObjective, functions: dict[str, Any]) -> PlanningObjective:
+    """Return an objective with learned functions in the place of those that were to be learned."""
+    return replace(
+        objective, **{name: one for name, one in functions.items() if isinstance(getattr(objective, name), ToLearn)}
+    )

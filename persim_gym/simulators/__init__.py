@@ -1,0 +1,1 @@
+"""Models bound to agents: what steps, of any number of states, and the networks behind it."""

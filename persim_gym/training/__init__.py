@@ -1,0 +1,1 @@
+"""From a log to a model: gradient descent, its checkpoints, and the choice among members."""

@@ -1,0 +1,165 @@
+"""Checkpoints of training: what an interrupted run goes on from, if it is the very same run."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from persim_gym import storage
+from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from persim_gym.data.trajectories import Trajectories
+    from persim_gym.tasks import Task
+
+SECONDS_BETWEEN_WRITES = 30.0
+_KIND = "checkpoint"
+
+
+class Resumable(Protocol):
+    """A training run that can be interrupted: `state` and `progress` are all that the rest of it depends on."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return its tensors."""
+        ...
+
+    def progress(self) -> Mapping[str, Any]:
+        """Return what else there is, as JSON can hold it: how far the run has come."""
+        ...
+
+    def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+        """Continue from what `state`, its tensors now on the CPU, and `progress` returned."""
+        ...
+
+
+@dataclass
+class Checkpoint:
+    """Where a training run is kept (nowhere, if no path is given), and the clock of the run.
+
+    `resume` comes before the run, `write` when it is `due`, `remove` after it.
+    """
+
+    path: Path | None
+    identity: Mapping[str, Any]
+    """Everything the run depends on, as JSON can hold it: settings, seed, data."""
+    earlier_seconds: float = field(default=0.0, init=False)
+    """That earlier calls took for what the run was resumed from."""
+
+    def __post_init__(self) -> None:
+        self._start = self._written = time.perf_counter()
+
+    @classmethod
+    def of(
+        cls,
+        path: str | Path | None,
+        log: Trajectories,
+        task: Task,
+        *,
+        seed: int,
+        device: torch.device,
+        suffix: str = "",
+        **settings: Any,
+    ) -> Checkpoint:
+        """Return the checkpoint of a run whose result will be kept at a path, if at all.
+
+        Args:
+            path: of the result.
+            log: that is learned from.
+            task: that it is a log of.
+            seed: of the run.
+            device: whose random generator is in the state.
+            suffix: of the file's name, for one run of several with one result.
+            **settings: everything else that the run depends on, as JSON can hold it.
+
+        Raises:
+            InvalidArgumentError: the path names no file.
+            FileWriteError: nothing can be written there.
+
+        """
+        if path is None:
+            return cls(None, {})
+        if not Path(path).name:
+            raise InvalidArgumentError(f"checkpoint={str(path)!r} must be a file name")
+        storage.check_target(path)
+        identity = {"task": task.name, **settings, "seed": seed, "data_digest": log.digest, "device": device.type}
+        return cls(Path(path).with_name(f"{Path(path).name}{suffix}.part"), identity)
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken in all calls, this one from when this object was made."""
+        return time.perf_counter() - self._start + self.earlier_seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether there is a file to write to, and half a minute has passed since the last time."""
+        return self.path is not None and time.perf_counter() - self._written > SECONDS_BETWEEN_WRITES
+
+    def resume(self, run: Resumable) -> None:
+        """Let a run that has just been made continue where `write` left it, if it did.
+
+        Raises:
+            FileFormatError: damaged, or kept by another run.
+
+        """
+        if self.path is None or not self.path.exists():
+            return
+        arrays, document = storage.read(self.path, _KIND)
+        wanted = json.loads(storage.to_json(dict(self.identity)))
+        different = ", ".join(key for key in wanted if document.get(key) != wanted[key])
+        if different:
+            raise FileFormatError(
+                f"{self.path} is a checkpoint of another training run (different {different}); "
+                "delete it, or give another checkpoint name"
+            )
+        run.resume({name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document)
+        self.earlier_seconds = float(document.get("seconds", 0.0))  # `fit` has not always kept them
+
+    def write(self, run: Resumable) -> None:
+        """Keep a run as it is now; a disk that is full is warned of, for the run itself goes on without."""
+        if self.path is not None:
+            arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in run.state().items()}
+            document = {**self.identity, **run.progress(), "seconds": self.seconds}
+            try:
+                storage.write(self.path, _KIND, arrays, document)
+            except FileWriteError as error:
+                warnings.warn(f"training goes on without a checkpoint: {error}", RuntimeWarning, stacklevel=2)
+            self._written = time.perf_counter()
+
+    def remove(self) -> None:
+        """Forget the run, which is over."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def under(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries under names that begin with one name and a dot."""
+    return {f"{name}.{key}": value for key, value in entries.items()}
+
+
+def within(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `under` put there."""
+    return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return what an optimizer remembers of its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {key: value for index, memory in state.items() for key, value in under(str(index), memory).items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let an optimizer remember what `optimizer_state` returned."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
