@@ -230,8 +230,8 @@ def test_interrupted_fit_resumes_to_the_same_bits(log, tmp_path, monkeypatch, in
         return loss_and_gradients(*arguments, **settings)
 
     def watch(perf_counter):
-        for module in ("training", "checkpoint"):
-            monkeypatch.setattr(f"persim_gym.{module}.time", SimpleNamespace(perf_counter=perf_counter))
+        for module in ("fit", "checkpoint"):
+            monkeypatch.setattr(f"persim_gym.training.{module}.time", SimpleNamespace(perf_counter=perf_counter))
 
     watch(itertools.count(step=10).__next__)
     keep_often(monkeypatch)
