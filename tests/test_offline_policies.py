@@ -25,6 +25,7 @@ from persim_gym.errors import (
     UnknownNameError,
 )
 from persim_gym.tasks import PlanningObjective, Task, get_task
+from persim_gym.tasks.action_bounds import unscale_actions
 
 METHODS = {"BCQ": fit_bcq, "CQL": fit_cql}
 SMALL = {"batch_size": 8}
@@ -112,6 +113,20 @@ def test_continuous_actions_fill_the_action_space(continuous, method):
     assert actions.shape == (40, 1) and actions.dtype == np.float32 and np.abs(actions).max() <= 4
     batch = offline_training.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
     assert 0.9 < np.abs(batch.actions).max() <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_coordinate_of_one_value(method):
+    """Of an action space whose bounds are the same there: it is learned from as 0, and comes back as it is."""
+    task = corridor(spaces.Box(np.float32([-4, 3]), np.float32([4, 3])))
+    log = corridor_log(task, np.random.default_rng(0))
+    batch = offline_training.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
+    np.testing.assert_allclose(batch.actions[:, 0], log.actions[:, 0] / 4, atol=1e-6)
+    assert not batch.actions[:, 1].any()
+    np.testing.assert_allclose(unscale_actions(batch.actions, *task.action_bounds), log.actions, atol=1e-6)
+    policy = METHODS[method](log, task=task, steps=20, progress=False, **SMALL)
+    actions, _ = policy.predict(np.linspace(-3, 3, 40)[:, None])
+    assert np.isfinite(actions).all() and (actions[:, 1] == 3).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

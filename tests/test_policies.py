@@ -1,5 +1,7 @@
 """Policies against torch's own networks and Stable-Baselines3's."""
 
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -153,6 +155,14 @@ def test_policy_from_stable_baselines3(algorithm, name):
             refused(other, task)
     normalized.norm_obs = False
     assert as_policy(other, task) is other and policy_from_sb3(other, name).task is task
+
+
+def test_a_policy_from_a_library_that_is_missing(monkeypatch):
+    from persim_gym.interop.sb3 import policy_from_sb3
+
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(errors.MissingExtraError, match=r'pip install "persim-gym\[sb3\]"'):
+        policy_from_sb3(None, "CartPole")
 
 
 def test_states_that_cannot_be_cut_are_refused():

@@ -1,5 +1,7 @@
 """Stable-Baselines3: its algorithms learn in `PerSim-…` ids, its replay buffers take our logs, its policies act."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -96,6 +98,17 @@ def test_continuous_actions_are_scaled_as_the_actor_scales_them():
     assert model.replay_buffer.pos == 3
     np.testing.assert_allclose(model.replay_buffer.actions[:3, :, 0].T, [[-1, -0.5, 0], [0.5, 1, -1]])
     assert model.replay_buffer.rewards[:3].T.tolist() == [[0, 1, 2], [3, 4, 0]]
+
+
+def test_an_action_of_one_value_is_zero_in_the_buffer():
+    """Where the library's own scaling divides by zero."""
+
+    class Still(Pushes):
+        action_space = spaces.Box(np.float32([2]), np.float32([2]))
+
+    model = sb3.SAC("MlpPolicy", Still(), buffer_size=100)
+    fill_replay_buffer(model, dataclasses.replace(pushes_log(), actions=np.full((5, 1), 2, np.float32)))
+    assert model.replay_buffer.pos == 5 and not model.replay_buffer.actions.any()
 
 
 def episodes_log():

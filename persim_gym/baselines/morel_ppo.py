@@ -16,6 +16,7 @@ from persim_gym.devices import single_thread
 from persim_gym.extras import optional
 from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
+from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
 
@@ -124,7 +125,7 @@ class _Within(nn.Module):
         self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.low + 0.5 * (inputs.tanh() + 1) * (self.high - self.low)
+        return unscale_actions(inputs.tanh(), self.low, self.high)
 
 
 def _standardizer() -> type:

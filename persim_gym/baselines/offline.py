@@ -16,6 +16,7 @@ from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.errors import UnknownNameError
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
+from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.types import FloatArray
 
 _CONFIGS = ("DiscreteBCQConfig", "BCQConfig", "DiscreteCQLConfig", "CQLConfig")
@@ -61,8 +62,7 @@ class OfflinePolicy(LearnedPolicy):
         actions = np.asarray(self.algorithm.predict(observations))
         if self.task.discrete:
             return actions
-        low, high = self.task.action_bounds
-        return (low + 0.5 * (np.clip(actions, -1, 1) + 1) * (high - low)).astype(np.float32)
+        return unscale_actions(np.clip(actions, -1, 1), *self.task.action_bounds).astype(np.float32)
 
     def _networks(self) -> Mapping[str, nn.Module]:
         return networks_of(self.algorithm)

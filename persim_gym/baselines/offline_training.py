@@ -24,6 +24,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device, single_thread
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
+from persim_gym.model.action_scaling import scaled
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
@@ -34,7 +35,7 @@ _BAR_STEPS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Settings):
-    """How a policy is trained; the docstrings of `fit_bcq` and `fit_cql` explain it."""
+    """How a policy is trained, as the docstring of `fit_bcq` explains it."""
 
     steps: int = whole()
     seed: int = whole(least=0)
@@ -216,10 +217,7 @@ class D3rlpySteps:
 
     def __init__(self, algorithm: Any, log: Trajectories, task: Task) -> None:
         self._algorithm = algorithm
-        actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
-        if not task.discrete:
-            low, high = task.action_bounds
-            actions = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+        actions = scaled(task, np.asarray(log.actions, np.float32)).reshape(log.num_transitions, -1)
         self._columns: dict[str, FloatArray] = {
             "observations": np.asarray(log.observations, np.float32),
             "actions": actions,

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, get_task, task_fields, task_of_file
+from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.types import FloatArray, IntArray, Policy
 
 _KIND = "policy"
@@ -108,8 +109,7 @@ class MLPPolicy:
                 explore = self._rng.random(len(actions)) < self.epsilon
                 actions = np.where(explore, self._random.predict(hidden)[0], actions)
         else:
-            low, high = self.task.action_bounds
-            actions = (low + 0.5 * (np.tanh(outputs) + 1.0) * (high - low)).astype(np.float32)
+            actions = unscale_actions(np.tanh(outputs), *self.task.action_bounds).astype(np.float32)
         return (actions if np.ndim(observation) > 1 else actions[0]), None
 
     def act(self, observations: FloatArray) -> np.ndarray:

@@ -15,6 +15,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
 from persim_gym.tasks import Task
+from persim_gym.tasks.action_bounds import scale_actions
 
 
 def policy_from_sb3(
@@ -30,20 +31,21 @@ def policy_from_sb3(
 
     Raises:
         InvalidArgumentError: another kind of algorithm or network, or one that sees normalized or other features.
+        MissingExtraError: Stable-Baselines3 is not installed.
 
     """
-    from stable_baselines3 import DQN, TD3
-    from stable_baselines3.common.torch_layers import FlattenExtractor
     from torch import nn
 
-    if isinstance(model, DQN):
+    sb3 = optional("stable_baselines3", "sb3", library="stable-baselines3")
+    flat = optional("stable_baselines3.common.torch_layers", "sb3", library="stable-baselines3").FlattenExtractor
+    if isinstance(model, sb3.DQN):
         whole, network = model.policy.q_net, model.policy.q_net.q_net
-    elif isinstance(model, TD3):  # DDPG is one, too
+    elif isinstance(model, sb3.TD3):  # DDPG is one, too
         whole, network = model.policy.actor, model.policy.actor.mu
     else:
         raise InvalidArgumentError(f"a policy can be taken from DQN, TD3 or DDPG, not from {type(model).__name__}")
     check_sees_observations(model)
-    if type(whole.features_extractor) is not FlattenExtractor:
+    if type(whole.features_extractor) is not flat:
         raise InvalidArgumentError(
             f"the network sees what a {type(whole.features_extractor).__name__} makes of observations, which cannot be "
             "taken over: use the model itself as policy"
@@ -107,7 +109,8 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         space = model.action_space
         check_actions(log.actions, space.shape[0], False, space.low, space.high)
     # Buffers hold actions as the actor gives them: scaled to [−1, 1].
-    actions = np.asarray(log.actions) if discrete else model.policy.scale_action(np.asarray(log.actions))
+    space, actions = model.action_space, np.asarray(log.actions)
+    actions = actions if discrete else scale_actions(actions, space.low, space.high)
     length = -(-log.num_transitions // buffer.n_envs)
     parts = np.resize(np.arange(log.num_transitions), (buffer.n_envs, length))
     ended, last = log.terminated | log.truncated, np.zeros(log.num_transitions, bool)

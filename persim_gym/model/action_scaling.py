@@ -8,20 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.tasks import Task
-from persim_gym.types import FloatArray
+from persim_gym.tasks.action_bounds import center_and_half_width, scale_actions
 
 
 def scaled(task: Task, actions: np.ndarray) -> np.ndarray:
     """Return the actions (T, A) of a log, from −1 to 1; discrete ones (T,) as they are."""
-    if task.discrete:
-        return np.asarray(actions)
-    center, half_width = _center_and_half_width(task)
-    return ((np.asarray(actions, np.float64) - center) / half_width).astype(np.float32)
+    return np.asarray(actions) if task.discrete else scale_actions(actions, *task.action_bounds)
 
 
 def folded(task: Task, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the layer that does with actions what one of weight (M, O, A) and bias (M, O, 1) does with scaled ones."""
-    center, half_width = _center_and_half_width(task)
+    center, half_width = center_and_half_width(*task.action_bounds)
     of_raw = weight.astype(np.float64) / half_width
     shifted = bias.astype(np.float64) - of_raw @ center[:, None]
     return of_raw.astype(np.float32), shifted.astype(np.float32)
@@ -33,10 +30,3 @@ def for_raw_actions(task: Task, parameters: dict[str, np.ndarray]) -> dict[str, 
         return parameters
     weight, bias = folded(task, parameters["action.0.weight"], parameters["action.0.bias"])
     return {**parameters, "action.0.weight": weight, "action.0.bias": bias}
-
-
-def _center_and_half_width(task: Task) -> tuple[FloatArray, FloatArray]:
-    """Return (A,) each; half width 1 for a coordinate that has one value only."""
-    low, high = task.action_bounds
-    half_width = (high - low) / 2
-    return (low + high) / 2, np.where(half_width > 0, half_width, 1.0)
