@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Self, cast
@@ -109,12 +110,16 @@ class Settings:
 
         """
         known = {one.name for one in fields(cast(Any, self))}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise UnknownNameError(
-                f"no setting {unknown[0]!r} of {type(self).__name__}; settings are {', '.join(sorted(known))}"
-            )
+        check_settings_known(changes, known, of=type(self).__name__)
         return replace(cast(Any, self), **changes)
+
+
+def check_settings_known(given: Collection[str], known: Collection[str], *, of: str) -> None:
+    """Raise `UnknownNameError`, which names all settings ``of`` something and those most alike, if one is not known."""
+    for name in sorted(set(given) - set(known)):
+        alike = " or ".join(difflib.get_close_matches(name, sorted(known)))
+        meant = f"; did you mean {alike}?" if alike else ""
+        raise UnknownNameError(f"no setting {name!r} of {of}; settings are {', '.join(sorted(known))}{meant}")
 
 
 def checked(check: Callable[[str, Any], Any], default: Any = MISSING, *, optional: bool = False) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
@@ -13,6 +13,7 @@ RANKS = (3, 5, 10, 15, 20, 30)
 """The ranks among which the paper selects by validation error."""
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 """Of Adam (Kingma and Ba, ICLR 2015), as its authors and torch have them."""
+S = TypeVar("S", bound=Settings)
 PRECISIONS = ("highest", "high", "medium")
 """As in `torch.set_float32_matmul_precision`."""
 
@@ -149,15 +150,25 @@ def get_config(config: str | PerSimConfig | None, task_name: str) -> PerSimConfi
         InvalidArgumentError: neither a name nor a configuration.
 
     """
-    if isinstance(config, PerSimConfig):
+    return named_settings(config, PerSimConfig, CONFIGS, usual=(f"{task_name}+", task_name, "default"))
+
+
+def named_settings(config: str | S | None, kind: type[S], named: Mapping[str, S], *, usual: Sequence[str]) -> S:
+    """Return settings that are given themselves or by name; None means the first of the ``usual`` names that exists.
+
+    Raises:
+        UnknownNameError: there are no settings of that name.
+        InvalidArgumentError: neither a name nor settings of that kind.
+
+    """
+    if isinstance(config, kind):
         return config
     if config is not None and not isinstance(config, str):
         raise InvalidArgumentError(
-            f"config={config!r} must be a name or a PerSimConfig; to change a setting of the task's own: "
-            f"persim_gym.config.get_config(None, {task_name!r}).with_changes(rank=3)"
+            f"config={config!r} must be a name or a {kind.__name__}; give single settings by their own names, such as "
+            "learning_rate=1e-3"
         )
-    names = (f"{task_name}+", task_name, "default") if config is None else (config,)
-    for name in names:
-        if name in CONFIGS:
-            return CONFIGS[name]
-    raise UnknownNameError(f"unknown config {config!r}; named ones are {', '.join(CONFIGS)}")
+    for name in usual if config is None else (config,):
+        if name in named:
+            return named[name]
+    raise UnknownNameError(f"unknown config {config!r}; named ones are {', '.join(named)}")

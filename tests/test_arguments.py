@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+import inspect
 import pickle
 
 import numpy as np
 import pytest
 
-from persim_gym import PerSimConfig
+from persim_gym import PerSimConfig, baselines, fit
 from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
 from persim_gym.baselines.cadm import CaDMConfig
 from persim_gym.baselines.morel import MOReLConfig
@@ -61,6 +62,17 @@ def test_a_field_holds_the_value_as_it_was_checked():
     assert [type(width) for width in kettle.layers] == [int, int]
     with pytest.raises(TypeError, match="cups"):
         Kettle()
+
+
+@pytest.mark.parametrize("name", ["fit_bcq", "fit_cadm", "fit_cql", "fit_joint", "fit_morel", "fit"])
+def test_whatever_fits_takes_its_arguments_in_one_order(name):
+    """The log, the common arguments by name, then those of the method, then settings by their names."""
+    common = ["agent", "task", "config", "seed", "device", "checkpoint", "progress"]
+    log, *others = inspect.signature(getattr(baselines, name, fit)).parameters.values()
+    assert log.name == "trajectories" and others[-1].kind is inspect.Parameter.VAR_KEYWORD
+    assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in others[:-1])
+    shared = [one.name for one in others if one.name in common]
+    assert shared == [one.name for one in others[: len(shared)]] == [one for one in common if one in shared]
 
 
 @pytest.mark.parametrize("config", [PerSimConfig(epochs=3), CaDMConfig(iterations=3), MOReLConfig(penalty=3)])

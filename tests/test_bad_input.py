@@ -26,6 +26,7 @@ from persim_gym import (
     prediction_error,
     storage,
 )
+from persim_gym.baselines import fit_joint
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 
 GENERIC = "PerSim-CartPole-v0"
@@ -82,6 +83,8 @@ fit_tiny = partial(fit, config=TINY, progress=False)
         ),
         ("unknown config 'CartPol'; named ones are", lambda: fit_tiny(small_log(), config="CartPol")),
         ("no setting 'ranks' of PerSimConfig; settings are", lambda: TINY.with_changes(ranks=3)),
+        ("'learning_rat' of .*; did you mean learning_rate", lambda: fit_tiny(small_log(), learning_rat=1e-3)),
+        ("'clip_state' of .*; did you mean clip_states", lambda: fit_joint(small_log(), clip_state=True)),
     ],
 )
 def test_unknown_names(message, call):
@@ -433,6 +436,7 @@ def with_arguments(call, *arguments, **settings):
         ("rank=2.5 must be a whole number", lambda: fit_tiny(small_log(), rank=2.5)),
         ("seed=-1 must be a whole number", lambda: fit_tiny(small_log(), seed=-1)),
         ("seed=None must be a whole number", lambda: fit_tiny(small_log(), seed=None)),
+        ("rank='none' must be a whole number", lambda: fit_tiny(small_log(), rank="none")),
         ("config={'rank': 3} must be a name", lambda: fit(small_log(), config={"rank": 3}, progress=False)),
         ("state_hidden=256 must be a tuple", lambda: PerSimConfig(state_hidden=256)),
         (r"state_hidden\[1\]=0 must be a whole", lambda: PerSimConfig(state_hidden=(8, 0))),

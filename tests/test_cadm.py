@@ -499,6 +499,7 @@ def test_features_of_states():
 def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_log, tmp_path):
     with pytest.raises(UnknownNameError, match="unknown config 'CaDM'; named ones are Vanilla CaDM, PE-TS CaDM"):
         fit_cadm(cart_pole_log, config="CaDM")
+    assert get_cadm_config(None, "HalfCheetah") == get_cadm_config("Vanilla CaDM", "HalfCheetah")
     with pytest.raises(InvalidDataError, match="the log's actions are continuous|18 observation coordinates"):
         fit_cadm(cheetah_log, task="CartPole")
     with pytest.raises(InvalidArgumentError, match="num_particles=3 must be a multiple of num_members=2"):
@@ -540,6 +541,8 @@ def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_lo
         ("coordinate 1 is in absolute and in angles", {"absolute": (0, 1), "angles": (1,)}),
         ("angles has coordinate 4; those of task CartPole are 0 … 3", {"angles": (4,)}),
         ("hidden=8 must be a tuple of widths", {"hidden": 8}),
+        (r"hidden=\(\) needs at least one layer", {"hidden": ()}),
+        ("config=3 must be a name or a CaDMConfig", {"config": 3}),
         ("seed=-1 must be a whole number", {"seed": -1}),
     ],
 )

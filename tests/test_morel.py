@@ -323,8 +323,10 @@ def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_l
         MOReLConfig(threshold_scale=-1)
     with pytest.raises(InvalidArgumentError, match="penalty=nan must be a finite number"):
         MOReLConfig(penalty=float("nan"))
-    with pytest.raises(InvalidArgumentError, match="config='HalfCheetah' must be a MOReLConfig"):
-        fit_morel(cart_pole_log, config="HalfCheetah")
+    with pytest.raises(InvalidArgumentError, match="config=3 must be a name or a MOReLConfig"):
+        fit_morel(cart_pole_log, config=3)
+    with pytest.raises(UnknownNameError, match="unknown config 'MOReL'; named ones are default, HalfCheetah"):
+        fit_morel(cart_pole_log, config="MOReL")
     with pytest.raises(InvalidArgumentError, match="seed=-1 must be a whole number"):
         fit_morel(cart_pole_log, seed=-1)
     short = persim_gym.Trajectories.from_arrays(

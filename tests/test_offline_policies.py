@@ -356,7 +356,9 @@ def test_offline_learners_refuse_wrong_logs_and_settings(discrete, continuous, m
         fit(log, progress=False)
     with pytest.raises(InvalidArgumentError, match="steps=0 must be a whole number of at least 1"):
         fit(log, task=task, steps=0, progress=False)
-    with pytest.raises(UnknownNameError, match="no setting 'batchsize' of d3rlpy's Discrete"):
+    with pytest.raises(
+        UnknownNameError, match="no setting 'batchsize' of d3rlpy's Discrete.*; did you mean batch_size"
+    ):
         fit(log, task=task, batchsize=3, progress=False)
     with pytest.raises(InvalidStateError, match=r"must have shape \(B, 1\); got shape \(1, 3\)"):
         fit(log, task=task, steps=1, progress=False, **SMALL).predict(np.zeros((1, 3)))

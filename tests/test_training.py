@@ -204,6 +204,20 @@ def test_without_refit_the_validated_ensemble_is_returned(log):
     assert same_bits(refitted, fit(log, config=TINY, validation_fraction=0, progress=False))
 
 
+@pytest.mark.parametrize("learner", [fit, fit_joint])
+def test_settings_are_changed_by_name(log, learner):
+    """It is the configuration with these changes that is trained."""
+    settings = {"seed": 1, "device": "cpu", "progress": False}
+    changes = {"rank": 4, "epochs": 2, "learning_rate": 3e-3, "halve_learning_rate_every": 1}
+    changed, expected = (
+        learner(log, config=TINY, **changes, **settings),
+        learner(log, config=TINY.with_changes(**changes), **settings),
+    )
+    assert changed.config == expected.config == TINY.with_changes(**changes) and same_bits(changed, expected)
+    small = {**changes, "state_hidden": (8,), "num_candidates": 0, "num_members": 1, "refit_rounds": 0}
+    assert learner(log, **small, **settings).config == CONFIGS["CartPole+"].with_changes(**small)
+
+
 def test_rank_auto_takes_the_lowest_validation_error(log):
     """Among the paper's six."""
     ensemble = fit(log, config=TINY, rank="auto", progress=False)

@@ -20,15 +20,15 @@ def fit_bcq(
     *,
     agent: int | str | None = None,
     task: str | Task | None = None,
-    steps: int = PAPER_STEPS,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
+    steps: int = PAPER_STEPS,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
     patience: int | None = None,
-    checkpoint: str | Path | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous BCQ.
@@ -37,29 +37,31 @@ def fit_bcq(
         trajectories: the log.
         agent: index or label of the agent whose own trajectories are used ("BCQ-A"); everyone's if None ("BCQ-P").
         task: what it is a log of; by default the task named in it.
-        steps: gradient steps; the paper's 550,000 take an hour or more.
         seed: of the initial weights and the batches.
-        device: "auto", "cpu", "cuda", … .
+        device: "auto", "cpu", "cuda", … . It is d3rlpy's default, not "auto" as in `persim_gym.fit`: a seed so gives
+            the same policy on a machine with a GPU and on one without.
+        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         progress: whether to show a bar.
+        steps: gradient steps; the paper's 550,000 take an hour or more.
         callback: called with the policy and the steps done, for learning curves.
         callback_every: steps between its calls, and between those of ``select``.
         select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
             that scored best are returned instead of the last.
         patience: training ends before ``steps`` when so many scores in a row stay at or below the best; never if None.
-        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
 
     Raises:
         InvalidDataError: too little data, no terminal flags, no rewards, or a log that does not fit the task.
         InvalidArgumentError: a setting out of its range, or fewer steps than the checkpoint has.
+        UnknownNameError: there is no such agent, task or setting.
         TrainingDivergedError: the weights are no longer finite.
         MissingExtraError: d3rlpy is not installed.
-        FileFormatError: the checkpoint is of another run.
+        FileFormatError: the checkpoint is damaged, or of another run.
 
     """
     training = Training(
-        steps=steps, seed=seed, device=device, progress=progress, callback=callback, callback_every=callback_every,
-        select=select, patience=patience, checkpoint=checkpoint,
+        seed=seed, device=device, checkpoint=checkpoint, progress=progress, steps=steps, callback=callback,
+        callback_every=callback_every, select=select, patience=patience,
     )  # fmt: skip
     return fit_policy(trajectories, (discrete_config, continuous_config), settings, training, agent=agent, task=task)
 

@@ -32,9 +32,9 @@ from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.baselines.history import History, check_history
-from persim_gym.config import PRECISIONS
+from persim_gym.config import PRECISIONS, named_settings
 from persim_gym.devices import on_device, resolve_device
-from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.planning import MPCAgent
 from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import FloatArray, IntArray
@@ -69,7 +69,7 @@ class CaDMConfig(Settings):
     context_size: int = whole(10)
     encoder_hidden: tuple[int, ...] = widths((256, 128, 64))
     """Widths of the encoder's ReLU layers."""
-    hidden: tuple[int, ...] = widths((200, 200, 200, 200))
+    hidden: tuple[int, ...] = widths((200, 200, 200, 200), empty=False)
     """Widths of the swish layers of the forward and the backward model."""
     backward_weight: float = finite(0.5)
     """β: weight of the backward model's loss."""
@@ -122,13 +122,16 @@ _TASK_FEATURES: dict[str, dict[str, Any]] = {"HalfCheetah": {"absolute": (0,), "
 """As in the authors' code: the forward speed is predicted itself, the pitch seen by sine and cosine."""
 
 
-def get_cadm_config(config: str | CaDMConfig, task_name: str) -> CaDMConfig:
-    """Return a configuration by name, "Vanilla CaDM" or "PE-TS CaDM", with the task's own features."""
-    if isinstance(config, CaDMConfig):
-        return config
-    if config not in CONFIGS:
-        raise UnknownNameError(f"unknown config {config!r}; named ones are {', '.join(CONFIGS)}")
-    return CONFIGS[config].with_changes(**_TASK_FEATURES.get(task_name, {}))
+def get_cadm_config(config: str | CaDMConfig | None, task_name: str) -> CaDMConfig:
+    """Return a configuration by name, with the task's own features; None means "Vanilla CaDM".
+
+    Raises:
+        UnknownNameError: there is no configuration of that name.
+        InvalidArgumentError: neither a name nor a configuration.
+
+    """
+    found = named_settings(config, CaDMConfig, CONFIGS, usual=("Vanilla CaDM",))
+    return found if found is config else found.with_changes(**_TASK_FEATURES.get(task_name, {}))
 
 
 def check_coordinates(config: CaDMConfig, task: Task) -> None:

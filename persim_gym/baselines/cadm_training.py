@@ -23,15 +23,14 @@ from persim_gym.baselines.cadm import (
 )
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
 from persim_gym.baselines.context_network import mlp, soft_clamp
-from persim_gym.data.log_checks import with_task_covariates
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
-from persim_gym.training.fit import known_of_agents, task_of
 from persim_gym.training.graphs import RecordedStep
+from persim_gym.training.preparation import known_of_agents, prepared
 from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
@@ -41,7 +40,7 @@ def fit_cadm(
     trajectories: Trajectories,
     *,
     task: str | Task | None = None,
-    config: str | CaDMConfig = "Vanilla CaDM",
+    config: str | CaDMConfig | None = None,
     seed: int = 0,
     device: str = "auto",
     checkpoint: str | Path | None = None,
@@ -59,7 +58,7 @@ def fit_cadm(
     Args:
         trajectories: the log.
         task: what it is a log of; by default the task named in it.
-        config: "Vanilla CaDM" or "PE-TS CaDM", with the task's own features, or settings as they are.
+        config: "Vanilla CaDM", the default, or "PE-TS CaDM", with the task's own features; or settings as they are.
         seed: of the initial weights, the order of agents and the batches.
         device: "auto", "cpu", "cuda", … .
         checkpoint: a file name; unfinished training is kept beside it after every iteration, and the same call
@@ -68,15 +67,14 @@ def fit_cadm(
         **changes: to the configuration.
 
     Raises:
-        InvalidDataError: the log does not fit the task.
+        InvalidDataError: the log does not fit the task, or lacks some of its covariates.
         InvalidArgumentError: a setting out of its range.
+        UnknownNameError: there is no such task, configuration or setting.
         TrainingDivergedError: the loss is no longer finite.
-        FileFormatError: the checkpoint is of another run.
+        FileFormatError: the checkpoint is damaged, or of another run.
 
     """
-    task = task_of(trajectories, task)
-    check_log(trajectories, task)
-    trajectories = with_task_covariates(trajectories, task)
+    trajectories, task = prepared(trajectories, task)
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
     where, seed = resolve_device(device), whole_number("seed", seed, least=0)

@@ -21,46 +21,25 @@ def fit_cql(
     *,
     agent: int | str | None = None,
     task: str | Task | None = None,
-    steps: int = PAPER_STEPS,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
+    steps: int = PAPER_STEPS,
     callback: Callable[[OfflinePolicy, int], None] | None = None,
     callback_every: int = 10_000,
     select: Callable[[OfflinePolicy], float] | None = None,
     patience: int | None = None,
-    checkpoint: str | Path | None = None,
     **settings: Any,
 ) -> OfflinePolicy:
     """Learn a policy from a log with d3rlpy's discrete or continuous CQL.
 
-    Args:
-        trajectories: the log.
-        agent: index or label of the agent whose own trajectories are used ("CQL-A"); everyone's if None ("CQL-P").
-        task: what it is a log of; by default the task named in it.
-        steps: gradient steps; 550,000 take hours.
-        seed: of the initial weights and the batches.
-        device: "auto", "cpu", "cuda", … .
-        progress: whether to show a bar.
-        callback: called with the policy and the steps done, for learning curves.
-        callback_every: steps between its calls, and between those of ``select``.
-        select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
-            that scored best are returned instead of the last.
-        patience: training ends before ``steps`` when so many scores in a row stay at or below the best; never if None.
-        checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
-        **settings: to change in d3rlpy's ``DiscreteCQLConfig`` or ``CQLConfig``.
-
-    Raises:
-        InvalidDataError: too little data, no terminal flags, no rewards, or a log that does not fit the task.
-        InvalidArgumentError: a setting out of its range, or fewer steps than the checkpoint has.
-        TrainingDivergedError: the weights are no longer finite.
-        MissingExtraError: d3rlpy is not installed.
-        FileFormatError: the checkpoint is of another run.
-
+    Arguments and errors are those of `fit_bcq`, where they are explained. ``agent`` makes it "CQL-A", its absence
+    "CQL-P"; 550,000 steps take hours; ``settings`` are those of d3rlpy's ``DiscreteCQLConfig`` or ``CQLConfig``.
     """
     training = Training(
-        steps=steps, seed=seed, device=device, progress=progress, callback=callback, callback_every=callback_every,
-        select=select, patience=patience, checkpoint=checkpoint,
+        seed=seed, device=device, checkpoint=checkpoint, progress=progress, steps=steps, callback=callback,
+        callback_every=callback_every, select=select, patience=patience,
     )  # fmt: skip
     return fit_policy(trajectories, (discrete_config, continuous_config), settings, training, agent=agent, task=task)
 

@@ -20,8 +20,7 @@ from persim_gym.arguments import whole_number
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
 from persim_gym.config import PerSimConfig, get_config
-from persim_gym.data.log_checks import with_task_covariates
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, on_device, resolve_device, threads_for
 from persim_gym.model.action_scaling import folded
 from persim_gym.model.factorization import initialize_layer
@@ -30,8 +29,8 @@ from persim_gym.simulators.simulator import state_bounds
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
 from persim_gym.training.epochs import run_epochs
-from persim_gym.training.fit import known_of_agents, task_of
 from persim_gym.training.graphs import RecordedStep
+from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared
 from persim_gym.types import IntArray
 
 
@@ -94,6 +93,7 @@ def fit_joint(
     device: str = "auto",
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    **changes: Any,
 ) -> JointModel:
     """Train the joint network on all transitions of a log.
 
@@ -105,24 +105,21 @@ def fit_joint(
         device: "auto", "cpu", "cuda", … .
         checkpoint: a file name; unfinished training is kept beside it and the same call continues where it stopped.
         progress: whether to show a bar.
+        **changes: to the configuration, such as ``rank=8``.
 
     Raises:
-        InvalidDataError: the log does not fit the task.
+        InvalidDataError: the log does not fit the task, or lacks some of its covariates.
+        InvalidArgumentError: a setting out of its range.
+        UnknownNameError: there is no such task, configuration or setting.
         TrainingDivergedError: the loss is no longer finite.
-        FileFormatError: the checkpoint is of another run.
+        FileFormatError: the checkpoint is damaged, or of another run.
 
     """
-    task = task_of(trajectories, task)
-    check_log(trajectories, task)
-    trajectories = with_task_covariates(trajectories, task)
-    settings, where = get_config(config, task.name), resolve_device(device)
+    trajectories, task = prepared(trajectories, task)
+    settings, where = get_config(config, task.name).with_changes(**changes), resolve_device(device)
     seed = whole_number("seed", seed, least=0)
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())
-    normalizer = (
-        Normalizer.of(trajectories.observations, trajectories.next_observations)
-        if settings.normalize
-        else Normalizer.identity(task.observation_size)
-    )
+    normalizer = normalizer_of(trajectories, settings)
     trainer = _Trainer(trajectories, task, settings, normalizer, seed, where)
     with matmul_precision(settings.matmul_precision), threads_for(settings.state_hidden):
         run_epochs(

@@ -7,7 +7,7 @@ import numpy as np
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
-from persim_gym.training.fit import task_of
+from persim_gym.training.preparation import task_of
 
 MIN_TRANSITIONS = 5
 """Fewer are refused: there is nothing to learn from them."""

@@ -20,6 +20,7 @@ from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
+from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task
@@ -58,7 +59,7 @@ class MOReLConfig(Settings):
             raise InvalidArgumentError(f"num_members={self.num_members} must be at least 2: one cannot disagree")
 
 
-CONFIGS = {"HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}
+CONFIGS = {"default": MOReLConfig(), "HalfCheetah": MOReLConfig(hidden=(1024, 1024), penalty=200.0)}
 """By task, where they differ from the defaults."""
 
 
@@ -108,7 +109,7 @@ def fit_morel(
     *,
     agent: int | str | None = None,
     task: str | Task | None = None,
-    config: MOReLConfig | None = None,
+    config: str | MOReLConfig | None = None,
     seed: int = 0,
     progress: bool = True,
     **changes: Any,
@@ -119,7 +120,7 @@ def fit_morel(
         trajectories: the log.
         agent: index or label of the agent whose own trajectories are used ("MOReL-A"); everyone's if None ("MOReL-P").
         task: what it is a log of; by default the task named in it.
-        config: the settings; by default the task's.
+        config: the settings or their name, "default" or "HalfCheetah"; by default the task's own.
         seed: of weights, batches and episodes.
         progress: whether to show a bar.
         **changes: to the configuration.
@@ -132,12 +133,11 @@ def fit_morel(
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
         InvalidArgumentError: a setting out of its range, or a task whose reward or termination is to be learned.
+        UnknownNameError: there is no such agent, task, configuration or setting.
         TrainingDivergedError: the dynamics do not learn.
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
-    if config is not None and not isinstance(config, MOReLConfig):
-        raise InvalidArgumentError(f"config={config!r} must be a MOReLConfig, or None for the task's own settings")
     seed = whole_number("seed", seed, least=0)
     log, found = policy_log(trajectories, task, agent)
     if found.learned:
@@ -145,8 +145,8 @@ def fit_morel(
             f"task {found.name} leaves {', '.join(found.learned)} to be learned, and MOReL learns none: give the task "
             "these functions"
         )
+    settings = named_settings(config, MOReLConfig, CONFIGS, usual=(found.name, "default")).with_changes(**changes)
     check_installed()
-    settings = (config or CONFIGS.get(found.name, MOReLConfig())).with_changes(**changes)
     start = time.perf_counter()
     dynamics = fit_plain_dynamics(
         log,

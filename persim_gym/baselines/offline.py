@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import check_settings_known, whole_number
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
-from persim_gym.errors import UnknownNameError
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
@@ -25,11 +24,14 @@ _COUNTS = ("batch_size", "n_critics", "target_update_interval", "n_action_sample
 
 
 def configured(config: Any, settings: dict[str, Any]) -> Any:
-    """Return a d3rlpy configuration with some settings changed."""
-    known = {field.name for field in fields(config)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise UnknownNameError(f"no setting {unknown[0]!r} of d3rlpy's {type(config).__name__}")
+    """Return a d3rlpy configuration with some settings changed.
+
+    Raises:
+        UnknownNameError: there is no such setting.
+        InvalidArgumentError: a count that is no whole number of at least 1.
+
+    """
+    check_settings_known(settings, {field.name for field in fields(config)}, of=f"d3rlpy's {type(config).__name__}")
     for name, value in settings.items():
         setattr(config, name, whole_number(name, value) if name in _COUNTS else value)
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ from persim_gym.model.parameters import Outcome, outcome_shapes
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
+from persim_gym.training.preparation import split
 from persim_gym.training.trainer import Columns, Trainer
 from persim_gym.types import FloatArray, IntArray
 
 _Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+_TO_CHOOSE_BY = 0.2
+"""Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,39 @@ class OutcomeLearner:
         log, task = self.log, self.task
         check_rewards_known(log, task)
         return [name for name in task.learned if name == "reward" or log.terminated[rows].any()]
+
+
+def learn_outcomes(
+    learner: OutcomeLearner, kept: IntArray, held_out: IntArray, *, refit: bool
+) -> tuple[dict[str, Outcome], dict[str, Any]]:
+    """Learn what the task leaves to be learned; return it, and its errors on the held-out rows.
+
+    Args:
+        learner: of the log.
+        kept: the rows to learn from.
+        held_out: the rows to choose by whether outcomes have factors of each agent's own; if there are none, a part of
+            the kept ones is held out for that, and what is chosen is learned again from all.
+        refit: whether to learn from all rows again in any case.
+
+    Raises:
+        InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
+        TrainingDivergedError: the loss is no longer finite.
+
+    """
+    log = learner.log
+    if not learner.task.learned:
+        return {}, {}
+    chosen = learner.choose(*((kept, held_out) if len(held_out) else split(len(kept), _TO_CHOOSE_BY, learner.seed)))
+    by_agent = [name for name, (_, own_factors) in chosen.items() if own_factors]
+    outcomes = {name: outcome for name, (outcome, _) in chosen.items()}
+    errors = outcome_errors(log, outcomes, held_out) if len(held_out) else {}
+    if refit or not len(held_out):
+        everything = np.arange(log.num_transitions)
+        outcomes = {
+            name: learner.learn(name, everything, by_agent=name in by_agent, stage="full")
+            for name in learner.names(everything)
+        }
+    return outcomes, {**errors, "outcomes_by_agent": by_agent}
 
 
 def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArray) -> dict[str, float]:

@@ -1,0 +1,70 @@
+"""What every method does with a log before it learns from it, and what every model keeps of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from persim_gym.config import PerSimConfig
+from persim_gym.data.log_checks import start_states, with_task_covariates
+from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.errors import InvalidArgumentError
+from persim_gym.model.ensemble import MAX_INITIAL_OBSERVATIONS
+from persim_gym.model.normalizer import Normalizer
+from persim_gym.tasks import Task, get_task, is_built_in
+from persim_gym.tasks.rules import check_rules
+from persim_gym.types import IntArray
+
+
+def prepared(trajectories: Trajectories, task: str | Task | None) -> tuple[Trajectories, Task]:
+    """Return a log with the covariates of its task, and that task (`task_of`).
+
+    Raises:
+        InvalidArgumentError: no log, or one that names no task where none is given.
+        UnknownNameError: there is no such task.
+        InvalidDataError: the log does not fit the task, or lacks some of its covariates.
+
+    """
+    found = task_of(trajectories, task)
+    check_log(trajectories, found)
+    return with_task_covariates(trajectories, found), found
+
+
+def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
+    """Return the task given, else the one that the log names; one of a user's own is tried out first."""
+    if not isinstance(trajectories, Trajectories):
+        raise InvalidArgumentError(
+            f"{type(trajectories).__name__} is no log: give Trajectories (persim_gym.collect, from_dataframe, "
+            "Trajectories.from_arrays, Trajectories.load)"
+        )
+    named = trajectories.task if task is None else task
+    if named is None:
+        raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
+    found = get_task(named)
+    is_built_in(found)  # raises for another task of a built-in one's name, which no file could hold
+    check_rules(found)
+    return found
+
+
+def split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Return the rows to learn from and a random ``fraction`` to hold out, each in order."""
+    held = int(count * fraction)
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def normalizer_of(log: Trajectories, config: PerSimConfig) -> Normalizer:
+    """Return the standardization of a log, or none if the configuration wants none."""
+    if config.normalize:
+        return Normalizer.of(log.observations, log.next_observations)
+    return Normalizer.identity(log.observations.shape[1])
+
+
+def known_of_agents(log: Trajectories) -> dict[str, Any]:
+    """Return what every model keeps of a log, by the names of its fields: who its agents are and where they began."""
+    return {
+        "agent_labels": log.agent_labels,
+        "initial_observations": start_states(log, MAX_INITIAL_OBSERVATIONS),
+        "covariates": None if log.covariates is None else np.asarray(log.covariates),
+    }
