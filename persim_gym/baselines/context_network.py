@@ -15,6 +15,7 @@ from torch import Tensor
 
 from persim_gym.model.action_scaling import scaled
 from persim_gym.model.factorization import num_layers
+from persim_gym.model.normalizer import varies
 from persim_gym.simulators.simulator import ColumnNetwork
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
@@ -98,14 +99,12 @@ class Scaling:
 
     @classmethod
     def of(cls, values: Tensor) -> Scaling:
-        """Return mean and deviation over the columns of values (size, T); a row that is constant keeps scale 1.
-
-        Float32 values that differ by no more than their rounding count as constant.
-        """
-        deviation = values.double().std(dim=1, keepdim=True, unbiased=False)
-        rounding = torch.finfo(torch.float32).eps * values.double().abs().amax(dim=1, keepdim=True)
-        scale = torch.where(deviation > rounding.clamp(min=1e-10), deviation, torch.ones_like(deviation))
-        return cls(values.double().mean(dim=1, keepdim=True).float(), scale.float())
+        """Return mean and deviation over the columns of values (size, T); a row that does not vary keeps scale 1."""
+        values, rows = values.double(), values.double().cpu().numpy().T
+        differ = torch.as_tensor(varies(rows, rows), device=values.device)[:, None]
+        deviation = values.std(dim=1, keepdim=True, unbiased=False)
+        scale = torch.where(differ, deviation, torch.ones_like(deviation))
+        return cls(values.mean(dim=1, keepdim=True).float(), scale.float())
 
     def __call__(self, values: Tensor) -> Tensor:
         """Standardize values (…, size, B)."""

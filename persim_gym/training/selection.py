@@ -18,9 +18,7 @@ _MAX_SEGMENTS = 512
 _HORIZON = 50
 
 
-def free_running_errors(
-    ensemble: Ensemble, trajectories: Trajectories, *, rows: IntArray | None = None, seed: int = 0
-) -> FloatArray:
+def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, rows: IntArray | None = None) -> FloatArray:
     """Return each member's error (M,) along segments of a log of its agents, of up to 50 steps, given the actions.
 
     It is the mean over segments of the root mean squared error over steps and coordinates, each coordinate in units of
@@ -31,10 +29,9 @@ def free_running_errors(
         ensemble: of the members.
         trajectories: the log.
         rows: of the transitions whose next states are scored; by default all. Segments run through the others, too.
-        seed: of where the segments are.
 
     """
-    segments = _segments(trajectories, np.random.default_rng(seed))
+    segments = _segments(trajectories, np.random.default_rng(0))
     starts, steps = segments.starts, segments.rows
     simulator = ensemble.simulator(agents=[trajectories.agent_labels[agent] for agent in trajectories.agents[starts]])
     predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[steps])
