@@ -21,12 +21,27 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def finite_number(name: str, value: Any, least: float, *, above: bool = False) -> float:
+def checked_seed(seed: Any) -> int:
+    """Return a seed as an int if it is a whole number of at least 0; else raise `InvalidArgumentError`."""
+    return whole_number("seed", seed, least=0)
+
+
+def generator_of(seed: Any) -> np.random.Generator:
+    """Return the generator that NumPy makes of a seed, a generator itself too, or raise `InvalidArgumentError`."""
+    if not isinstance(seed, (bool, str)):
+        try:
+            return np.random.default_rng(seed)
+        except (TypeError, ValueError):
+            pass
+    raise InvalidArgumentError(f"seed={seed!r} must be a whole number of at least 0, or a numpy.random.Generator")
+
+
+def finite_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
     """Return ``value`` as a float if it is finite and at least, or ``above``, ``least``; else raise the error."""
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number < least or (above and number == least):
-        relation = "above" if above else "of at least"
-        raise InvalidArgumentError(f"{name}={value!r} must be a finite number {relation} {least:g}")
+        relation = "" if math.isinf(least) else f" {'above' if above else 'of at least'} {least:g}"
+        raise InvalidArgumentError(f"{name}={value!r} must be a finite number{relation}")
     return number
 
 
@@ -43,6 +58,14 @@ def below_one(name: str, value: Any) -> float:
     number = float(value) if isinstance(value, Real) else math.nan
     if not 0 <= number < 1:
         raise InvalidArgumentError(f"{name}={value!r} must be at least 0 and below 1")
+    return number
+
+
+def zero_to_one(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is from 0 to 1; else raise `InvalidArgumentError`."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= 1:
+        raise InvalidArgumentError(f"{name}={value!r} must be from 0 to 1")
     return number
 
 

@@ -46,5 +46,5 @@ def test_many_particles_are_asked_one_after_the_other(cart_pole_log):
 
 def test_only_planners_that_want_the_best_prune():
     """Random shooting does; elites need every score."""
-    assert MPCAgent(random_ensemble(get_task("CartPole")).simulator(0))._best_only
-    assert not MPCAgent(random_ensemble(get_task("HalfCheetah")).simulator(0))._best_only
+    assert MPCAgent(random_ensemble(get_task("CartPole")).simulator(0))._planner.best_only
+    assert not MPCAgent(random_ensemble(get_task("HalfCheetah")).simulator(0))._planner.best_only

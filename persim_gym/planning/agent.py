@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import truth_values, whole_number
+from persim_gym.arguments import generator_of, truth_values, whole_number
 from persim_gym.devices import memory_for
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
 from persim_gym.planning.cem import cross_entropy_method
@@ -18,20 +15,22 @@ from persim_gym.planning.models import model_and_task
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
-from persim_gym.planning.settings import check_settings
+from persim_gym.planning.settings import Planner
 from persim_gym.rollouts import PROPAGATIONS, simulated_returns, true_returns
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, Task
 from persim_gym.types import BoolArray, ReturnFn
 
-_DISCRETE = {"random_shooting": random_shooting}
-_CONTINUOUS = {
-    "cem": cross_entropy_method,
-    "icem": improved_cross_entropy_method,
-    "mppi": path_integral_control,
+PLANNERS = {
+    planner.name: planner
+    for planner in (
+        Planner("random_shooting", random_shooting, discrete=True, horizon=50, best_only=True),
+        Planner("cem", cross_entropy_method, discrete=False, horizon=30),
+        Planner("icem", improved_cross_entropy_method, discrete=False, horizon=30, remembers_elites=True),
+        Planner("mppi", path_integral_control, discrete=False, horizon=30),
+    )
 }
-PLANNERS = (*_DISCRETE, *_CONTINUOUS)
-_DEFAULT_HORIZON = {"random_shooting": 50, "cem": 30, "icem": 30, "mppi": 30}
+"""By name; of those for one kind of actions the first is the default."""
 
 
 class MPCAgent:
@@ -68,8 +67,8 @@ class MPCAgent:
             propagation: "per_member" or "mean_state" (`persim_gym.rollouts.simulated_returns`); as in the paper's
                 code, the first for discrete, the second for continuous actions.
             objective: what to maximize; the task's if not given.
-            seed: of the candidates.
-            **settings: more of the planner's own: num_candidates, num_elites, …
+            seed: seed of the candidates, or the generator that draws them.
+            **settings: settings of the planner's own: num_candidates, num_elites, …
 
         Raises:
             InvalidArgumentError: nothing that can be planned in, a planner that does not plan the task's actions, a
@@ -77,14 +76,14 @@ class MPCAgent:
 
         """
         self._model, self.task = model_and_task(model, task)
-        self.horizon, self._plan = _bind_planner(self.task, planner, horizon, settings)
+        self._planner = _find_planner(self.task, planner)
+        self.horizon = whole_number("horizon", self._planner.horizon if horizon is None else horizon)
+        self._plan = self._planner.with_settings(settings)
         self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
         if self._propagation not in PROPAGATIONS:
             raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
         self._objective = objective or self.task.objective
-        self._rng = np.random.default_rng(seed)
-        self._best_only = self._plan.func is random_shooting
-        self._remembers = self._plan.func is improved_cross_entropy_method  # its state has several sequences
+        self._rng = generator_of(seed)
         self._max_return = self._objective.largest_return(self.horizon)
 
     def predict(
@@ -107,7 +106,8 @@ class MPCAgent:
 
         Returns:
             actions (E,) or (E, A), without the first axis for a single observation, and what the next call starts from:
-            the plans (E, H) or (E, H, A); with "icem" (E, n, H, A).
+            the plans (E, H) or (E, H, A); with "icem" (E, 1 + n, H, A), the mean
+            and n elites.
 
         """
         single = np.ndim(observation) == 1
@@ -138,8 +138,10 @@ class MPCAgent:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
         else:
             warm, previous = ~begun, np.asarray(state)
-            remembered = previous.shape[:1] + previous.shape[2:] if self._remembers and previous.ndim == 4 else None
-            if (count, self.horizon, *tail) not in (previous.shape, remembered):
+            # With remembered elites a state has several sequences for each environment.
+            several = self._planner.remembers_elites and previous.ndim == 4
+            shape = previous.shape[:1] + previous.shape[2:] if several else previous.shape
+            if shape != (count, self.horizon, *tail):
                 raise InvalidArgumentError(
                     f"state has shape {previous.shape}, expected {(count, self.horizon, *tail)}: "
                     "pass what predict returned for the same environments"
@@ -165,7 +167,7 @@ class MPCAgent:
                 observations,
                 objective=self._objective,
                 propagation=self._propagation,
-                best_only=self._best_only,
+                best_only=self._planner.best_only,
             )
         if self._model.num_copies != len(observations):
             raise InvalidStateError(
@@ -183,32 +185,16 @@ class MPCAgent:
         return true_returns(self._model, self.task, self._objective)
 
 
-def _bind_planner(
-    task: Task, planner: str | None, horizon: int | None, settings: dict[str, Any]
-) -> tuple[int, partial[Plan]]:
-    """Return the horizon and the planner with all that does not change from step to step."""
-    name = planner or ("random_shooting" if task.discrete else "cem")
-    if name not in PLANNERS:
-        raise InvalidArgumentError(f"planner={planner!r} must be one of {', '.join(PLANNERS)}")
-    fitting = _DISCRETE if task.discrete else _CONTINUOUS
-    if name not in fitting:
-        kind = "discrete" if task.discrete else "continuous"
-        raise InvalidArgumentError(
-            f"planner={name!r} does not plan {kind} actions, which task {task.name} has; use {', '.join(fitting)}"
-        )
-    steps = whole_number("horizon", _DEFAULT_HORIZON[name] if horizon is None else horizon)
-    defaults = _settings_of(fitting[name])
-    unknown = [setting for setting in settings if setting not in defaults]
-    if unknown:
-        raise InvalidArgumentError(
-            f"{unknown[0]}={settings[unknown[0]]!r} is no setting of planner {name!r}; it has {', '.join(defaults)}"
-        )
-    derived = {setting for setting, value in defaults.items() if value is None and settings.get(setting) is None}
-    check_settings(**{setting: value for setting, value in {**defaults, **settings}.items() if setting not in derived})
-    return steps, partial(fitting[name], **settings)
-
-
-def _settings_of(planner: Callable[..., Plan]) -> dict[str, Any]:
-    """Return the names of a planner's settings and their defaults, None where the planner derives one from another."""
-    parameters = inspect.signature(planner).parameters.values()
-    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+def _find_planner(task: Task, name: str | None) -> Planner:
+    """Return the planner asked for, or the default one of the task's kind of actions."""
+    fitting = [planner for planner in PLANNERS.values() if planner.discrete == task.discrete]
+    for planner in fitting:
+        if name in (None, planner.name):
+            return planner
+    if name not in [*PLANNERS]:
+        raise InvalidArgumentError(f"planner={name!r} must be one of {', '.join(PLANNERS)}")
+    kind = "discrete" if task.discrete else "continuous"
+    raise InvalidArgumentError(
+        f"planner={name!r} does not plan {kind} actions, which task {task.name} has; "
+        f"use {', '.join(planner.name for planner in fitting)}"
+    )

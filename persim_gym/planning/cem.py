@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.arguments import finite_number, whole_number
-from persim_gym.errors import InvalidArgumentError
 from persim_gym.planning.search import ContinuousSearch, Plan, elites_of, gaussian_moments, score
-from persim_gym.planning.settings import check_settings
+from persim_gym.planning.settings import checks_settings
 from persim_gym.types import FloatArray
 
 
+@checks_settings
 def cross_entropy_method(
     search: ContinuousSearch,
     *,
@@ -25,11 +24,12 @@ def cross_entropy_method(
 
     Args:
         search: what to plan for.
-        num_candidates: C a round.
+        num_candidates: C, in each round.
         num_elites: how many of the best a round keeps; by default a quarter of the candidates, the paper's 50 of 200.
-        num_rounds: rounds; the first takes the elites' moments as they are, the later ones smooth.
+        num_rounds: number of rounds; the first takes the elites' moments as they are, the later ones smooth.
         smoothing: weight of the old moments.
-        initial_deviation: range from which one initial standard deviation is drawn for each environment.
+        initial_deviation: range from which one initial standard deviation is drawn for each environment, in half
+            widths of the bounds.
         execute: "elite_mean", the mean of the last elites (the paper's code), or "best", the best sequence of the last
             round (the paper's text).
 
@@ -39,20 +39,10 @@ def cross_entropy_method(
 
     """
     if num_elites is None:
-        num_elites = max(1, whole_number("num_candidates", num_candidates) // 4)
-    check_settings(
-        num_candidates=num_candidates,
-        num_elites=num_elites,
-        num_rounds=num_rounds,
-        smoothing=smoothing,
-        execute=execute,
-    )
-    if np.shape(initial_deviation) != (2,):
-        raise InvalidArgumentError(f"initial_deviation={initial_deviation!r} must be a range, two numbers")
-    smallest, largest = (finite_number("initial_deviation", end, 0) for end in initial_deviation)
+        num_elites = max(1, num_candidates // 4)
     low, high, rng = search.low, search.high, search.rng
     mean = np.clip(search.start, low, high)
-    drawn = rng.uniform(smallest, largest, (len(mean), 1, 1))
+    drawn = rng.uniform(*initial_deviation, (len(mean), 1, 1))
     deviation = np.broadcast_to(drawn * search.span, mean.shape)
     best = elite_mean = mean
     best_return = np.full(len(mean), -np.inf)

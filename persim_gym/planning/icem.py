@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.arguments import finite_number
 from persim_gym.planning.search import ContinuousSearch, Plan, elites_of, gaussian_moments, score
-from persim_gym.planning.settings import check_settings
+from persim_gym.planning.settings import checks_settings
 from persim_gym.types import FloatArray
 
 
+@checks_settings
 def improved_cross_entropy_method(
     search: ContinuousSearch,
     *,
@@ -34,7 +34,7 @@ def improved_cross_entropy_method(
         search: what to plan for; the previous plans may bring elites to remember.
         num_candidates: C drawn in the first round.
         num_elites: how many of the best a round keeps.
-        num_rounds: rounds.
+        num_rounds: number of rounds.
         smoothing: weight of the old moments.
         initial_deviation: standard deviation of the first round, in half widths of the bounds.
         noise_exponent: β; the noise's power falls with frequency f as f^−β, 0 is white. The paper has 0.25 for
@@ -47,20 +47,11 @@ def improved_cross_entropy_method(
         NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    check_settings(
-        num_candidates=num_candidates,
-        num_elites=num_elites,
-        num_rounds=num_rounds,
-        smoothing=smoothing,
-        noise_exponent=noise_exponent,
-        decay=decay,
-        kept_fraction=kept_fraction,
-    )
     old = search.previous if search.previous.ndim == 4 else search.previous[:, None]
     old = np.concatenate([old[:, :, 1:], old[:, :, -1:]], axis=2)  # one step on; the last action is repeated
     mean = np.where(search.warm[:, None, None], old[:, 0], search.middle)
     count, horizon, size = mean.shape
-    deviation = np.broadcast_to(finite_number("initial_deviation", initial_deviation, 0) * search.span, mean.shape)
+    deviation = np.broadcast_to(initial_deviation * search.span, mean.shape)
     num_kept = int(kept_fraction * num_elites)
     elites = np.empty((count, 0, horizon, size))
     for index in range(num_rounds):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.planning.search import ContinuousSearch, Plan, score
-from persim_gym.planning.settings import check_settings
+from persim_gym.planning.settings import checks_settings
 from persim_gym.types import FloatArray
 
 
+@checks_settings
 def path_integral_control(
     search: ContinuousSearch,
     *,
@@ -26,10 +27,10 @@ def path_integral_control(
 
     Args:
         search: what to plan for.
-        num_candidates: C a round.
-        num_rounds: rounds.
+        num_candidates: C, in each round.
+        num_rounds: number of rounds.
         temperature: λ, in standard deviations of the round's returns, so that it means the same in every task.
-        deviation: of the noise, in half widths of the bounds.
+        deviation: standard deviation of the noise, in half widths of the bounds.
         noise_smoothing: weight of the noise of the step before; 0 for noise that is independent from step to step.
 
     Raises:
@@ -37,13 +38,6 @@ def path_integral_control(
         NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    check_settings(
-        num_candidates=num_candidates,
-        num_rounds=num_rounds,
-        temperature=temperature,
-        deviation=deviation,
-        noise_smoothing=noise_smoothing,
-    )
     environments, spread = search.environments, deviation * search.span
     best = mean = search.start
     best_return = np.full(len(mean), -np.inf)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.planning.search import DiscreteSearch, Plan, check_found, finite_scores, shifted
-from persim_gym.planning.settings import check_settings
+from persim_gym.planning.settings import checks_settings
 
 _FIRST_LOOK = 32
 
 
+@checks_settings
 def random_shooting(search: DiscreteSearch, *, num_candidates: int = 1000) -> Plan:
     """Return the best of uniformly drawn sequences of discrete actions.
 
@@ -26,7 +27,6 @@ def random_shooting(search: DiscreteSearch, *, num_candidates: int = 1000) -> Pl
         NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    check_settings(num_candidates=num_candidates)
     count, horizon = search.previous.shape
     candidates = search.rng.integers(search.num_actions, size=(count, num_candidates, horizon))
     candidates[search.warm, 0] = shifted(search.previous, candidates[:, 0, -1])[search.warm]
