@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import MISSING, field, fields, replace
 from numbers import Integral, Real
 from typing import Any, Self, cast
@@ -98,6 +98,20 @@ def layer_widths(name: str, value: Any, *, empty: bool = True) -> tuple[int, ...
     if not value and not empty:
         raise InvalidArgumentError(f"{name}={value!r} needs at least one layer")
     return tuple(whole_number(f"{name}[{index}]", width) for index, width in enumerate(value))
+
+
+def as_list(name: str, value: Any, of: str) -> list[Any]:
+    """Return several values as a list, or raise `InvalidArgumentError` for a single one.
+
+    Args:
+        name: name of the argument.
+        value: to check.
+        of: what the list is of, for the message.
+
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
+        raise InvalidArgumentError(f"{name}={value!r} must be a list of {of}, such as [{value!r}]")
+    return list(value)
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import Step, in_episode_order
 from persim_gym.collection.policies import as_policy, rows_of_state
-from persim_gym.data.columns import check_within
+from persim_gym.data.labels import find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import numpy_in_one_thread
-from persim_gym.errors import InvalidArgumentError, PerSimError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.simulators.simulator import Simulator
+from persim_gym.tasks import Task
 from persim_gym.tasks.rules import ended
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray, IntArray, Policy
@@ -48,8 +50,8 @@ def generate(
 
     Args:
         ensemble: the simulators.
-        agents: indices or labels.
-        episodes_per_agent: how many each.
+        agents: list of indices or labels, each agent once.
+        episodes_per_agent: number of episodes per agent.
         policy: "plan", the paper's way (section F.4): search from the simulated state, apply the whole best sequence,
             search again; "mpc": apply its first action only; "value_iteration": solve each agent's whole episode once,
             where states are small and actions few; "random"; an object with `predict`, Stable-Baselines3's or
@@ -58,11 +60,11 @@ def generate(
             farthest apart, the same for every agent; "task", drawn by the task; or the states themselves, (D,),
             (episodes, D) or (agents, episodes, D).
         max_episode_steps: time limit; the task's if not given.
-        max_disagreement: standard deviation over the members, one number or (D,) in the units of the observation, above
-            which a step is not believed: the episode is cut before it.
+        max_disagreement: truncate an episode before its first step with a larger disagreement, the standard deviation
+            over the members in the units of the observation: one number or (D,).
         aggregate: "mean" or "median" over the members.
-        seed: of first states, random actions, plans, and ends where termination was learned.
-        device: to simulate on.
+        seed: seed of first states, random actions, plans, and ends where termination was learned.
+        device: device to simulate on.
         progress: whether to show a bar.
         **planner: settings of `persim_gym.MPCAgent` for "plan" and "mpc", or of `persim_gym.ValueIterationAgent`.
 
@@ -71,14 +73,22 @@ def generate(
         learned from.
 
     Raises:
-        UnknownNameError: no such agent.
-        InvalidArgumentError: first states of another shape, numbers out of range, an unknown policy.
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: an argument out of its range, an agent named twice, an unknown policy, or a setting that
+            the planner does not have.
+        InvalidStateError: first states of another shape, not finite, or outside the observation space.
+        InvalidActionError: the policy gives an action that the task does not have.
+        NonFiniteReturnError: all candidates of a plan diverge.
         PerSimError: no episode of an agent has a step that is finite and within ``max_disagreement``.
 
     """
-    indices = _checked_agents(ensemble, agents, episodes_per_agent)
-    limit = ensemble.task.limit_of(max_episode_steps)
-    seed = whole_number("seed", seed, least=0)
+    if not hasattr(ensemble, "agent_index"):
+        raise InvalidArgumentError(
+            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
+        )
+    indices = find_listed(agents, ensemble.agent_labels)
+    episodes_per_agent = whole_number("episodes_per_agent", episodes_per_agent)
+    limit, seed = ensemble.task.limit_of(max_episode_steps), checked_seed(seed)
     start_seed, action_seed, end_seed = np.random.SeedSequence(seed).spawn(3)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
@@ -100,19 +110,27 @@ def generate(
         covariate_names=() if covariates is None else task.covariate_names,
         task=task.name,
         provenance={
-            "synthetic": True,
-            "policy": policy if isinstance(policy, str) else type(policy).__name__,
-            "planner": {
-                name: value if isinstance(value, (int, float)) else str(value) for name, value in planner.items()
-            },
-            "starts": starts if isinstance(starts, str) else "given",
+            **_provenance(ensemble, policy, planner, starts, max_disagreement),
             "seed": seed,
-            "max_disagreement": None if max_disagreement is None else np.asarray(max_disagreement).tolist(),
             "episodes_cut": run.num_cut,
             "episodes_empty": len(indices) * episodes_per_agent - len(begins),
-            "simulator": {key: ensemble.provenance.get(key) for key in ("data_digest", "data", "seed")},
         },
     )
+
+
+def _provenance(
+    ensemble: Ensemble, policy: Any, planner: dict[str, Any], starts: Any, max_disagreement: Any
+) -> dict[str, Any]:
+    """Return what JSON can hold of who acted, from where, and of what the simulators learned from."""
+    settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in planner.items()}
+    return {
+        "synthetic": True,
+        "policy": policy if isinstance(policy, str) else type(policy).__name__,
+        "planner": settings,
+        "starts": starts if isinstance(starts, str) else "given",
+        "max_disagreement": None if max_disagreement is None else np.asarray(max_disagreement).tolist(),
+        "simulator": {key: ensemble.provenance.get(key) for key in ("data_digest", "data", "seed")},
+    }
 
 
 Actor = Callable[[Simulator, FloatArray, Any, bool], tuple[Any, Any]]
@@ -123,7 +141,9 @@ def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: d
     if isinstance(policy, str) and policy not in POLICIES:
         raise InvalidArgumentError(f"policy={policy!r} must be one of {', '.join(POLICIES)}, an object or a function")
     if planner and not (isinstance(policy, str) and policy != "random"):
-        raise InvalidArgumentError(f"{next(iter(planner))}= is a setting of the planner; this policy plans nothing")
+        raise InvalidArgumentError(
+            f"{next(iter(planner))}= is a setting of the planner, but policy={policy!r} does not plan"
+        )
 
     def apply_whole_plan(simulator: Simulator, observations: FloatArray, rest: Any, begin: bool) -> tuple[Any, Any]:
         if rest is None or rest.shape[1] == 0:
@@ -226,37 +246,13 @@ def _cut(record: dict[str, np.ndarray], episodes: IntArray) -> None:
     record["truncated"][np.isin(record["agents"], episodes)] = True
 
 
-def _checked_agents(ensemble: Ensemble, agents: Sequence[int | str], episodes: int) -> IntArray:
-    if not hasattr(ensemble, "agent_index"):
-        raise InvalidArgumentError(
-            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
-        )
-    if isinstance(agents, (str, int, np.integer)):
-        raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels, [{agents!r}]")
-    indices = [ensemble.agent_index(agent) for agent in agents]
-    if not indices or len(set(indices)) < len(indices):
-        raise InvalidArgumentError(f"agents={list(agents)} must name at least one agent, and none twice")
-    whole_number("episodes_per_agent", episodes)
-    return np.array(indices, np.int64)
-
-
 def _first_states(
     ensemble: Ensemble, starts: str | FloatArray, shape: tuple[int, int], rng: np.random.Generator
 ) -> FloatArray:
     """Return (E, D) float32, agent after agent."""
     task, count = ensemble.task, shape[0] * shape[1]
     if not isinstance(starts, str):
-        try:
-            given = np.broadcast_to(np.asarray(starts, np.float32), (*shape, task.observation_size))
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"starts of shape {np.shape(starts)} must be ({task.observation_size},), ({shape[1]}, "
-                f"{task.observation_size}) or {(*shape, task.observation_size)}"
-            ) from error
-        if not np.isfinite(given).all():
-            raise InvalidArgumentError("starts must be finite")
-        check_within("starts", given.reshape(-1, task.observation_size), task.observation_space, task.observation_names)
-        return given.reshape(count, task.observation_size).copy()
+        return _given_states(task, starts, shape)
     if starts not in STARTS:
         raise InvalidArgumentError(f"starts={starts!r} must be one of {', '.join(STARTS)}, or an array of states")
     if starts == "log":
@@ -267,6 +263,19 @@ def _first_states(
     if task.initial_observations is None:
         raise InvalidArgumentError(f"task {task.name} has no initial states of its own; use starts='log'")
     return task.initial_observations(rng, count).astype(np.float32)
+
+
+def _given_states(task: Task, starts: Any, shape: tuple[int, int]) -> FloatArray:
+    """Return first states (E, D) float32 that a user gave for all episodes, for each of an agent's, or for each."""
+    size = task.observation_size
+    try:
+        given = np.broadcast_to(np.asarray(starts, np.float32), (*shape, size))
+    except (TypeError, ValueError) as error:
+        raise InvalidStateError(
+            f"starts={reprlib.repr(starts)} must be numbers of shape ({size},), ({shape[1]}, {size}) or "
+            f"{(*shape, size)}"
+        ) from error
+    return task.check_states(given.reshape(-1, size), "E").astype(np.float32)
 
 
 def _spread(states: FloatArray, count: int) -> FloatArray:
@@ -302,6 +311,6 @@ def _check_all_there(present: IntArray, labels: Sequence[str], max_disagreement:
     missing = sorted(set(range(len(labels))) - set(present.tolist()))
     if missing:
         raise PerSimError(
-            f"agent {labels[missing[0]]!r} has no step to record: from the first one on its simulator diverges, or its "
-            f"members disagree by more than max_disagreement={max_disagreement}"
+            f"agent {labels[missing[0]]!r} has no step to record: already the first one diverges, or the members "
+            f"disagree on it by more than max_disagreement={max_disagreement}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from persim_gym import storage
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import as_list, checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
+from persim_gym.data.labels import find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
@@ -35,32 +37,38 @@ def plot_trajectories(
     policy: Any = "random",
     seed: int = 0,
     log: Trajectories | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Draw true against predicted states of some agents, each acting in its own true system from the same start state.
 
     Args:
         ensemble: whose predictions are drawn, every member and their mean, given the actions that were taken.
         path: the picture's file; its suffix says the format, PNG if it has none.
-        agents: indices or labels, one column each.
+        agents: list of indices or labels, each agent once, one column per agent.
         steps: horizon, in steps; less where the episode ends before.
-        policy: acts on the true observations.
-        seed: of the start state and random actions.
-        log: of these agents, where there are no true systems: each agent's first episode in it is drawn instead.
+        policy: policy that acts on the true observations.
+        seed: seed of the start state and random actions.
+        log: log of these agents, where there are no true systems: each agent's first episode in it is drawn instead.
+        device: device to predict on.
 
     Raises:
-        InvalidArgumentError: there is neither a true system nor a log, or no picture of this suffix.
+        InvalidArgumentError: there is neither a true system nor a log, no picture of this suffix, an argument out of
+            its range, or an agent named twice.
         UnknownNameError: an agent is not in the ensemble or not in the log.
+        FileWriteError: the path is a folder.
+        MissingExtraError: matplotlib is not installed.
 
     """
-    path, task = _picture(path), ensemble.task
-    rows, columns = task.observation_size, len(agents)
+    path, task, seed, steps = _picture(path), ensemble.task, checked_seed(seed), whole_number("steps", steps)
+    chosen: list[int] = find_listed(agents, ensemble.agent_labels).tolist()
+    rows, columns = task.observation_size, len(chosen)
     figure, axes = _panels(rows, columns, (4.2 * columns, 1.7 * rows + 0.8), sharex=True, sharey="row")
-    for column, agent in enumerate(agents):
+    for column, agent in enumerate(chosen):
         if log is None:
             true, actions = _true_trajectory(ensemble, agent, steps, policy, seed)
         else:
-            true, actions = _logged_trajectory(log, ensemble.agent_labels[ensemble.agent_index(agent)], steps)
-        members = ensemble.simulator(agent).rollout(true[:1], actions[None])[:, 0]
+            true, actions = _logged_trajectory(log, ensemble.agent_labels[agent], steps)
+        members = ensemble.simulator(agent, device=device).rollout(true[:1], actions[None])[:, 0]
         members = np.concatenate([np.broadcast_to(true[0], (len(members), 1, true.shape[1])), members], axis=1)
         for row, name in enumerate(task.observation_names):
             _draw_coordinate(axes[row, column], true[:, row], members[:, :, row], "true" if log is None else "logged")
@@ -82,32 +90,38 @@ def plot_frames(
     horizons: Sequence[int] = (10, 25, 50),
     policy: Any = "random",
     seed: int = 0,
+    device: str = "cpu",
 ) -> Path:
     """Draw true systems and, translucent over them, their predictions, some steps after a common start state.
 
     Args:
         ensemble: whose predictions are drawn, the mean over its members, given the actions that were taken.
         path: the picture's file; its suffix says the format.
-        agents: indices or labels, one row each.
-        horizons: steps after the start, one column each; an episode that has ended before is drawn at its end.
-        policy: acts on the true observations.
-        seed: of the start state and random actions.
+        agents: list of indices or labels, each agent once, one row per agent.
+        horizons: list of steps after the start, one column each; an episode that has ended before is drawn at its end.
+        policy: policy that acts on the true observations.
+        seed: seed of the start state and random actions.
+        device: device to predict on.
 
     Raises:
-        InvalidArgumentError: no horizon, one below 1, or a task that cannot be drawn.
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: no horizon, one below 1, an agent named twice, a seed below 0, a task that cannot be
+            drawn, or an agent whose true system is not known.
+        FileWriteError: the path is a folder.
         MissingExtraError: matplotlib or the renderer's library is not installed.
 
     """
-    path, task = _picture(path), ensemble.task
+    path, task, seed = _picture(path), ensemble.task, checked_seed(seed)
+    chosen: list[int] = find_listed(agents, ensemble.agent_labels).tolist()
+    horizons = [whole_number("horizons", steps) for steps in as_list("horizons", horizons, "numbers of steps")]
     if not horizons:
         raise InvalidArgumentError("horizons=() must be one number of steps or more")
-    horizons = [whole_number("horizons", steps) for steps in horizons]
     if task.make_renderer is None:
         raise InvalidArgumentError(f"task {task.name} has no renderer; use plot_trajectories(..., log=...)")
-    figure, axes = _panels(len(agents), len(horizons), (3.6 * len(horizons), 2.7 * len(agents)))
-    for row, agent in enumerate(agents):
+    figure, axes = _panels(len(chosen), len(horizons), (3.6 * len(horizons), 2.7 * len(chosen)))
+    for row, agent in enumerate(chosen):
         true, actions = _true_trajectory(ensemble, agent, max(horizons), policy, seed)
-        simulator = ensemble.simulator(agent)
+        simulator = ensemble.simulator(agent, device=device)
         predicted = simulator.combine(simulator.rollout(true[:1], actions[None]))[0]
         renderer = task.make_renderer(ensemble.agent_covariates(agent), "rgb_array")
         for axis, horizon in zip(axes[row], horizons, strict=True):
@@ -133,40 +147,36 @@ def plot_agents(
     ellipses: bool = True,
     label: Sequence[int | str] = (),
 ) -> Path:
-    """Draw a map of the agents: their factors in two dimensions, one panel a covariate.
+    """Draw a map of the agents: their factors in two dimensions, one panel per covariate.
 
     Args:
         ensemble: whose agents are drawn.
         path: the picture's file; its suffix says the format.
-        colors: name -> (N,) numbers that colour the agents, one panel each; by default the covariates, where known.
+        colors: (N,) numbers by name, one per agent, that colour a panel each; by default the covariates, where known.
         method: "pca" or "tsne" of the factors of all members side by side.
         ellipses: whether to draw, where the ensemble knows the factors' posterior, what 95 % of it covers; only in a
             PCA, which is linear.
-        label: indices or labels of agents whose labels are written beside them.
+        label: list of indices or labels of the agents whose labels are written beside them.
 
     Raises:
-        UnknownNameError: there is no such method.
-        InvalidArgumentError: colours that are not one number an agent, or a single agent.
+        UnknownNameError: there is no such method or agent.
+        InvalidArgumentError: colors that are not one number per agent, or a single agent.
+        FileWriteError: the path is a folder.
+        MissingExtraError: matplotlib or scikit-learn is not installed.
 
     """
     path = _picture(path)
+    panel_colors = _colors_of(ensemble) if colors is None else _checked_colors(colors, ensemble.num_agents)
+    labelled = find_listed(label, ensemble.agent_labels, name="label", distinct=False).tolist()
     points, axes_of_factors = embed_agents(ensemble, method)
-    panel_colors = _colors_of(ensemble) if colors is None else colors
-    if not panel_colors:
-        raise InvalidArgumentError("colors={} must have one panel or more; leave it out for the covariates")
     drawn = ellipses and axes_of_factors is not None and ensemble.posterior is not None
     figure, panels = _panels(1, len(panel_colors), (4.6 * len(panel_colors), 3.8))
     for axis, (name, values) in zip(panels[0], panel_colors.items(), strict=True):
-        if np.shape(values) != (ensemble.num_agents,):
-            raise InvalidArgumentError(
-                f"colors[{name!r}] must be {ensemble.num_agents} numbers, one an agent; got shape {np.shape(values)}"
-            )
         if drawn and axes_of_factors is not None:
             _draw_ellipses(axis, points, axes_of_factors, ensemble)
-        dots = axis.scatter(*points.T, c=np.asarray(values, np.float64), cmap="viridis", s=12, plotnonfinite=True)
+        dots = axis.scatter(*points.T, c=values, cmap="viridis", s=12, plotnonfinite=True)
         figure.colorbar(dots, ax=axis, label=name)
-        for agent in label:
-            index = ensemble.agent_index(agent)
+        for index in labelled:
             axis.annotate(
                 ensemble.agent_labels[index], points[index], xytext=(4, 3), textcoords="offset points", fontsize=8
             )
@@ -175,6 +185,32 @@ def plot_agents(
         f"{ensemble.task.name}: the factors of {ensemble.num_agents} agents{_ELLIPSES * drawn}", fontsize=10
     )
     return _save(figure, path)
+
+
+def _checked_colors(colors: Any, num_agents: int) -> dict[str, FloatArray]:
+    """Return the colors (N,) of each panel, as a user gave them by name."""
+    wanted = f"{num_agents} numbers, one per agent"
+    if not isinstance(colors, Mapping):
+        raise InvalidArgumentError(
+            f'colors={reprlib.repr(colors)} must be a dictionary of panels: {{"name": {wanted}}}'
+        )
+    if not colors:
+        raise InvalidArgumentError("colors={} must have one panel or more; leave it out for the covariates")
+    checked = {}
+    for name, values in colors.items():
+        try:
+            checked[name] = np.asarray(values, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"colors[{name!r}] must be {wanted}; {reprlib.repr(values)} are not numbers: turn categories into "
+                "numbers, and name colors by what they show"
+            ) from error
+        if checked[name].shape != (num_agents,):
+            raise InvalidArgumentError(
+                f"colors[{name!r}] must be {wanted}; got shape {checked[name].shape}: give them for all agents, in the "
+                "order of ensemble.agent_labels"
+            )
+    return checked
 
 
 def _colors_of(ensemble: Ensemble) -> Mapping[str, Any]:
@@ -242,7 +278,7 @@ def _draw_coordinate(axis: Any, true: FloatArray, members: FloatArray, name: str
 
 
 def _true_trajectory(
-    ensemble: Ensemble, agent: int | str, steps: int, policy: Any, seed: int
+    ensemble: Ensemble, agent: int, steps: int, policy: Any, seed: int
 ) -> tuple[FloatArray, np.ndarray]:
     """Return states (H + 1, D) and actions (H,) or (H, A) of one episode, up to its end."""
     task = ensemble.task
@@ -261,12 +297,11 @@ def _logged_trajectory(log: Trajectories, label: str, steps: int) -> tuple[Float
     return np.concatenate([log.observations[start : start + 1], log.next_observations[rows]]), log.actions[rows]
 
 
-def _title(ensemble: Ensemble, agent: int | str) -> str:
-    index = ensemble.agent_index(agent)
-    name = f"agent {ensemble.agent_labels[index]}"
-    if ensemble.covariates is None or not np.isfinite(ensemble.covariates[index]).all():
+def _title(ensemble: Ensemble, agent: int) -> str:
+    name = f"agent {ensemble.agent_labels[agent]}"
+    if ensemble.covariates is None or not np.isfinite(ensemble.covariates[agent]).all():
         return name
-    pairs = zip(ensemble.task.covariate_names, ensemble.covariates[index], strict=True)
+    pairs = zip(ensemble.task.covariate_names, ensemble.covariates[agent], strict=True)
     return f"{name} (hidden: {', '.join(f'{covariate} {value:g}' for covariate, value in pairs)})"
 
 

@@ -1,6 +1,7 @@
 """Bad input: an error that is a `PerSimError` and the built-in one, says what was wrong, and leaves nothing behind."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from functools import partial
@@ -27,7 +28,10 @@ from persim_gym import (
     storage,
 )
 from persim_gym.baselines import fit_joint
+from persim_gym.collection import logging_policies
+from persim_gym.collection.logging_policies import logging_policy
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.envs.binding import posterior_of
 
 GENERIC = "PerSim-CartPole-v0"
 TINY = PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
@@ -200,8 +204,8 @@ def test_logs_of_different_kinds_do_not_join():
         logs = [small_log(**one), small_log(**other)]
         refuses(errors.InvalidDataError, ValueError, message, partial(Trajectories.concatenate, logs))
     refuses(errors.InvalidDataError, ValueError, "nothing", partial(Trajectories.concatenate, []))
-    refuses(errors.InvalidDataError, ValueError, "agent", partial(small_log().select, []))
-    refuses(errors.InvalidDataError, ValueError, "twice", partial(small_log().select, [0, 0]))
+    refuses(errors.InvalidArgumentError, ValueError, "agent", partial(small_log().select, []))
+    refuses(errors.InvalidArgumentError, ValueError, "twice", partial(small_log().select, [0, 0]))
 
 
 @pytest.fixture
@@ -405,6 +409,89 @@ def generate_cart_pole(**settings):
 def unbounded_actions():
     task = random_ensemble("HalfCheetah").task
     return dataclasses.replace(task, action_space=spaces.Box(-np.inf, np.inf, (6,), np.float32))
+
+
+WALK = perfect_walk_ensemble(walk_task())
+SEEDED = {
+    "MLPPolicy": lambda seed: persim_gym.MLPPolicy("CartPole", [(np.zeros((4, 2)), np.zeros(2))], seed=seed),
+    "MPCAgent": lambda seed: MPCAgent(WALK.simulator(0), seed=seed),
+    "calibrate": lambda seed: persim_gym.calibrate(WALK, small_log(), seed=seed),
+    "collect": lambda seed: collect("CartPole", num_agents=1, seed=seed),
+    "fit": lambda seed: fit_tiny(small_log(), seed=seed),
+    "fit_covariate_map": lambda seed: persim_gym.fit_covariate_map(WALK, seed=seed),
+    "forecast": lambda seed: persim_gym.forecast(WALK, 0, np.zeros((1, 2)), [[0]], seed=seed),
+    "generate": lambda seed: persim_gym.generate(WALK, [0], 1, "random", seed=seed, progress=False),
+    "mpc_returns": lambda seed: mpc_returns(WALK, seed=seed),
+    "plot_frames": lambda seed: persim_gym.plot_frames(WALK, "never.png", agents=[0], seed=seed),
+    "plot_trajectories": lambda seed: persim_gym.plot_trajectories(WALK, "never.png", agents=[0], seed=seed),
+    "policy_returns": lambda seed: persim_gym.policy_returns(WALK, "random", seed=seed),
+    "prediction_error": lambda seed: prediction_error(WALK, policy="random", seed=seed),
+    "true_mpc_returns": lambda seed: persim_gym.true_mpc_returns(WALK, seed=seed),
+    "value_iteration_returns": lambda seed: persim_gym.value_iteration_returns(WALK, seed=seed),
+    "logging_policy": lambda seed: logging_policy("pure", "CartPole", np.ones((1, 2)), seed=seed),
+    "test_policy": lambda seed: logging_policies.test_policy("CartPole", seed=seed),
+}
+LISTED = {
+    "Ensemble.with_agents": WALK.with_agents,
+    "Trajectories.select": small_log().select,
+    "generate": lambda agents: persim_gym.generate(WALK, agents, 1, "random", progress=False),
+    "mpc_returns": lambda agents: mpc_returns(WALK, agents=agents),
+    "plot_frames": lambda agents: persim_gym.plot_frames(WALK, "never.png", agents=agents),
+    "plot_trajectories": lambda agents: persim_gym.plot_trajectories(WALK, "never.png", agents=agents),
+    "policy_returns": lambda agents: persim_gym.policy_returns(WALK, "random", agents=agents),
+    "prediction_error": lambda agents: prediction_error(WALK, policy="random", agents=agents),
+    "true_mpc_returns": lambda agents: persim_gym.true_mpc_returns(WALK, agents=agents),
+    "value_iteration_returns": lambda agents: persim_gym.value_iteration_returns(WALK, agents=agents),
+}
+ROWS = {
+    "Ensemble.simulator": lambda agents: WALK.simulator(agents=agents),
+    "forecast": lambda agents: persim_gym.forecast(WALK, agents, np.zeros((1, 2)), [[0]]),
+    "nearest_agents": lambda agents: persim_gym.nearest_agents(WALK, agents[0]),
+    "personalize": lambda agents: persim_gym.personalize(WALK, agents=agents),
+    "plot_agents": lambda agents: persim_gym.plot_agents(WALK, "never.png", label=agents),
+}
+UNKNOWN, NOT_LISTED = ([99], "no agent 99"), (99, r"(agents|label)=99 must be a list of .*, such as \[99\]")
+BAD = [
+    *((name, SEEDED, seed, f"seed={seed!r} must be a whole") for name in SEEDED for seed in (-1, 1.5, True, "one")),
+    *((name, LISTED, *bad) for name in LISTED for bad in (UNKNOWN, NOT_LISTED, ("x", "='x' must be a list"),
+      ([0, 0], r"agents=\[0, 0\] must .* none twice"), ([], r"agents=\[\] must name at least one"))),
+    *((name, ROWS, *UNKNOWN) for name in ROWS if name != "personalize"),
+    *((name, ROWS, *NOT_LISTED) for name in ("Ensemble.simulator", "personalize", "plot_agents")),
+    ("forecast", ROWS, [0, 1], r"agents=\[0, 1\] must be one agent, or 1, one for each observation"),
+    ("forecast", ROWS, 99, "no agent 99"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "calls", "bad", "message"), BAD, ids=[f"{name}-{bad}" for name, _, bad, _ in BAD])
+def test_a_bad_seed_and_a_bad_agent(name, calls, bad, message):
+    """Wherever one can be given the error is ours, and has the value in it."""
+    with pytest.raises(errors.PerSimError, match=message):
+        calls[name](bad)
+
+
+@pytest.mark.parametrize(("argument", "calls"), [("seed", SEEDED), ("agents", {**LISTED, **ROWS})])
+def test_no_public_function_was_forgotten(argument, calls):
+    """Whatever takes a seed, or a list of agents, is among those above; classes take agents as arrays."""
+    public = {name: getattr(persim_gym, name) for name in persim_gym.__all__}
+    asked = {name: one for name, one in public.items() if inspect.isfunction(one) or argument == "seed"}
+    taking = {name for name, one in asked.items() if callable(one) and argument in inspect.signature(one).parameters}
+    assert taking and taking <= calls.keys()
+
+
+def test_generators_are_seeds_where_they_were():
+    rng = np.random.default_rng(3)
+    for seed in (rng, np.int64(3), None):
+        assert MPCAgent(WALK.simulator(0), seed=seed, horizon=2, num_candidates=4).predict(np.zeros(2))[0].shape == ()
+    assert MPCAgent(WALK.simulator(0), seed=rng)._rng is rng
+
+
+@pytest.mark.parametrize("members", [[0, 0], [], [2], [-1], ["a"], [0.0], 1])
+def test_members_are_distinct_and_known(members):
+    refuses(errors.InvalidArgumentError, ValueError, "members=", lambda: WALK.with_members(members))
+
+
+def test_a_model_without_posteriors_lacks_statistics():
+    refuses(errors.MissingStatisticsError, ValueError, "object knows no posterior", lambda: posterior_of(object()))
 
 
 def with_arguments(call, *arguments, **settings):

@@ -301,6 +301,21 @@ def test_intervals_need_known_levels_agents_and_posteriors(kind, message, call):
     assert isinstance(caught.value, errors.PerSimError)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda e, log: go(e, device="abacus"),
+        lambda e, log: calibrate(e, log, device="abacus"),
+        lambda e, log: persim_gym.personalize(e, replace(log, agent_labels=("a", "b")), device="abacus"),
+        lambda e, log: persim_gym.update(e, log, device="abacus"),
+        lambda e, log: persim_gym.plot_trajectories(e, "never.png", agents=[0], log=log, device="abacus"),
+    ],
+)
+def test_they_compute_where_they_are_told_to(call):
+    with pytest.raises(errors.InvalidArgumentError, match="device='abacus'"):
+        call(walkers(), walk_log(np.ones(2), quiet, 0))
+
+
 def bare(ensemble):
     """Return the ensemble without statistics."""
     return replace(ensemble, posterior=None)

@@ -5,7 +5,7 @@ import pytest
 from support import random_ensemble
 
 from persim_gym import MPCAgent, errors
-from persim_gym.planning import ContinuousSearch, improved_cross_entropy_method, path_integral_control
+from persim_gym.planning import ContinuousSearch, improved_cross_entropy_method, path_integral_control, settings
 from persim_gym.planning.icem import colored_noise
 from persim_gym.planning.mppi import smoothed
 
@@ -109,6 +109,15 @@ def test_search_settings_out_of_range(planner, message, settings):
     """A planner that is called by itself refuses them, too, before it scores anything."""
     with pytest.raises(errors.InvalidArgumentError, match=message):
         search(planner, lambda environments, actions: pytest.fail("scored"), **settings)
+
+
+def test_an_agent_checks_settings_once(monkeypatch):
+    """When it is made, and not again at each step."""
+    simulator = random_ensemble("HalfCheetah").simulator(0)
+    agents = [MPCAgent(simulator, planner=name, horizon=2, num_candidates=20) for name in ("cem", "icem", "mppi")]
+    monkeypatch.setattr(settings, "_checked", lambda *_: pytest.fail("checked again"))
+    for agent in agents:
+        assert agent.predict(np.zeros(18))[0].shape == (6,)
 
 
 class TestImprovedCrossEntropy:

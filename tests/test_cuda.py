@@ -1,5 +1,7 @@
 """On a GPU everything computes what it computes on the CPU; skipped where there is none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,20 @@ def test_the_joint_network(cart_pole_log, monkeypatch):
     monkeypatch.setattr("persim_gym.training.graphs._WARM_UP", 10**9)
     plain = fit_joint(cart_pole_log, config=config, device="cuda", progress=False)
     assert model.provenance["training_loss"] == pytest.approx(plain.provenance["training_loss"], rel=1e-3)
+
+
+def test_forecasts_and_newcomers_on_the_gpu(cart_pole, cart_pole_log, tmp_path):
+    """The draws are the same, so only rounding differs."""
+    log = persim_gym.collect("CartPole", num_agents=30, seed=1)
+    newcomer = dataclasses.replace(log.select([29]), agent_labels=("new",))
+    refitted, found = persim_gym.refit_factors(cart_pole, cart_pole_log), []
+    for device in ("cpu", "cuda"):
+        known = persim_gym.calibrate(refitted, log, device=device)
+        known = persim_gym.personalize(known, newcomer, device=device)
+        future = persim_gym.forecast(known, "new", np.zeros((2, 4)), np.ones((2, 5), int), device=device)
+        found.append(np.concatenate([future.means.ravel(), known.calibration.ravel()]))
+        persim_gym.plot_trajectories(known, tmp_path / "agent.png", agents=[0], steps=5, device=device)
+    np.testing.assert_allclose(found[1], found[0], rtol=0.05, atol=1e-3)
 
 
 def test_an_environment_on_the_gpu(cart_pole):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from test_tasks import gymnasium_cart_pole
 from persim_gym import (
     Ensemble,
     MPCAgent,
-    evaluation,
     get_task,
     mpc_returns,
     policy_returns,
@@ -21,8 +21,8 @@ from persim_gym import (
     value_iteration_returns,
 )
 from persim_gym.collection.policies import as_policy
-from persim_gym.errors import InvalidActionError, InvalidArgumentError
-from persim_gym.evaluation.prediction import mean_predictor_errors
+from persim_gym.errors import InvalidActionError, InvalidArgumentError, UnknownNameError
+from persim_gym.evaluation.prediction import mean_predictor_errors, trajectory_scores
 from persim_gym.evaluation.returns import run_episodes
 from persim_gym.plotting import plot_frames
 from persim_gym.registration import find_model
@@ -147,7 +147,7 @@ def test_scores_equal_scikit_learns():
     lengths = [20, 15, 8, 3, 2]
     valid = np.arange(20) < np.array(lengths)[:, None]
     predicted[1, 15:] = 1e6
-    rmse, r2 = evaluation.trajectory_scores(true, predicted, valid)
+    rmse, r2 = trajectory_scores(true, predicted, valid)
     for row, length in enumerate(lengths):
         pair = true[row, :length], predicted[row, :length]
         assert r2[row] == pytest.approx(metrics.r2_score(*pair, multioutput="variance_weighted"))
@@ -159,7 +159,7 @@ def test_what_comes_after_the_end_does_not_count(broken):
     """Not even a prediction that has diverged by then."""
     true = np.array([[[0.0], [1.0], [2.0], [3.0]]])
     predicted = np.array([[[0.5], [1.5], [broken], [broken]]])
-    rmse, r2 = evaluation.trajectory_scores(true, predicted, np.array([[True, True, False, False]]))
+    rmse, r2 = trajectory_scores(true, predicted, np.array([[True, True, False, False]]))
     np.testing.assert_allclose(rmse, [0.5])
     np.testing.assert_allclose(r2, [1 - 0.5 / 0.5])
 
@@ -211,6 +211,24 @@ def test_unknown_truth_can_be_given():
         policy_returns(ensemble, "random", agents=["1"], episodes=1)
     (row,) = policy_returns(ensemble, "random", agents=["1"], episodes=1, covariates={"1": [2.0]})
     assert row.covariates == (2.0,)
+    common = {"agents": ["1"], "episodes": 1}
+    assert policy_returns(ensemble, "random", covariates={"1": {"speed": 2}}, **common) == [row]
+    planner = {"horizon": 2, "num_candidates": 5}
+    for measure in (
+        partial(mpc_returns, **planner),
+        partial(true_mpc_returns, **planner),
+        value_iteration_returns,
+        partial(prediction_error, policy="random"),
+    ):
+        settings = {"points": 21, "bounds": ([-9, -9], [9, 9])} if measure is value_iteration_returns else {}
+        named, ordered = (
+            measure(ensemble, covariates={"1": given}, **common, **settings) for given in ({"speed": 2}, [2.0])
+        )
+        assert named == ordered and named[0].covariates == (2.0,)
+    with pytest.raises(UnknownNameError, match="no covariate 'pace'"):
+        policy_returns(ensemble, "random", covariates={"1": {"pace": 2}}, **common)
+    with pytest.raises(InvalidArgumentError, match="lack 'speed'"):
+        policy_returns(ensemble, "random", covariates={"1": {}}, **common)
 
 
 def test_rows_are_json():

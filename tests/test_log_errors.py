@@ -73,6 +73,12 @@ def test_other_dynamics_and_members_that_diverge(cart_pole_log):
     assert log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio == np.inf  # last when sorted, unlike NaN
 
 
+def test_progress_is_shown_if_asked_for(capsys):
+    walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
+    assert log_error(walk, log) == log_error(walk, log, progress=True)
+    assert "log error" in capsys.readouterr().err
+
+
 def test_what_is_refused():
     walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
     with pytest.raises(errors.UnknownNameError, match=r"agent 'x' is not in the ensemble \(1 such agents\)"):

@@ -62,7 +62,16 @@ def test_the_map_keeps_the_order_of_a_single_covariate():
     ("kind", "message", "settings"),
     [
         (errors.UnknownNameError, "no embedding 'umap'; there are pca, tsne", {"method": "umap"}),
-        (errors.InvalidArgumentError, r"colors\['x'\] must be 12 numbers", {"colors": {"x": [1.0]}}),
+        (
+            errors.InvalidArgumentError,
+            r"colors\['x'\] must be 12 numbers, one per agent; got shape \(1,\): give them for all agents",
+            {"colors": {"x": [1.0]}},
+        ),
+        (errors.InvalidArgumentError, r"\['a', .*\] are not numbers: turn categories", {"colors": {"x": ["a"] * 12}}),
+        (errors.InvalidArgumentError, r"are not numbers", {"colors": {"x": [[1.0], [2.0, 3.0]]}}),
+        (errors.InvalidArgumentError, r"colors=\[1.0, 2.0\] must be a dictionary of panels", {"colors": [1.0, 2.0]}),
+        (errors.InvalidArgumentError, r"colors='red' must be a dictionary", {"colors": "red"}),
+        (errors.InvalidArgumentError, r"label=3 must be a list of indices or labels, such as \[3\]", {"label": 3}),
         (errors.UnknownNameError, "labelled 'nobody'", {"label": ["nobody"]}),
     ],
 )

@@ -22,6 +22,7 @@ from persim_gym.arguments import (
     checked,
     choice,
     finite,
+    generator_of,
     truth,
     truth_values,
     whole,
@@ -319,7 +320,7 @@ class CaDMAgent:
             raise InvalidArgumentError(f"cannot plan in {model!r}: give a CaDM; MPCAgent plans in other simulators")
         self.model = model
         self._device, self._dtype = resolve_device(device), dtype
-        self._rng = np.random.default_rng(seed)
+        self._rng = generator_of(seed)
         self._sampling_seed = int(self._rng.integers(2**31))
         # Every particle follows its own trajectory, for continuous actions too (TS∞).
         self._planner = {"propagation": "per_member", "objective": objective, **planner}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed
 from persim_gym.baselines.cadm import (
     CaDM,
     CaDMConfig,
@@ -77,7 +77,7 @@ def fit_cadm(
     trajectories, task = prepared(trajectories, task)
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
-    where, seed = resolve_device(device), whole_number("seed", seed, least=0)
+    where, seed = resolve_device(device), checked_seed(seed)
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=asdict(settings))
     parts = replayed_parts(trajectories, settings, seed)
     epochs = epochs_per_iteration(parts, settings)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
 from persim_gym.config import PerSimConfig, get_config
@@ -117,7 +117,7 @@ def fit_joint(
     """
     trajectories, task = prepared(trajectories, task)
     settings, where = get_config(config, task.name).with_changes(**changes), resolve_device(device)
-    seed = whole_number("seed", seed, least=0)
+    seed = checked_seed(seed)
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())
     normalizer = normalizer_of(trajectories, settings)
     trainer = _Trainer(trajectories, task, settings, normalizer, seed, where)

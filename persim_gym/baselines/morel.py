@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import Settings, at_least_zero, checked, finite, whole, whole_number, widths
+from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
@@ -138,7 +138,7 @@ def fit_morel(
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
-    seed = whole_number("seed", seed, least=0)
+    seed = checked_seed(seed)
     log, found = policy_log(trajectories, task, agent)
     if found.learned:
         raise InvalidArgumentError(

@@ -167,7 +167,7 @@ def evaluate(
         along = Trajectories.load(log)
         rows = log_error(
             ensemble, along if chosen is None else along.select(chosen), horizon=horizon, aggregate=aggregate,
-            device=device,
+            device=device, progress=not quiet,
         )  # fmt: skip
         _print_rows(f"errors along {log}, up to {horizon} steps", rows)
         if json_path is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import in_episode_order, run
 from persim_gym.collection.logging_policies import logging_policy
 from persim_gym.collection.policies import as_policy
@@ -42,9 +42,15 @@ def collect(
     Returns:
         N trajectories, with covariates, of at most the task's time limit each.
 
+    Raises:
+        UnknownNameError: there is no such task or logging policy.
+        InvalidArgumentError: a number out of its range, covariates that do not fit the task, or nothing that acts.
+        InvalidActionError: the policy gives an action that the task does not have.
+        PerSimError: the task has no true system, or no logging policies.
+
     """
     task = get_task(task)
-    seed = whole_number("seed", seed, least=0)
+    seed = checked_seed(seed)
     agent_seed, start_seed, action_seed = np.random.SeedSequence(seed).spawn(3)
     if covariates is None:
         count = 500 if num_agents is None else whole_number("num_agents", num_agents)

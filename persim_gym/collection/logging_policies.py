@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import generator_of
 from persim_gym.collection.policies import MLPPolicy, RandomPolicy
 from persim_gym.errors import FileFormatError, InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.tasks import Task, get_task
@@ -110,7 +111,7 @@ def logging_policy(
         raise UnknownNameError(f"no logging policy {name!r}; there are {', '.join(LOGGING_POLICIES)}")
     if name == "random":
         return RandomPolicy(task.action_space, seed)
-    choice, exploration, *own = np.random.default_rng(seed).spawn(2 + len(task.policy_training_agents))
+    choice, exploration, *own = generator_of(seed).spawn(2 + len(task.policy_training_agents))
     followed = nearest_training_agent(task, covariates)
     policies = [_load(task, f"logging{index}", rng, folder) for index, rng in enumerate(own)]
     uniform = RandomPolicy(task.action_space, exploration)
@@ -142,7 +143,7 @@ def test_policy(task: str | Task, *, seed: int = 0, folder: Path = POLICIES) -> 
         folder: where the trained policies are.
 
     """
-    return _load(get_task(task), "test", np.random.default_rng(seed), folder)
+    return _load(get_task(task), "test", generator_of(seed), folder)
 
 
 test_policy.__test__ = False  # its name is the paper's; pytest shall not take it for a test

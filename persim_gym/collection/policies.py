@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym import storage
+from persim_gym.arguments import generator_of
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, get_task, task_fields, task_of_file
 from persim_gym.tasks.action_bounds import unscale_actions
@@ -25,7 +26,7 @@ class RandomPolicy:
 
     def __init__(self, action_space: spaces.Discrete | spaces.Box, seed: int | np.random.Generator = 0) -> None:
         self._space = action_space
-        self._rng = np.random.default_rng(seed)
+        self._rng = generator_of(seed)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -40,7 +41,7 @@ class RandomPolicy:
     def reseeded(self, seed: int) -> RandomPolicy:
         """Return a copy whose actions are those of a seed."""
         other = copy.copy(self)
-        other._rng = np.random.default_rng(seed)
+        other._rng = generator_of(seed)
         return other
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 
+from persim_gym.arguments import as_list
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.types import IntArray
 
@@ -81,9 +82,28 @@ def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, lab
         raise InvalidArgumentError(
             "give agent=, an index or a label, or agents=, a list of them, and only one of the two"
         )
-    if isinstance(agents, str) or not isinstance(agents, Iterable):
-        raise InvalidArgumentError(f"agents={agents!r} must be a list of indices or labels; one is given as agent=")
-    return np.array([find_agent(one, labels) for one in agents], np.int64)
+    return find_listed(agents, labels, distinct=False)
+
+
+def find_listed(agents: Any, labels: Sequence[str], *, name: str = "agents", distinct: bool = True) -> IntArray:
+    """Return the indices (n,) of agents given by a list of indices or labels.
+
+    Args:
+        agents: what a user gave.
+        labels: the labels of all agents.
+        name: name of the argument.
+        distinct: whether there must be at least one agent, and none twice.
+
+    Raises:
+        InvalidArgumentError: no list, or, where they must be distinct, an empty one or one with an agent twice.
+        UnknownNameError: no such agent.
+
+    """
+    given = as_list(name, agents, "indices or labels")
+    indices = np.array([find_agent(one, labels) for one in given], np.int64)
+    if distinct and (len(given) == 0 or len(np.unique(indices)) < len(given)):
+        raise InvalidArgumentError(f"{name}={given!r} must name at least one agent, and none twice")
+    return indices
 
 
 def known_agents(wanted: Sequence[str], labels: Sequence[str]) -> IntArray:

@@ -28,7 +28,7 @@ from persim_gym.data.columns import (
     numbers,
     with_successors,
 )
-from persim_gym.data.labels import find_agent
+from persim_gym.data.labels import find_agent, find_listed
 from persim_gym.data.provenance import joint_provenance, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.tasks import Task
@@ -227,12 +227,14 @@ class Trajectories:
         return find_agent(agent, self.agent_labels)
 
     def select(self, agents: Sequence[int | str]) -> Trajectories:
-        """Return the trajectories of some agents, in the order given."""
-        chosen = [self.agent_index(agent) for agent in agents]
-        if not chosen:
-            raise InvalidDataError("select at least one agent")
-        if len(set(chosen)) != len(chosen):
-            raise InvalidDataError(f"agents {list(agents)} name an agent twice")
+        """Return the trajectories of some agents, in the order given.
+
+        Raises:
+            UnknownNameError: there is no such agent.
+            InvalidArgumentError: no list of agents, an empty one, or one with an agent twice.
+
+        """
+        chosen = find_listed(agents, self.agent_labels).tolist()
         place = np.full(self.num_agents, len(chosen))
         place[chosen] = np.arange(len(chosen))
         episodes = np.argsort(place[self.episode_agents], kind="stable")

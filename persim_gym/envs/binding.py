@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
-from persim_gym.factors.covariates import CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError, MissingStatisticsError
+from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
 from persim_gym.factors.inference import personalize
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
+from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")
@@ -65,9 +66,14 @@ def bind(
 
 
 def posterior_of(model: LearnedDynamics) -> tuple[Ensemble, FactorPosterior]:
-    """Return the ensemble and the posterior of its agents' factors, or say why there is none."""
+    """Return the ensemble and the posterior of its agents' factors.
+
+    Raises:
+        MissingStatisticsError: the model has none.
+
+    """
     if not isinstance(model, Ensemble):
-        raise InvalidArgumentError(
+        raise MissingStatisticsError(
             f"{type(model).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
         )
     return model, model.known_posterior()

@@ -18,8 +18,8 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from persim_gym.arguments import whole_number
-from persim_gym.data.labels import NumberedLabels
+from persim_gym.arguments import generator_of, whole_number
+from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
@@ -65,23 +65,28 @@ def forecast(
     levels: Sequence[float] = (0.5, 0.8, 0.95),
     draws: int = 8,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Forecast:
     """Predict where action sequences lead, and how sure that is.
 
     Args:
-        ensemble: with the posterior of its agents' factors. Its intervals are those of normal distributions unless it
-            has been calibrated.
-        agents: index or label of the agent, or of one agent for each row.
+        ensemble: ensemble with the posterior of its agents' factors. Its intervals are those of normal distributions
+            unless it has been calibrated.
+        agents: index or label of the agent, or a list with the agent of each row.
         observations: (B, D) start states.
         actions: (B, H) integers or (B, H, A) numbers.
-        levels: probabilities of the intervals, above 0 and below 1; some of 0.5, 0.8, 0.9 and 0.95 if calibrated.
-        draws: paths in each member, with factors and noise of their own; at least 3.
-        seed: of the draws.
+        levels: coverage probabilities in (0, 1). A calibrated ensemble supports 0.5, 0.8, 0.9 and 0.95 only.
+        draws: number of paths per member, with factors and noise of their own; at least 3.
+        seed: seed of the draws.
+        device: device to predict on.
 
     Raises:
+        UnknownNameError: there is no such agent.
         MissingStatisticsError: the ensemble has no posterior.
-        InvalidArgumentError: levels that are not known, or fewer than three draws.
+        InvalidArgumentError: an argument out of its range, levels that are not known, or another number of agents
+            than of rows.
         InvalidStateError: start states of another shape, or not finite.
+        InvalidActionError: actions of another shape, or outside the action space.
 
     """
     observations = ensemble.task.check_observations(observations, "B", finite=True)
@@ -89,9 +94,8 @@ def forecast(
     if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
-    alone = isinstance(agents, (int, str, np.integer))
-    chosen = [ensemble.agent_index(agent) for agent in ([agents] * len(observations) if alone else agents)]
-    means, deviations = _predict(ensemble, np.array(chosen, np.int64), observations, actions, draws, seed)
+    rng, chosen = generator_of(seed), _agent_of_rows(ensemble, agents, len(observations))
+    means, deviations = _predict(ensemble, chosen, observations, actions, draws, rng, device)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
     lower, upper = means - half, means + half
     if ensemble.config.clip_states:  # and so are the means
@@ -100,30 +104,44 @@ def forecast(
     return Forecast(means, deviations, tuple(levels), lower, upper)
 
 
-def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8, seed: int = 0) -> Ensemble:
-    """Return the ensemble with intervals as wide as its errors along a log say.
+def _agent_of_rows(ensemble: Ensemble, agents: int | str | Sequence[int | str], rows: int) -> IntArray:
+    """Return the index of each row's agent (B,), one given for all or for each."""
+    if isinstance(agents, (int, str, np.integer)):
+        return np.full(rows, find_agent(agents, ensemble.agent_labels))
+    chosen = find_listed(agents, ensemble.agent_labels, distinct=False)
+    if len(chosen) != rows:
+        raise InvalidArgumentError(f"agents={list(agents)} must be one agent, or {rows}, one for each observation")
+    return chosen
+
+
+def calibrate(
+    ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8, seed: int = 0, device: str = "cpu"
+) -> Ensemble:
+    """Return a copy of the ensemble whose forecast intervals are calibrated on its errors along a log.
 
     Every agent of the log is treated as a newcomer known by the first half of its transitions; errors are counted along
     its second half, up to 50 steps ahead. All agents count alike, whether their logs are long or short.
 
     Args:
-        ensemble: with the posterior of its agents' factors.
-        trajectories: of agents that the ensemble was not trained on, for it errs less on those it was; their labels do
-            not matter. With the log it was trained on the intervals are somewhat too narrow.
-        draws: as in `forecast`.
-        seed: of the draws and of where the segments begin.
+        ensemble: ensemble with the posterior of its agents' factors.
+        trajectories: log of held-out agents; their labels do not matter. Calibrating on the training log makes the
+            intervals too narrow, because errors on training agents are smaller.
+        draws: number of paths per member, as in `forecast`.
+        seed: seed of the draws and of where the segments begin.
+        device: device to predict on.
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
+        InvalidArgumentError: an argument out of its range.
         InvalidDataError: the log does not fit the ensemble's task, or is too short to calibrate with.
 
     """
-    draws = whole_number("draws", draws, least=_LEAST_DRAWS)
+    draws, rng = whole_number("draws", draws, least=_LEAST_DRAWS), generator_of(seed)
     posterior = ensemble.known_posterior()
     check_log(trajectories, ensemble.task)
-    rng = np.random.default_rng(seed)
     early, late = _halves(trajectories)
-    known = FactorPosterior.of(posterior.prior, factor_moments(ensemble, trajectories, np.flatnonzero(early)))
+    moments = factor_moments(ensemble, trajectories, np.flatnonzero(early), device=device)
+    known = FactorPosterior.of(posterior.prior, moments)
     means, _ = known.solve(np.arange(trajectories.num_agents))
     newcomers = replace(_of_agents(ensemble, means), posterior=known)
     segments = _segments(trajectories, late, rng)
@@ -134,7 +152,8 @@ def calibrate(ensemble: Ensemble, trajectories: Trajectories, *, draws: int = 8,
             f"measure errors along; calibration needs {_LEAST_AGENTS}"
         )
     states, rows = trajectories.observations[segments.starts], segments.rows
-    means, deviations = _predict(newcomers, agents, states, trajectories.actions[rows], draws, seed)
+    actions, drawn = trajectories.actions[rows], generator_of(seed)
+    means, deviations = _predict(newcomers, agents, states, actions, draws, drawn, device)
     errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
     return replace(ensemble, calibration=_widths_of(errors, segments.inside, agents))
 
@@ -145,10 +164,11 @@ def _predict(
     observations: FloatArray,
     actions: FloatArray | IntArray,
     draws: int,
-    seed: int,
+    rng: np.random.Generator,
+    device: str,
 ) -> tuple[FloatArray, FloatArray]:
     """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
-    posterior, rng = ensemble.known_posterior(), np.random.default_rng(seed)
+    posterior = ensemble.known_posterior()
     rows, moves = len(agents), np.asarray(actions)
     found, place = np.unique(agents, return_inverse=True)
     factors = posterior.draw(found, rng, draws)  # (draws, M, n, r)
@@ -159,7 +179,7 @@ def _predict(
     copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
     times = (draws,) + (1,) * (moves.ndim - 1)
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
-        paths = FactorSimulator(drawn, copies).rollout(
+        paths = FactorSimulator(drawn, copies, device=device).rollout(
             np.tile(observations, (draws, 1)), np.tile(moves, times), disturb=_noise(ensemble, draws, rng)
         )
         paths = paths.reshape(-1, draws, rows, *paths.shape[2:])
@@ -174,10 +194,10 @@ def _noise(ensemble: Ensemble, draws: int, rng: np.random.Generator) -> Callable
     low, high = (space.low, space.high) if ensemble.config.clip_states else (-np.inf, np.inf)
 
     def disturbed(states: torch.Tensor) -> torch.Tensor:
-        paths = states.double().numpy().reshape(*states.shape[:2], draws, -1)
+        paths = states.double().cpu().numpy().reshape(*states.shape[:2], draws, -1)
         paths = paths + deviation * _unrelated(rng.standard_normal(paths.shape), paths)
         within = np.clip(np.moveaxis(paths, 1, -1), low, high)
-        return torch.tensor(np.moveaxis(within, -1, 1).reshape(states.shape), dtype=torch.float32)
+        return torch.tensor(np.moveaxis(within, -1, 1).reshape(states.shape), dtype=torch.float32, device=states.device)
 
     return disturbed
 

@@ -11,6 +11,7 @@ from persim_gym.data.labels import known_agents
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
 
 
@@ -20,8 +21,8 @@ class LogError:
 
     agent: str
     ratio: float
-    """Root mean over the coordinates of (rmse / unchanged)²: below 1 the simulator says more than that nothing
-    changes. A coordinate that never changes is left out; not a number if none does, infinity for a simulator that
+    """Root mean over the coordinates of (rmse / unchanged)²: below 1 the simulator beats the prediction that nothing
+    changes. A coordinate that never changes is left out; NaN if none changes, infinity for a simulator that
     diverges."""
     rmse: tuple[float, ...]
     """(D,): root mean squared error of each coordinate over all steps, in its own units."""
@@ -38,6 +39,7 @@ def log_error(
     horizon: int = 50,
     aggregate: str = "mean",
     device: str = "cpu",
+    progress: bool = False,
 ) -> list[LogError]:
     """Measure how far each agent's simulator strays from a log when it runs freely.
 
@@ -45,45 +47,51 @@ def log_error(
     follows the logged actions; the prediction is the aggregate of the members' trajectories.
 
     Args:
-        ensemble: to be measured.
-        trajectories: of any of its agents, best of transitions that it was not trained on.
-        horizon: steps of a segment.
+        ensemble: model to be measured.
+        trajectories: log of any of its agents, best of transitions that it was not trained on.
+        horizon: number of steps per segment.
         aggregate: "mean" or "median" over the members.
-        device: to predict on.
+        device: device to predict on.
+        progress: whether to show a bar.
 
     Returns:
-        One for each agent of the log, in its order.
+        One row per agent of the log, in its order.
 
     Raises:
         UnknownNameError: the log has an agent that the ensemble does not know.
         InvalidDataError: the log does not fit the ensemble's task.
+        InvalidArgumentError: a horizon below 1, or an unknown aggregate or device.
 
     """
     horizon = whole_number("horizon", horizon)
     check_log(trajectories, ensemble.task)
     agents = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
-    found = []
-    for agent, label in enumerate(trajectories.agent_labels):
-        own = segments.where(trajectories.agents[segments.starts] == agent)
-        simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
-        states = np.asarray(trajectories.observations[own.starts])
-        predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
-        predicted = np.where(np.isnan(predicted), np.inf, predicted)  # infinity minus infinity, on the way out
-        true = np.asarray(trajectories.next_observations[own.rows[own.inside]], np.float64)
-        rmse = _root_mean_square(predicted - true)
-        unchanged = _root_mean_square(np.repeat(states, own.lengths, axis=0) - true)
-        changes = unchanged > rounding * np.abs(true).max(axis=0)
-        found.append(
-            LogError(
-                agent=label,
-                ratio=float(_root_mean_square(rmse[changes] / unchanged[changes])) if changes.any() else float("nan"),
-                rmse=tuple(rmse.tolist()),
-                unchanged=tuple(unchanged.tolist()),
-                segments=len(own.starts),
-                steps=int(own.lengths.sum()),
+    found: list[LogError] = []
+    with ProgressBar("log error", trajectories.num_agents, progress) as bar:
+        for agent, label in enumerate(trajectories.agent_labels):
+            own = segments.where(trajectories.agents[segments.starts] == agent)
+            simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
+            states = np.asarray(trajectories.observations[own.starts])
+            predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
+            predicted = np.where(np.isnan(predicted), np.inf, predicted)  # infinity minus infinity, on the way out
+            true = np.asarray(trajectories.next_observations[own.rows[own.inside]], np.float64)
+            rmse = _root_mean_square(predicted - true)
+            unchanged = _root_mean_square(np.repeat(states, own.lengths, axis=0) - true)
+            changes = unchanged > rounding * np.abs(true).max(axis=0)
+            found.append(
+                LogError(
+                    agent=label,
+                    ratio=float(_root_mean_square(rmse[changes] / unchanged[changes]))
+                    if changes.any()
+                    else float("nan"),
+                    rmse=tuple(rmse.tolist()),
+                    unchanged=tuple(unchanged.tolist()),
+                    segments=len(own.starts),
+                    steps=int(own.lengths.sum()),
+                )
             )
-        )
+            bar.advance(f"agent {label}: ratio {found[-1].ratio:.3g}")
     return found
 
 

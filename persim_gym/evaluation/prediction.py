@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
 from persim_gym.errors import PerSimError
-from persim_gym.model.dynamics import LearnedDynamics, measured_agents, true_covariates
+from persim_gym.model.dynamics import GivenCovariates, LearnedDynamics, measured_agents, true_covariates
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray, Policy
@@ -50,7 +50,7 @@ def prediction_error(
     episodes: int = 200,
     seed: int = 0,
     aggregate: str = "mean",
-    covariates: Mapping[str, Sequence[float]] | None = None,
+    covariates: GivenCovariates | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> list[PredictionError]:
@@ -61,27 +61,30 @@ def prediction_error(
     not scored; an episode that ends before index 12 is drawn again.
 
     Args:
-        ensemble: to be measured.
+        ensemble: model to be measured.
         policy: "random", an object with `predict`, or a function of observations (B, D).
-        agents: indices or labels; by default the task's test agents.
-        episodes: an agent.
-        seed: of initial states and random actions.
+        agents: list of indices or labels, each agent once; by default the task's test agents.
+        episodes: number of episodes per agent.
+        seed: seed of the initial states and random actions.
         aggregate: "mean" (as in the paper) or "median" over the members.
-        covariates: label -> covariates (K,) where the ensemble does not know them.
-        device: to predict on.
+        covariates: the agents' covariates by label, where the ensemble does not know them: {name: value}, or (K,) in
+            the task's order.
+        device: device to predict on.
         progress: whether to show a bar.
 
     Returns:
-        One row an agent, in the order asked for.
+        One row per agent, in the order asked for.
 
     Raises:
-        UnknownNameError: there is no such agent.
-        InvalidArgumentError: an agent's covariates are not known, or fewer than one episode.
+        UnknownNameError: there is no such agent or covariate.
+        InvalidArgumentError: an argument out of its range, an agent named twice, covariates that are not known or
+            incomplete, or nothing that acts.
+        InvalidActionError: the policy gives an action that the task does not have.
         PerSimError: the task has no true system, or nearly all episodes end before they can be scored.
 
     """
     task = ensemble.task
-    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed, least=0)
+    episodes, seed = whole_number("episodes", episodes), checked_seed(seed)
     chosen = measured_agents(ensemble, agents)
     rows = []
     with ProgressBar("prediction error", len(chosen), progress) as bar:
@@ -119,7 +122,7 @@ def mean_predictor_errors(
     episodes: int = 200,
     seed: int = 0,
 ) -> list[float]:
-    """Return the error that `prediction_error` would give a prediction of each episode's own mean, an agent each.
+    """Return the error, per agent, that `prediction_error` would give a prediction of each episode's own mean.
 
     R² is 0 there, so this is the scale on which errors are large or small. It depends on the test policy alone: two
     policies under which it is the same are equally hard to predict.
@@ -128,11 +131,11 @@ def mean_predictor_errors(
         task: whose true systems are run.
         policy: "random", an object with `predict`, or a function of observations (B, D).
         covariates: (agents, K); by default the test agents'.
-        episodes: an agent.
-        seed: of initial states and random actions.
+        episodes: number of episodes per agent.
+        seed: seed of the initial states and random actions.
 
     """
-    episodes = whole_number("episodes", episodes)
+    episodes, seed = whole_number("episodes", episodes), checked_seed(seed)
     actor, errors = as_policy(policy, task, action_seed(seed)), []
     for agent, known in enumerate(task.test_agents if covariates is None else covariates):
         rng = np.random.default_rng([seed, agent])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
-from persim_gym.model.dynamics import LearnedDynamics, measured_agents, true_covariates
+from persim_gym.model.dynamics import GivenCovariates, LearnedDynamics, measured_agents, true_covariates
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.tasks import System, Task
 from persim_gym.terminal import ProgressBar
@@ -39,36 +39,41 @@ def mpc_returns(
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
     seed: int = 0,
-    covariates: Mapping[str, Sequence[float]] | None = None,
+    covariates: GivenCovariates | None = None,
     device: str = "cpu",
     progress: bool = False,
     **planner: Any,
 ) -> list[AverageReturn]:
     """Measure the return of MPC that plans in the simulator and acts in the true system, episodes in lockstep.
 
+    The other measurements of returns have the same arguments, but for the settings, and the same results and errors.
+
     Args:
-        ensemble: to plan in.
-        agents: indices or labels; by default the task's test agents.
-        episodes: an agent.
-        seed: of initial states and candidates.
-        covariates: label -> covariates (K,) where the ensemble does not know them.
-        device: to plan on.
+        ensemble: model whose agents are measured.
+        agents: list of indices or labels, each agent once; by default the task's test agents.
+        episodes: number of episodes per agent.
+        seed: seed of the initial states, and of all that the policy or planner draws.
+        covariates: the agents' covariates by label, where the ensemble does not know them: {name: value}, or (K,) in
+            the task's order.
+        device: device to plan on.
         progress: whether to show a bar.
         **planner: settings of `persim_gym.MPCAgent`.
 
     Returns:
-        One row an agent, in the order asked for.
+        One row per agent, in the order asked for.
 
     Raises:
-        UnknownNameError: there is no such agent.
-        InvalidArgumentError: an agent's covariates are not known, or a setting that the planner has not.
+        UnknownNameError: there is no such agent or covariate.
+        InvalidArgumentError: an argument out of its range, an agent named twice, covariates that are not known or
+            incomplete, a setting that the planner does not have, or nothing that acts.
+        InvalidActionError: the policy gives an action that the task does not have.
+        NonFiniteReturnError: all candidates of a plan diverge.
         PerSimError: the task has no true system.
 
     """
 
-    def make(agent: int, _: System) -> Policy:
-        simulator = ensemble.simulator(agent, device=device)
-        return MPCAgent(simulator, seed=np.random.default_rng([seed, agent, 1]), **planner)
+    def make(agent: int, _: System, rng: np.random.Generator) -> Policy:
+        return MPCAgent(ensemble.simulator(agent, device=device), seed=rng, **planner)
 
     return _returns(ensemble, make, "MPC in the simulator", agents, episodes, seed, covariates, progress)
 
@@ -79,7 +84,7 @@ def value_iteration_returns(
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
     seed: int = 0,
-    covariates: Mapping[str, Sequence[float]] | None = None,
+    covariates: GivenCovariates | None = None,
     aggregate: str = "mean",
     device: str = "cpu",
     progress: bool = False,
@@ -87,11 +92,11 @@ def value_iteration_returns(
 ) -> list[AverageReturn]:
     """Measure the return of value iteration that plans in the simulator and acts in the true system.
 
-    Arguments as of `mpc_returns`; ``aggregate`` says how the members are combined, "mean" or "median", and the settings
-    are those of `persim_gym.ValueIterationAgent`.
+    ``aggregate`` says how the members are combined, "mean" or "median", and the settings are those of
+    `persim_gym.ValueIterationAgent`. The other arguments, what is returned, and the errors are those of `mpc_returns`.
     """
 
-    def make(agent: int, _: System) -> Policy:
+    def make(agent: int, _: System, rng: np.random.Generator) -> Policy:
         return ValueIterationAgent(ensemble.simulator(agent, aggregate=aggregate, device=device), **settings)
 
     return _returns(ensemble, make, "value iteration in the simulator", agents, episodes, seed, covariates, progress)
@@ -104,32 +109,17 @@ def policy_returns(
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
     seed: int = 0,
-    covariates: Mapping[str, Sequence[float]] | None = None,
+    covariates: GivenCovariates | None = None,
     progress: bool = False,
 ) -> list[AverageReturn]:
     """Measure the return of any policy in the true systems of an ensemble's agents.
 
-    Args:
-        ensemble: whose agents and task are taken.
-        policy: "random", an object with `predict`, or a function of observations (B, D).
-        agents: indices or labels; by default the task's test agents.
-        episodes: an agent.
-        seed: of initial states and random actions.
-        covariates: label -> covariates (K,) where the ensemble does not know them.
-        progress: whether to show a bar.
-
-    Returns:
-        One row an agent, in the order asked for.
-
-    Raises:
-        UnknownNameError: there is no such agent.
-        InvalidArgumentError: an agent's covariates are not known, or fewer than one episode.
-        PerSimError: the task has no true system.
-
+    ``policy`` is "random", an object with `predict`, or a function of observations (B, D). The other arguments, what is
+    returned, and the errors are those of `mpc_returns`.
     """
     name = policy if isinstance(policy, str) else type(policy).__name__
 
-    def make(agent: int, _: System) -> Policy:
+    def make(agent: int, _: System, rng: np.random.Generator) -> Policy:
         return as_policy(policy, ensemble.task, action_seed(seed, agent))
 
     return _returns(ensemble, make, name, agents, episodes, seed, covariates, progress)
@@ -141,33 +131,17 @@ def true_mpc_returns(
     agents: Sequence[int | str] | None = None,
     episodes: int = 20,
     seed: int = 0,
-    covariates: Mapping[str, Sequence[float]] | None = None,
+    covariates: GivenCovariates | None = None,
     progress: bool = False,
     **planner: Any,
 ) -> list[AverageReturn]:
     """Measure the return of MPC that plans in the true system: what it would reach with a perfect simulator.
 
-    Args:
-        ensemble: whose agents and task are taken.
-        agents: indices or labels; by default the task's test agents.
-        episodes: an agent.
-        seed: of initial states and the search.
-        covariates: label -> covariates (K,) where the ensemble does not know them.
-        progress: whether to show a bar.
-        **planner: settings of `persim_gym.MPCAgent`.
-
-    Returns:
-        One row an agent, in the order asked for.
-
-    Raises:
-        UnknownNameError: there is no such agent.
-        InvalidArgumentError: an agent's covariates are not known, or a setting that the planner has not.
-        PerSimError: the task has no true system.
-
+    Arguments, what is returned, and the errors are those of `mpc_returns`.
     """
 
-    def make(agent: int, system: System) -> Policy:
-        return MPCAgent(system, task=ensemble.task, seed=np.random.default_rng([seed, agent, 1]), **planner)
+    def make(_: int, system: System, rng: np.random.Generator) -> Policy:
+        return MPCAgent(system, task=ensemble.task, seed=rng, **planner)
 
     return _returns(ensemble, make, "MPC in the true system", agents, episodes, seed, covariates, progress)
 
@@ -190,23 +164,24 @@ def run_episodes(
 
 def _returns(
     ensemble: LearnedDynamics,
-    make_policy: Callable[[int, System], Policy],
+    make_policy: Callable[[int, System, np.random.Generator], Policy],
     name: str,
     agents: Sequence[int | str] | None,
     episodes: int,
     seed: int,
-    covariates: Mapping[str, Sequence[float]] | None,
+    covariates: GivenCovariates | None,
     progress: bool,
 ) -> list[AverageReturn]:
+    """Measure, agent after agent, the policy made for an agent's index, its true system and a generator."""
     task = ensemble.task
-    episodes, seed = whole_number("episodes", episodes), whole_number("seed", seed, least=0)
+    episodes, seed = whole_number("episodes", episodes), checked_seed(seed)
     chosen = measured_agents(ensemble, agents)
     rows = []
     with ProgressBar(name, len(chosen) * task.max_episode_steps, progress) as bar:
         for count, agent in enumerate(chosen):
             known = true_covariates(ensemble, agent, covariates)
             system = task.system(np.tile(known, (episodes, 1)))
-            policy = make_policy(agent, system)
+            policy = make_policy(agent, system, np.random.default_rng([seed, agent, 1]))
             rng = np.random.default_rng([seed, agent])
             returns, lengths = run_episodes(task, policy, system, rng, bar.advance)
             label = ensemble.agent_labels[agent]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from persim_gym.arguments import checked_seed
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
 from persim_gym.model.ensemble import Ensemble
@@ -104,13 +104,14 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
             hidden layers of 64 (its training is not in the paper: Adam, 2000 steps on all agents, weight decay 1e-4).
             The network takes the factors as they are, as the paper's does, and "gp" and "ridge" their posteriors.
         fraction: p, the part of the agents with known covariates to learn from, drawn at random (paper, appendix F.5).
-        seed: of the draw and of the network.
+        seed: seed of the draw and of the network.
 
     Raises:
         UnknownNameError: there is no such kind.
-        InvalidArgumentError: the fraction is not in (0, 1], or too few covariates are known.
+        InvalidArgumentError: the fraction is not in (0, 1], too few covariates are known, or a seed below 0.
 
     """
+    seed = checked_seed(seed)
     if kind not in KINDS:
         raise UnknownNameError(f"no covariate map {kind!r}; there are {', '.join(KINDS)}")
     if not 0 < fraction <= 1:
@@ -136,28 +137,6 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
         regression = (_GaussianProcess if kind == "gp" else _Ridge)(inputs, outputs)
     root = vectors * deviation[:, None]
     return CovariateMap(ensemble.task, kind, len(chosen), low, high, centre, root, regression, unknown)
-
-
-def covariate_array(task: Task, covariates: Sequence[Mapping[str, float]]) -> FloatArray:
-    """Return covariates (n, K) of agents given by name.
-
-    Raises:
-        UnknownNameError: the task has no such covariate.
-        InvalidArgumentError: one is missing, or is not a finite number that makes sense.
-
-    """
-    for values in covariates:
-        if not isinstance(values, Mapping):
-            raise InvalidArgumentError(
-                f"covariates {values!r} must be given by name, such as "
-                f"{dict(zip(task.covariate_names, task.default_covariates.tolist(), strict=True))}"
-            )
-        missing = [name for name in task.covariate_names if name not in values]
-        if missing and set(values) <= set(task.covariate_names):
-            raise InvalidArgumentError(
-                f"covariates {dict(values)} lack {missing[0]!r}: all of {', '.join(task.covariate_names)} are needed"
-            )
-    return np.stack([task.covariate_vector(values) for values in covariates])
 
 
 def _known_agents(ensemble: Ensemble, fraction: float, seed: int) -> np.ndarray:

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import as_list, whole_number
 from persim_gym.data.labels import known_agents
 from persim_gym.data.log_checks import with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
-from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, covariate_array, fit_covariate_map
+from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import FIRST_SPREAD, FactorPosterior, Prior
+from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray
 
 _LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
@@ -77,6 +78,7 @@ def personalize(
     agents: Sequence[str] | None = None,
     covariates: Mapping[str, Mapping[str, float]] | None = None,
     covariate_map: CovariateMap | None = None,
+    device: str = "cpu",
 ) -> Ensemble:
     """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
 
@@ -92,6 +94,7 @@ def personalize(
         covariates: label -> {name: value}, of any of the newcomers.
         covariate_map: from covariates to factors; by default a Gaussian process on all agents of the ensemble whose
             covariates are known.
+        device: device on which the transitions are summed up.
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
@@ -138,13 +141,13 @@ def personalize(
             RuntimeWarning,
             stacklevel=2,
         )
-    known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given)
+    known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given, device=device)
     if len(described):
         known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
     return _with_posterior_means(replace(grown, posterior=FactorPosterior.joined([posterior, known])), newcomers)
 
 
-def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
+def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu") -> Ensemble:
     """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
 
     Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
@@ -152,6 +155,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
     Args:
         ensemble: with the posterior of its agents' factors.
         trajectories: transitions that it has not seen yet, of agents that it knows.
+        device: device on which the transitions are summed up.
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
@@ -162,7 +166,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories) -> Ensemble:
     posterior = ensemble.known_posterior()
     chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     check_log(trajectories, ensemble.task)
-    known = log_posterior(ensemble, trajectories, posterior.prior)
+    known = log_posterior(ensemble, trajectories, posterior.prior, device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
     return _with_posterior_means(
         replace(ensemble, posterior=posterior.plus(known, chosen), provenance=provenance), chosen
@@ -181,11 +185,13 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
         count: how many; fewer if there are not so many.
 
     Raises:
+        UnknownNameError: there is no such agent.
+        InvalidArgumentError: a count below 1.
         MissingStatisticsError: the ensemble has no posterior.
 
     """
     count = whole_number("count", count)
-    posterior, index = ensemble.known_posterior(), ensemble.agent_index(agent)
+    index, posterior = ensemble.agent_index(agent), ensemble.known_posterior()
     means, _ = posterior.solve(np.arange(ensemble.num_agents))
     seen = posterior.num_transitions > 0  # what covariates say of an agent is no transition
     weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions.sum()), 1)
@@ -202,10 +208,8 @@ def _newcomers(
     ensemble: Ensemble, log: Trajectories | None, agents: Sequence[str] | None, covariates: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Return the labels of the newcomers, checked."""
-    if isinstance(agents, str):
-        raise InvalidArgumentError(f"agents={agents!r} must be a list of labels, [{agents!r}]")
     known = dict.fromkeys([*(() if log is None else log.agent_labels), *covariates])
-    labels = tuple(map(str, known if agents is None else agents))
+    labels = tuple(map(str, known if agents is None else as_list("agents", agents, "labels")))
     forgotten = [label for label in covariates if label not in labels]
     if forgotten:
         raise InvalidArgumentError(
@@ -239,7 +243,7 @@ def _newcomers_covariates(
 
 
 def _known_by_transitions(
-    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], *, silent_unless: Container[str]
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], *, silent_unless: Container[str], device: str
 ) -> FactorPosterior:
     """Return what a log says of the agents of those labels; warn of those of whom nothing at all is known."""
     in_log = set() if log is None else set(log.agent_labels)
@@ -265,7 +269,7 @@ def _known_by_transitions(
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    return nothing.plus(log_posterior(ensemble, chosen, prior), places)
+    return nothing.plus(log_posterior(ensemble, chosen, prior, device=device), places)
 
 
 def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:

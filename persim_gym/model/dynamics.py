@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from persim_gym.data.labels import find_agent, find_agents
+from persim_gym.data.labels import find_agent, find_listed
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -105,18 +106,22 @@ class AgentDynamics:
         return self.covariates[index]
 
 
+GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
+"""Covariates by an agent's label: each value by its name, or all (K,) in the task's order."""
+
+
 def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
     """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
     if agents is None:
         agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
-    return find_agents(None, agents, ensemble.agent_labels).tolist()
+    return find_listed(agents, ensemble.agent_labels).tolist()
 
 
-def true_covariates(
-    ensemble: LearnedDynamics, agent: int, covariates: Mapping[str, Sequence[float]] | None
-) -> FloatArray:
+def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCovariates | None) -> FloatArray:
     """Return (K,) covariates of an agent's true system: those given for its label, else those the model knows."""
     label = ensemble.agent_labels[agent]
     if covariates is not None and label in covariates:
-        return ensemble.task.check_covariates([covariates[label]])[0]
+        given = covariates[label]
+        named = isinstance(given, Mapping)
+        return (covariate_array(ensemble.task, [given]) if named else ensemble.task.check_covariates([given]))[0]
     return np.asarray(ensemble.agent_covariates(agent), np.float64)

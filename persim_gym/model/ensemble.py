@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.arguments import as_list, whole_number
 from persim_gym.config import PerSimConfig
-from persim_gym.data.labels import find_agents
+from persim_gym.data.labels import find_agents, find_listed
 from persim_gym.data.provenance import synthetic_note, validation_text
 from persim_gym.errors import InvalidArgumentError, MissingStatisticsError
 from persim_gym.model import ensemble_file
@@ -127,12 +128,13 @@ class Ensemble(AgentDynamics):
             members: indices, in the order wanted.
 
         Raises:
-            InvalidArgumentError: there is no such member, or none is given.
+            InvalidArgumentError: no list of members, an empty one, one with a member twice, or no such member.
 
         """
-        chosen = list(members)
-        if not chosen or min(chosen) < 0 or max(chosen) >= self.num_members:
-            raise InvalidArgumentError(f"members={chosen} must be some of 0 … {self.num_members - 1}")
+        given = as_list("members", members, "indices")
+        chosen = [whole_number("members", member, least=0) for member in given]
+        if not chosen or len(set(chosen)) < len(chosen) or max(chosen) >= self.num_members:
+            raise InvalidArgumentError(f"members={chosen} must be some of 0 … {self.num_members - 1}, none twice")
         return replace(
             self,
             config=self.config.with_changes(num_members=len(chosen)),
@@ -150,12 +152,10 @@ class Ensemble(AgentDynamics):
 
         Raises:
             UnknownNameError: there is no such agent.
-            InvalidArgumentError: no agent is given, or one twice.
+            InvalidArgumentError: no list of agents, an empty one, or one with an agent twice.
 
         """
-        chosen = [self.agent_index(agent) for agent in agents]
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise InvalidArgumentError(f"agents={list(agents)} must be one agent or more, each named once")
+        chosen = find_listed(agents, self.agent_labels).tolist()
         return replace(
             self,
             parameters={**self.parameters, "agent.weight": self.parameters["agent.weight"][:, chosen]},

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persim_gym.arguments import below_one, whole_number
+from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data.log_checks import untried_actions, warn_of_jumps
 from persim_gym.data.trajectories import Trajectories
@@ -92,7 +92,7 @@ def fit(
     untried = untried_actions(log, task)
     warn_of_jumps(log, task)
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
-    seed = whole_number("seed", seed, least=0)
+    seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)
     if rank == "auto" and len(held_out) == 0:
         raise InvalidArgumentError(
