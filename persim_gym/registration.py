@@ -54,9 +54,9 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
     """Register ``PerSim-<name>-v0`` and ``PerSim-<name>-agent0-v0``, … for a trained ensemble.
 
     Args:
-        ensemble: a file, or an `Ensemble`, which is then installed, for an id must name a file.
+        ensemble: a file, or with ``install`` an `Ensemble`.
         name: by default the task's name; ids of the same name are replaced.
-        install: whether to copy the file into the model home, so that later sessions have the ids too.
+        install: whether to keep a copy in the model home, so that later sessions have the ids too.
 
     Returns:
         The ids.
@@ -64,7 +64,8 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
     Raises:
         FileFormatError: the file is not a whole ensemble file.
         UnknownNameError: its task is not known; call `persim_gym.register_task` first.
-        InvalidArgumentError: no id can be made of the name, or another task is known under the task's name.
+        InvalidArgumentError: an `Ensemble` without ``install``, for ids name a file; or no id can be made of the name,
+            or another task is known under the task's name.
         ModelHomeError: the model home cannot be written.
 
     """
@@ -73,11 +74,16 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
 
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
     name = checked_name(given.task.name if name is None else name)
-    if isinstance(ensemble, Ensemble) and given.task.has_own_functions:
-        register_task(given.task)  # functions are in no file; the ids of this session find them by the task's name
-    if not isinstance(ensemble, Ensemble) and not install:
+    if not install:
+        if isinstance(ensemble, Ensemble):
+            raise InvalidArgumentError(
+                "an id names a file, and this ensemble is in none: save it and register the file, or pass "
+                "install=True, which keeps it in the model home for later sessions too"
+            )
         return _register_file(Path(ensemble).absolute(), name)
     path = installed_file(name)
+    if isinstance(ensemble, Ensemble) and given.task.has_own_functions:
+        register_task(given.task)  # functions are in no file; the ids of this session find them by the task's name
     given.save(path)
     return _register_file(path, name)
 
@@ -107,19 +113,24 @@ def find_model(name: str) -> Path:
     """Return the file of the model of that name.
 
     Raises:
-        UnknownNameError: no such model.
+        UnknownNameError: no such model, or the name is an environment's id.
 
     """
-    spec = registry.get(f"PerSim-{name}-v0")
-    if spec is None:
+    spec = registry.get(f"PerSim-{name}-v0") or registry.get(name)
+    if spec is None or "model" not in spec.kwargs:
         raise UnknownNameError(f"no model, and no file, is named {name!r}; `persim-gym models` lists the models")
+    agent = spec.kwargs.get("agent")
+    if agent is not None or spec.id == name:
+        model = spec.id.removeprefix("PerSim-").removesuffix("-v0").removesuffix(f"-agent{agent}")
+        choice = "" if agent is None else f", and agent {agent} where an agent is asked for"
+        raise UnknownNameError(f"{name!r} is an environment's id, not a model's name: give the model {model!r}{choice}")
     return Path(spec.kwargs["model"])
 
 
 def model_file(model: str | Path) -> Path:
-    """Return a file as it is, or that of the model of this name."""
+    """Return the path of a file as it is, whether there is one or not, and for a model's name that of its file."""
     path = Path(model)
-    return path if path.exists() or path.suffix or len(path.parts) > 1 else find_model(str(model))
+    return path if path.is_file() or path.suffix == SUFFIX or len(path.parts) > 1 else find_model(str(model))
 
 
 def _models() -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -265,7 +265,7 @@ def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, known_
     task = own_task(name="Syrup", reward=cost)
     assert task.learned == ("terminated",)
     model = persim_gym.fit(own_log(episodes=6), task=task, config=CONFIG.with_changes(epochs=1), progress=False)
-    ids = persim_gym.register_ensemble(model)
+    ids = persim_gym.register_ensemble(model, install=True)
     assert ids[-1] == "PerSim-Syrup-agent2-v0"
     env = gymnasium.make(ids[-1])
     assert env.spec.max_episode_steps == 25
@@ -440,7 +440,7 @@ def test_what_is_no_log():
 def test_libraries_make_environments_without_pictures(ensemble, tmp_path, monkeypatch):
     """The task has no renderer: Stable-Baselines3, which asks for pictures, does without; Gymnasium's check passes."""
     monkeypatch.setenv("PERSIM_HOME", str(tmp_path))
-    ids = persim_gym.register_ensemble(ensemble, name="Pictureless")
+    ids = persim_gym.register_ensemble(ensemble, name="Pictureless", install=True)
     env = gymnasium.make(ids[1])
     assert env.unwrapped.metadata["render_modes"] == []
     check_env(env.unwrapped)

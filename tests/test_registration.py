@@ -14,6 +14,7 @@ from test_storage import rewrite_header
 import persim_gym
 import persim_gym.tasks
 from persim_gym import errors, registration, storage
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 
 SHIPPED = registration.SHIPPED_MODELS / "CartPole.persim"
 LIST_IDS = "import persim_gym, gymnasium; print(*[i for i in gymnasium.registry if i.startswith('PerSim-')])"
@@ -54,6 +55,33 @@ def test_shipped_agents_have_ids():
         registration.find_model("Nobody")
 
 
+def test_a_model_is_found_by_name_wherever_one_is_asked_for(saved, registry, tmp_path, monkeypatch):
+    """Whether the name has a dot or is a folder's too; an id is none, and the message says what to give instead."""
+    (tmp_path / "CartPole").mkdir()
+    monkeypatch.chdir(tmp_path)
+    persim_gym.register_ensemble(saved, name="ward.v2")
+    loaders = [
+        persim_gym.load,
+        lambda name: PersonalizedEnv(name).ensemble,
+        lambda name: PersonalizedVectorEnv(name).ensemble,
+        lambda name: gymnasium.make("PerSim-CartPole-v0", model=name).unwrapped.ensemble,
+    ]
+    for load in loaders:
+        assert load("ward.v2").num_agents == load("mine.persim").num_agents == 3
+        assert load("CartPole").num_agents == 500
+        for name, message in {
+            "CartPole-agent7": "'CartPole-agent7' is an environment's id.*give the model 'CartPole', and agent 7 where",
+            "PerSim-ward.v2-agent0-v0": "give the model 'ward.v2', and agent 0 where",
+            "PerSim-CartPole-v0": "give the model 'CartPole'$",
+            "Heterogeneous-CartPole-v0": "no model, and no file, is named 'Heterogeneous-CartPole-v0'",
+            "ward.v3": "no model, and no file, is named 'ward.v3'",
+        }.items():
+            with pytest.raises(errors.UnknownNameError, match=message):
+                load(name)
+        with pytest.raises(errors.MissingFileError, match="there is no file yours.persim"):
+            load("yours.persim")
+
+
 def test_register_a_file(saved, registry, monkeypatch):
     """Ids for its agents under a name of one's own, from a relative path; nothing is copied."""
     monkeypatch.chdir(saved.parent)
@@ -87,15 +115,23 @@ def test_a_file_written_anew_is_loaded_anew(tmp_path, registry):
 
 
 def test_install_is_for_later_sessions(saved, home, registry, run_python):
-    """A fresh process has the ids without the original file; an `Ensemble` is installed too."""
+    """A fresh process has the ids without the original file, and those of an `Ensemble` that was in none."""
     persim_gym.register_ensemble(saved, name="Kept", install=True)
     saved.unlink()
-    persim_gym.register_ensemble(random_ensemble("MountainCar", num_agents=2), name="Object")
+    persim_gym.register_ensemble(random_ensemble("MountainCar", num_agents=2), name="Object", install=True)
     assert sorted(path.name for path in home.iterdir()) == ["Kept.persim", "Object.persim"]
     ids = run_python(LIST_IDS, PERSIM_HOME=str(home)).split()
     assert {"PerSim-Kept-agent2-v0", "PerSim-Object-agent1-v0", "PerSim-CartPole-agent499-v0"} <= set(ids)
     names = {path.stem for path, _ in registration.installed_models()}
     assert {"Kept", "Object", "CartPole"} <= names
+
+
+def test_nothing_is_installed_unless_told(home, registry):
+    """An `Ensemble` in no file has no ids without `install`; the message says what to do."""
+    before = dict(registry)
+    with pytest.raises(errors.InvalidArgumentError, match="save it and register the file, or pass install=True"):
+        persim_gym.register_ensemble(random_ensemble("CartPole", num_agents=2))
+    assert registry == before and not home.exists()
 
 
 def test_installed_models_come_first(home, registry, run_python):
@@ -153,7 +189,7 @@ def test_a_name_that_makes_no_id_is_refused(home, registry, name):
     """Before anything is written or registered."""
     before = set(registry)
     with pytest.raises(errors.InvalidArgumentError, match="name"):
-        persim_gym.register_ensemble(random_ensemble("CartPole"), name=name)
+        persim_gym.register_ensemble(random_ensemble("CartPole"), name=name, install=True)
     assert set(registry) == before
     assert [path.name for path in home.parent.rglob("*.persim")] == []
 
@@ -163,7 +199,7 @@ def test_a_home_that_cannot_be_written(tmp_path, monkeypatch, registry):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PERSIM_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(errors.ModelHomeError, match=r"file/home.*PERSIM_HOME") as caught:
-        persim_gym.register_ensemble(random_ensemble("CartPole"), name="Lost")
+        persim_gym.register_ensemble(random_ensemble("CartPole"), name="Lost", install=True)
     assert isinstance(caught.value, OSError)
     assert "PerSim-Lost-v0" not in registry
 
@@ -199,11 +235,11 @@ def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, regi
         return perfect_walk_ensemble(task)
 
     first, second = model(1.0), model(2.0)
-    registration.register_ensemble(first)
+    registration.register_ensemble(first, install=True)
     with pytest.raises(errors.InvalidArgumentError, match="replace=True"):
-        registration.register_ensemble(second)
+        registration.register_ensemble(second, install=True)
     persim_gym.register_task(second.task, replace=True)
-    registration.register_ensemble(second)
+    registration.register_ensemble(second, install=True)
     env = gymnasium.make("PerSim-Notebook-agent0-v0")
     env.reset(seed=0)
     assert env.step(1)[1] == 2.0

@@ -14,6 +14,7 @@ from persim_gym.factors.inference import personalize
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
+from persim_gym.registration import model_file
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
@@ -105,12 +106,12 @@ def _covariate_map(ensemble: Ensemble) -> CovariateMap:
 
 
 def load(model: str | Path | LearnedDynamics) -> LearnedDynamics:
-    """Return the model, or that of a file."""
+    """Return the model, or that of a file or a name."""
     if not isinstance(model, (str, Path)):
         return model
-    path = Path(model)
+    path = model_file(model)
     if not path.exists():
-        raise MissingFileError(f"there is no file {path}: give an ensemble, or the file that Ensemble.save wrote")
+        raise MissingFileError(f"there is no file {path}: give an ensemble, a model's name or its file")
     return _load_once(str(path), path.stat().st_mtime_ns)
 
 

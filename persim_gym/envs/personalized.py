@@ -54,7 +54,7 @@ class PersonalizedEnv(TaskEnv):
         """Bind a trained ensemble to an agent.
 
         Args:
-            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
+            model: the ensemble, its file or its name, or other learned dynamics (`persim_gym.baselines`).
             agent: index or label; the first if neither it nor ``covariates`` is given.
             covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
                 (`persim_gym.personalize`).
@@ -68,7 +68,7 @@ class PersonalizedEnv(TaskEnv):
                 of its own around this one, so that a longer one must be given as ``max_episode_steps`` too.
 
         Raises:
-            UnknownNameError: no such agent or covariate.
+            UnknownNameError: no such model, agent or covariate.
             InvalidArgumentError: an argument out of its range, or covariates that are incomplete.
             MissingStatisticsError: "posterior" or ``uncertainty``, of a model that knows no posterior.
 

@@ -84,7 +84,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Bind a trained ensemble to agents.
 
         Args:
-            model: the ensemble or its file, or other learned dynamics (`persim_gym.baselines`).
+            model: the ensemble, its file or its name, or other learned dynamics (`persim_gym.baselines`).
             num_envs: B.
             agent: one agent for all environments, or a sequence of B; agent 0 if neither it nor ``covariates`` is
                 given.
@@ -99,7 +99,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
         Raises:
             InvalidArgumentError: one of them is out of its range.
-            UnknownNameError: no such agent.
+            UnknownNameError: no such model or agent.
 
         """
         num_envs = whole_number("num_envs", num_envs)
