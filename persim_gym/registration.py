@@ -22,6 +22,8 @@ SUFFIX = ".persim"
 MAX_AGENT_IDS = 10_000
 """Agents beyond this number have no id of their own; the generic id with ``agent=`` reaches them all."""
 
+_NO_LIMIT = {"time_limit": -1}
+"""Of an environment whose only limit is Gymnasium's, ``max_episode_steps``, so that a longer one can be given."""
 _BUILT_IN = {"MountainCar": 500, "CartPole": 200, "HalfCheetah": 1000}  # step limits; a test holds them to the tasks
 
 
@@ -43,7 +45,7 @@ def register_all() -> None:
                 id=f"Heterogeneous-{task}-v0",
                 entry_point="persim_gym.tasks.heterogeneous:HeterogeneousEnv",
                 max_episode_steps=steps,
-                kwargs={"task": task},
+                kwargs={"task": task, **_NO_LIMIT},
             )
         )
     for path, document in _models():
@@ -200,7 +202,7 @@ def _add_simulator(env_id: str, path: Path, steps: int | None, kwargs: dict[str,
         entry_point="persim_gym.envs:PersonalizedEnv",
         vector_entry_point="persim_gym.envs:PersonalizedVectorEnv",
         max_episode_steps=steps,
-        kwargs={"model": str(path), **kwargs},
+        kwargs={"model": str(path), **kwargs, **({} if steps is None else _NO_LIMIT)},
     )
     _add(spec)
     return env_id

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import warnings
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -18,6 +19,7 @@ import persim_gym  # noqa: F401  (registers the ids)
 from persim_gym import errors, get_task
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.simulators.networks.kernels import jit
+from persim_gym.tasks.heterogeneous import HeterogeneousEnv
 
 OURS = [env_id for env_id in gymnasium.registry if env_id.startswith(("PerSim-", "Heterogeneous-"))]
 SAMPLE = [env_id for env_id in OURS if not re.search(r"-agent\d+-", env_id) or re.search(r"-agent(0|7|499)-", env_id)]
@@ -226,6 +228,68 @@ def test_a_diverging_model_truncates(broken):
     assert not terminated.any() and truncated.all()
 
 
+@pytest.fixture
+def broken_agent():
+    """An ensemble of CartPole whose second agent's model diverges at once, wherever it is."""
+    ensemble = random_ensemble("CartPole")
+    weight = ensemble.parameters["agent.weight"].copy()
+    weight[:, 1] = np.nan
+    return dataclasses.replace(ensemble, parameters={**ensemble.parameters, "agent.weight": weight})
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_a_vector_tells_what_diverged_as_gymnasiums_own_does(broken_agent, mode):
+    """Where a model diverges and only in the step in which it does; in "same_step" mode in the ended episodes' info."""
+    agents, peer_mode = [0, 1, 2], {}
+    if mode == "same_step":
+        if not hasattr(gymnasium.vector, "AutoresetMode"):
+            pytest.skip("Gymnasium 1.0 resets in the next step only")
+        peer_mode = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+    vector = PersonalizedVectorEnv(broken_agent, 3, agents, autoreset_mode=mode)
+    peer = gymnasium.vector.SyncVectorEnv(
+        [partial(PersonalizedEnv, broken_agent, agent) for agent in agents], **peer_mode
+    )
+    for env in (vector, peer):
+        env.reset(seed=0)
+    for _ in range(4):
+        (*_, truncated, info), (*_, expected, wanted) = (env.step(np.zeros(3, int)) for env in (vector, peer))
+        np.testing.assert_array_equal(truncated, expected)
+        assert info.keys() == wanted.keys()
+        told, peers = (one.get("final_info", one) for one in (info, wanted))
+        assert told.keys() == peers.keys() and ("diverged" in told) == truncated[1]
+        for name in ("diverged", "_diverged"):
+            np.testing.assert_array_equal(told.get(name), peers.get(name))
+
+
+@pytest.mark.parametrize("how", ["aggregate", "member", "posterior"])
+def test_a_vector_tells_the_uncertainty_of_single_environments(cart_pole, how):
+    """At every step, and in "same_step" mode of the episodes that ended."""
+    agents = [0, 3, 4]
+    singles = [PersonalizedEnv(cart_pole, agent, ensemble=how, uncertainty=True) for agent in agents]
+    make = partial(PersonalizedVectorEnv, cart_pole, 3, agents, ensemble=how, uncertainty=True, max_episode_steps=1)
+    for mode in ("next_step", "same_step"):
+        vector = make(autoreset_mode=mode)
+        states, _ = vector.reset(seed=0)
+        info = vector.step(np.array([0, 1, 0]))[4]
+        told = info["final_info"] if mode == "same_step" else info
+        assert told["_standard_deviation"].all() and told["standard_deviation"].shape == (3, 4)
+        for env, state, action, deviation in zip(singles, states, (0, 1, 0), told["standard_deviation"], strict=True):
+            env.reset(options={"state": state})
+            np.testing.assert_allclose(deviation, env.step(action)[4]["standard_deviation"], rtol=1e-3)
+        assert info["_standard_deviation"].all() == (mode == "next_step")
+        assert not vector.step(np.zeros(3, int))[4]["_standard_deviation"].any()
+
+
+def test_one_member_is_not_combined_with_others(cart_pole):
+    """Neither the median nor the mean of one says anything; the mean is what is given by default."""
+    for make, how in itertools.product((PersonalizedEnv, PersonalizedVectorEnv), ("member", "posterior")):
+        with pytest.raises(
+            errors.InvalidArgumentError, match=f"ensemble='{how}' follows one member, and aggregate='me"
+        ):
+            make(cart_pole, ensemble=how, aggregate="median")
+        make(cart_pole, ensemble=how, aggregate="mean")
+
+
 class TestVector:
     """`PersonalizedVectorEnv` against one environment for each row."""
 
@@ -404,28 +468,67 @@ class TestEnd:
         env.reset(seed=0)
         assert not env.step(1)[2]
 
-    @pytest.mark.parametrize("env_id", ["PerSim-MountainCar-agent4-v0", "Heterogeneous-MountainCar-v0"])
-    def test_after_the_time_limit(self, env_id):
-        """Made by Gymnasium or not, with the task's limit, a longer or a shorter one."""
-        for settings, limit in (
-            ({}, 500),
-            ({"time_limit": 600, "max_episode_steps": 600}, 600),
-            ({"time_limit": 3}, 3),
-        ):
-            made = gymnasium.make(env_id, **settings)
-            for env in (made, made.unwrapped):
-                for _ in range(2):
-                    env.reset(seed=0)
-                    cut = [env.step(1)[3] for _ in range(limit)]
-                    assert not any(cut[:-1]) and cut[-1]
-                    with pytest.raises(errors.EpisodeOverError, match=f"limit of {limit} steps: call reset"):
-                        env.step(1)
+    @pytest.mark.parametrize(
+        "make", [partial(PersonalizedEnv, "MountainCar", 4), partial(HeterogeneousEnv, "MountainCar")]
+    )
+    def test_after_the_time_limit(self, make):
+        """Of an environment made directly: the task's limit, a longer or a shorter one, or none."""
+        for settings, limit in (({}, 500), ({"time_limit": 600}, 600), ({"time_limit": 3}, 3)):
+            env = make(**settings)
+            for _ in range(2):
+                env.reset(seed=0)
+                cut = [env.step(1)[3] for _ in range(limit)]
+                assert not any(cut[:-1]) and cut[-1]
+                with pytest.raises(errors.EpisodeOverError, match=f"limit of {limit} steps: call reset"):
+                    env.step(1)
+        assert not any(steps_cut(make(time_limit=-1), 600))
 
     def test_no_such_limit(self, cart_pole):
-        with pytest.raises(errors.InvalidArgumentError, match="max_episode_steps=0"):
-            PersonalizedEnv(cart_pole, time_limit=0)
-        with pytest.raises(errors.InvalidArgumentError, match="max_episode_steps=-1"):
-            PersonalizedVectorEnv(cart_pole, max_episode_steps=-1)
+        for limit in (0, -2):
+            with pytest.raises(errors.InvalidArgumentError, match=f"max_episode_steps={limit}"):
+                PersonalizedEnv(cart_pole, time_limit=limit)
+            with pytest.raises(errors.InvalidArgumentError, match=f"max_episode_steps={limit}"):
+                PersonalizedVectorEnv(cart_pole, max_episode_steps=limit)
+
+
+LIMITS = [
+    ({}, 500),
+    ({"max_episode_steps": 600}, 600),
+    ({"max_episode_steps": 3}, 3),
+    ({"max_episode_steps": -1}, None),
+    ({"time_limit": 4}, 4),
+    ({"time_limit": 4, "max_episode_steps": 3}, 3),
+]
+"""What an id of MountainCar is made with, and after how many steps an episode is truncated then."""
+
+
+def steps_cut(env, count):
+    """Return where (count,) an episode, which goes on however often it is cut off, is truncated."""
+    env.reset(seed=0)
+    return [bool(np.all(env.step(np.ones(env.action_space.shape, int))[3])) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("settings", "limit"), LIMITS)
+class TestLimitOfAnId:
+    """Gymnasium's `max_episode_steps` is the only one, longer or shorter than the task's, but for a `time_limit`."""
+
+    @pytest.mark.parametrize("env_id", ["PerSim-MountainCar-agent4-v0", "Heterogeneous-MountainCar-v0"])
+    def test_made(self, env_id, settings, limit):
+        cut = steps_cut(gymnasium.make(env_id, **settings), limit or 601)
+        assert not any(cut[:-1]) and cut[-1] == (limit is not None)
+
+    @pytest.mark.parametrize("mode", [None, "vector_entry_point", "sync"])
+    def test_made_as_a_vector(self, mode, settings, limit):
+        vector = gymnasium.make_vec("PerSim-MountainCar-agent4-v0", 2, vectorization_mode=mode, **settings)
+        cut = steps_cut(vector, limit or 601)
+        assert not any(cut[:-1]) and cut[-1] == (limit is not None)
+
+    def test_made_by_stable_baselines3(self, settings, limit):
+        make_vec_env = pytest.importorskip("stable_baselines3.common.env_util").make_vec_env
+        env = make_vec_env("PerSim-MountainCar-agent4-v0", 1, seed=0, env_kwargs=dict(settings))
+        env.reset()
+        cut = [env.step([1])[3][0]["TimeLimit.truncated"] for _ in range(limit or 601)]
+        assert not any(cut[:-1]) and cut[-1] == (limit is not None)
 
 
 def test_pictures_show_the_simulated_state():

@@ -17,6 +17,7 @@ from persim_gym import errors, registration, storage
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 
 SHIPPED = registration.SHIPPED_MODELS / "CartPole.persim"
+UNLIMITED = {"time_limit": -1}
 LIST_IDS = "import persim_gym, gymnasium; print(*[i for i in gymnasium.registry if i.startswith('PerSim-')])"
 
 
@@ -48,7 +49,11 @@ def test_shipped_agents_have_ids():
     for path, header in registration.installed_models():
         ids = [f"PerSim-{path.stem}-v0", *(f"PerSim-{path.stem}-agent{n}-v0" for n in range(header["num_agents"]))]
         assert len(ids) == 501 and set(ids) <= set(gymnasium.registry)
-        assert json.loads(gymnasium.spec(ids[-1]).to_json())["kwargs"] == {"model": str(path), "agent": 499}
+        assert json.loads(gymnasium.spec(ids[-1]).to_json())["kwargs"] == {
+            "model": str(path),
+            "agent": 499,
+            **UNLIMITED,
+        }
     assert registration.find_model("CartPole") == SHIPPED
     assert persim_gym.load("CartPole").agent_labels == persim_gym.load(SHIPPED).agent_labels
     with pytest.raises(errors.UnknownNameError, match="Nobody"):
@@ -91,7 +96,19 @@ def test_register_a_file(saved, registry, monkeypatch):
     for agent, env_id in enumerate(ids[1:]):
         env = gymnasium.make(env_id)
         assert env.unwrapped.agent == agent and env.spec.max_episode_steps == 200
-    assert registry["PerSim-Mine-v0"].kwargs == {"model": str(saved)}
+    assert registry["PerSim-Mine-v0"].kwargs == {"model": str(saved), **UNLIMITED}
+
+
+def test_an_id_without_a_limit_leaves_the_environment_its_own(tmp_path, registry, known_tasks):
+    """Where a file does not tell the time limit, and its task is made known later than its ids."""
+    task = dataclasses.replace(walk_task(), name="Later")
+    perfect_walk_ensemble(task).save(tmp_path / "later.persim")
+    definition = {name: value for name, value in task.to_json().items() if name != "max_episode_steps"}
+    rewrite_header(tmp_path / "later.persim", task_definition=definition)
+    env_id = registration._register_file(tmp_path / "later.persim", "Later")[1]
+    persim_gym.register_task(task)
+    assert registry[env_id].max_episode_steps is None
+    assert gymnasium.make(env_id).unwrapped.max_episode_steps == task.max_episode_steps
 
 
 def test_without_a_name_it_replaces_the_tasks(saved, registry):

@@ -1,5 +1,7 @@
 """The vector environment as Stable-Baselines3's: against its own `DummyVecEnv` of single environments, and in PPO."""
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ def adapter(cart_pole):
     """Four environments, an agent each."""
     return to_sb3_vec_env(
         PersonalizedVectorEnv(
-            cart_pole, num_envs=4, agent=[0, 3, 4, 7], max_episode_steps=LIMIT, autoreset_mode="same_step"
+            cart_pole, 4, agent=[0, 3, 4, 7], uncertainty=True, time_limit=LIMIT, autoreset_mode="same_step"
         )
     )
 
@@ -27,7 +29,7 @@ def test_steps_are_those_of_single_environments(adapter, cart_pole):
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     def make(agent):
-        return lambda: PersonalizedEnv(cart_pole, agent, time_limit=LIMIT)
+        return lambda: PersonalizedEnv(cart_pole, agent, uncertainty=True, time_limit=LIMIT)
 
     dummy = DummyVecEnv([make(agent) for agent in (0, 3, 4, 7)])
     assert adapter.observation_space == dummy.observation_space and adapter.action_space == dummy.action_space
@@ -46,13 +48,26 @@ def test_steps_are_those_of_single_environments(adapter, cart_pole):
         for row, (info, peer) in enumerate(zip(infos, peer_infos, strict=True)):
             assert info.keys() == peer.keys() and ("terminal_observation" in info) == dones[row]
             assert info["TimeLimit.truncated"] == peer["TimeLimit.truncated"]
-            np.testing.assert_allclose(info["disagreement"], peer["disagreement"], atol=1e-4)
+            for name in ("disagreement", "standard_deviation"):
+                np.testing.assert_allclose(info[name], peer[name], atol=1e-4)
             if dones[row]:
                 np.testing.assert_allclose(info["terminal_observation"], peer["terminal_observation"], atol=1e-4)
                 cuts += info["TimeLimit.truncated"]
                 terminations += not info["TimeLimit.truncated"]
                 dummy.envs[row].reset(options={"state": states[row]})
     assert cuts > 0 and terminations > 0
+
+
+def test_a_model_that_diverges_is_told_from_the_time_limit(cart_pole):
+    """In the last info of the episode of an agent whose factors are none."""
+    weight = cart_pole.parameters["agent.weight"].copy()
+    weight[:, 3] = np.nan
+    broken = dataclasses.replace(cart_pole, parameters={**cart_pole.parameters, "agent.weight": weight})
+    env = to_sb3_vec_env(PersonalizedVectorEnv(broken, 2, [0, 3], time_limit=1, autoreset_mode="same_step"))
+    env.reset()
+    infos = env.step(np.array([0, 1]))[3]
+    assert [info["TimeLimit.truncated"] for info in infos] == [True, True]
+    assert [info.get("diverged") for info in infos] == [None, True]
 
 
 def test_seeds_options_and_attributes(adapter):

@@ -15,6 +15,7 @@ from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.registration import model_file
+from persim_gym.simulators.aggregation import check_aggregate
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
@@ -43,10 +44,15 @@ def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generato
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 
 
-def check_mode(ensemble: str) -> None:
-    """Raise InvalidArgumentError if there is no such mode."""
+def check_mode(ensemble: str, aggregate: str) -> None:
+    """Raise InvalidArgumentError if there is no such mode or aggregate, or the mode would ignore the aggregate."""
+    check_aggregate(aggregate)
     if ensemble not in ENSEMBLE_MODES:
         raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
+    if ensemble != "aggregate" and aggregate != "mean":
+        raise InvalidArgumentError(
+            f"ensemble={ensemble!r} follows one member, and aggregate={aggregate!r} combines all: give only one of them"
+        )
 
 
 def bind(

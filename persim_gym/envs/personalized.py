@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import sqrt
+from functools import cached_property
+from math import inf, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.outcomes import bound_task
-from persim_gym.simulators.aggregation import aggregated, check_aggregate
+from persim_gym.simulators.aggregation import aggregated
 from persim_gym.simulators.networks.folding import fold
 from persim_gym.simulators.networks.steppers import CompiledMeanStepper, MeanStepper, SingleStepper, mean_stepper
 from persim_gym.tasks.environment import TaskEnv
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 class PersonalizedEnv(TaskEnv):
     """The learned simulator of one agent: ``gym.make("PerSim-CartPole-agent7-v0")``.
 
-    Observation, action, reward, termination, time limit, start states and pictures are the task's, the same as the true
-    system's. A task without start states of its own starts in the first states of the log. A step is `Simulator.step`,
-    kept within the observation space. If a prediction is not finite, the episode is truncated and ``info["diverged"]``
-    is True.
+    Observation, action, reward, termination, start states, pictures and, unless given, the time limit are the task's,
+    the same as the true system's. A task without start states of its own starts in the first states of the log. A step
+    is `Simulator.step`, kept within the observation space. If a prediction is not finite, the episode is truncated and
+    ``info["diverged"]`` is True.
 
     A termination that was learned is a probability at each state: whether the episode ends there is drawn with it from
     ``np_random``, so that episodes last as long as those of the log.
@@ -59,13 +60,13 @@ class PersonalizedEnv(TaskEnv):
             covariates: all covariates of an agent that was never seen, by name, instead of ``agent``
                 (`persim_gym.personalize`).
             aggregate: "mean" or "median" over the members.
-            ensemble: "aggregate", or "member": one member, drawn at each reset, makes the whole episode; or
+            ensemble: "aggregate"; or "member": one member, drawn at each reset, makes the whole episode; or
                 "posterior": one member and a factor drawn from the agent's posterior do.
             uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
                 the uncertainty of the agent's factor and noise together.
             render_mode: None, "rgb_array" or "human".
-            time_limit: steps after which an episode is truncated; the task's if not given. ``gym.make`` wraps a limit
-                of its own around this one, so that a longer one must be given as ``max_episode_steps`` too.
+            time_limit: steps after which an episode is truncated; the task's if not given, −1 for no limit, as ids
+                have it: theirs is ``gym.make``'s ``max_episode_steps``.
 
         Raises:
             UnknownNameError: no such model, agent or covariate.
@@ -73,8 +74,7 @@ class PersonalizedEnv(TaskEnv):
             MissingStatisticsError: "posterior" or ``uncertainty``, of a model that knows no posterior.
 
         """
-        check_mode(ensemble)
-        check_aggregate(aggregate)
+        check_mode(ensemble, aggregate)
         self.ensemble: LearnedDynamics
         self.ensemble, agents = bind(load(model), agent, covariates)
         if len(agents) != 1:
@@ -89,45 +89,42 @@ class PersonalizedEnv(TaskEnv):
             hidden = recorded[self.agent]
         super().__init__(task, hidden, render_mode, time_limit)
         self.aggregate = aggregate
-        self._draw_member = ensemble in ("member", "posterior")
-        self._draw_factors = ensemble == "posterior"
+        self._mode = ensemble
         self._uncertainty = uncertainty
-        if self._draw_factors or uncertainty:
+        if ensemble == "posterior" or uncertainty:
             posterior_of(self.ensemble)
         self._member: int | None = None
-        self._stepper: SingleStepper | _SimulatorStepper
-        self._mean: MeanStepper | CompiledMeanStepper | None = None
-        self._member_bounds: tuple[FloatArray, FloatArray] | None = None
-        """Of each member's next state, where the simulator keeps to them."""
-        space, limit = task.observation_space, np.inf
-        if isinstance(self.ensemble, Ensemble):
-            network = fold(self.ensemble, self.agent)
-            self._stepper = SingleStepper(network)
-            if self.ensemble.config.clip_states:
-                self._member_bounds = space.low, space.high
-            if aggregate == "mean" and not self._draw_member and MeanStepper.fits(network):
-                self._mean = mean_stepper(network)
-                limit = self._mean.limit
-        else:
-            self._stepper = _SimulatorStepper(self.simulator)
+        """The member that makes the episode, where one does."""
+        self._stepper, self._mean = self._steppers()
+        space, limit = task.observation_space, inf if self._mean is None else self._mean.limit
         self._lows, self._highs = np.maximum(space.low, -limit).tolist(), np.minimum(space.high, limit).tolist()
+        clips = isinstance(self.ensemble, Ensemble) and self.ensemble.config.clip_states
+        self._member_bounds = (space.low, space.high) if clips else None
+        """Of each member's next state, where the simulator keeps to them."""
         self._reach = sqrt(self.ensemble.num_members - 1)
         """Standard deviations from their mean within which all members lie (Samuelson's inequality)."""
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
 
-    @property
+    @cached_property
     def simulator(self) -> Simulator:
         """The simulator behind the environment, for batches, rollouts and planners."""
-        if not hasattr(self, "_simulator"):
-            self._simulator = self.ensemble.simulator(self.agent, aggregate=self.aggregate)
-        return self._simulator
+        return self.ensemble.simulator(self.agent, aggregate=self.aggregate)
+
+    def _steppers(self) -> tuple[SingleStepper | _SimulatorStepper, MeanStepper | CompiledMeanStepper | None]:
+        """Return what steps every member, and what steps their mean at once, where that is enough."""
+        if not isinstance(self.ensemble, Ensemble):
+            return _SimulatorStepper(self.simulator), None
+        network = fold(self.ensemble, self.agent)
+        of_mean = self._mode == "aggregate" and self.aggregate == "mean" and MeanStepper.fits(network)
+        return SingleStepper(network), mean_stepper(network) if of_mean else None
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
         if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
             self.simulator.reseed(int(self.np_random.integers(SEEDS)))
-        self._member = int(self.np_random.integers(self.ensemble.num_members)) if self._draw_member else None
-        if self._draw_factors:
+        if self._mode != "aggregate":
+            self._member = int(self.np_random.integers(self.ensemble.num_members))
+        if self._mode == "posterior":
             known, posterior = posterior_of(self.ensemble)
             factors = posterior.draw([self.agent], self.np_random, 1)[0, :, 0]
             self._stepper = SingleStepper(fold(known, self.agent, factors))

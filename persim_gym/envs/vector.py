@@ -19,7 +19,7 @@ from persim_gym.errors import (
     OutOfMemoryError,
 )
 from persim_gym.model.dynamics import LearnedDynamics
-from persim_gym.tasks.environment import checked_options
+from persim_gym.tasks.environment import checked_options, step_limit
 from persim_gym.tasks.rules import ended
 from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
 
@@ -58,11 +58,13 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     Gymnasium 1.0 has "next_step" only, and so have its own vector wrappers: in the other modes
     `gymnasium.wrappers.vector.RecordEpisodeStatistics` counts wrongly there; Stable-Baselines3's `VecMonitor` does not.
 
-    Simulated states are kept within the observation space; an environment whose model diverges is truncated. A
-    continuous action is brought within its bounds before it acts and is rewarded. A termination that was learned is
-    drawn with its probability, as in `PersonalizedEnv`.
-    ``info["disagreement"]`` (B, D) is the members' standard deviation, and ``info["_disagreement"]`` (B,) says where it
-    means anything.
+    Simulated states are kept within the observation space. A continuous action is brought within its bounds before it
+    acts and is rewarded. A termination that was learned is drawn with its probability, as in `PersonalizedEnv`.
+
+    ``info`` is what Gymnasium's own vector environments make of single ones': ``disagreement`` (B, D), the members'
+    standard deviation, and ``_disagreement`` (B,), which says where it means anything. An environment whose model
+    diverges is truncated; after a step in which that happened, and only then, ``diverged`` (B,) and ``_diverged`` (B,)
+    say where. In "same_step" mode ``final_info`` holds these of the episodes that ended.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": autoreset_metadata("next_step")}
@@ -76,6 +78,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         covariates: Mapping[str, float] | Sequence[Mapping[str, float]] | None = None,
         aggregate: str = "mean",
         ensemble: str = "aggregate",
+        uncertainty: bool = False,
+        time_limit: int | None = None,
         max_episode_steps: int | None = None,
         device: str = "cpu",
         autoreset_mode: Any = "next_step",
@@ -92,7 +96,10 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             aggregate: "mean" or "median" over the members.
             ensemble: "aggregate", "member" or "posterior", as for `PersonalizedEnv`: what is drawn there at each reset
                 is drawn here at the reset of each environment.
-            max_episode_steps: time limit; the task's if not given.
+            uncertainty: whether ``info`` holds ``standard_deviation`` (B, D), as for `PersonalizedEnv`, and where it
+                means anything, ``_standard_deviation`` (B,).
+            time_limit: steps after which an episode is truncated; the task's if not given, −1 for no limit.
+            max_episode_steps: the same by the name that ``gym.make_vec`` has for it; of two limits the lesser holds.
             device: to simulate on.
             autoreset_mode: "next_step", "same_step" or "disabled", or Gymnasium's `AutoresetMode`, which 1.0 lacks.
             render_mode: must be None.
@@ -100,6 +107,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         Raises:
             InvalidArgumentError: one of them is out of its range.
             UnknownNameError: no such model or agent.
+            MissingStatisticsError: "posterior" or ``uncertainty``, of a model that knows no posterior.
 
         """
         num_envs = whole_number("num_envs", num_envs)
@@ -107,14 +115,17 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             raise InvalidArgumentError("a vector environment draws nothing; render a PerSim-…-agentN-v0 instead")
         self.autoreset_mode = _autoreset_name(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": autoreset_metadata(self.autoreset_mode)}
-        check_mode(ensemble)
+        check_mode(ensemble, aggregate)
         known, agents = bind(load(model), agent, covariates)
         if len(agents) not in (1, num_envs):
             raise InvalidArgumentError(f"{len(agents)} agents were given for num_envs={num_envs} environments")
+        if uncertainty:
+            posterior_of(known)
         self.ensemble, self.num_envs = known, num_envs
         self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
-        self.max_episode_steps = self.task.limit_of(max_episode_steps)
+        self.max_episode_steps = step_limit(self.task, time_limit, max_episode_steps)
+        self._uncertainty = uncertainty
         self.single_observation_space = copy.deepcopy(self.task.observation_space)
         self.single_action_space = copy.deepcopy(self.task.action_space)
         self._observations: FloatArray | None = None
@@ -174,7 +185,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         actions = self.task.executed(actions, self.num_envs)
         before, resetting = self._observations, self._ended
         model = self.simulator if self._drawn is None else self._drawn
-        prediction = model.step(before, actions)
+        prediction = model.step(before, actions, uncertainty=self._uncertainty)
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
         terminated = np.asarray(ended(self.task, after, self.np_random), bool)
@@ -184,28 +195,27 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             self._begin(after, resetting)
             rewards[resetting], terminated[resetting], truncated[resetting] = 0.0, False, False
         self._observations = after
-        self._ended = terminated | truncated
-        info: dict[str, Any] = {"disagreement": prediction.disagreement, "_disagreement": ~resetting}
+        self._ended = over = terminated | truncated
+        told = {"disagreement": prediction.disagreement}
+        if prediction.standard_deviation is not None:
+            told["standard_deviation"] = prediction.standard_deviation
+        diverged = diverged & ~resetting
+        broken = _masked({"diverged": diverged}, diverged) if diverged.any() else {}
         if self.autoreset_mode == "same_step" and self._ended.any():
-            info = self._reset_at_once(after, prediction.disagreement)
+            final = {"final_obs": self._reset_at_once(after), "final_info": {**_masked(told, over), **broken}}
+            info = {**_masked(told, ~over), **_masked(final, over)}
+        else:
+            info = {**_masked(told, ~resetting), **broken}
         return after.copy(), rewards, terminated, truncated, info
 
-    def _reset_at_once(self, observations: FloatArray, disagreement: FloatArray) -> dict[str, Any]:
-        """Begin new episodes where one ended; return what those ended with, in the layout of Gymnasium's own."""
-        ended = self._ended
+    def _reset_at_once(self, observations: FloatArray) -> np.ndarray:
+        """Begin new episodes where one ended; return the states that those ended in, (B,) objects, None elsewhere."""
         final = np.full(self.num_envs, None, dtype=object)
-        for row in np.flatnonzero(ended):
+        for row in np.flatnonzero(self._ended):
             final[row] = observations[row].copy()
-        self._begin(observations, ended)
+        self._begin(observations, self._ended)
         self._ended = np.zeros(self.num_envs, bool)
-        return {
-            "disagreement": disagreement,
-            "_disagreement": ~ended,
-            "final_obs": final,
-            "_final_obs": ended,
-            "final_info": {"disagreement": disagreement, "_disagreement": ended},
-            "_final_info": ended,
-        }
+        return final
 
     def _begin(self, observations: FloatArray, mask: BoolArray) -> None:
         """Put random initial states into the rows of a mask."""
@@ -250,6 +260,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         return given
 
 
+def _masked(values: Mapping[str, Any], mask: BoolArray) -> dict[str, Any]:
+    """Return an info of some values, and for each of them where (B,) it means anything, as Gymnasium has it."""
+    return {**values, **{f"_{name}": mask for name in values}}
+
+
 class _DrawnMembers:
     """Steps B environments, each by one member, and with factors drawn from its agent's posterior if asked."""
 
@@ -264,7 +279,7 @@ class _DrawnMembers:
 
         """
         self._members = np.zeros(num_envs, np.int64)
-        self._simulator: Simulator = simulator
+        self._simulator = self._bound = simulator
         self._own: FactorSimulator | None = None
         """Where factors are drawn: the simulator whose rows have their own."""
         if mode == "posterior":
@@ -281,9 +296,14 @@ class _DrawnMembers:
             posterior = self._own.ensemble.known_posterior()
             self._own.set_factors(rows, posterior.draw(self._own.agents[rows], rng, 1)[0])
 
-    def step(self, observations: FloatArray, actions: np.ndarray) -> Prediction:
-        """Predict one step (B, D)."""
+    def step(self, observations: FloatArray, actions: np.ndarray, *, uncertainty: bool) -> Prediction:
+        """Predict one step (B, D); the uncertainty is the simulator's, of nothing that was drawn."""
         following = self._simulator.step_members(observations, actions)
         with np.errstate(invalid="ignore", over="ignore"):  # a model that diverges
             disagreement = following.std(axis=0)
-        return Prediction(following[self._members, np.arange(len(self._members))], disagreement)
+        whole = self._bound.step(observations, actions, uncertainty=True) if uncertainty else None
+        return Prediction(
+            following[self._members, np.arange(len(self._members))],
+            disagreement,
+            None if whole is None else whole.standard_deviation,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -20,9 +21,10 @@ from persim_gym.types import FloatArray
 class TaskEnv(gymnasium.Env[np.ndarray, Any]):
     """A Gymnasium environment whose spaces, reward, termination and pictures are a `Task`'s.
 
-    An episode is truncated after ``time_limit`` steps, by default the task's; ``gym.make``'s ``max_episode_steps`` can
-    only shorten it. ``reset(options={"state": observation})`` starts from a given state. A continuous action is brought
-    within its bounds before it acts and is rewarded.
+    An episode is truncated after ``time_limit`` steps (`step_limit`). An environment made by id has no limit of its
+    own, only that of ``gym.make``'s ``max_episode_steps``, which is the task's unless another one is given.
+    ``reset(options={"state": observation})`` starts from a given state. A continuous action is brought within its
+    bounds before it acts and is rewarded.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 50}
@@ -31,7 +33,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         self, task: Task, covariates: FloatArray, render_mode: str | None, time_limit: int | None = None
     ) -> None:
         self.task = task
-        self.max_episode_steps = task.limit_of(time_limit)
+        self.max_episode_steps = step_limit(task, time_limit)
         self.covariates = covariates
         modes = type(self).metadata["render_modes"] if task.make_renderer is not None else []
         self.metadata = {**type(self).metadata, "render_modes": modes, "render_fps": task.render_fps}
@@ -110,6 +112,17 @@ class TaskEnv(gymnasium.Env[np.ndarray, Any]):
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def step_limit(task: Task, *limits: int | None) -> float:
+    """Return the least of the limits on an episode's steps that are given, or the task's; −1 is none, infinity.
+
+    Raises:
+        InvalidArgumentError: one of them is neither −1 nor a whole number of at least 1.
+
+    """
+    given = [limit for limit in limits if limit is not None] or [None]
+    return min(math.inf if limit == -1 else task.limit_of(limit) for limit in given)
 
 
 def checked_options(options: Any, known: tuple[str, ...]) -> Mapping[str, Any]:
