@@ -45,7 +45,7 @@ from persim_gym.model.parameters import parameter_shapes
 from persim_gym.registration import SHIPPED_MODELS
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks import Task
-from persim_gym.training.trainer import Columns, Trainer
+from persim_gym.training.trainer import DeviceLog, Trainer
 
 OURS = "persim-gym"
 MEDIUM = "persim-gym, medium precision"
@@ -154,7 +154,7 @@ def epoch(log: Trajectories, task: Task, config: PerSimConfig) -> float:
     """Train for one epoch from nothing, as `fit` does; the posterior that it infers in the end is no part of it."""
     device = torch.device("cpu")
     shapes = shapes_of(task, config, log.num_agents)
-    columns = Columns.of(log, task, Normalizer.identity(task.observation_size), device)
+    columns = DeviceLog.of(log, task, Normalizer.identity(task.observation_size), device)
     return Trainer(shapes, config, 0, device).run_epoch(columns, torch.arange(log.num_transitions))
 
 

@@ -13,7 +13,6 @@ from persim_gym.collection.episodes import Step, in_episode_order
 from persim_gym.collection.policies import as_policy, rows_of_state
 from persim_gym.data.labels import find_listed
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import numpy_in_one_thread
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
@@ -21,6 +20,7 @@ from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import Task
 from persim_gym.tasks.rules import ended
 from persim_gym.terminal import ProgressBar
+from persim_gym.threads import numpy_in_one_thread
 from persim_gym.types import FloatArray, IntArray, Policy
 
 POLICIES = ("plan", "mpc", "value_iteration", "random")

@@ -251,7 +251,7 @@ def _draw_ellipses(axis: Any, points: FloatArray, components: FloatArray, ensemb
     """Draw what covers 95 % of each agent's posterior, members taken as independent, around points (N, 2)."""
     from matplotlib.collections import EllipseCollection
 
-    _, covariances = ensemble.known_posterior().solve(np.arange(ensemble.num_agents))
+    _, covariances = ensemble.known_posterior().moments(np.arange(ensemble.num_agents))
     by_member = components.reshape(ensemble.num_members, -1, 2)
     flat = np.einsum("mia,mnij,mjb->nab", by_member, covariances, by_member, optimize=True)
     reach = np.sqrt(_CHI_SQUARE_95 * np.maximum(flat[:, [0, 1], [0, 1]], 0))

@@ -1,10 +1,8 @@
-"""What the terminal shows: progress bars on the error stream, tables that fit 80 columns; and results as records."""
+"""What the terminal shows: progress bars on the error stream, and tables that fit 80 columns."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -31,13 +29,13 @@ class ProgressBar:
             )
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
-    def advance(self, note: str = "", steps: int = 1) -> None:
-        """Count steps as done."""
+    def advance(self, note: str = "") -> None:
+        """Count one more step as done."""
         if self._bar is not None:
-            self._bar.update(self._task, advance=steps, note=note)
+            self._bar.update(self._task, advance=1, note=note)
 
     def complete(self, done: int, note: str = "") -> None:
-        """Set what is done."""
+        """Set the number of steps that are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
 
@@ -71,14 +69,3 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         lines = [first[start : start + _NAME_WIDTH] for start in range(0, len(first), _NAME_WIDTH)]
         made.add_row("\n".join(lines), *others)
     return made
-
-
-def to_records(rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return rows, of dataclasses, as dictionaries that JSON can hold: what is not a finite number becomes None."""
-
-    def known(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [known(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return [{name: known(value) for name, value in asdict(row).items()} for row in rows]

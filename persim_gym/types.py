@@ -1,4 +1,4 @@
-"""The axis letters used in every docstring, and the array types that go with them.
+"""The axis letters of the docstrings' shapes, and the array types that go with them.
 
 ======  ==================================================================
 letter  axis
@@ -10,12 +10,22 @@ D       observation coordinates
 A       action coordinates (continuous) or number of actions (discrete)
 C       candidate action sequences of a planner
 E       episodes of a log, or environments planned for at once
+F       features of a state (CaDM)
+G       grid points of value iteration
 H       planning or prediction horizon, in steps
+I, O    inputs and outputs of a layer, an encoder or a regression
+J       features that the last layer of the state encoder sees
 K       covariates; in CaDM, transitions that tell the context
+L       transitions of one episode
 P       particles of CaDM's planner
+Q       networks of BCQ and CQL for discrete actions
 r       latent factors, the rank of the factorization
+S       segments of episodes
 T       transitions of a log
+W       units of a hidden layer, padded for a kernel
 ======  ==================================================================
+
+A small letter is a part of the axis: n of N agents or of T transitions, m of M members, b of B states.
 """
 
 from __future__ import annotations

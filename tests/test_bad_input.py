@@ -31,7 +31,7 @@ from persim_gym.baselines import fit_joint
 from persim_gym.collection import logging_policies
 from persim_gym.collection.logging_policies import logging_policy
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.envs.binding import posterior_of
+from persim_gym.model.dynamics import LearnedDynamics
 
 GENERIC = "PerSim-CartPole-v0"
 TINY = PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
@@ -491,7 +491,8 @@ def test_members_are_distinct_and_known(members):
 
 
 def test_a_model_without_posteriors_lacks_statistics():
-    refuses(errors.MissingStatisticsError, ValueError, "object knows no posterior", lambda: posterior_of(object()))
+    known_posterior = LearnedDynamics.known_posterior
+    refuses(errors.MissingStatisticsError, ValueError, "object knows no posterior", lambda: known_posterior(object()))
 
 
 def with_arguments(call, *arguments, **settings):

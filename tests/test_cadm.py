@@ -224,7 +224,7 @@ def test_columns_of_particles_go_where_their_states_go(model):
     simulator = model.simulator(3)
     rng, count = np.random.default_rng(1), simulator.num_members
     states, actions = rng.normal(size=(2000, 4)).astype(np.float32), rng.integers(2, size=2000)
-    by_columns = simulator.column_network(3).step(states[:40], actions[:40])
+    by_columns = simulator.cpu_network(3).step(states[:40], actions[:40])
     by_states = simulator.network(3).next_states(
         torch.tensor(states[:40].T).expand(count, -1, -1), torch.tensor(actions[:40])
     )
@@ -233,7 +233,7 @@ def test_columns_of_particles_go_where_their_states_go(model):
         np.testing.assert_allclose(by_columns, by_states.transpose(1, 2), rtol=1e-5, atol=1e-6)
         return
     same = np.repeat(states[:1], 2000, axis=0), np.zeros(2000, int)
-    columns = simulator.column_network(3).step(*same)
+    columns = simulator.cpu_network(3).step(*same)
     plain = simulator.network(3).next_states(torch.tensor(same[0].T).expand(count, -1, -1), torch.tensor(same[1]))
     plain = plain.transpose(1, 2).numpy()
     error = np.hypot(columns.std(axis=1), plain.std(axis=1)) / np.sqrt(2000)
@@ -573,6 +573,11 @@ def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
         model.simulator(0).step(cart_pole_log.observations[:1], [0], uncertainty=True)
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         persim_gym.nearest_agents(model, 0)
+    for wanted in ({"ensemble": "posterior"}, {"uncertainty": True}):
+        with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+            PersonalizedEnv(model, 0, **wanted)
+    with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+        PersonalizedVectorEnv(model, 2, 0, ensemble="posterior")
 
 
 @pytest.mark.parametrize("name", ["parameters.input_mean", "parameters.target_scale", "histories", "covariates"])

@@ -81,7 +81,7 @@ def test_agents_of_whom_little_is_known_do_not_flatten_the_map(kind, deviation):
     seen = factors + deviation * rng.normal(size=(2, 300))
     prior = Prior(np.full((2, 1), factors.mean()), np.full((2, 1, 1), factors.var()), np.ones((2, 2)))
     posterior = FactorPosterior(prior, information, information[..., 0] * seen[..., None], np.ones(300, np.int64))
-    parameters = {**ensemble.parameters, "agent.weight": posterior.solve(range(300))[0].astype(np.float32)}
+    parameters = {**ensemble.parameters, "agent.weight": posterior.moments(range(300))[0].astype(np.float32)}
     known = replace(ensemble, parameters=parameters, covariates=speeds[:, None], posterior=posterior)
     mean, covariance = fit_covariate_map(known, kind=kind).predict(probe[:, None])
     for member in range(2):
@@ -173,15 +173,15 @@ def test_prior_covariates_and_transitions_are_one_posterior():
     mean, covariance = covariate_map.predict(np.array([[9.0, 0.4]]))
     own = replace(log.select([3]), agent_labels=("newcomer",))
     by_map = personalize(ensemble, covariates=covariates, covariate_map=covariate_map)
-    np.testing.assert_allclose(by_map.posterior.solve([20])[0], mean, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(by_map.posterior.solve([20])[1], covariance, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(by_map.posterior.moments([20])[0], mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(by_map.posterior.moments([20])[1], covariance, rtol=1e-4, atol=1e-9)
     both = personalize(ensemble, own, covariates=covariates, covariate_map=covariate_map)
     alone = personalize(ensemble, own)
     information = alone.posterior.information[:, [20]]
     precision = np.linalg.inv(covariance) + information
-    weighted = np.einsum("mnij,mnj->mni", np.linalg.inv(covariance), mean) + alone.posterior.weighted[:, [20]]
+    weighted = np.einsum("mnij,mnj->mni", np.linalg.inv(covariance), mean) + alone.posterior.information_vector[:, [20]]
     expected = np.einsum("mnij,mnj->mni", np.linalg.inv(precision), weighted)
-    np.testing.assert_allclose(both.posterior.solve([20])[0], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(both.posterior.moments([20])[0], expected, rtol=1e-4, atol=1e-6)
     assert both.agent_covariates("newcomer").tolist() == [9.0, 0.4]
 
 

@@ -12,6 +12,7 @@ import persim_gym
 from persim_gym import devices
 from persim_gym.rollouts import simulated_returns
 from persim_gym.rollouts.batching import pieces
+from persim_gym.threads import limited_threads, run_in_threads, useful_threads
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def blas_threads():
 
 
 def test_a_small_network_is_worth_one_thread(two_threads):
-    assert [devices.threads_worth(layers) for layers in ((256,), (257,), (8, 8))] == [1, 2, 2]
-    with devices.threads_for((256,)):
+    assert [useful_threads(layers) for layers in ((), (256,), (257,), (8, 8))] == [1, 1, 2, 2]
+    with limited_threads((256,)):
         assert torch.get_num_threads() == 1
-    with devices.threads_for((8, 8)):
+    with limited_threads((8, 8)):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 2
 
@@ -42,10 +43,10 @@ def test_pieces_are_done_side_by_side_and_each_by_one_thread(two_threads):
         meeting.wait()  # passes only if both are under way
         seen.append((piece, torch.get_num_threads()))
 
-    devices.in_threads(work, [1, 2], 2)
+    run_in_threads(work, [1, 2], 2)
     assert sorted(seen) == [(1, 1), (2, 1)] and torch.get_num_threads() == 2
     with pytest.raises(ZeroDivisionError):
-        devices.in_threads(lambda piece: 1 / piece, [1, 0], 2)
+        run_in_threads(lambda piece: 1 / piece, [1, 0], 2)
     assert torch.get_num_threads() == 2
 
 

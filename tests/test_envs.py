@@ -567,7 +567,7 @@ def test_a_posterior_vector_environment_simulates_its_agents(cart_pole):
         cart_pole.posterior, information=cart_pole.posterior.information + 1e12 * np.eye(cart_pole.config.rank)
     )
     factors = cart_pole.agent_factors().astype(np.float64)
-    sure = dataclasses.replace(sure, weighted=np.einsum("mnij,mnj->mni", sure.information, factors))
+    sure = dataclasses.replace(sure, information_vector=np.einsum("mnij,mnj->mni", sure.information, factors))
     ensemble = dataclasses.replace(cart_pole, posterior=sure)
     agents, start = [0, 7, 4], [0.0, 0.0, 0.02, 0.0]
     vector = PersonalizedVectorEnv(ensemble, 3, agent=agents, ensemble="posterior")

@@ -11,7 +11,7 @@ from persim_gym import PerSimConfig, Trajectories, fit
 from persim_gym.model.parameters import parameter_shapes
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.tasks import get_task
-from persim_gym.training.trainer import Columns, Trainer
+from persim_gym.training.trainer import DeviceLog, Trainer
 
 numba = pytest.importorskip("numba")
 from persim_gym.simulators.networks.kernels import epoch  # noqa: E402 - needs numba
@@ -143,7 +143,8 @@ def test_other_numbers_of_outputs_than_inputs_are_torchs(logistic, skip, tile, m
     shapes = parameter_shapes(
         config, num_agents=5, observation_size=4, action_size=2, discrete=True, num_outputs=1
     )  # fmt: skip
-    columns = Columns(torch.tensor(numbers, dtype=torch.float32), torch.tensor(agents), torch.tensor(actions), 4, 5, 2)
+    numbers = torch.tensor(numbers, dtype=torch.float32)
+    columns = DeviceLog(numbers, torch.tensor(agents), torch.tensor(actions), 4, 5, 2)
     runs = []
     for by_kernel in (False, True):
         monkeypatch.setattr(jit, "available", lambda by_kernel=by_kernel: by_kernel)

@@ -23,12 +23,12 @@ from persim_gym import (
 from persim_gym.collection.policies import as_policy
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, UnknownNameError
 from persim_gym.evaluation.prediction import mean_predictor_errors, trajectory_scores
+from persim_gym.evaluation.records import to_records
 from persim_gym.evaluation.returns import run_episodes
 from persim_gym.plotting import plot_frames
 from persim_gym.registration import find_model
 from persim_gym.tasks.cart_pole import dynamics
 from persim_gym.tasks.equations import EquationSystem
-from persim_gym.terminal import to_records
 
 STARTS = np.random.default_rng(7).uniform(-0.05, 0.05, (6, 4))
 

@@ -13,7 +13,7 @@ import persim_gym
 from persim_gym import errors, nearest_agents, personalize, refit_factors, update
 from persim_gym.factors import inference, statistics
 from persim_gym.model.normalizer import Normalizer, varies
-from persim_gym.model.posterior import FactorPosterior, Moments, Prior
+from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
 from persim_gym.tasks import Task
 
 NORMALIZED = SMALL.with_changes(normalize=True)
@@ -58,7 +58,7 @@ def refitted(request):
 
 def test_the_posterior_is_bayesian_linear_regression(refitted):
     ensemble, log = refitted
-    means, covariances = ensemble.posterior.solve(range(4))
+    means, covariances = ensemble.posterior.moments(range(4))
     for agent, member in ((0, 0), (1, 2), (2, 1)):
         mean, covariance = brute_force(ensemble, log, agent, member)
         scale = np.sqrt(np.diag(covariance))
@@ -77,42 +77,42 @@ def test_prior_and_noise_of_a_known_population_are_found():
     factors = rng.multivariate_normal(mean, covariance, size=2000)
     features = rng.normal(size=(2000, 10, 2, 2))  # agents, transitions, coordinates, factors
     changes = np.einsum("ntdi,ni->ntd", features, factors) + np.sqrt(noise) * rng.normal(size=(2000, 10, 2))
-    moments = Moments(
+    sums = SufficientStatistics(
         np.einsum("ntdi,ntdj->ndij", features, features)[None],
         np.einsum("ntdi,ntd->ndi", features, changes)[None],
         (changes**2).sum(1)[None],
         np.full(2000, 10),
     )
-    prior = Prior.estimate(moments, np.ones((1, 2000, 2)), np.ones(1, bool))
+    prior = Prior.estimate(sums, np.ones((1, 2000, 2)), np.ones(1, bool))
     np.testing.assert_allclose(prior.mean[0], mean, atol=0.06)
     np.testing.assert_allclose(prior.covariance[0], covariance, atol=0.06)
     np.testing.assert_allclose(prior.noise[0], noise, rtol=0.05)
-    means, covariances = FactorPosterior.of(prior, moments).solve(range(2000))
+    means, covariances = FactorPosterior.of(prior, sums).moments(range(2000))
     error = factors - means[0]
     surprise = np.einsum("ni,nij,nj->n", error, np.linalg.inv(covariances[0]), error)
     assert surprise.mean() == pytest.approx(2, rel=0.1)  # the posteriors are as wide as they are wrong
 
 
 def linear_population(agents, count, *, spread, noise, seed):
-    """Return true factors (N, 3) around (1, 0.5, −0.3) and the moments of each agent's noisy transitions."""
+    """Return true factors (N, 3) around (1, 0.5, −0.3) and the sums of each agent's noisy transitions."""
     rng = np.random.default_rng(seed)
     factors = np.array([1.0, 0.5, -0.3]) + spread * rng.normal(size=(agents, 3))
     features = rng.normal(size=(agents, count, 2, 3))
     changes = np.einsum("ntdi,ni->ntd", features, factors) + noise * rng.normal(size=(agents, count, 2))
-    moments = Moments(
+    sums = SufficientStatistics(
         np.einsum("ntdi,ntdj->ndij", features, features)[None],
         np.einsum("ntdi,ntd->ndi", features, changes)[None],
         (changes**2).sum(1)[None],
         np.full(agents, count),
     )
-    return factors, moments
+    return factors, sums
 
 
 def test_agents_that_are_nearly_alike_are_found_to_be():
     """Short logs say little of each agent, and much of how alike all are, once the iterations have converged."""
-    factors, moments = linear_population(1000, 3, spread=0.03, noise=1.0, seed=0)
-    prior = Prior.estimate(moments, np.ones((1, 1000, 3)), np.ones(2, bool))
-    means, _ = FactorPosterior.of(prior, moments).solve(range(1000))
+    factors, sums = linear_population(1000, 3, spread=0.03, noise=1.0, seed=0)
+    prior = Prior.estimate(sums, np.ones((1, 1000, 3)), np.ones(2, bool))
+    means, _ = FactorPosterior.of(prior, sums).moments(range(1000))
     assert np.sqrt(np.linalg.eigvalsh(prior.covariance[0])).max() < 0.12
     assert np.sqrt(((means[0] - factors) ** 2).mean()) < 0.045
 
@@ -122,10 +122,10 @@ def test_few_agents_do_not_make_the_posterior_of_a_newcomer_sure(agents):
     """Intervals of 95 % cover most of the newcomers' factors, and these are found, however few agents were trained."""
     covered, errors = [], []
     for seed in range(10):
-        factors, moments = linear_population(agents, 50, spread=0.3, noise=0.3, seed=seed)
-        prior = Prior.estimate(moments, factors[None], np.ones(2, bool))
+        factors, sums = linear_population(agents, 50, spread=0.3, noise=0.3, seed=seed)
+        prior = Prior.estimate(sums, factors[None], np.ones(2, bool))
         newcomers, own = linear_population(20, 20, spread=0.3, noise=0.3, seed=100 + seed)
-        means, covariances = FactorPosterior.of(prior, own).solve(range(20))
+        means, covariances = FactorPosterior.of(prior, own).moments(range(20))
         error = means[0] - newcomers
         covered.append(np.abs(error) < 1.96 * np.sqrt(np.einsum("nii->ni", covariances[0])))
         errors.append(error)
@@ -161,7 +161,7 @@ def test_updates_in_any_order_are_the_batch(refitted):
         piecewise = update(piecewise, part)
     assert piecewise.agent_labels == (*ensemble.agent_labels, *labels)
     assert piecewise.posterior.num_transitions.tolist()[-2:] == [6, 4]
-    for one, other in zip(piecewise.posterior.solve([4, 5]), at_once.posterior.solve([4, 5]), strict=True):
+    for one, other in zip(piecewise.posterior.moments([4, 5]), at_once.posterior.moments([4, 5]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(piecewise.agent_factors([4, 5]), at_once.agent_factors([4, 5]), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(at_once.agent_factors(range(4)), ensemble.agent_factors())
@@ -228,7 +228,7 @@ def test_odd_data_leave_the_posterior_finite(refitted, kind):
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mean, covariance = personalize(ensemble, log).posterior.solve([4])
+        mean, covariance = personalize(ensemble, log).posterior.moments([4])
     assert np.isfinite(mean).all() and np.isfinite(covariance).all()
     assert (np.linalg.eigvalsh(covariance) >= 0).all()
 
@@ -241,7 +241,7 @@ def test_the_posterior_is_saved_and_follows_the_members(refitted, tmp_path):
         np.testing.assert_array_equal(loaded.posterior.to_arrays()[name], array)
     assert set(loaded.parameters) == set(ensemble.parameters)
     some = ensemble.with_members([2, 0])
-    np.testing.assert_array_equal(some.posterior.solve([1])[0], ensemble.posterior.solve([1])[0][[2, 0]])
+    np.testing.assert_array_equal(some.posterior.moments([1])[0], ensemble.posterior.moments([1])[0][[2, 0]])
 
 
 def test_a_file_without_statistics_is_read_and_says_what_makes_them(tmp_path):
@@ -266,14 +266,16 @@ def test_a_file_without_statistics_is_read_and_says_what_makes_them(tmp_path):
 def test_a_damaged_posterior_is_refused(refitted, tmp_path):
     ensemble = replace(refitted[0], task=persim_gym.get_task(refitted[0].task.name))
     path = tmp_path / "file.persim"
-    replace(ensemble, posterior=replace(ensemble.posterior, weighted=ensemble.posterior.weighted[:, :1])).save(path)
+    posterior = ensemble.posterior
+    cut = replace(posterior, information_vector=posterior.information_vector[:, :1])
+    replace(ensemble, posterior=cut).save(path)
     with pytest.raises(errors.FileFormatError, match=r"'posterior\.weighted' is missing or has the wrong shape"):
         persim_gym.load(path)
 
 
 def test_draws_have_the_posterior_as_their_distribution(refitted):
     ensemble, _ = refitted
-    mean, covariance = ensemble.posterior.solve([1])
+    mean, covariance = ensemble.posterior.moments([1])
     drawn = ensemble.posterior.draw([1], np.random.default_rng(0), 20_000)[:, :, 0]
     scale = np.sqrt(np.einsum("mii->mi", covariance[:, 0]))
     np.testing.assert_allclose((drawn.mean(0) - mean[:, 0]) / scale, 0, atol=0.05)
@@ -323,7 +325,7 @@ def test_fit_learns_the_posteriors_and_uses_them_if_told_so(cart_pole_log, refit
     )
     ensemble = persim_gym.fit(cart_pole_log, config=config, validation_fraction=0, seed=0, progress=False)
     assert ensemble.config == config and ensemble.posterior.prior.mean.shape == (4, 3)
-    means, _ = ensemble.posterior.solve(range(20))
+    means, _ = ensemble.posterior.moments(range(20))
     assert np.allclose(means, ensemble.agent_factors(), atol=1e-5) == refit
 
 
@@ -392,17 +394,17 @@ def test_a_coordinate_that_always_changes_alike_says_nothing_of_factors():
     changes = np.einsum("ntr,nr->nt", features, true[0]) + rng.normal(size=(60, 25))
     grams, products = np.einsum("ntr,nts->nrs", features, features), np.einsum("ntr,nt->nr", features, changes)
     squares = np.square(changes).sum(1)
-    alone = Moments(grams[None, :, None], products[None, :, None], squares[None, :, None], np.full(60, 25))
-    beside = Moments(
+    alone = SufficientStatistics(grams[None, :, None], products[None, :, None], squares[None, :, None], np.full(60, 25))
+    beside = SufficientStatistics(
         np.stack([grams] * 2, 1)[None],
         np.stack([products, 0 * products], 1)[None],
         np.stack([squares, 0 * squares], 1)[None],
         np.full(60, 25),
     )
     found = []
-    for moments, telling in ((alone, [True]), (beside, [True, False])):
-        prior = Prior.estimate(moments, np.ones((1, 60, 2)), np.array(telling))
-        found.append(FactorPosterior.of(prior, moments).solve(range(60))[0])
+    for sums, informative in ((alone, [True]), (beside, [True, False])):
+        prior = Prior.estimate(sums, np.ones((1, 60, 2)), np.array(informative))
+        found.append(FactorPosterior.of(prior, sums).moments(range(60))[0])
         assert prior.noise_of_predictions[0, 0] == pytest.approx(1, rel=0.1)
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
     assert prior.noise_of_predictions[0, 1] == 0
@@ -419,7 +421,7 @@ def test_rounding_is_no_variation():
     assert varies(before, before).tolist() == [True, False, True]
     assert varies(after - before, before).tolist() == [False, False, True]
     normalizer = Normalizer.of(before, after)
-    assert normalizer.change_scale[:2].tolist() == [0, 0] and normalizer.unit[:2].tolist() == [1, 1]
+    assert normalizer.change_scale[:2].tolist() == [0, 0] and normalizer.change_divisor[:2].tolist() == [1, 1]
 
 
 def test_a_log_in_which_nothing_changes():
@@ -427,7 +429,7 @@ def test_a_log_in_which_nothing_changes():
     log = flagged_log(constant=True)
     still = replace(log, next_observations=log.observations)
     known = persim_gym.fit(still, task=flagged_task(), config=SMALL.with_changes(epochs=2), progress=False)
-    assert np.isfinite(known.posterior.solve(range(4))[1]).all()
+    assert np.isfinite(known.posterior.moments(range(4))[1]).all()
 
 
 def test_what_a_bound_cuts_short_is_left_out():

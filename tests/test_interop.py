@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import os
 import re
 from functools import partial
@@ -202,6 +203,19 @@ def test_d3rlpys_recipe_for_reading_a_buffer_back(continuous_log, tmp_path):
         buffer = eval(recipe, {"ReplayBuffer": ReplayBuffer, "file": file, **names})
     picked = [buffer.transition_picker(*buffer.buffer[index]) for index in range(buffer.transition_count)]
     np.testing.assert_array_equal([one.next_observation for one in picked], continuous_log.next_observations)
+
+
+def test_an_episode_that_an_earlier_version_wrote_is_read(cart_pole_log):
+    """It holds the covariates' names twice."""
+    pytest.importorskip("d3rlpy")
+    from persim_gym.interop.d3rlpy import Episode
+
+    document = interop.to_d3rlpy(cart_pole_log).episodes[0].serialize()
+    description = json.loads(document["description"])
+    earlier = description | {"covariate_names": list(description["covariates"])}
+    read = Episode.deserialize(document | {"description": json.dumps(earlier)})
+    values = cart_pole_log.covariates[0].tolist()
+    assert read.description.covariates == dict(zip(cart_pole_log.covariate_names, values, strict=True))
 
 
 def test_d3rlpy_goes_on_online(cart_pole_log):

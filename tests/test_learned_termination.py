@@ -10,7 +10,7 @@ from support import perfect_walk_ensemble, walk_task
 import persim_gym
 from persim_gym import Task, Trajectories, ValueIterationAgent, generate
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.model.parameters import Outcome
+from persim_gym.model.outcomes import Outcome
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks.objective import TO_LEARN
 from persim_gym.tasks.rules import ended

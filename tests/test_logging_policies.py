@@ -66,9 +66,7 @@ def test_better_policies_keep_the_pole_up_longer():
 
 def test_logged_agents_do_as_the_trained_network_says():
     log = collect("CartPole", policy="pure", num_agents=5)
-    policy = logging_policies._load(
-        get_task("CartPole"), "logging0", np.random.default_rng(0), logging_policies.POLICIES
-    )
+    policy = logging_policies._load(get_task("CartPole"), "logging0", np.random.default_rng(0))
     policy.epsilon = 0.0
     own = log.agents == 0  # force 2 N: nearest is the first policy-training agent, with 6 N
     agreement = (policy.predict(log.observations[own])[0] == log.actions[own]).mean()
@@ -96,13 +94,15 @@ def test_names_that_do_not_exist():
         collect("CartPole", policy="pur", num_agents=5)
 
 
-def test_a_missing_policy_names_those_there_are(tmp_path):
+def test_a_missing_policy_names_those_there_are(tmp_path, monkeypatch):
     shutil.copy(logging_policies.POLICIES / "CartPole-logging0.safetensors", tmp_path)
+    monkeypatch.setattr(logging_policies, "POLICIES", tmp_path)
     with pytest.raises(PerSimError, match=r"CartPole-logging1 is not among the shipped ones \(CartPole-logging0\)"):
-        logging_policy("pure", "CartPole", np.array([[10.0, 0.5]]), folder=tmp_path)
+        logging_policy("pure", "CartPole", np.array([[10.0, 0.5]]))
 
 
-def test_a_policy_of_another_task_is_refused(tmp_path):
+def test_a_policy_of_another_task_is_refused(tmp_path, monkeypatch):
     shutil.copy(logging_policies.POLICIES / "CartPole-test.safetensors", tmp_path / "MountainCar-test.safetensors")
+    monkeypatch.setattr(logging_policies, "POLICIES", tmp_path)
     with pytest.raises(FileFormatError, match="is a policy of task CartPole, not of MountainCar"):
-        logging_policies.test_policy("MountainCar", folder=tmp_path)
+        logging_policies.test_policy("MountainCar")

@@ -118,7 +118,7 @@ def test_normalizer_is_mean_and_unbiased_deviation():
     np.testing.assert_allclose(normalizer.state_scale[:2], states.std(0, ddof=1)[:2], rtol=1e-6)
     np.testing.assert_allclose(normalizer.change_mean, (after - states).mean(0), atol=1e-6)
     np.testing.assert_allclose(normalizer.change_scale[:2], (after - states).std(0, ddof=1)[:2], rtol=1e-6)
-    assert normalizer.state_scale[2] == normalizer.unit[2] == 1.0 and normalizer.change_scale[2] == 0.0
+    assert normalizer.state_scale[2] == normalizer.change_divisor[2] == 1.0 and normalizer.change_scale[2] == 0.0
 
 
 @pytest.mark.parametrize(("task", "config"), [("CartPole", SMALL), ("HalfCheetah", DEEP)])

@@ -41,7 +41,7 @@ def test_an_ellipse_is_the_posterior_seen_through_the_map(ensemble, monkeypatch)
         np.radians(collection.get_angles()[4]),
     )
     drawn = ensemble.posterior.draw([4], np.random.default_rng(0), 4000)[:, :, 0]
-    offset = (drawn - ensemble.posterior.solve([4])[0][:, 0]).reshape(4000, -1) @ components
+    offset = (drawn - ensemble.posterior.moments([4])[0][:, 0]).reshape(4000, -1) @ components
     turned = offset @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     inside = (2 * turned[:, 0] / width) ** 2 + (2 * turned[:, 1] / height) ** 2 <= 1
     assert inside.mean() == pytest.approx(0.95, abs=0.015)

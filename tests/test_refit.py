@@ -118,7 +118,7 @@ def test_fit_refits_in_turns(cart_pole_log):
         one_step_errors(refitted, cart_pole_log)[:-1].mean() < 0.5 * one_step_errors(plain, cart_pole_log)[:-1].mean()
     )
     assert refitted.config.refit_rounds == 2 and refitted.posterior is not None
-    means, _ = refitted.posterior.solve(range(20))
+    means, _ = refitted.posterior.moments(range(20))
     np.testing.assert_allclose(means, refitted.agent_factors(), atol=1e-5)
 
 

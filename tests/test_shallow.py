@@ -68,9 +68,9 @@ def test_bounds_and_nan(make):
 
 def test_what_fits():
     """One hidden layer and discrete actions; any other network is evaluated in torch."""
-    assert random_ensemble("CartPole").simulator(0).column_network(0) is not None
-    assert random_ensemble("CartPole", DEEP).simulator(0).column_network(0) is None
-    assert random_ensemble("HalfCheetah").simulator(0).column_network(0) is None
+    assert random_ensemble("CartPole").simulator(0).cpu_network(0) is not None
+    assert random_ensemble("CartPole", DEEP).simulator(0).cpu_network(0) is None
+    assert random_ensemble("HalfCheetah").simulator(0).cpu_network(0) is None
 
 
 def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
@@ -79,7 +79,7 @@ def test_the_compiled_network_is_used_where_numba_is(monkeypatch):
         if installed:
             pytest.importorskip("numba")
         monkeypatch.setattr(jit, "available", lambda installed=installed: installed)
-        assert type(random_ensemble("CartPole").simulator(0).column_network(0)) is network
+        assert type(random_ensemble("CartPole").simulator(0).cpu_network(0)) is network
 
 
 def test_without_a_place_to_keep_the_kernel(monkeypatch):
@@ -113,7 +113,7 @@ def test_returns_are_those_of_torchs_rollouts(make, name, candidates, monkeypatc
     starts, simulator = 0.05 * rng.normal(size=(1, ensemble.task.observation_size)), ensemble.simulator(0)
     actions = random_actions(ensemble.task, rng, 1, candidates, 20)
     fast = simulated_returns(simulator, starts)(np.array([0]), actions)
-    monkeypatch.setattr(simulator, "column_network", lambda agent: None)
+    monkeypatch.setattr(simulator, "cpu_network", lambda agent: None)
     plain = simulated_returns(simulator, starts)(np.array([0]), actions)
     np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-4)
     assert len(np.unique(plain.round(3))) > 2

@@ -64,9 +64,9 @@ class CaDMConfig(Settings):
     history_length: int = whole(10)
     """K: transitions that the context is computed from."""
     future_steps: int = whole(10)
-    """F: a context is trained to explain the transition after it and those up to F − 1 steps later."""
+    """How many transitions a context is trained to explain: the one after it and those that follow."""
     futures_per_context: int = whole(10)
-    """Of these F transitions, as many, drawn anew, enter a gradient step; fewer cost less and mean the same."""
+    """Of these transitions, as many, drawn anew, enter a gradient step; fewer cost less and mean the same."""
     context_size: int = whole(10)
     encoder_hidden: tuple[int, ...] = widths((256, 128, 64))
     """Widths of the encoder's ReLU layers."""

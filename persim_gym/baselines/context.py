@@ -7,11 +7,11 @@ embedding of the agent; `persim_gym.baselines.context_network` has the network, 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,13 +22,8 @@ from persim_gym.baselines.context_network import ContextDynamics
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.data.labels import find_agents
 from persim_gym.devices import resolve_device
-from persim_gym.errors import (
-    FileFormatError,
-    InvalidArgumentError,
-    MissingStatisticsError,
-    UnknownNameError,
-)
-from persim_gym.model.dynamics import AgentDynamics
+from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 
@@ -39,7 +34,7 @@ _PARAMETERS = "parameters."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ContextModel(AgentDynamics, ABC):
+class ContextModel(LearnedDynamics):
     """Learned dynamics of N agents with a context each: what environments, planners and evaluation ask of a model."""
 
     kind: ClassVar[str]
@@ -144,11 +139,6 @@ class ContextModel(AgentDynamics, ABC):
         """The class of this model's simulators."""
         return ContextSimulator
 
-    @property
-    @abstractmethod
-    def num_members(self) -> int:
-        """Trajectories that a simulator follows side by side: members, or particles tied to them."""
-
     @abstractmethod
     def dynamics(self, device: torch.device) -> ContextDynamics:
         """Return the network on a device."""
@@ -156,12 +146,6 @@ class ContextModel(AgentDynamics, ABC):
     @abstractmethod
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:
         """Return the contexts (M, context, n) of some agents, as their log shows them."""
-
-    def known_posterior(self) -> NoReturn:
-        """Say that there is none: only PerSim's ensembles know an agent by a factor."""
-        raise MissingStatisticsError(
-            f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
-        )
 
     def simulator(
         self,

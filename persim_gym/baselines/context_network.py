@@ -16,7 +16,7 @@ from torch import Tensor
 from persim_gym.model.action_scaling import scaled
 from persim_gym.model.factorization import num_layers
 from persim_gym.model.normalizer import varies
-from persim_gym.simulators.simulator import ColumnNetwork
+from persim_gym.simulators.networks.interfaces import CpuNetwork
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
 
@@ -287,7 +287,7 @@ class ContextNetwork:
         return following if dynamics.state_bounds is None else following.clamp(*dynamics.state_bounds)
 
 
-class ContextColumns(ColumnNetwork):
+class ContextCpuNetwork(CpuNetwork):
     """A `ContextNetwork` of one agent on the CPU, of a task of discrete actions, for columns of its particles."""
 
     def __init__(self, network: ContextNetwork) -> None:
@@ -296,7 +296,7 @@ class ContextColumns(ColumnNetwork):
         self.at_once = network.particles_per_member
 
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
+        """Return the next states; arguments as `CpuNetwork.next_states` has them."""
         following = np.ones_like(states)
         given = torch.from_numpy(states[:-1]), torch.from_numpy(np.ascontiguousarray(actions, np.int64))
         following[:-1] = self._network.next_columns(*given, stops, first).numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.context_network import ContextColumns, ContextNetwork
+from persim_gym.baselines.context_network import ContextCpuNetwork, ContextNetwork
 from persim_gym.model.factorization import num_layers
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.types import FloatArray, IntArray
@@ -87,11 +87,12 @@ class ContextSimulator(Simulator):
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
     def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
-        self.model.known_posterior()
+        self.model.known_posterior()  # raises: no baseline has one
+        raise NotImplementedError
 
-    def column_network(self, agent: int) -> ContextColumns | None:
+    def cpu_network(self, agent: int) -> ContextCpuNetwork | None:
         on_cpu = self.device.type == "cpu"
-        return ContextColumns(self.network(agent)) if on_cpu and self.task.discrete else None
+        return ContextCpuNetwork(self.network(agent)) if on_cpu and self.task.discrete else None
 
     def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         network, columns = self._all_columns, states.shape[2]

@@ -19,7 +19,7 @@ from torch.nn.functional import huber_loss, one_hot
 
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.model.factorization import encode
-from persim_gym.training.checkpoint import optimizer_state, restore_optimizer, under, within
+from persim_gym.training.checkpoint import optimizer_state, restore_optimizer, with_prefix, without_prefix
 from persim_gym.training.gradients import backpropagate
 from persim_gym.types import IntArray
 
@@ -113,8 +113,8 @@ class DiscreteSteps:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps to come depend on."""
-        kept = under("networks", self.parameters) | under("targets", self._targets)
-        kept |= under("adam", optimizer_state(self._optimizer))
+        kept = with_prefix("networks", self.parameters) | with_prefix("targets", self._targets)
+        kept |= with_prefix("adam", optimizer_state(self._optimizer))
         values, asked = self._target_values, torch.as_tensor(self._asked)
         return {**kept, "target_values": values, "asked": asked, "steps": torch.tensor(self._steps)}
 
@@ -122,9 +122,9 @@ class DiscreteSteps:
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
         for kept, name in ((self.parameters, "networks"), (self._targets, "targets")):
-            for key, tensor in within(name, tensors).items():
+            for key, tensor in without_prefix(name, tensors).items():
                 kept[key].copy_(tensor)
-        restore_optimizer(self._optimizer, within("adam", tensors))
+        restore_optimizer(self._optimizer, without_prefix("adam", tensors))
         self._target_values.copy_(tensors["target_values"])
         self._asked[:] = tensors["asked"].numpy()
         self._steps = int(tensors["steps"])
@@ -143,7 +143,7 @@ class DiscreteSteps:
         return values.gather(1, chosen.expand(self.num_critics, 1, -1))[:, 0].amin(0)
 
     def _greedy(self, outputs: Tensor) -> Tensor:
-        """Return the chosen actions (B,) for the outputs (K, A, B) of all networks."""
+        """Return the chosen actions (B,) for the outputs (Q, A, B) of all networks."""
         values = outputs[: self.num_critics].mean(0)
         if self.num_critics == len(self._networks):
             return values.argmax(0)
@@ -174,10 +174,10 @@ class DiscreteSteps:
 
 
 def _temporal_difference(values: Tensor, taken: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Huber's loss, summed over the critics, and its slope in their values (K, A, B).
+    """Return Huber's loss, summed over the critics, and its slope in their values (Q, A, B).
 
     Args:
-        values: (K, A, B).
+        values: (Q, A, B).
         taken: (A, B), 1 at the action taken, else 0.
         target: (B,).
         weight: (B,), which sum to 1.
@@ -221,7 +221,7 @@ def _linears(network: Any) -> list[torch.nn.Linear]:
 
 
 def _stacked(networks: list[Any]) -> dict[str, Tensor]:
-    """Return the weights of networks of one shape under `persim_gym.model.factorization`'s names, (K, …)."""
+    """Return the weights of networks of one shape under `persim_gym.model.factorization`'s names, (Q, …)."""
     layers = [_linears(network) for network in networks]
     parameters = {}
     for index, same in enumerate(zip(*layers, strict=True)):

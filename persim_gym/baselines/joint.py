@@ -21,13 +21,14 @@ from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import matmul_precision, on_device, resolve_device, threads_for
+from persim_gym.devices import matmul_precision, on_device, resolve_device
 from persim_gym.model.action_scaling import folded
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.simulators.simulator import state_bounds
+from persim_gym.simulators.networks.interfaces import state_bounds
 from persim_gym.tasks import Task
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
+from persim_gym.threads import limited_threads
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.graphs import RecordedStep
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared
@@ -121,7 +122,7 @@ def fit_joint(
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())
     normalizer = normalizer_of(trajectories, settings)
     trainer = _Trainer(trajectories, task, settings, normalizer, seed, where)
-    with matmul_precision(settings.matmul_precision), threads_for(settings.state_hidden):
+    with matmul_precision(settings.matmul_precision), limited_threads(settings.state_hidden):
         run_epochs(
             trainer,
             trainer.run_epoch,
@@ -197,7 +198,7 @@ class _Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the epochs to come depend on."""
-        kept = under("parameters", self.parameters) | under("adam", optimizer_state(self._optimizer))
+        kept = with_prefix("parameters", self.parameters) | with_prefix("adam", optimizer_state(self._optimizer))
         return {**kept, "generator": self._generator.get_state()}
 
     def progress(self) -> dict[str, Any]:
@@ -206,9 +207,9 @@ class _Trainer:
 
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` and `progress` returned."""
-        for name, tensor in within("parameters", tensors).items():
+        for name, tensor in without_prefix("parameters", tensors).items():
             self.parameters[name].data.copy_(tensor)
-        restore_optimizer(self._optimizer, within("adam", tensors))
+        restore_optimizer(self._optimizer, without_prefix("adam", tensors))
         self._generator.set_state(tensors["generator"])
         self.epoch, self.loss = int(progress["epoch"]), float(progress["loss"])
 

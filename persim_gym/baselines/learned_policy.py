@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym import storage
-from persim_gym.devices import resolve_device, single_thread
+from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, task_fields, task_of_file
-from persim_gym.training.checkpoint import under, within
+from persim_gym.threads import single_thread
+from persim_gym.training.checkpoint import with_prefix, without_prefix
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ class OwnRandomness:
 
 def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Return the weights of networks, each under its network's name."""
-    return {key: tensor for name, one in networks.items() for key, tensor in under(name, one.state_dict()).items()}
+    weights: dict[str, Tensor] = {}
+    for name, network in networks.items():
+        weights |= with_prefix(name, network.state_dict())
+    return weights
 
 
 def restore_weights(networks: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> None:
     """Give networks what `weights_of` returned, or raise torch's `RuntimeError` if it does not fit them."""
     for name, network in networks.items():
-        network.load_state_dict(within(name, weights))
+        network.load_state_dict(without_prefix(name, weights))
 
 
 class LearnedPolicy(ABC):

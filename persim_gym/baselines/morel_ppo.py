@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persim_gym.devices import single_thread
 from persim_gym.extras import optional
 from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.terminal import ProgressBar
+from persim_gym.threads import single_thread
 from persim_gym.types import FloatArray
 
 

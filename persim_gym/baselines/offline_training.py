@@ -21,13 +21,14 @@ from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, 
 from persim_gym.baselines.logs import check_rewards, policy_log
 from persim_gym.baselines.offline import OfflinePolicy, configured, device_name, networks_of, settings_of
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import resolve_device, single_thread
+from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
 from persim_gym.model.action_scaling import scaled
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, under, within
+from persim_gym.threads import single_thread
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
 from persim_gym.types import FloatArray, IntArray
 
 _BAR_STEPS = 100
@@ -165,8 +166,8 @@ class _Run:
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the steps to come depend on."""
-        kept = under("learner", self._learner.state()) | under("best", self.best.weights)
-        return kept | under("randomness", {name: stream.state for name, stream in self._randomness.items()})
+        kept = with_prefix("learner", self._learner.state()) | with_prefix("best", self.best.weights)
+        return kept | with_prefix("randomness", {name: stream.state for name, stream in self._randomness.items()})
 
     def progress(self) -> dict[str, Any]:
         """Return what of it JSON can hold."""
@@ -175,13 +176,13 @@ class _Run:
 
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` and `progress` returned."""
-        self._learner.resume(within("learner", tensors))
+        self._learner.resume(without_prefix("learner", tensors))
         self._learner.finish()
-        for name, state in within("randomness", tensors).items():
+        for name, state in without_prefix("randomness", tensors).items():
             self._randomness[name].state = state
         self._rng.bit_generator.state = progress["rng"]
         self.done, self.best.since = progress["done"], progress["best"]["since"]
-        self.best.weights = within("best", tensors)
+        self.best.weights = without_prefix("best", tensors)
         if self.best.weights:
             self.best.score = progress["best"]["score"]
 
@@ -246,16 +247,16 @@ class D3rlpySteps:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that the steps to come depend on."""
-        kept = under("networks", weights_of(networks_of(self._algorithm)))
+        kept = with_prefix("networks", weights_of(networks_of(self._algorithm)))
         for name, optimizer in self._optimizers().items():
-            kept |= under(f"optimizers.{name}", optimizer_state(optimizer))
+            kept |= with_prefix(f"optimizers.{name}", optimizer_state(optimizer))
         return {**kept, "steps": torch.tensor(self._algorithm.grad_step)}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
-        restore_weights(networks_of(self._algorithm), within("networks", tensors))
+        restore_weights(networks_of(self._algorithm), without_prefix("networks", tensors))
         for name, optimizer in self._optimizers().items():
-            restore_optimizer(optimizer, within(f"optimizers.{name}", tensors))
+            restore_optimizer(optimizer, without_prefix(f"optimizers.{name}", tensors))
         self._algorithm.set_grad_step(int(tensors["steps"]))
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -16,12 +16,12 @@ from torch import Tensor
 from persim_gym.arguments import at_least_zero, whole_number
 from persim_gym.baselines.context_network import Scaling, action_features, layer_shapes, mlp
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import single_thread
 from persim_gym.envs.vector import autoreset_metadata
 from persim_gym.errors import EpisodeOverError, TrainingDivergedError
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
+from persim_gym.threads import single_thread
 from persim_gym.types import BoolArray, FloatArray
 
 _EVALUATION_BATCH = 8192

@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints."""
+"""The command line: each command parses, calls the library, and prints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from persim_gym.cli.arguments import (
     refuse_options,
 )
 from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
-from persim_gym.terminal import table, to_records
+from persim_gym.evaluation.records import to_records
+from persim_gym.terminal import table
 
 app = typer.Typer(
     help="Personalized simulators from one logged trajectory of each of many agents.",
@@ -152,8 +153,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure prediction error and the returns of planners in the agents' true systems, or errors along a log."""
-    from persim_gym import Trajectories, load, log_error, mpc_returns, prediction_error, value_iteration_returns
-    from persim_gym.evaluation.prediction import HORIZON
+    from persim_gym import load
 
     if json_path is not None:
         check_output(json_path, RECORDS, model, log, policy)
@@ -164,48 +164,20 @@ def evaluate(
     ensemble = load(model)
     chosen = agents_of(agents, ensemble.agent_labels)
     if log is not None:
-        along = Trajectories.load(log)
-        rows = log_error(
-            ensemble, along if chosen is None else along.select(chosen), horizon=horizon, aggregate=aggregate,
-            device=device, progress=not quiet,
-        )  # fmt: skip
-        _print_rows(f"errors along {log}, up to {horizon} steps", rows)
-        if json_path is not None:
-            _write_records(json_path, ensemble, {"log": str(log), "log_error": to_records(rows)})
-        return
-    if ensemble.task.make_system is None:
+        measured = _measure_along(
+            log, ensemble, chosen, horizon=horizon, aggregate=aggregate, device=device, progress=not quiet
+        )
+    elif ensemble.task.make_system is None:
         raise InvalidArgumentError(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
             "training has not seen"
         )
-    acting = policy_of(policy, ensemble.task, seed)
-    errors = prediction_error(
-        ensemble,
-        policy=acting
-        if isinstance(acting, str)
-        else acting.act,  # the published errors are those of a policy that draws on
-        agents=chosen,
-        episodes=episodes,
-        seed=seed,
-        aggregate=aggregate,
-        device=device,
-        progress=not quiet,
-    )
-    _print_rows(f"prediction error, {HORIZON} steps", errors)
-    returns: dict[str, Any] = {}
-    planners = {
-        "mpc_returns": (mpc_returns, mpc_episodes),
-        "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
-    }
-    for name, (measure, count) in planners.items():
-        if count:
-            rows = measure(ensemble, agents=chosen, episodes=count, seed=seed, device=device, progress=not quiet)
-            _print_rows(f"true system, {rows[0].policy}", rows)
-            returns[name] = to_records(rows)
+    else:
+        common: dict[str, Any] = {"agents": chosen, "seed": seed, "device": device, "progress": not quiet}
+        measured = {"test_policy": policy, "seed": seed}
+        measured |= _measure_predictions(ensemble, policy, episodes=episodes, aggregate=aggregate, **common)
+        measured |= _measure_planners(ensemble, mpc_episodes, value_iteration_episodes, aggregate=aggregate, **common)
     if json_path is not None:
-        measured = {
-            "test_policy": policy, "seed": seed, "prediction_error": to_records(errors), **returns
-        }  # fmt: skip
         _write_records(json_path, ensemble, measured)
 
 
@@ -250,7 +222,7 @@ def generate(
 @app.command()
 def models() -> None:
     """List the models that have environment ids: shipped and installed."""
-    from persim_gym.data.provenance import validation_text
+    from persim_gym.data.reprs import validation_text
     from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home
 
     rows = []
@@ -313,6 +285,48 @@ def main() -> None:
         goes_on = "; the same command goes on from half a minute ago or less" if sys.argv[1:2] == ["train"] else ""
         Console(stderr=True).print(f"interrupted{goes_on}")
         sys.exit(130)
+
+
+def _measure_along(log: Path, ensemble: Any, agents: Sequence[int | str] | None, **settings: Any) -> dict[str, Any]:
+    """Print the ensemble's errors along a log, or a log of some agents, and return them for JSON."""
+    from persim_gym import Trajectories, log_error
+
+    along = Trajectories.load(log)
+    rows = log_error(ensemble, along if agents is None else along.select(agents), **settings)
+    _print_rows(f"errors along {log}, up to {settings['horizon']} steps", rows)
+    return {"log": str(log), "log_error": to_records(rows)}
+
+
+def _measure_predictions(ensemble: Any, policy: str, **settings: Any) -> dict[str, Any]:
+    """Print the errors of predictions in the true systems, and return them for JSON."""
+    from persim_gym import prediction_error
+    from persim_gym.evaluation.prediction import HORIZON
+
+    acting = policy_of(policy, ensemble.task, settings["seed"])
+    if not isinstance(acting, str):
+        acting = acting.act  # the published errors are those of a policy that draws on from agent to agent
+    errors = prediction_error(ensemble, policy=acting, **settings)
+    _print_rows(f"prediction error, {HORIZON} steps", errors)
+    return {"prediction_error": to_records(errors)}
+
+
+def _measure_planners(
+    ensemble: Any, mpc_episodes: int, value_iteration_episodes: int, *, aggregate: str, **settings: Any
+) -> dict[str, Any]:
+    """Print the returns of those planners that any episodes are asked of, and return them for JSON."""
+    from persim_gym import mpc_returns, value_iteration_returns
+
+    planners = {
+        "mpc_returns": (mpc_returns, mpc_episodes),
+        "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
+    }
+    returns: dict[str, Any] = {}
+    for name, (measure, episodes) in planners.items():
+        if episodes:
+            rows = measure(ensemble, episodes=episodes, **settings)
+            _print_rows(f"true system, {rows[0].policy}", rows)
+            returns[name] = to_records(rows)
+    return returns
 
 
 def _save(ensemble: Any, out: Path) -> None:

@@ -14,10 +14,11 @@ from persim_gym import storage
 from persim_gym.collection.collect import collect
 from persim_gym.collection.logging_policies import test_policy
 from persim_gym.evaluation.prediction import HORIZON, PredictionError, prediction_error
+from persim_gym.evaluation.records import to_records
 from persim_gym.evaluation.returns import AverageReturn, mpc_returns, policy_returns, true_mpc_returns
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.plotting import plot_trajectories
-from persim_gym.terminal import table, to_records
+from persim_gym.terminal import table
 from persim_gym.training.fit import fit
 
 TASK = "CartPole"

@@ -89,9 +89,7 @@ class LoggingPolicy:
         return actions, followed
 
 
-def logging_policy(
-    name: str, task: str | Task, covariates: FloatArray, *, seed: int = 0, folder: Path = POLICIES
-) -> Policy:
+def logging_policy(name: str, task: str | Task, covariates: FloatArray, *, seed: int = 0) -> Policy:
     """Return the logging policy of that name for N agents.
 
     Args:
@@ -99,7 +97,6 @@ def logging_policy(
         task: the task or its name.
         covariates: (N, K) of the agents, which decide whose policy each follows.
         seed: of the exploration.
-        folder: where the trained policies are.
 
     Raises:
         UnknownNameError: no such logging policy.
@@ -113,7 +110,7 @@ def logging_policy(
         return RandomPolicy(task.action_space, seed)
     choice, exploration, *own = generator_of(seed).spawn(2 + len(task.policy_training_agents))
     followed = nearest_training_agent(task, covariates)
-    policies = [_load(task, f"logging{index}", rng, folder) for index, rng in enumerate(own)]
+    policies = [_load(task, f"logging{index}", rng) for index, rng in enumerate(own)]
     uniform = RandomPolicy(task.action_space, exploration)
     return LoggingPolicy(policies, followed, uniform, epsilon=EXPLORATION[name], rng=choice)
 
@@ -134,25 +131,24 @@ def nearest_training_agent(task: Task, covariates: FloatArray) -> IntArray:
     return np.linalg.norm(agents[:, None] - trained, axis=2).argmin(axis=1)
 
 
-def test_policy(task: str | Task, *, seed: int = 0, folder: Path = POLICIES) -> MLPPolicy:
+def test_policy(task: str | Task, *, seed: int = 0) -> MLPPolicy:
     """Return the shipped policy, trained on the default agent, along whose trajectories predictions are scored.
 
     Args:
         task: the task or its name.
         seed: of its rare exploratory actions.
-        folder: where the trained policies are.
 
     """
-    return _load(get_task(task), "test", generator_of(seed), folder)
+    return _load(get_task(task), "test", generator_of(seed))
 
 
 test_policy.__test__ = False  # its name is the paper's; pytest shall not take it for a test
 
 
-def _load(task: Task, name: str, rng: np.random.Generator, folder: Path) -> MLPPolicy:
-    path = folder / f"{task.name}-{name}.safetensors"
+def _load(task: Task, name: str, rng: np.random.Generator) -> MLPPolicy:
+    path = POLICIES / f"{task.name}-{name}.safetensors"
     if not path.exists():
-        shipped = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        shipped = ", ".join(sorted(file.stem for file in POLICIES.glob("*.safetensors"))) or "none"
         raise PerSimError(
             f"the policy {path.stem} is not among the shipped ones ({shipped}); "
             "use policy='random' or give a policy of your own"

@@ -29,13 +29,6 @@ def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool =
     return joint
 
 
-def validation_text(provenance: Mapping[str, Any]) -> str | None:
-    """Return the one-step validation error of an ensemble; of files without it the RMSE in mixed units, said so."""
-    if "validation_error" in provenance:
-        return f"{provenance['validation_error']:.2g}"
-    return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
-
-
 def with_update(model: Mapping[str, Any], source: Mapping[str, Any], *, again: bool) -> dict[str, Any]:
     """Return the provenance of a model that has learned from one more log.
 
@@ -61,9 +54,3 @@ def with_update(model: Mapping[str, Any], source: Mapping[str, Any], *, again: b
     if mark != data.get("synthetic", False):
         data["synthetic"] = "in part"
     return {**model, "data": data, "updates": [*updates, dict(source)][-_MAX_UPDATES:]}
-
-
-def synthetic_note(provenance: Mapping[str, Any]) -> str:
-    """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
-    mark = provenance.get("synthetic", False)
-    return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 
 from persim_gym import storage
-from persim_gym.data.columns import (
+from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
+from persim_gym.data.labels import find_agent, find_listed
+from persim_gym.data.provenance import joint_provenance
+from persim_gym.data.reprs import synthetic_note
+from persim_gym.data.validation import (
     action_column,
     agent_indices,
     as_float64,
@@ -20,22 +24,17 @@ from persim_gym.data.columns import (
     check_agent_indices,
     check_finite,
     check_resolution,
-    check_starts,
     check_within,
-    cut_ends,
-    first_rows,
     flags,
     numbers,
-    with_successors,
 )
-from persim_gym.data.labels import find_agent, find_listed
-from persim_gym.data.provenance import joint_provenance, synthetic_note
 from persim_gym.errors import FileFormatError, InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
-_TABLES = (".csv", ".csv.gz", ".parquet", ".pq")
+CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
+"""Of tables, which `persim_gym.interop.from_dataframe` reads."""
 _COLUMNS = {
     "agents": ("i", (1,)),
     "observations": ("f", (2,)),
@@ -314,7 +313,8 @@ class Trajectories:
             InvalidDataError: what it holds is no log.
 
         """
-        if str(path).lower().endswith(_TABLES) and storage.kind_of(path) is None and Path(path).exists():
+        is_table = str(path).lower().endswith(CSV_SUFFIXES + PARQUET_SUFFIXES)
+        if is_table and storage.kind_of(path) is None and Path(path).exists():
             raise FileFormatError(
                 f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
                 "observations=[…], …).save('log.safetensors')"

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError, MissingStatisticsError
+from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
 from persim_gym.factors.inference import personalize
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
-from persim_gym.model.posterior import FactorPosterior
 from persim_gym.registration import model_file
 from persim_gym.simulators.aggregation import check_aggregate
 from persim_gym.tasks.covariates import covariate_array
@@ -70,20 +69,6 @@ def bind(
     if isinstance(agent, str) or not isinstance(agent, (Sequence, np.ndarray)):
         return model, [agent]
     return model, agent
-
-
-def posterior_of(model: LearnedDynamics) -> tuple[Ensemble, FactorPosterior]:
-    """Return the ensemble and the posterior of its agents' factors.
-
-    Raises:
-        MissingStatisticsError: the model has none.
-
-    """
-    if not isinstance(model, Ensemble):
-        raise MissingStatisticsError(
-            f"{type(model).__name__} knows no posterior of an agent's factors; only PerSim's ensembles do"
-        )
-    return model, model.known_posterior()
 
 
 def _with_unseen_agents(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
+from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
@@ -92,7 +92,7 @@ class PersonalizedEnv(TaskEnv):
         self._mode = ensemble
         self._uncertainty = uncertainty
         if ensemble == "posterior" or uncertainty:
-            posterior_of(self.ensemble)
+            self.ensemble.known_posterior()
         self._member: int | None = None
         """The member that makes the episode, where one does."""
         self._stepper, self._mean = self._steppers()
@@ -125,9 +125,9 @@ class PersonalizedEnv(TaskEnv):
         if self._mode != "aggregate":
             self._member = int(self.np_random.integers(self.ensemble.num_members))
         if self._mode == "posterior":
-            known, posterior = posterior_of(self.ensemble)
-            factors = posterior.draw([self.agent], self.np_random, 1)[0, :, 0]
-            self._stepper = SingleStepper(fold(known, self.agent, factors))
+            assert isinstance(self.ensemble, Ensemble), "no other model has a posterior"
+            factors = self.ensemble.known_posterior().draw([self.agent], self.np_random, 1)[0, :, 0]
+            self._stepper = SingleStepper(fold(self.ensemble, self.agent, factors))
         self._far = True
         if state is not None:
             return state

@@ -12,13 +12,14 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.arguments import whole_number
-from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load, posterior_of
+from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
 from persim_gym.errors import (
     EpisodeOverError,
     InvalidArgumentError,
     OutOfMemoryError,
 )
 from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.model.ensemble import Ensemble
 from persim_gym.tasks.environment import checked_options, step_limit
 from persim_gym.tasks.rules import ended
 from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
@@ -285,9 +286,10 @@ class _DrawnMembers:
         if mode == "posterior":
             from persim_gym.simulators.factor_simulator import FactorSimulator
 
-            known, _ = posterior_of(model)
+            model.known_posterior()
+            assert isinstance(model, Ensemble), "no other model has a posterior"
             agents = np.broadcast_to(simulator.agents, num_envs)
-            self._simulator = self._own = FactorSimulator(known, agents, device=simulator.device, own_factors=True)
+            self._simulator = self._own = FactorSimulator(model, agents, device=simulator.device, own_factors=True)
 
     def draw(self, rows: IntArray, rng: np.random.Generator) -> None:
         """Draw what the environments of some rows follow from now on."""

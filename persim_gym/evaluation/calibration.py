@@ -23,7 +23,7 @@ from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
-from persim_gym.factors.statistics import factor_moments
+from persim_gym.factors.statistics import sufficient_statistics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.simulators.factor_simulator import FactorSimulator
@@ -140,9 +140,9 @@ def calibrate(
     posterior = ensemble.known_posterior()
     check_log(trajectories, ensemble.task)
     early, late = _halves(trajectories)
-    moments = factor_moments(ensemble, trajectories, np.flatnonzero(early), device=device)
-    known = FactorPosterior.of(posterior.prior, moments)
-    means, _ = known.solve(np.arange(trajectories.num_agents))
+    statistics = sufficient_statistics(ensemble, trajectories, np.flatnonzero(early), device=device)
+    known = FactorPosterior.of(posterior.prior, statistics)
+    means, _ = known.moments(np.arange(trajectories.num_agents))
     newcomers = replace(_of_agents(ensemble, means), posterior=known)
     segments = _segments(trajectories, late, rng)
     agents = np.asarray(trajectories.agents[segments.starts], np.int64)
@@ -172,7 +172,7 @@ def _predict(
     rows, moves = len(agents), np.asarray(actions)
     found, place = np.unique(agents, return_inverse=True)
     factors = posterior.draw(found, rng, draws)  # (draws, M, n, r)
-    means, _ = posterior.solve(found)
+    means, _ = posterior.moments(found)
     # A few draws are centred elsewhere than the posterior, and so would the forecast be.
     factors = means + (factors - factors.mean(0)) * np.sqrt(draws / (draws - 1))
     drawn = _of_agents(ensemble, np.concatenate(list(factors), axis=1))

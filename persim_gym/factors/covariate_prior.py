@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.model.posterior import FactorPosterior, solve
+from persim_gym.model.posterior import FactorPosterior, posterior_moments
 from persim_gym.types import FloatArray
 
 _ITERATIONS = 30
@@ -48,18 +48,18 @@ def _of_member(posterior: FactorPosterior, design: FloatArray, member: int) -> t
     """Return factors (N, r) and the excess covariance (p, r, p, r) of one member."""
     mean, prior_covariance = posterior.prior.mean[member], posterior.prior.covariance[member]
     information = posterior.information[member]
-    weighted = posterior.weighted[member] - information @ mean  # of the difference from the prior's mean
+    information_vector = posterior.information_vector[member] - information @ mean  # of factors less the prior's mean
     covariance = prior_covariance
     for _ in range(_ITERATIONS):
         root = np.linalg.cholesky(covariance)
-        differences, spread = solve(np.zeros_like(mean), covariance, information, weighted)
-        open_part = _whitened(spread, root)
+        differences, covariances = posterior_moments(np.zeros_like(mean), covariance, information, information_vector)
+        open_part = _whitened(covariances, root)
         known = np.eye(len(mean)) - open_part
         precision = _precision(known, design, root, prior_covariance)
         score = design.T @ np.linalg.solve(root, differences.T).T
         expected = design @ np.linalg.solve(precision, score.ravel()).reshape(score.shape)  # whitened
         factors = differences + np.einsum("nij,nj->ni", open_part, expected) @ root.T
-        residuals, unknown = factors - expected @ root.T, spread.mean(0)
+        residuals, unknown = factors - expected @ root.T, covariances.mean(0)
         covariance = unknown + residuals.T @ residuals / len(design) + _LEAST_VARIANCE * prior_covariance
         if np.abs(_whitened(covariance, root) - np.eye(len(mean))).max() < _CHANGED:
             break

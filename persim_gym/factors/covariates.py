@@ -207,9 +207,9 @@ class _GaussianProcess:
             projected = vectors.T @ outputs
             self._parts.append((length, values, vectors))
             for place, noise in enumerate(_NOISES):
-                spread = np.maximum(values, 0) + noise
-                variance = np.maximum((projected**2 / spread[:, None]).mean(0), 1e-30)
-                likelihood[index, place] = -0.5 * (count * np.log(variance) + np.log(spread).sum())
+                spectrum = np.maximum(values, 0) + noise
+                variance = np.maximum((projected**2 / spectrum[:, None]).mean(0), 1e-30)
+                likelihood[index, place] = -0.5 * (count * np.log(variance) + np.log(spectrum).sum())
                 self._scale[index, place] = variance * count / (count - 2)
         weight = np.exp(likelihood - likelihood.max((0, 1)))
         weight[weight < _NEGLIGIBLE] = 0
@@ -223,9 +223,9 @@ class _GaussianProcess:
             for place in np.flatnonzero(self._weight[index].any(axis=1)):
                 weight = self._weight[index, place]
                 chosen = np.flatnonzero(weight)
-                spread = np.maximum(values, 0) + _NOISES[place]
-                found = (across / spread) @ (vectors.T @ self._outputs[:, chosen])
-                left = np.maximum(own - (across**2 / spread).sum(1), 0) + _NOISES[place]
+                spectrum = np.maximum(values, 0) + _NOISES[place]
+                found = (across / spectrum) @ (vectors.T @ self._outputs[:, chosen])
+                left = np.maximum(own - (across**2 / spectrum).sum(1), 0) + _NOISES[place]
                 mean[:, chosen] += weight[chosen] * found
                 square[:, chosen] += weight[chosen] * found**2
                 variance[:, chosen] += weight[chosen] * left[:, None] * self._scale[index, place, chosen]

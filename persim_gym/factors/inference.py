@@ -16,10 +16,10 @@ from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map
-from persim_gym.factors.statistics import AGENTS_AT_ONCE, factor_moments, log_posterior
+from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
-from persim_gym.model.posterior import FIRST_SPREAD, FactorPosterior, Prior
+from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray
 
@@ -59,14 +59,14 @@ def refit_factors(
             "call persim_gym.personalize for new agents"
         )
     sample = np.unique(np.linspace(0, ensemble.num_agents - 1, AGENTS_AT_ONCE).astype(np.int64))
-    moments = factor_moments(ensemble, trajectories, rows, agents=sample, device=device)
+    statistics = sufficient_statistics(ensemble, trajectories, rows, agents=sample, device=device)
     states = np.asarray(trajectories.observations, np.float64)
-    telling = varies(np.asarray(trajectories.next_observations, np.float64) - states, states)
-    prior = Prior.estimate(moments, ensemble.agent_factors(sample), telling)
+    informative = varies(np.asarray(trajectories.next_observations, np.float64) - states, states)
+    prior = Prior.estimate(statistics, ensemble.agent_factors(sample), informative)
     if len(sample) == ensemble.num_agents:
-        posterior = FactorPosterior.of(prior, moments)
+        posterior = FactorPosterior.of(prior, statistics)
     else:
-        posterior = log_posterior(ensemble, trajectories, prior, rows, device=device)
+        posterior = posterior_given(ensemble, trajectories, prior, rows, device=device)
     known = replace(ensemble, posterior=posterior, calibration=None)  # widths are in deviations of the former posterior
     return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
 
@@ -137,14 +137,15 @@ def personalize(
     if first <= ensemble.config.rank:
         warnings.warn(
             f"the ensemble has {first} agents for rank {ensemble.config.rank}, too few to tell how agents differ; it "
-            f"is assumed to be by {FIRST_SPREAD:.0%} of their factors: train on more agents than the rank",
+            f"is assumed to be by {ASSUMED_DEVIATION:.0%} of their factors: train on more agents than the rank",
             RuntimeWarning,
             stacklevel=2,
         )
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given, device=device)
     if len(described):
-        known = known.plus(_as_information(posterior.prior, *covariate_map.predict(values[described])), described)
-    return _with_posterior_means(replace(grown, posterior=FactorPosterior.joined([posterior, known])), newcomers)
+        predicted = _as_information(posterior.prior, *covariate_map.predict(values[described]))
+        known = known.with_information(predicted, described)
+    return _with_posterior_means(replace(grown, posterior=FactorPosterior.concatenate([posterior, known])), newcomers)
 
 
 def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu") -> Ensemble:
@@ -166,10 +167,10 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     posterior = ensemble.known_posterior()
     chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     check_log(trajectories, ensemble.task)
-    known = log_posterior(ensemble, trajectories, posterior.prior, device=device)
+    known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
     return _with_posterior_means(
-        replace(ensemble, posterior=posterior.plus(known, chosen), provenance=provenance), chosen
+        replace(ensemble, posterior=posterior.with_information(known, chosen), provenance=provenance), chosen
     )
 
 
@@ -192,7 +193,7 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     """
     count = whole_number("count", count)
     index, posterior = ensemble.agent_index(agent), ensemble.known_posterior()
-    means, _ = posterior.solve(np.arange(ensemble.num_agents))
+    means, _ = posterior.moments(np.arange(ensemble.num_agents))
     seen = posterior.num_transitions > 0  # what covariates say of an agent is no transition
     weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions.sum()), 1)
     difference = means - means[:, [index]]
@@ -269,7 +270,7 @@ def _known_by_transitions(
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    return nothing.plus(log_posterior(ensemble, chosen, prior, device=device), places)
+    return nothing.with_information(posterior_given(ensemble, chosen, prior, device=device), places)
 
 
 def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:
@@ -285,9 +286,9 @@ def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> F
     information = np.einsum("mnij,mnj,mnkj->mnik", axes, precisions - 1, axes)
     # information·prior mean + axes·precisions·axesᵀ·(mean − prior mean), the prior's own weight being left out
     offset = np.einsum("mnij,mni->mnj", axes, mean - prior.mean[:, None])
-    weighted = np.einsum("mnij,mnj->mni", axes, precisions * offset)
-    weighted = weighted + np.einsum("mnij,mj->mni", information, prior.mean)
-    return FactorPosterior(prior, information, weighted, np.zeros(mean.shape[1], np.int64))
+    information_vector = np.einsum("mnij,mnj->mni", axes, precisions * offset)
+    information_vector = information_vector + np.einsum("mnij,mj->mni", information, prior.mean)
+    return FactorPosterior(prior, information, information_vector, np.zeros(mean.shape[1], np.int64))
 
 
 def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:
@@ -301,4 +302,4 @@ def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray
 
 def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
     """Return the ensemble with the factors of some agents set to their posterior means."""
-    return ensemble.with_factors(ensemble.known_posterior().solve(agents)[0], agents)
+    return ensemble.with_factors(ensemble.known_posterior().moments(agents)[0], agents)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import on_device, resolve_device, threads_for
+from persim_gym.devices import on_device, resolve_device
 from persim_gym.factors.inference import refit_factors
 from persim_gym.factors.statistics import standardized_batches, usable_rows
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import head_inputs
 from persim_gym.model.parameters import SKIP
 from persim_gym.terminal import ProgressBar
+from persim_gym.threads import limited_threads
 from persim_gym.types import IntArray
 
 _BATCH = 4096
@@ -81,7 +82,7 @@ def refit_state_head(
     """
     used = usable_rows(ensemble, trajectories, rows)
     parameters = {name: np.array(array) for name, array in ensemble.parameters.items()}
-    with torch.inference_mode(), threads_for(ensemble.config.state_hidden):
+    with torch.inference_mode(), limited_threads(ensemble.config.state_hidden):
         for member in range(ensemble.num_members):
             change = _solve(ensemble.with_members([member]), trajectories, used, resolve_device(device))
             for name, part in _unpacked(ensemble, change).items():
@@ -97,7 +98,7 @@ def _head(ensemble: Ensemble) -> dict[str, np.ndarray]:
 
 
 def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> np.ndarray:
-    """Return the change (D, r·K) of one member's last layer; K is hidden units, 1 and, with a linear path, D.
+    """Return the change (D, r·J) of one member's last layer; J is hidden units, 1 and, with a linear path, D.
 
     With the features ψ of all rows as columns of Ψ it is (Ψ Ψᵀ + λI)⁻¹ Ψ·errors = Ψ (Ψᵀ Ψ + λI)⁻¹ errors; the smaller
     matrix of the two is solved for.
@@ -116,7 +117,7 @@ def _solve(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.de
 
 
 def _features(member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ψ (r·K, n) and the errors (n, D) of some rows, float64."""
+    """Return ψ (r·J, n) and the errors (n, D) of some rows, float64."""
     parameters = on_device(member.parameters, device)
     features, errors = [], []
     for part, states, actions, changes in standardized_batches(member, log, rows, device, _BATCH):
@@ -130,7 +131,7 @@ def _features(member: Ensemble, log: Trajectories, rows: IntArray, device: torch
 def _normal_equations(
     member: Ensemble, log: Trajectories, rows: IntArray, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return Σ ψ ψᵀ (r·K, r·K) and Σ ψ·error (r·K, D) over some rows, for one member's features ψ = g ⊗ h.
+    """Return Σ ψ ψᵀ (r·J, r·J) and Σ ψ·error (r·J, D) over some rows, for one member's features ψ = g ⊗ h.
 
     g and h are those of `head_inputs`. All transitions of an agent with the same action have the same g, so the
     products of h are summed over each such group first, which costs 1/r² of the products of ψ.
@@ -180,7 +181,7 @@ def _group_starts(log: Trajectories, rows: IntArray) -> list[int]:
 
 
 def _unpacked(ensemble: Ensemble, matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a matrix (D, r·K) as one member's parameters of `_head`."""
+    """Return a matrix (D, r·J) as one member's parameters of `_head`."""
     parts, start, found = matrix.reshape(matrix.shape[0] * ensemble.config.rank, -1), 0, {}
     for name, array in _head(ensemble).items():
         found[name] = parts[:, start : start + array.shape[2]]

@@ -8,37 +8,38 @@ import numpy as np
 import torch
 
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import on_device, resolve_device, threads_for
+from persim_gym.devices import on_device, resolve_device
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import agent_features, member_actions
-from persim_gym.model.posterior import FactorPosterior, Moments, Prior
+from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
+from persim_gym.threads import limited_threads
 from persim_gym.types import IntArray
 
 AGENTS_AT_ONCE = 5000
-"""Agents whose moments are in memory at the same time."""
+"""Agents whose statistics are in memory at the same time."""
 _BATCH = 512
 """Rows of which the features are computed at once; with all members they about fill the processor's cache."""
 
 
-def log_posterior(
+def posterior_given(
     ensemble: Ensemble, log: Trajectories, prior: Prior, rows: IntArray | None = None, *, device: str = "cpu"
 ) -> FactorPosterior:
     """Return what a log says of its agents, some thousand agents at a time."""
     blocks = [
-        FactorPosterior.of(prior, factor_moments(ensemble, log, rows, agents=agents, device=device))
+        FactorPosterior.of(prior, sufficient_statistics(ensemble, log, rows, agents=agents, device=device))
         for agents in np.split(np.arange(log.num_agents), range(AGENTS_AT_ONCE, log.num_agents, AGENTS_AT_ONCE))
     ]
-    return FactorPosterior.joined(blocks)
+    return FactorPosterior.concatenate(blocks)
 
 
-def factor_moments(
+def sufficient_statistics(
     ensemble: Ensemble,
     trajectories: Trajectories,
     rows: IntArray | None = None,
     *,
     agents: IntArray | None = None,
     device: str = "cpu",
-) -> Moments:
+) -> SufficientStatistics:
     """Return what the agents' transitions say of their factors, in one pass over the data.
 
     A transition that a bound of the observation space cuts short is left out (`usable_rows`).
@@ -60,7 +61,7 @@ def factor_moments(
     if agents is not None:
         rows = rows[np.isin(trajectories.agents[rows], agents)]
     rows = rows[np.argsort(trajectories.agents[rows], kind="stable")]
-    with torch.inference_mode(), threads_for(ensemble.config.state_hidden):
+    with torch.inference_mode(), limited_threads(ensemble.config.state_hidden):
         for part, features in _features(ensemble, trajectories, rows, place):
             places = np.searchsorted(asked, trajectories.agents[part])
             bounds = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
@@ -69,7 +70,7 @@ def factor_moments(
                 sums[places[start]].baddbmm_(own, own.transpose(1, 2))
                 counts[places[start]] += stop - start
     joint = np.moveaxis(sums.view(-1, members, size, columns, columns).cpu().numpy(), 0, 1)
-    return Moments(joint[..., :-1, :-1], joint[..., :-1, -1], joint[..., -1, -1], counts)
+    return SufficientStatistics(joint[..., :-1, :-1], joint[..., :-1, -1], joint[..., -1, -1], counts)
 
 
 def standardized_batches(

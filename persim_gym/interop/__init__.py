@@ -23,7 +23,17 @@ __all__ = [
     "to_sb3_vec_env",
 ]
 
-_HOMES = {name: "sb3" if "sb3" in name or "replay" in name else name.split("_", 1)[1] for name in __all__}
+_HOMES = {
+    "fill_replay_buffer": "sb3",
+    "from_d3rlpy": "d3rlpy",
+    "from_dataframe": "dataframe",
+    "from_minari": "minari",
+    "policy_from_sb3": "sb3",
+    "to_d3rlpy": "d3rlpy",
+    "to_dataframe": "dataframe",
+    "to_minari": "minari",
+    "to_sb3_vec_env": "sb3",
+}
 
 
 def __getattr__(name: str) -> Any:

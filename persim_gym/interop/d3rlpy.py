@@ -80,12 +80,12 @@ class Episode:
         the number of actions, it is then one more than the largest that was taken.
         """
         description = json.loads(document["description"])
-        names = tuple(description.pop("covariate_names"))
+        description.pop("covariate_names", None)  # what earlier versions wrote beside the covariates
         return cls(
             **{name: np.asarray(document[name]) for name in _COLUMNS},
             terminated=bool(document["terminated"]),
             truncated=bool(document["truncated"]),
-            description=Description(**description, covariate_names=names),
+            description=Description(**description),
         )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.columns import check_within
 from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.interop.table_files import import_pandas, read_table
 from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers

@@ -24,7 +24,7 @@ class Description:
     agent_index: int
     """Place of the agent in its log."""
     covariates: Mapping[str, float] | None = None
-    covariate_names: tuple[str, ...] = ()
+    """By name, in the log's order, if known."""
     task: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -63,7 +63,6 @@ def split(log: Trajectories) -> Iterator[LoggedEpisode]:
                 log.agent_labels[agent],
                 agent,
                 None if covariates is None else dict(zip(log.covariate_names, covariates, strict=True)),
-                log.covariate_names,
                 log.task,
                 dict(log.provenance),
             ),
@@ -115,7 +114,7 @@ def join(
         agent_labels=labels,
         episode_starts=np.append(0, last[:-1] + 1),
         covariates=covariates,
-        covariate_names=known[0].covariate_names if known and covariates is not None else (),
+        covariate_names=tuple(known[0].covariates or ()) if covariates is not None else (),
         task=named.name if isinstance(named, Task) else named,
         provenance=joint_provenance([one.provenance for one in known]) if provenance is None else provenance,
     )

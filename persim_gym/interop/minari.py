@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.data.columns import check_actions
 from persim_gym.data.trajectories import Trajectories
+from persim_gym.data.validation import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError
 from persim_gym.extras import optional
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split
@@ -233,13 +233,11 @@ def _episodes(
 def _description(metadata: dict[str, Any], shared: dict[str, Any] | None) -> Description | None:
     if shared is None or "agent" not in metadata:
         return None
-    names = tuple(shared["covariate_names"])
     values = metadata.get("covariates")
     return Description(
         str(metadata["agent"]),
         int(metadata["agent_index"]),
-        None if values is None else dict(zip(names, map(float, values), strict=True)),
-        names,
+        None if values is None else dict(zip(shared["covariate_names"], map(float, values), strict=True)),
         shared["task"],
         shared["provenance"],
     )

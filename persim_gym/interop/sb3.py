@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 
 from persim_gym.collection.policies import MLPPolicy, check_sees_observations
-from persim_gym.data.columns import check_actions
 from persim_gym.data.trajectories import Trajectories
+from persim_gym.data.validation import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
 from persim_gym.tasks import Task

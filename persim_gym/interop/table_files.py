@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from persim_gym.data.trajectories import CSV_SUFFIXES, PARQUET_SUFFIXES
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError, PerSimError
 from persim_gym.extras import optional
 
@@ -31,7 +32,7 @@ def read_table(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[
         if not path.exists():
             raise MissingFileError(f"there is no file {path}")
         origin = {"table": path.name}
-        readers = {".csv": _read_csv, ".csv.gz": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
+        readers = dict.fromkeys(CSV_SUFFIXES, _read_csv) | dict.fromkeys(PARQUET_SUFFIXES, _read_parquet)
         reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
         if reader is None:
             raise InvalidArgumentError(f"{path} must be a .csv or .parquet file; read others with pandas yourself")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.data.columns import begins_of
+from persim_gym.data.episode_bounds import begins_of
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
 
@@ -46,7 +46,7 @@ class TableRows:
         self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
 
     def episode_starts(self, terminated: str | None, truncated: str | None, *, with_last: bool) -> np.ndarray:
-        """Return the rows (E,) at which episodes begin; ``with_last`` as in `persim_gym.data.columns.begins_of`."""
+        """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
         keys = np.stack([self.agents, self._episodes], axis=1)
         change = np.ones(len(keys), bool)
         change[1:] = (keys[1:] != keys[:-1]).any(axis=1)

@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persim_gym.data.labels import find_agent, find_listed
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, MissingStatisticsError
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:
+    from persim_gym.model.outcomes import Outcome
+    from persim_gym.model.posterior import FactorPosterior
     from persim_gym.simulators.simulator import Simulator
     from persim_gym.tasks import Task
 
 
-class LearnedDynamics(Protocol):
-    """What environments, planners and evaluation ask of a model of N agents: PerSim's ensemble, or a baseline's."""
+class LearnedDynamics(ABC):
+    """A model of N agents, PerSim's ensemble or a baseline's: all that environments, planners and evaluation ask of it.
 
-    @property
-    def task(self) -> Task: ...
+    Functions that take any such model say `LearnedDynamics`, those that need agents known by factors `Ensemble`.
+    """
 
-    @property
-    def agent_labels(self) -> Sequence[str]: ...
-
-    @property
-    def initial_observations(self) -> FloatArray:
-        """(E, D): first observations of the log's episodes."""
-        ...
-
-    @property
-    def covariates(self) -> FloatArray | None:
-        """(N, K), if known."""
-        ...
+    task: Task
+    agent_labels: Sequence[str]
+    initial_observations: FloatArray
+    """(E, D) float32: first observations of the log's episodes."""
+    covariates: FloatArray | None
+    """(N, K), if known; NaN for an agent whose covariates are not. For the true systems, never used by the model."""
+    provenance: Mapping[str, Any]
+    """Where the model comes from: data digest, seed, training errors."""
+    outcomes: Mapping[str, Outcome] | None = None
+    """"reward" and "terminated", as far as the task leaves them to be learned; None for a model that learns neither."""
 
     @property
     def num_agents(self) -> int:
         """N."""
-        ...
+        return len(self.agent_labels)
 
     @property
+    @abstractmethod
     def num_members(self) -> int:
-        """M: trajectories that a simulator follows side by side."""
-        ...
+        """M: trajectories that a simulator follows side by side, of members or of particles tied to them."""
 
-    def agent_index(self, agent: int | str) -> int:
-        """As `AgentDynamics.agent_index`."""
-        ...
-
-    def agent_covariates(self, agent: int | str) -> FloatArray:
-        """As `AgentDynamics.agent_covariates`."""
-        ...
-
+    @abstractmethod
     def simulator(
         self,
         agent: int | str | None = None,
@@ -63,21 +57,17 @@ class LearnedDynamics(Protocol):
         device: str = "cpu",
     ) -> Simulator:
         """Bind to one agent, or to one agent for each row of a batch."""
-        ...
 
+    def known_posterior(self) -> FactorPosterior:
+        """Return the posterior of the agents' factors.
 
-class AgentDynamics:
-    """Learned dynamics of N agents: the part of `LearnedDynamics` that is the same for all models."""
+        Raises:
+            MissingStatisticsError: the model has none.
 
-    agent_labels: Sequence[str]
-    task: Task
-    covariates: FloatArray | None
-    """(N, K), if known; NaN for an agent whose are not."""
-
-    @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.agent_labels)
+        """
+        raise MissingStatisticsError(
+            f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
+        )
 
     def agent_index(self, agent: int | str) -> int:
         """Return the index of an agent given by index (int) or label (str)."""

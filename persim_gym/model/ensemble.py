@@ -12,12 +12,12 @@ import numpy as np
 from persim_gym.arguments import as_list, whole_number
 from persim_gym.config import PerSimConfig
 from persim_gym.data.labels import find_agents, find_listed
-from persim_gym.data.provenance import synthetic_note, validation_text
+from persim_gym.data.reprs import synthetic_note, validation_text
 from persim_gym.errors import InvalidArgumentError, MissingStatisticsError
 from persim_gym.model import ensemble_file
-from persim_gym.model.dynamics import AgentDynamics
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.model.parameters import Outcome
+from persim_gym.model.outcomes import Outcome
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
@@ -30,7 +30,7 @@ MAX_INITIAL_OBSERVATIONS = 10_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ensemble(AgentDynamics):
+class Ensemble(LearnedDynamics):
     """M trained members for N agents of one task. Made by `persim_gym.fit` or `Ensemble.load`."""
 
     task: Task

@@ -14,7 +14,8 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data.labels import NumberedLabels
 from persim_gym.errors import FileFormatError
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.model.parameters import Outcome, outcome_shapes, parameter_shapes
+from persim_gym.model.outcomes import Outcome, outcome_shapes
+from persim_gym.model.parameters import parameter_shapes
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
 

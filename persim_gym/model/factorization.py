@@ -80,9 +80,9 @@ def agent_features(parameters: Parameters, states: Tensor, actions: Tensor) -> T
 def head_inputs(
     parameters: Parameters, states: Tensor, agent_rows: Tensor, actions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return h (M, K, B), what v's last layer sees, g = u(agent)·w(action) (M, r, B), and the changes (M, D, B).
+    """Return h (M, J, B), what v's last layer sees, g = u(agent)·w(action) (M, r, B), and the changes (M, D, B).
 
-    The changes are Σ_lk g_l·h_k·W_dlk, where W is that layer: h is the last hidden units, 1 for the bias and, where v
+    The changes are Σ_lj g_l·h_j·W_dlj, where W is that layer: h is the last hidden units, 1 for the bias and, where v
     has a linear path, the state. Arguments as in `predict`.
     """
     passed = forward(parameters, states, agent_rows, actions)

@@ -32,11 +32,11 @@ class Normalizer:
         """Return mean and unbiased deviation over all transitions (T, D); a constant state keeps scale 1."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        change_scale = np.where(varies(changes, states), spread(changes, states), 0.0)
-        return cls(states.mean(0), spread(states), changes.mean(0), change_scale)
+        change_scale = np.where(varies(changes, states), deviation_or_one(changes, states), 0.0)
+        return cls(states.mean(0), deviation_or_one(states), changes.mean(0), change_scale)
 
     @property
-    def unit(self) -> FloatArray:
+    def change_divisor(self) -> FloatArray:
         """(D,): what changes are divided by to be standardized."""
         return np.where(self.change_scale > 0, self.change_scale, 1.0)
 
@@ -44,10 +44,10 @@ class Normalizer:
         """Return the states and changes (T, D) float64 of transitions, as the model has them."""
         states = np.asarray(observations, np.float64)
         changes = np.asarray(next_observations, np.float64) - states
-        return (states - self.state_mean) / self.state_scale, (changes - self.change_mean) / self.unit
+        return (states - self.state_mean) / self.state_scale, (changes - self.change_mean) / self.change_divisor
 
 
-def spread(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
+def deviation_or_one(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
     """Return the unbiased deviation (D,) of values (T, D), 1 for a coordinate that does not vary (see `varies`)."""
     return np.where(varies(values, values if states is None else states), _deviation(values), 1.0)
 

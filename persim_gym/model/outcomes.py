@@ -8,19 +8,20 @@ end alike, u is the same for all of them, too (`persim_gym.training.outcomes`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from persim_gym.config import PerSimConfig
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
-from persim_gym.model.ensemble import Ensemble
-from persim_gym.model.parameters import Outcome
+from persim_gym.model.parameters import parameter_shapes
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
 from persim_gym.tasks.rules import TerminationRisk, never_terminated
+from persim_gym.types import FloatArray
 
 SURE = 1e-3
 """Probabilities of termination this close to 0 or 1 are taken for 0 or 1.
@@ -31,34 +32,74 @@ true risk below it, which ends less than a fifth of episodes of 200 steps, is no
 """
 
 
-def bound_task(ensemble: LearnedDynamics, agents: Sequence[int]) -> Task:
+@dataclass(frozen=True)
+class Outcome:
+    """A reward or a termination learned from the log: M members for N agents."""
+
+    parameters: Mapping[str, np.ndarray]
+    """float32, as `outcome_shapes` says."""
+    input_mean: FloatArray
+    """(I,)."""
+    input_scale: FloatArray
+    """(I,)."""
+    output_mean: FloatArray
+    """(1,)."""
+    output_scale: FloatArray
+    """(1,)."""
+
+    def of_agents(self, agents: Sequence[int | None]) -> Outcome:
+        """Return the outcome of some agents, in the order given; None for one that the log never saw.
+
+        An agent that was never seen has the mean of the others' factors.
+        """
+        table = self.parameters["agent.weight"]
+        rows = [table.mean(axis=1) if agent is None else table[:, agent] for agent in agents]
+        return replace(self, parameters={**self.parameters, "agent.weight": np.stack(rows, axis=1)})
+
+
+def outcome_shapes(
+    task: Task, config: PerSimConfig, num_agents: int, name: str
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and fan-in of the parameters of a learned "reward" or "terminated"."""
+    reward = name == "reward"
+    return parameter_shapes(
+        config,
+        num_agents=num_agents,
+        observation_size=task.observation_size * (2 if reward else 1),
+        action_size=task.action_size if reward else 1,
+        discrete=task.discrete or not reward,
+        num_outputs=1,
+    )
+
+
+def bound_task(model: LearnedDynamics, agents: Sequence[int]) -> Task:
     """Return the task with the functions that were learned for it, for one agent or one agent for each row of a batch.
 
     A task that brings its own functions comes back as it is.
     """
-    task = ensemble.task
+    task = model.task
     if not task.learned:
         return task
-    if not isinstance(ensemble, Ensemble):
+    if model.outcomes is None:
         raise InvalidArgumentError(
-            f"task {task.name} leaves {', '.join(task.learned)} to be learned; {type(ensemble).__name__} learns none: "
+            f"task {task.name} leaves {', '.join(task.learned)} to be learned; {type(model).__name__} learns none: "
             "use PerSim's ensemble, or give the task these functions"
         )
     functions: dict[str, Any] = {}
     for name in task.learned:
-        outcome = ensemble.outcomes.get(name)
+        outcome = model.outcomes.get(name)
         if name == "terminated":
             functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
         elif outcome is not None:  # it is None while `fit` is still at the dynamics
             functions[name] = LearnedReward(outcome, agents)
     objective = _with_learned(task.objective, functions)
     if len(agents) > 1:
-        objective = replace(objective, of_agent=partial(_objective_of, ensemble))
+        objective = replace(objective, of_agent=partial(_objective_of, model))
     return replace(task, **functions, planning_objective=objective)
 
 
-def _objective_of(ensemble: LearnedDynamics, agent: int) -> PlanningObjective:
-    return bound_task(ensemble, [agent]).objective
+def _objective_of(model: LearnedDynamics, agent: int) -> PlanningObjective:
+    return bound_task(model, [agent]).objective
 
 
 def reward_inputs(observations: Any, next_observations: Any) -> tuple[Any, Any]:

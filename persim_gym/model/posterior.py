@@ -21,17 +21,20 @@ _LEAST_ITERATIONS, _MOST_ITERATIONS = 30, 500
 """Long logs need few; short ones, and agents that are nearly alike, hundreds."""
 _CONVERGED = 1e-3
 """Relative change of prior and noise in an iteration that is the last one if it changed nothing more."""
-FIRST_SPREAD = 0.3
-"""Of the factors where nothing is known of it yet, relative to their size."""
+ASSUMED_DEVIATION = 0.3
+"""Standard deviation of the factors, relative to their size, as long as the agents do not show it."""
 _TINY = 1e-100
-_LEAST_SPREAD = 1e-6
+_LEAST_DEVIATION = 1e-6
 """Smallest standard deviation of the prior in any direction, and of the noise, relative to the size of factors and
 changes; keeps both positive where all agents are alike or the model is exact."""
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
-    """What transitions say of their agents' factors: sums over each agent's transitions, coordinate by coordinate."""
+class SufficientStatistics:
+    """What transitions say of their agents' factors: sums over each agent's transitions, coordinate by coordinate.
+
+    These are the sufficient statistics of the linear regression of changes on φ (module docstring).
+    """
 
     grams: FloatArray
     """(M, N, D, r, r): Σ φ φᵀ."""
@@ -45,7 +48,7 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """Of the factor of an agent about which nothing is known, and the noise of the changes."""
+    """The distribution of the factor of an agent about which nothing is known, and the noise of the changes."""
 
     mean: FloatArray
     """(M, r)."""
@@ -55,21 +58,21 @@ class Prior:
     """(M, D): variance of a change around the model's; infinite for a coordinate that says nothing of the factors."""
 
     @classmethod
-    def estimate(cls, moments: Moments, factors: FloatArray, telling: BoolArray) -> Prior:
-        """Return the most likely prior and noise for the agents' moments.
+    def estimate(cls, statistics: SufficientStatistics, factors: FloatArray, informative: BoolArray) -> Prior:
+        """Return the most likely prior and noise for the agents' statistics.
 
         Fewer than 2 (r + 1) agents do not tell a covariance; agents that nobody saw, of a spread of 0.3 times the size
         of the factors, make up that number.
 
         Args:
-            moments: of a sample of agents.
+            statistics: of a sample of agents.
             factors: (M, N, r) of these agents, to begin with.
-            telling: (D,) which coordinates have a say: those whose changes differ
+            informative: (D,) which coordinates say anything of the factors: those whose changes differ
                 (`persim_gym.model.normalizer.varies`). One that always changes alike is fitted best by no factors at
                 all, and would draw them there.
 
         """
-        members = [_estimate_member(moments, factors, telling, member) for member in range(len(factors))]
+        members = [_estimate_member(statistics, factors, informative, member) for member in range(len(factors))]
         return cls(*(np.stack(parts) for parts in zip(*members, strict=True)))
 
     @property
@@ -89,35 +92,35 @@ class FactorPosterior:
     prior: Prior
     information: FloatArray
     """(M, N, r, r): Σ over transitions and coordinates of φ φᵀ / noise."""
-    weighted: FloatArray
-    """(M, N, r): the same of φ·change / noise."""
+    information_vector: FloatArray
+    """(M, N, r): Σ over transitions and coordinates of φ·change / noise."""
     num_transitions: IntArray
     """(N,) int64: how many of each agent's transitions are in the sums."""
 
     @classmethod
-    def of(cls, prior: Prior, moments: Moments) -> FactorPosterior:
+    def of(cls, prior: Prior, statistics: SufficientStatistics) -> FactorPosterior:
         """Return the posteriors of agents of whom nothing is known but their transitions."""
         noise = prior.noise[:, None, :, None]
         return cls(
             prior,
-            (moments.grams / noise[..., None]).sum(2),
-            (moments.products / noise).sum(2),
-            np.asarray(moments.counts, np.int64),
+            (statistics.grams / noise[..., None]).sum(2),
+            (statistics.products / noise).sum(2),
+            np.asarray(statistics.counts, np.int64),
         )
 
-    def solve(self, agents: Sequence[int] | IntArray) -> tuple[FloatArray, FloatArray]:
+    def moments(self, agents: Sequence[int] | IntArray) -> tuple[FloatArray, FloatArray]:
         """Return mean (M, n, r) and covariance (M, n, r, r) of the factors of some agents."""
         chosen = np.asarray(agents, np.int64)
-        return solve(
+        return posterior_moments(
             self.prior.mean[:, None],
             self.prior.covariance[:, None],
             self.information[:, chosen],
-            self.weighted[:, chosen],
+            self.information_vector[:, chosen],
         )
 
     def draw(self, agents: Sequence[int] | IntArray, rng: np.random.Generator, count: int) -> FloatArray:
         """Return factors (count, M, n, r) of some agents, drawn from their posteriors, each member's by itself."""
-        mean, covariance = self.solve(agents)
+        mean, covariance = self.moments(agents)
         root = np.linalg.cholesky(covariance)
         return mean + np.einsum("mnij,cmnj->cmni", root, rng.standard_normal((count, *mean.shape)))
 
@@ -125,31 +128,31 @@ class FactorPosterior:
         """Return the posteriors in some of the members only."""
         chosen = list(members)
         prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
-        return FactorPosterior(prior, self.information[chosen], self.weighted[chosen], self.num_transitions)
+        return FactorPosterior(prior, self.information[chosen], self.information_vector[chosen], self.num_transitions)
 
     def with_agents(self, agents: Sequence[int]) -> FactorPosterior:
         """Return the posteriors of some of the agents only."""
         chosen = list(agents)
         return FactorPosterior(
-            self.prior, self.information[:, chosen], self.weighted[:, chosen], self.num_transitions[chosen]
+            self.prior, self.information[:, chosen], self.information_vector[:, chosen], self.num_transitions[chosen]
         )
 
-    def plus(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
+    def with_information(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
         """Return the posteriors with what ``other`` knows of its n agents added to ``agents`` (n,) of this one."""
-        information, weighted = self.information.copy(), self.weighted.copy()
+        information, information_vector = self.information.copy(), self.information_vector.copy()
         counts = self.num_transitions.copy()
         information[:, agents] += other.information
-        weighted[:, agents] += other.weighted
+        information_vector[:, agents] += other.information_vector
         counts[agents] += other.num_transitions
-        return replace(self, information=information, weighted=weighted, num_transitions=counts)
+        return replace(self, information=information, information_vector=information_vector, num_transitions=counts)
 
     @staticmethod
-    def joined(parts: Sequence[FactorPosterior]) -> FactorPosterior:
+    def concatenate(parts: Sequence[FactorPosterior]) -> FactorPosterior:
         """Return the posteriors of all parts' agents, one part after the other, under the first one's prior."""
         return FactorPosterior(
             parts[0].prior,
             np.concatenate([part.information for part in parts], axis=1),
-            np.concatenate([part.weighted for part in parts], axis=1),
+            np.concatenate([part.information_vector for part in parts], axis=1),
             np.concatenate([part.num_transitions for part in parts]),
         )
 
@@ -160,7 +163,7 @@ class FactorPosterior:
             "prior_covariance": self.prior.covariance,
             "noise": self.prior.noise,
             "information": self.information,
-            "weighted": self.weighted,
+            "weighted": self.information_vector,
             "num_transitions": self.num_transitions,
         }
 
@@ -183,21 +186,21 @@ class FactorPosterior:
         }
 
 
-def solve(
-    mean: FloatArray, covariance: FloatArray, information: FloatArray, weighted: FloatArray
+def posterior_moments(
+    mean: FloatArray, covariance: FloatArray, information: FloatArray, information_vector: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return mean (…, r) and covariance (…, r, r) of u under the prior N(mean, covariance), updated.
 
-    The log-likelihood is −½ uᵀ·information·u + weighted·u. The prior is whitened first, so that one with hardly any
-    spread in some direction does no harm.
+    The log-likelihood is −½ uᵀ·information·u + information_vectorᵀ·u. The prior is whitened first, so that one with
+    hardly any variance in some direction does no harm.
     """
     root = np.linalg.cholesky(covariance)
     whitened = np.einsum("...ji,...jk,...kl->...il", root, information, root, optimize=True)
     precision = np.eye(mean.shape[-1]) + 0.5 * (whitened + np.swapaxes(whitened, -1, -2))
     half = np.einsum("...ij,...jk->...ik", root, _inverse_root(precision))
     posterior = np.einsum("...ik,...jk->...ij", half, half)
-    surprise = weighted - np.einsum("...ij,...j->...i", information, mean)
-    return mean + np.einsum("...ij,...j->...i", posterior, surprise), posterior
+    residual_vector = information_vector - np.einsum("...ij,...j->...i", information, mean)
+    return mean + np.einsum("...ij,...j->...i", posterior, residual_vector), posterior
 
 
 def _inverse_root(precision: FloatArray) -> FloatArray:
@@ -213,17 +216,19 @@ _Estimate = tuple[FloatArray, FloatArray, FloatArray]
 """Mean (r,), covariance (r, r) and noise (D,) of one member."""
 
 
-def _estimate_member(moments: Moments, factors: FloatArray, telling: BoolArray, member: int) -> _Estimate:
-    """Return the prior and the noise that make the moments most likely."""
-    grams, products, squares = moments.grams[member], moments.products[member], moments.squares[member]
+def _estimate_member(
+    statistics: SufficientStatistics, factors: FloatArray, informative: BoolArray, member: int
+) -> _Estimate:
+    """Return the prior and the noise that make the statistics most likely."""
+    grams, products, squares = statistics.grams[member], statistics.products[member], statistics.squares[member]
     means = np.asarray(factors[member], np.float64)
-    total = max(int(moments.counts.sum()), 1)
+    total = max(int(statistics.counts.sum()), 1)
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
     mean_squares = squares.sum(0) / total
-    least_noise = _LEAST_SPREAD**2 * np.maximum(mean_squares, _TINY)
+    least_noise = _LEAST_DEVIATION**2 * np.maximum(mean_squares, _TINY)
     # A covariance of r factors needs more than r agents. Ones with spread alike in all directions make up the number:
     # an inverse Wishart prior, but one that leaves the estimate to the agents where there are enough.
-    invented = max(2 * (len(size) + 1) - len(means), 0)
+    num_pseudo_agents = max(2 * (len(size) + 1) - len(means), 0)
 
     def maximize(means: FloatArray, covariances: FloatArray) -> _Estimate:
         """Return the prior and the noise that are most likely given the agents' posteriors."""
@@ -231,19 +236,20 @@ def _estimate_member(moments: Moments, factors: FloatArray, telling: BoolArray, 
         second = covariances + np.einsum("ni,nj->nij", means, means)
         centred = means - mean
         covariance = covariances.mean(0) + np.einsum("ni,nj->ij", centred, centred) / len(means)
-        covariance += (FIRST_SPREAD**2 * size - covariance) * (invented / (len(means) + invented))
+        pseudo_share = num_pseudo_agents / (len(means) + num_pseudo_agents)
+        covariance += (ASSUMED_DEVIATION**2 * size - covariance) * pseudo_share
         residual = squares - 2 * np.einsum("ndi,ni->nd", products, means) + np.einsum("ndij,nij->nd", grams, second)
-        noise = np.where(telling, np.maximum(residual.sum(0) / total, least_noise), np.inf)
-        return mean, covariance + _LEAST_SPREAD**2 * size, noise
+        noise = np.where(informative, np.maximum(residual.sum(0) / total, least_noise), np.inf)
+        return mean, covariance + _LEAST_DEVIATION**2 * size, noise
 
     # The factors may all be alike to begin with, from where expectation maximization would not come away.
-    alike = np.broadcast_to(FIRST_SPREAD**2 * size, (len(means), *size.shape))
+    alike = np.broadcast_to(ASSUMED_DEVIATION**2 * size, (len(means), *size.shape))
     found = maximize(means, alike)
     for iteration in range(_MOST_ITERATIONS):
         (mean, covariance, noise), before = found, found
         information = np.einsum("ndij,d->nij", grams, 1 / noise)
-        weighted = np.einsum("ndi,d->ni", products, 1 / noise)
-        found = maximize(*solve(mean, covariance, information, weighted))
+        information_vector = np.einsum("ndi,d->ni", products, 1 / noise)
+        found = maximize(*posterior_moments(mean, covariance, information, information_vector))
         if iteration + 1 >= _LEAST_ITERATIONS and _change(before, found) < _CONVERGED:
             break
     return found
@@ -254,6 +260,6 @@ def _change(before: _Estimate, after: _Estimate) -> float:
     deviation = np.sqrt(np.diag(before[1]))
     mean = np.abs(after[0] - before[0]) / deviation
     covariance = np.abs(after[1] - before[1]) / np.outer(deviation, deviation)
-    telling = np.isfinite(before[2])
-    noise = np.abs(after[2][telling] / before[2][telling] - 1)
+    informative = np.isfinite(before[2])
+    noise = np.abs(after[2][informative] / before[2][informative] - 1)
     return float(max(mean.max(), covariance.max(), noise.max(initial=0.0)))

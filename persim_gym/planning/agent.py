@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import generator_of, truth_values, whole_number
-from persim_gym.devices import memory_for
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
+from persim_gym.memory import explain_out_of_memory
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
 from persim_gym.planning.models import model_and_task
@@ -146,7 +146,7 @@ class MPCAgent:
                     f"state has shape {previous.shape}, expected {(count, self.horizon, *tail)}: "
                     "pass what predict returned for the same environments"
                 )
-        with memory_for(f"lower num_candidates, or plan for fewer than {count} environments at once"):
+        with explain_out_of_memory(f"lower num_candidates, or plan for fewer than {count} environments at once"):
             return self._plan(self._search(observations, previous, warm, running))
 
     def _search(self, observations: np.ndarray, previous: np.ndarray, warm: BoolArray, running: Any) -> Search:

@@ -44,7 +44,7 @@ class Grid:
 
     @cached_property
     def points(self) -> FloatArray:
-        """(P, D): the points, the last coordinate fastest."""
+        """(G, D): the points, the last coordinate fastest."""
         axes = [np.linspace(*ends) for ends in zip(self.low, self.high, self.shape, strict=True)]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(self.shape))
 
@@ -75,7 +75,7 @@ class ValueFunction:
 
     grid: Grid
     values: FloatArray
-    """(P,) float32: the largest return from each point of the grid on."""
+    """(G,) float32: the largest return from each point of the grid on."""
     step: StepFn
     num_actions: int
     objective: PlanningObjective

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.devices import in_threads, threads_worth
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.rollouts.loops import column_returns, group_returns, mean_state_returns, tensor_returns
 from persim_gym.rollouts.pruning import MembersFn, best_of_members, worth_pruning
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective
+from persim_gym.threads import run_in_threads, useful_threads
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 
 PROPAGATIONS = ("per_member", "mean_state")
@@ -81,8 +81,8 @@ def simulated_returns(
                 columns[part] = score(simulator, own, bound, starts[rows[part]], moves[part])
 
         # Next states are drawn from one stream of random numbers, in order.
-        threads = threads_worth(simulator.hidden_layers) if on_cpu and not simulator.stochastic else 1
-        in_threads(fill, pieces(alike[environments], actions.shape[1], threads, most=most), threads)
+        threads = useful_threads(simulator.hidden_layers) if on_cpu and not simulator.stochastic else 1
+        run_in_threads(fill, pieces(alike[environments], actions.shape[1], threads, most=most), threads)
         return scores
 
     return returns
@@ -148,7 +148,7 @@ def _members_fn(
     simulator: Simulator, agent: int, objective: PlanningObjective, start: FloatArray, actions: np.ndarray
 ) -> tuple[MembersFn, int]:
     """Return what scores some of an agent's candidates by some of its members, and how many are best asked at once."""
-    columns = simulator.column_network(agent)
+    columns = simulator.cpu_network(agent)
     if columns is not None:
         by_step = np.ascontiguousarray(actions.T)
         return lambda chosen, group: column_returns(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.rollouts.tally import Tally
-from persim_gym.simulators.simulator import ColumnNetwork, MemberNetwork
+from persim_gym.simulators.networks.interfaces import CpuNetwork, MemberNetwork
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import FloatArray, IntArray, ReturnFn
 
@@ -38,7 +38,7 @@ def true_returns(system: System, task: Task, objective: PlanningObjective) -> Re
 
 
 def column_returns(
-    network: ColumnNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
+    network: CpuNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
 ) -> FloatArray:
     """Return the summed returns (C,) of some members for candidates (H, C). Rollouts that are over are dropped."""
     horizon, candidates = actions.shape

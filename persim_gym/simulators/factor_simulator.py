@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.devices import on_device, threads_for
+from persim_gym.devices import on_device
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import agent_features, member_actions, member_rows, predict
 from persim_gym.model.outcomes import bound_task
-from persim_gym.simulators.networks.agent_network import AgentNetwork, within
+from persim_gym.simulators.networks.agent_network import AgentNetwork, clamped
 from persim_gym.simulators.networks.folding import fold
+from persim_gym.simulators.networks.interfaces import Bounds, CpuNetwork, state_bounds
 from persim_gym.simulators.networks.kernels import jit
-from persim_gym.simulators.networks.shallow import ColumnNetwork, ShallowNetwork
+from persim_gym.simulators.networks.shallow import ShallowNetwork
 from persim_gym.simulators.networks.shallow_compiled import CompiledShallowNetwork
-from persim_gym.simulators.simulator import Bounds, Simulator, state_bounds
+from persim_gym.simulators.simulator import Simulator
+from persim_gym.threads import limited_threads
 from persim_gym.types import FloatArray, IntArray
 
 
@@ -56,7 +58,7 @@ class FactorSimulator(Simulator):
         self.ensemble = ensemble
         self._own_factors = own_factors
         self._networks: dict[int, AgentNetwork] = {}
-        self._column_networks: dict[int, ColumnNetwork | None] = {}
+        self._cpu_networks: dict[int, CpuNetwork | None] = {}
 
     @property
     def num_members(self) -> int:
@@ -90,14 +92,14 @@ class FactorSimulator(Simulator):
             self._networks[agent] = AgentNetwork(fold(self.ensemble, agent), self._bounds, self.device)
         return self._networks[agent]
 
-    def column_network(self, agent: int) -> ColumnNetwork | None:
-        if agent not in self._column_networks:
+    def cpu_network(self, agent: int) -> CpuNetwork | None:
+        if agent not in self._cpu_networks:
             space, folded = self.task.observation_space, fold(self.ensemble, agent)
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
             fits = self.device.type == "cpu" and ShallowNetwork.fits(folded)
             network = CompiledShallowNetwork if jit.available() else ShallowNetwork
-            self._column_networks[agent] = network(folded, bounds) if fits else None
-        return self._column_networks[agent]
+            self._cpu_networks[agent] = network(folded, bounds) if fits else None
+        return self._cpu_networks[agent]
 
     @cached_property
     def _bounds(self) -> Bounds | None:
@@ -106,7 +108,7 @@ class FactorSimulator(Simulator):
 
     def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         if self._by_row:
-            return within(states + self._changes_of_many_agents(states, actions, first), self._bounds)
+            return clamped(states + self._changes_of_many_agents(states, actions, first), self._bounds)
         network = self.network(int(self.agents[0]))
         if not self.task.discrete:
             actions = network.action_factors(actions.T)
@@ -144,15 +146,15 @@ class FactorSimulator(Simulator):
     def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
         """Return the variance (B, D) of a step that members see in the agents' factors and in noise, averaged."""
         posterior = self.ensemble.known_posterior()
-        covariances = posterior.solve(self.agents)[1]
+        _, covariances = posterior.moments(self.agents)
         parameters, mean, scale, _, _ = self._shared
         members = self.num_members
         states, moves = (torch.tensor(array, device=self.device) for array in (observations, actions))
-        with torch.inference_mode(), threads_for(self.hidden_layers):
+        with torch.inference_mode(), limited_threads(self.hidden_layers):
             moves = member_actions(moves, members, self.task.action_size).contiguous()
             stacked = ((states.T - mean) / scale).expand(members, -1, -1).contiguous()
             features = agent_features(parameters, stacked, moves).double().cpu().numpy()
-        spread = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
-        of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, spread, features, optimize=True)
+        by_row = np.broadcast_to(covariances, (members, len(states), *covariances.shape[2:]))
+        of_factor = np.einsum("mdib,mbij,mdjb->mbd", features, by_row, features, optimize=True)
         variance = (of_factor + posterior.prior.noise_of_predictions[:, None]).mean(0)
         return variance * self.ensemble.normalizer.change_scale**2

@@ -6,90 +6,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.devices import memory_for, resolve_device, threads_for
+from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
+from persim_gym.memory import explain_out_of_memory
 from persim_gym.simulators.aggregation import aggregated, check_aggregate
+from persim_gym.simulators.networks.interfaces import CpuNetwork, MemberNetwork
 from persim_gym.tasks import Task
+from persim_gym.threads import limited_threads
 from persim_gym.types import FloatArray, IntArray, Prediction
 
 _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
 """Rows of a batch that are stepped together, on the CPU, where they should fit the cache, and elsewhere."""
-
-
-Bounds = tuple[Tensor, Tensor]
-"""Lower and upper bounds of states, columns (D, 1)."""
-
-
-def state_bounds(task: Task, device: torch.device) -> Bounds:
-    """Return the bounds of a task's observation space on a device."""
-    space = task.observation_space
-    low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
-    return low[:, None], high[:, None]
-
-
-class MemberNetwork(Protocol):
-    """The members on a torch device, told whom they simulate; feature-major. Planners roll it out."""
-
-    num_members: int
-    num_actions: int
-    """A for discrete actions, 0 for continuous ones."""
-
-    def next_states(self, states: Tensor, actions: Tensor, members: slice = ...) -> Tensor:
-        """Return the next states (m, D, B) that some members predict for states (m, D, B), or one for all (m, D, 1).
-
-        ``actions`` are (B,) indices, or what `action_factors` made of continuous actions.
-        """
-        ...
-
-    def action_factors(self, actions: Tensor, members: slice = ...) -> Tensor:
-        """Return continuous actions (A, B) as `next_states` takes them, (m, …, B)."""
-        ...
-
-
-class ColumnNetwork(ABC):
-    """The members told about one agent in a task of discrete actions, for any number of states of each on the CPU.
-
-    Planners roll it out, and can leave out rollouts that are over. States are columns (D + 1, n) float32 that end in a
-    row of ones, which meets the biases; the columns of one member follow those of another.
-    """
-
-    size: int
-    """D."""
-    num_members: int
-    at_once: int = 1
-    """Members whose columns go through one product together."""
-
-    def start(self, states: FloatArray, copies: int = 1) -> FloatArray:
-        """Return columns (D + 1, copies · B) for states (B, D), all of them once, then again."""
-        columns = np.ones((self.size + 1, copies * len(states)), np.float32)
-        columns[:-1] = np.tile(states.T, copies)
-        return columns
-
-    def step(self, states: FloatArray, actions: IntArray) -> FloatArray:
-        """Return every member's next states (M, B, D) of the same states (B, D), for actions (B,)."""
-        count = len(states)
-        stops = [count * (member + 1) for member in range(self.num_members)]
-        columns = self.next_states(self.start(states, self.num_members), np.tile(actions, self.num_members), stops)
-        return columns[:-1].reshape(self.size, self.num_members, count).transpose(1, 2, 0)
-
-    @abstractmethod
-    def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states, columns (D + 1, n).
-
-        Args:
-            states: (D + 1, n).
-            actions: (n,).
-            stops: where the columns of each member in turn end; the last is n.
-            first: the member whose columns come first.
-
-        """
 
 
 class Simulator(ABC):
@@ -160,7 +94,7 @@ class Simulator(ABC):
         """Return the network for states of agents (B,), all of one index unless the simulator mixes agents."""
         return self.network(int(agents[0]))
 
-    def column_network(self, agent: int) -> ColumnNetwork | None:
+    def cpu_network(self, agent: int) -> CpuNetwork | None:
         """Return the network of an agent's index for columns of states, where there is one for it and the device."""
         return None
 
@@ -214,9 +148,11 @@ class Simulator(ABC):
         states, moves = self._tensors(*self._check(observations, actions, "H"))
         horizon = moves.shape[1]
         stacked = states.T.expand(self.num_members, -1, -1)
-        with memory_for(f"give fewer than {len(states)} start states at once, or shorten the horizon of {horizon}"):
+        with explain_out_of_memory(
+            f"give fewer than {len(states)} start states at once, or shorten the horizon of {horizon}"
+        ):
             trajectory = np.empty((self.num_members, len(states), horizon, states.shape[1]), np.float32)
-        with torch.inference_mode(), threads_for(self.hidden_layers):
+        with torch.inference_mode(), limited_threads(self.hidden_layers):
             for step in range(horizon):
                 stacked = self._next_states(stacked, moves[:, step])
                 if disturb is not None:
@@ -236,8 +172,8 @@ class Simulator(ABC):
     def _steps(self, states: FloatArray, actions: np.ndarray) -> Iterator[tuple[slice, FloatArray]]:
         """Yield the members' next states (M, b, D) of some rows of the batch at a time, so that memory stays small."""
         size = _ROWS_AT_A_TIME[self.device.type == "cpu"]
-        network = None if self._by_row else self.column_network(int(self.agents[0]))
-        with torch.inference_mode(), threads_for(self.hidden_layers):
+        network = None if self._by_row else self.cpu_network(int(self.agents[0]))
+        with torch.inference_mode(), limited_threads(self.hidden_layers):
             for start in range(0, len(states), size):
                 rows = slice(start, min(start + size, len(states)))
                 if network is not None:

@@ -140,20 +140,20 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
 
-def under(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return entries under names that begin with one name and a dot."""
+def with_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries with names that begin with one more name and a dot."""
     return {f"{name}.{key}": value for key, value in entries.items()}
 
 
-def within(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `under` put there."""
+def without_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those entries that `with_prefix` named so, under the names they had."""
     return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return what an optimizer remembers of its parameters."""
     state = optimizer.state_dict()["state"]
-    return {key: value for index, memory in state.items() for key, value in under(str(index), memory).items()}
+    return {key: value for index, memory in state.items() for key, value in with_prefix(str(index), memory).items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -16,22 +16,24 @@ from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
 from persim_gym.data.log_checks import untried_actions, warn_of_jumps
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import memory_for, on_device, resolve_device, threads_for
+from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factors.inference import refit_factors
 from persim_gym.factors.refit import refit_in_turns
+from persim_gym.memory import explain_out_of_memory
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import predict
 from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.model.parameters import parameter_shapes
 from persim_gym.tasks import Task
+from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split
 from persim_gym.training.selection import best_members
-from persim_gym.training.trainer import Columns, Trainer
+from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
 
 
@@ -102,7 +104,7 @@ def fit(
     start = time.perf_counter()
     runs = _Runs(log, task, seed, resolve_device(device), checkpoint, progress)
     chosen, ensemble, found = candidates[0], None, {}
-    with memory_for(_memory_advice(chosen)), threads_for(chosen.state_hidden):
+    with explain_out_of_memory(_memory_advice(chosen)), limited_threads(chosen.state_hidden):
         if len(held_out):
             chosen, ensemble, found = _select(runs, candidates, kept, held_out)
         if refit or ensemble is None:
@@ -118,7 +120,7 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     The first M rows are the members', the last is that of their mean prediction.
     """
     rows = np.arange(trajectories.num_transitions) if rows is None else rows
-    columns = Columns.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
+    columns = DeviceLog.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
     parameters = on_device(ensemble.parameters, torch.device("cpu"))
     scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float32)
     members = ensemble.num_members
@@ -169,7 +171,7 @@ class _Runs:
         """Train on the kept rows; return the ensemble, and its one-step errors on the held-out ones."""
         ensemble, _ = self.train(config, kept, "validation")
         errors = one_step_errors(ensemble, self.log, held_out)
-        standardized = errors[:-1] / ensemble.normalizer.unit**2
+        standardized = errors[:-1] / ensemble.normalizer.change_divisor**2
         return ensemble, {
             "validation_loss": float(standardized.mean()),
             "validation_error": _relative_error(errors[-1], self.log),
@@ -198,7 +200,7 @@ class _Runs:
         self, config: PerSimConfig, normalizer: Normalizer, rows: IntArray, stage: str
     ) -> tuple[dict[str, np.ndarray], float]:
         """Run the epochs; return the parameters, for actions as they are, and the last epoch's mean loss."""
-        columns = Columns.of(self.log, self.task, normalizer, self.device)
+        columns = DeviceLog.of(self.log, self.task, normalizer, self.device)
         if config.normalize:
             columns = columns.with_actions(scaled(self.task, self.log.actions))
         shapes = parameter_shapes(

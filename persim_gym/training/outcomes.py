@@ -17,14 +17,13 @@ from persim_gym.devices import on_device
 from persim_gym.errors import InvalidDataError
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.factorization import predict
-from persim_gym.model.normalizer import spread
-from persim_gym.model.outcomes import LearnedReward, LearnedTermination, reward_inputs
-from persim_gym.model.parameters import Outcome, outcome_shapes
+from persim_gym.model.normalizer import deviation_or_one
+from persim_gym.model.outcomes import LearnedReward, LearnedTermination, Outcome, outcome_shapes, reward_inputs
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.preparation import split
-from persim_gym.training.trainer import Columns, Trainer
+from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
 
 _Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
@@ -217,14 +216,16 @@ class _Problem:
 
     def scaling(self) -> _Scaling:
         """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities."""
-        mean, scale = (np.zeros(1), np.ones(1)) if self.logistic else (self.targets.mean(0), spread(self.targets))
-        return self.inputs.mean(0), spread(self.inputs, self.states), mean, scale
+        mean, scale = np.zeros(1), np.ones(1)
+        if not self.logistic:
+            mean, scale = self.targets.mean(0), deviation_or_one(self.targets)
+        return self.inputs.mean(0), deviation_or_one(self.inputs, self.states), mean, scale
 
-    def columns(self, scaling: _Scaling, device: torch.device) -> Columns:
+    def columns(self, scaling: _Scaling, device: torch.device) -> DeviceLog:
         """Return inputs and targets, standardized."""
         input_mean, input_scale, output_mean, output_scale = scaling
         inputs, targets = (self.inputs - input_mean) / input_scale, (self.targets - output_mean) / output_scale
-        return Columns(
+        return DeviceLog(
             torch.tensor(np.concatenate([inputs, targets], axis=1), dtype=torch.float32, device=device),
             torch.tensor(self.agents, device=device),
             torch.tensor(self.actions, device=device),

@@ -13,11 +13,12 @@ from torch.optim.adam import adam
 
 from persim_gym.config import ADAM_BETAS, ADAM_EPSILON, PerSimConfig
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import in_threads, matmul_precision
+from persim_gym.devices import matmul_precision
 from persim_gym.model.factorization import initialize_layer, member_rows
 from persim_gym.model.normalizer import Normalizer
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.tasks import Task
+from persim_gym.threads import run_in_threads
 from persim_gym.training.gradients import loss_and_gradients
 from persim_gym.training.graphs import RecordedStep
 
@@ -28,8 +29,8 @@ _GATHERED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The log on the device, a row a transition."""
+class DeviceLog:
+    """A log on the device, one row per transition, with everything that training needs of it."""
 
     numbers: Tensor
     """(T, I + O): standardized inputs and targets, side by side, so that one gather fetches both; of the dynamics they
@@ -44,7 +45,7 @@ class Columns:
     num_actions: int
 
     @classmethod
-    def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> Columns:
+    def of(cls, log: Trajectories, task: Task, normalizer: Normalizer, device: torch.device) -> DeviceLog:
         states, changes = normalizer.standardized(log.observations, log.next_observations)
         numbers = np.concatenate([states, changes], axis=1).astype(np.float32)
         return cls(
@@ -56,16 +57,16 @@ class Columns:
             task.action_size,
         )
 
-    def with_actions(self, actions: np.ndarray) -> Columns:
+    def with_actions(self, actions: np.ndarray) -> DeviceLog:
         """Return the same transitions with their actions written otherwise."""
         return replace(self, actions=torch.as_tensor(actions, device=self.actions.device))
 
     def batches(self, rows: Tensor, members: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield the transitions of rows (n,), the same for every member, some thousand at once (`Gathered.batch`)."""
+        """Yield the transitions of rows (n,), the same for every member, some thousand at once."""
         for part in rows.split(_EVALUATION_BATCH):
             yield self.gather(part.expand(members, -1)).batch(0, len(part))
 
-    def gather(self, rows: Tensor) -> Gathered:
+    def gather(self, rows: Tensor) -> MemberBatches:
         """Return every member's own transitions (M, n)."""
         members, count = rows.shape
         flat = rows.reshape(-1)
@@ -77,11 +78,11 @@ class Columns:
         else:
             actions = actions.view(members, count, -1).transpose(1, 2).contiguous()
         states, changes = numbers[:, : self.num_inputs], numbers[:, self.num_inputs :]
-        return Gathered(states, changes, agents, actions)
+        return MemberBatches(states, changes, agents, actions)
 
 
 @dataclass(frozen=True)
-class Gathered:
+class MemberBatches:
     """Transitions of every member, in its own order."""
 
     states: Tensor
@@ -121,7 +122,7 @@ class Trainer:
         # A small network's epochs are compiled where numba is; it has an action table and one hidden layer.
         small = len(config.state_hidden) == 1 and "action.weight" in shapes
         self._compiled = small and device.type == "cpu" and jit.available()
-        self._recorded: tuple[Columns, int, RecordedStep] | None = None
+        self._recorded: tuple[DeviceLog, int, RecordedStep] | None = None
         self.epoch, self.loss = 0, float("nan")
         self.generator = torch.Generator(device).manual_seed(seed)
         count = sum(_padded(shape) for shape, _ in shapes.values())
@@ -136,7 +137,7 @@ class Trainer:
             initialize_layer(self.parameters[name], fan_in, self.generator)
 
     @torch.inference_mode()
-    def run_epoch(self, columns: Columns, rows: Tensor) -> float:
+    def run_epoch(self, columns: DeviceLog, rows: Tensor) -> float:
         """Visit every transition once, each member in its own order; return the mean loss."""
         config, count = self.config, len(rows)
         every = config.halve_learning_rate_every
@@ -159,7 +160,7 @@ class Trainer:
         """What the first epoch waits for, "" if for nothing."""
         return "compiling (seconds, once on a machine)" if self._compiled else ""
 
-    def _run_batches(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+    def _run_batches(self, columns: DeviceLog, order: Tensor, learning_rate: float) -> float:
         """Descend batch by batch, all members together; order (M, n)."""
         config, count = self.config, order.shape[1]
         total = torch.zeros(config.num_members, device=order.device)
@@ -172,7 +173,7 @@ class Trainer:
                 total.add_(losses, alpha=(stop - start) / count)
         return float(total.mean())
 
-    def _run_recorded(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+    def _run_recorded(self, columns: DeviceLog, order: Tensor, learning_rate: float) -> float:
         """Descend batch by batch on a GPU, whose kernels are recorded once instead of launched one by one."""
         size, count = self.config.batch_size_for(order.shape[1]), order.shape[1]
 
@@ -188,7 +189,7 @@ class Trainer:
             self._recorded[2](rows)
         return float(self._total.mean())
 
-    def _run_compiled(self, columns: Columns, order: Tensor, learning_rate: float) -> float:
+    def _run_compiled(self, columns: DeviceLog, order: Tensor, learning_rate: float) -> float:
         """Descend member by member, each by itself; order (M, n)."""
         from persim_gym.simulators.networks.kernels.epoch import run_epoch
 
@@ -205,7 +206,7 @@ class Trainer:
                 own, data, rows, self.config, learning_rate=learning_rate, steps_done=done, logistic=self._logistic
             )
 
-        in_threads(run, range(members), self._threads)
+        run_in_threads(run, range(members), self._threads)
         self.step += -(-count // self.config.batch_size_for(count))
         return float(losses.mean())
 

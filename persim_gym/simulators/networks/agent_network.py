@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from persim_gym.simulators.networks.folding import FoldedNetwork, Layers
+from persim_gym.simulators.networks.interfaces import Bounds
 from persim_gym.simulators.networks.layers import MemberLayers
 from persim_gym.simulators.networks.layers_compiled import CompiledMemberLayers
-from persim_gym.simulators.simulator import Bounds
 
 
 class AgentNetwork:
@@ -27,7 +27,7 @@ class AgentNetwork:
 
     def next_states(self, states: Tensor, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return the next states (m, D, B) that some members predict; arguments as in `changes`."""
-        return within(states + self.changes(states, actions, members), self._bounds)
+        return clamped(states + self.changes(states, actions, members), self._bounds)
 
     def action_factors(self, actions: Tensor, members: slice = slice(None)) -> Tensor:
         """Return w (m, r, B) of continuous actions (A, B)."""
@@ -55,6 +55,6 @@ def _network(layers: list[tuple[Tensor, Tensor]]) -> CompiledMemberLayers | Memb
     return CompiledMemberLayers(layers) if CompiledMemberLayers.fits(layers) else MemberLayers(layers)
 
 
-def within(states: Tensor, bounds: Bounds | None) -> Tensor:
+def clamped(states: Tensor, bounds: Bounds | None) -> Tensor:
     """Return states (M, D, B) kept within bounds, if there are any."""
     return states if bounds is None else torch.clamp(states, *bounds)

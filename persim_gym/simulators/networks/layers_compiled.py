@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from persim_gym.devices import in_threads
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.simulators.networks.layers import weighted_sums
+from persim_gym.threads import run_in_threads
 
 if TYPE_CHECKING:
     from persim_gym.simulators.networks.kernels.tiles import Tile
@@ -103,7 +103,7 @@ class CompiledMemberLayers:
         if pieces == 1:
             compute(slice(0, tiles))
         else:
-            in_threads(compute, [slice(*pair) for pair in zip(stops[:-1], stops[1:], strict=True)], threads)
+            run_in_threads(compute, [slice(*pair) for pair in zip(stops[:-1], stops[1:], strict=True)], threads)
 
 
 def _alike_together(inputs: np.ndarray) -> np.ndarray | slice:

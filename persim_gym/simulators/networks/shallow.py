@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from persim_gym.simulators.networks.folding import FoldedNetwork
-from persim_gym.simulators.simulator import ColumnNetwork
+from persim_gym.simulators.networks.interfaces import CpuNetwork
 from persim_gym.types import FloatArray, IntArray
 
 BLOCK = 256
 """States at a time: 256 hidden units of 256 states are 256 KiB, a quarter of a usual second-level cache."""
 
 
-class ShallowNetwork(ColumnNetwork):
+class ShallowNetwork(CpuNetwork):
     """The members, folded, with one hidden layer."""
 
     def __init__(self, folded: FoldedNetwork, bounds: tuple[FloatArray, FloatArray] | None) -> None:
@@ -48,7 +48,7 @@ class ShallowNetwork(ColumnNetwork):
         return len(folded.hidden) == 1 and folded.num_actions > 0
 
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
+        """Return the next states; arguments as `CpuNetwork.next_states` has them."""
         outputs = np.empty((len(self._head[0]), states.shape[1]), np.float32)
         buffer = np.empty(self._hidden.shape[1] * BLOCK, np.float32)  # of this call: several threads may be here
         tensor = torch.from_numpy(buffer)

@@ -31,7 +31,7 @@ class CompiledShallowNetwork(ShallowNetwork):
         self._low, self._high = (np.ascontiguousarray(limit, np.float32) for limit in limits)
 
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
-        """Return the next states; arguments as `ColumnNetwork.next_states` has them."""
+        """Return the next states; arguments as `CpuNetwork.next_states` has them."""
         following = np.empty(states.shape, np.float32)
         following[-1] = 1.0
         self._kernel(

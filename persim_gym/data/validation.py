@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -129,85 +128,12 @@ def _numbered(agents: list[Any]) -> tuple[IntArray, tuple[str, ...]]:
     return indices, tuple(map(str, places))
 
 
-def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bool = False) -> IntArray:
-    """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
-    if starts is not None:
-        given = np.asarray(starts)
-        if given.dtype.kind not in "iu" or given.ndim != 1:
-            raise InvalidDataError(f"episode_starts must be whole numbers of shape (episodes,), got {starts!r}")
-        check_starts(given, len(agents))
-        return given.astype(np.int64)
-    change = np.ones(len(agents), bool)
-    change[1:] = agents[1:] != agents[:-1]
-    return begins_of(change, ended, with_last=with_last)
-
-
-def begins_of(change: BoolArray, ended: BoolArray, *, with_last: bool) -> IntArray:
-    """Return the rows (E,) at which episodes begin: those where whose they are changes (T,), and those after an end.
-
-    Args:
-        change: (T,) whether the row is of another agent, or of another of its episodes, than the one before.
-        ended: (T,) whether the row is terminated or truncated.
-        with_last: whether each row's next observation is the next row's. A single row after an ended one, and before a
-            change, is then no episode, which has two rows at least, but holds the state in which the one before ended.
-
-    """
-    begins = change.copy()
-    begins[1:] |= ended[:-1]
-    if with_last:
-        begins &= change | ~np.append(change[1:], True)
-    return np.flatnonzero(begins)
-
-
-def check_starts(starts: IntArray, count: int) -> None:
-    """Raise `InvalidDataError` unless episodes (E,) can begin at these rows of a log."""
-    if len(starts) == 0 or starts[0] != 0 or np.any(np.diff(starts) <= 0) or starts[-1] >= count:
-        raise InvalidDataError("episode_starts must begin with 0, ascend, and stay below the number of rows")
-
-
 def as_float64(name: str, values: Any) -> FloatArray:
     """Return values given by a user as float64."""
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InvalidDataError(f"{name} must be numbers; {error}") from error
-
-
-def cut_ends(terminated: BoolArray, starts: IntArray) -> BoolArray:
-    """Return which rows (T,) end their episode without a terminal state."""
-    truncated = np.zeros(len(terminated), bool)
-    truncated[np.append(starts[1:], len(terminated)) - 1] = True
-    return truncated & ~terminated
-
-
-def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str, Any], IntArray]:
-    """Take each row's successor as its next observation; the last row of each episode has none and goes."""
-    count = len(columns["agents"])
-    last = np.append(starts[1:], count) - 1
-    if np.any(last == starts):
-        raise InvalidDataError(
-            f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
-            "give next_observations, or leave the row out"
-        )
-    lost = int(columns["terminated"][last].sum())
-    if lost:
-        warnings.warn(
-            f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
-            "are dropped, so that no transition is terminal: give next_observations or, if the marked row's own state "
-            "is the terminal one, mark the row before it instead",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    kept = np.ones(count, bool)
-    kept[last] = False
-    successors = columns["observations"][np.flatnonzero(kept) + 1]
-    columns["truncated"] = columns["truncated"].copy()
-    columns["truncated"][last - 1] |= ~columns["terminated"][
-        last - 1
-    ]  # how the dropped row ended is not how the row before it did
-    shortened = {name: column[kept] for name, column in columns.items()}
-    shortened["next_observations"] = successors
-    return shortened, starts - np.arange(len(starts))
 
 
 def check_actions(

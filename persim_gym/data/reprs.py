@@ -1,0 +1,19 @@
+"""What the provenance of a log or an ensemble says of it, in the few words that a `repr` or a table has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def validation_text(provenance: Mapping[str, Any]) -> str | None:
+    """Return the one-step validation error of an ensemble; of files without it the RMSE in mixed units, said so."""
+    if "validation_error" in provenance:
+        return f"{provenance['validation_error']:.2g}"
+    return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
+
+
+def synthetic_note(provenance: Mapping[str, Any]) -> str:
+    """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
+    mark = provenance.get("synthetic", False)
+    return "" if not mark else ", synthetic" if mark is True else f", synthetic {mark}"
