@@ -121,7 +121,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if len(agents) not in (1, num_envs):
             raise InvalidArgumentError(f"{len(agents)} agents were given for num_envs={num_envs} environments")
         if uncertainty:
-            posterior_of(known)
+            known.known_posterior()
         self.ensemble, self.num_envs = known, num_envs
         self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
