@@ -1,4 +1,4 @@
-"""How the return of BCQ and CQL grows with their gradient steps, where the paper's 550,000 are too many to run.
+"""How the return of BCQ and CQL grows with their gradient steps, where they are fewer than the paper's 550,000.
 
     python benchmarks/plateau.py --env MountainCar --data pure --method BCQ-A CQL-A --agent 0 --steps 6000 --every 1000
 

@@ -212,9 +212,8 @@ SCALES = {
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
         # Each of its plans is twenty times as dear as Vanilla CaDM's.
         method_episodes={PE_TS_CADM: 5},
-        # The paper runs BCQ for 550,000 steps; d3rlpy would take weeks for the grid. An agent's own log is small: what
-        # is learned from MountainCar's test agent 0 and its pure data stays the same long before these steps are over
-        # (results/plateau.csv).
+        # The paper runs BCQ for 550,000 steps. No file shows that these are enough: results/plateau.csv has only some
+        # of MountainCar's (README.md, "BCQ and CQL").
         budgets={
             **dict.fromkeys(
                 CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
@@ -225,7 +224,7 @@ SCALES = {
             CQL_P: {"steps": 20_000},
             CQL_A: {"steps": 2_000},
             **{method: {"steps": 20_000 if "BCQ" in method else 4_000} for method in SIMULATOR_OF},
-            # Their target networks are replaced as often as BCQ's; CQL's would be every 8,000 steps, which is never.
+            # Their target networks are replaced as often as BCQ's; CQL's would be every 8,000 steps.
             **{
                 method: {"steps": 30_000, "callback_every": 500, "patience": 20, "target_update_interval": 200}
                 for method in SELECTED
