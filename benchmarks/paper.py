@@ -167,8 +167,7 @@ def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     measured = {row.method for row in rows}
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
     ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
-    if len(measured & set(table.learned)) > 1 and ours:
-        tallies.append(results.leaders(table, rows, ours))
+    tallies += map(str, results.leads(table, rows, ours))
     more = (
         results.not_measured(table, scale, rows), _gradient_steps(table, scale, measured), results.intervals(rows)
     )  # fmt: skip

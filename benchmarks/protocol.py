@@ -91,6 +91,21 @@ def is_persim(method: str) -> bool:
     return method.startswith(PERSIM)
 
 
+def family(method: str) -> str:
+    """Return what a method is a variant of, itself if of nothing: no rival of the other variants."""
+    return PERSIM if is_persim(method) else method.partition(",")[0]
+
+
+def is_policy(method: str) -> bool:
+    """Return whether a method learns a policy, and so runs a scale's ``policy_episodes``."""
+    return family(method) in POLICIES or method in SIMULATOR_OF
+
+
+def plans_by_mpc(method: str) -> bool:
+    """Return whether a method's returns are of plans by MPC."""
+    return not is_policy(method) and base_method(method) not in VALUE_ITERATION
+
+
 _VARIANTS = (*with_fraction(PERSIMS), *with_agent_count(PERSIMS))
 PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
 

@@ -39,6 +39,8 @@ class Row:
     """Seconds to come by all seeds and agents of this method and data set from nothing."""
 
 
+ONE_SEED = "†"
+"""Behind the best figure where it is of a single seed, so without an interval."""
 Key = tuple[str, str, str]
 """(env, data, method)."""
 
@@ -112,7 +114,7 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
 
 
 def comparison(table: Table, rows: Sequence[Row]) -> str:
-    """Return a Markdown table of our rows beside the paper's, all of them, with the best of ours in bold."""
+    """Return a Markdown table of our rows beside the paper's, with the best of ours, and what is tied, in bold."""
     figures, best = paper(table), best_of(rows)
     agents = list(dict.fromkeys(row.agent for row in rows))
     lines = [["env", "data", "score", "method", *(f"agent {a}" if a.isdigit() else a for a in agents)]]
@@ -134,39 +136,99 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
-def best_of(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
-    """Return the best learned mean by (env, data, agent, metric), where several methods are measured."""
-    groups: dict[tuple[str, str, str, str], list[float]] = {}
+def best_of(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], Row]:
+    """Return the best learned row by (env, data, agent, metric), where several methods are measured."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         if row.data != protocol.NO_DATA:
-            groups.setdefault((row.env, row.data, row.agent, row.metric), []).append(row.mean)
-    choose = {True: min, False: max}
-    return {key: choose[key[3] == "rmse"](means) for key, means in groups.items() if len(means) > 1}
+            groups.setdefault((row.env, row.data, row.agent, row.metric), []).append(row)
+    return {key: _best(group) for key, group in groups.items() if len(group) > 1}
 
 
-def leaders(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """Return in how many cells one of some methods is the best of ours, or within the best's deviation of it.
+def tied(one: Row, other: Row) -> bool:
+    """Return whether figures of one cell print the same, or are no further apart than different episodes put them."""
+    if _format(one.mean, np.nan, one.metric) == _format(other.mean, np.nan, other.metric):
+        return True
+    other_episodes = one.metric == "return" and protocol.is_policy(one.method) != protocol.is_policy(other.method)
+    return other_episodes and abs(one.mean - other.mean) < _OTHER_EPISODES
 
-    Only cells in which a method other than PerSim is measured count; "" if there are none.
+
+@dataclass(frozen=True)
+class Lead:
+    """In how many cells some methods of ours lead."""
+
+    compared: str
+    """With which rows, in words."""
+    who: str
+    cells: int = 0
+    """In which they and others are measured."""
+    alone: int = 0
+    tied: int = 0
+    """Cells in which they and others are the best."""
+    near: int = 0
+    """Cells in which they are the best, or within the best's standard deviation of it."""
+
+    @property
+    def texts(self) -> list[str]:
+        """A line of a table."""
+        return [self.compared, self.who, *map(str, (self.cells, self.alone, self.tied, self.near))]
+
+    def __str__(self) -> str:
+        """A sentence."""
+        return (
+            f"{self.compared}, {self.who}: alone best in {self.alone}, tied at the best in {self.tied}, best or within "
+            f"the best's standard deviation of it in {self.near} of {self.cells} cells."
+        )
+
+
+def leads(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> list[Lead]:
+    """Return where some methods, all of the factorized model, lead, and after them the strongest other one.
+
+    Where plans by MPC stand beside those by value iteration or beside learned policies, the methods that plan by MPC
+    are compared with one another first, and then by planner with all rows.
     """
-    by_key: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        if row.data != protocol.NO_DATA and row.metric == table.metrics[0]:
-            by_key.setdefault((row.env, row.data, row.agent), []).append(row)
-    contested = [group for group in by_key.values() if any(not protocol.is_persim(row.method) for row in group)]
-    first = near = 0
-    for group in contested:
-        sign = 1 if table.metrics[0] == "rmse" else -1
-        winner = min(group, key=lambda row: sign * row.mean)
-        distances = [abs(row.mean - winner.mean) for row in group if row.method in methods]
-        first += min(distances, default=np.inf) == 0
-        near += min(distances, default=np.inf) <= np.nan_to_num(winner.std)
-    if not contested:
-        return ""
-    return (
-        f"{' or '.join(methods)}: the best of our figures in {first} of the {len(contested)} cells in which other "
-        f"methods are measured, too; the best, or within its standard deviation of it, in {near}."
+    rows = [row for row in rows if row.data != protocol.NO_DATA and row.metric == table.metrics[0]]
+    by_mpc, by_grid = (
+        [one for one in methods if (one in protocol.VALUE_ITERATION) is grid and not protocol.is_policy(one)]
+        for grid in (False, True)
     )
+    if not by_mpc or all(protocol.plans_by_mpc(row.method) for row in rows):
+        asked = [("All rows", rows, [methods])]
+    else:
+        planned = [row for row in rows if protocol.plans_by_mpc(row.method)]
+        asked = [("Rows that plan by MPC", planned, [by_mpc]), ("All rows", rows, [by_mpc, by_grid])]
+    found = []
+    for compared, group, ours in asked:
+        others = dict.fromkeys(row.method for row in group if not protocol.is_persim(row.method))
+        rivals = [lead(compared, group, [other]) for other in others]
+        if rivals:
+            found += [lead(compared, group, some) for some in ours if some]
+            found.append(max(rivals, key=lambda lead: (lead.near, lead.alone, lead.tied)))
+    return [lead for lead in found if lead.cells]
+
+
+def lead(compared: str, rows: Sequence[Row], methods: Sequence[str]) -> Lead:
+    """Count the cells in which methods of one family lead the rows of all others."""
+    cells: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row.env, row.data, row.agent), []).append(row)
+    family = protocol.family(methods[0])
+    count = alone = both = near = 0
+    for group in cells.values():
+        ours = [row for row in group if row.method in methods]
+        theirs = [row for row in group if protocol.family(row.method) != family]
+        if ours and theirs:
+            best = _best([*ours, *theirs])
+            leading, level = (any(tied(best, row) for row in side) for side in (ours, theirs))
+            count += 1
+            alone += leading and not level
+            both += leading and level
+            near += abs(_best(ours).mean - best.mean) <= np.nan_to_num(best.std)
+    return Lead(compared, " or ".join(methods), count, alone, both, near)
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    return (min if rows[0].metric == "rmse" else max)(rows, key=lambda row: row.mean)
 
 
 def not_measured(table: Table, scale: Scale, rows: Sequence[Row]) -> str:
@@ -190,18 +252,25 @@ def intervals(rows: Sequence[Row]) -> str:
     """Return how wide the 95 % interval of a mean over seeds is, for the numbers of seeds in some rows."""
     counts = sorted({row.seeds for row in rows if row.seeds in _STUDENT})
     parts = [f"{_STUDENT[count] / count**0.5:.2f} standard deviations for {count} seeds" for count in counts]
-    return f"95 % confidence interval of a mean (Student's t): ± {', ± '.join(parts)}." if parts else ""
+    texts = [f"95 % confidence interval of a mean (Student's t): ± {', ± '.join(parts)}."] if parts else []
+    if any(_our_figure(row, best).endswith(ONE_SEED) for best in [best_of(rows)] for row in rows):
+        texts.append(f"{ONE_SEED}: of one seed, so without an interval.")
+    return " ".join(texts)
 
 
+_OTHER_EPISODES = 0.2
+"""What returns of planners (20 episodes) and of policies (100) differ by where both are the best possible (Table 9)."""
 _TOO_LONG = 1e5
 """Figures from which on only the magnitude is printed: a model that diverges."""
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % quantile of Student's t by number of seeds."""
 
 
-def _our_figure(row: Row, best: dict[tuple[str, str, str, str], float]) -> str:
-    text = _format(row.mean, row.std, row.metric)
-    return f"**{text}**" if best.get((row.env, row.data, row.agent, row.metric)) == row.mean else text
+def _our_figure(row: Row, best: dict[tuple[str, str, str, str], Row]) -> str:
+    text, leader = _format(row.mean, row.std, row.metric), best.get((row.env, row.data, row.agent, row.metric))
+    if leader is None or not tied(row, leader):
+        return text
+    return f"**{text}**" if row.seeds > 1 else f"**{text}** {ONE_SEED}"
 
 
 def tally(table: Table, rows: Sequence[Row], method: str) -> str:

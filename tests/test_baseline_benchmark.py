@@ -1,6 +1,8 @@
 """The other systems' rows of the paper's tables, at a scale that shows only that they are measured."""
 
+import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +106,13 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
     ]  # fmt: skip
     text = results.comparison(table, rows)
     assert text.count("**") == 2 * 4 and "**-49.5 ± 1.0**" in text and "**-40.0 ± 1.0**" in text
-    assert results.leaders(table, rows, ["PerSim"]) == (
-        "PerSim: the best of our figures in 1 of the 3 cells in which other methods are measured, too; "
-        "the best, or within its standard deviation of it, in 2."
-    )
-    assert results.leaders(table, rows[-2:], ["PerSim"]) == ""
+    assert [str(lead) for lead in results.leads(table, rows, ["PerSim"])] == [
+        "All rows, PerSim: alone best in 1, tied at the best in 0, best or within the best's standard deviation of it "
+        "in 2 of 3 cells.",
+        "All rows, CQL-A: alone best in 2, tied at the best in 0, best or within the best's standard deviation of it "
+        "in 2 of 3 cells.",
+    ]
+    assert results.leads(table, rows[-2:], ["PerSim"]) == []
     lacking = results.not_measured(table, protocol.get_scale("full"), rows)
     assert "PerSim (pure-eps-20, pure-eps-40, random);" in lacking and "BCQ-P (pure-eps-20" in lacking
     assert "; BCQ-A;" in lacking and lacking.endswith("; True env + VI.")
@@ -118,7 +122,58 @@ def test_the_best_is_bold_and_leaders_are_counted(benchmark):
     assert "*paper: PE-TS CaDM*" in published, "the paper's rows stand there whether ours are measured or not"
     assert "2.48 standard deviations for 3 seeds" in results.intervals(rows)
     errors = [row(benchmark, method, mean, metric="rmse") for method, mean in (("PerSim", 0.1), ("Vanilla CaDM", 0.2))]
-    assert list(results.best_of(errors).values()) == [0.1]
+    assert [best.mean for best in results.best_of(errors).values()] == [0.1]
+
+
+def counts(benchmark, rows, *methods):
+    """Return (compared, methods, cells, alone, tied, near) of each line."""
+    found = benchmark["results"].leads(benchmark["protocol"].get_table(9), rows, methods)
+    return [(lead.compared, lead.who, lead.cells, lead.alone, lead.tied, lead.near) for lead in found]
+
+
+def test_leads_are_counted_by_planner(benchmark):
+    """What plans by MPC is compared with the like, too; value iteration's lead is not MPC's."""
+    mpc = [row(benchmark, "PerSim", -54.0), row(benchmark, "Vanilla CaDM", -52.0), row(benchmark, "PE-TS CaDM", -60.0)]
+    rows = [*mpc, row(benchmark, "PerSim + VI", -40.0), row(benchmark, "BCQ-P", -41.5)]
+    assert counts(benchmark, rows, "PerSim", "PerSim + VI") == [
+        ("Rows that plan by MPC", "PerSim", 1, 0, 0, 0),
+        ("Rows that plan by MPC", "Vanilla CaDM", 1, 1, 0, 1),
+        ("All rows", "PerSim", 1, 0, 0, 0),
+        ("All rows", "PerSim + VI", 1, 1, 0, 1),
+        ("All rows", "Vanilla CaDM", 1, 0, 0, 0),
+    ]
+
+
+def test_ties_are_counted_as_ties_and_all_bold(benchmark):
+    """What prints the same, and returns of a policy and a planner that other episodes put apart; no variant's."""
+    results, table = benchmark["results"], benchmark["protocol"].get_table(9)
+    policies = [row(benchmark, "MOReL-P", -44.59, std=0.1), row(benchmark, "MOReL-P, sampled", -44.62, std=0.1)]
+    rows = [row(benchmark, "PerSim + VI", -44.75, std=0.0), *policies, row(benchmark, "BCQ-P", -44.75)]
+    assert counts(benchmark, rows, "PerSim + VI")[-2:] == [
+        ("All rows", "PerSim + VI", 1, 0, 1, 0),
+        ("All rows", "MOReL-P", 1, 0, 1, 1),
+    ]
+    alone = counts(benchmark, [rows[1], rows[2], row(benchmark, "PerSim + VI", -44.8)], "PerSim + VI")[-1]
+    assert alone[1:] == ("MOReL-P", 1, 1, 0, 1)
+    text = results.comparison(table, rows)
+    assert "**-44.8 ± 0.0**" in text and "**-44.6 ± 0.1**" in text and "| -44.8 ± 1.0" in text
+    assert "†" not in text + results.intervals(rows)
+    single = [*rows, dataclasses.replace(rows[1], method="PE-TS CaDM", std=float("nan"), seeds=1)]
+    assert "**-44.6** †" in results.comparison(table, single)
+    assert results.intervals(single).endswith("†: of one seed, so without an interval.")
+
+
+def test_the_readme_sums_the_leads_up(benchmark, tmp_path):
+    """The issue's figure, what it rests on, and what of it is MPC's."""
+    results, protocol = benchmark["results"], benchmark["protocol"]
+    file = results.results_file(protocol.get_table(9), protocol.get_scale("full"), tmp_path)
+    better = [row(benchmark, "PerSim + VI", -40.0), row(benchmark, "PerSim", -60.0), row(benchmark, "BCQ-P", -50.0)]
+    worse = [row(benchmark, "PerSim", -45.0, data="random"), row(benchmark, "BCQ-P", -46.0, data="random")]
+    file.replace([*better, *worse])
+    text = " ".join(importlib.import_module("readme").leads(tmp_path).split())
+    assert "in 2 of the 2 cells. That rests on value iteration, which the other systems were not given" in text
+    assert "with MPC, the paper's planner, it is 1." in text
+    assert "| All rows | PerSim + VI or PerSim+ + VI | 1 | 1 | 0 | 1 |" in text
 
 
 def test_what_needs_no_data_is_no_rival(benchmark):
@@ -146,3 +201,32 @@ def test_the_papers_morel_is_compared_with_its_cql(benchmark, tmp_path):
     """Counted by hand in the reference figures: 28 of 40 cells with exploration."""
     text = importlib.import_module("readme").tables(tmp_path)
     assert "in 28 of 40 cells of the pure-eps data and in 8 of 40 cells of the pure and random data" in text
+
+
+def test_the_readmes_prose_counts_as_the_files_do(benchmark):
+    """In how many cells methods reach the published figures, or do not."""
+    protocol, results = benchmark["protocol"], benchmark["results"]
+    text = " ".join((FOLDER / "README.md").read_text().split())
+
+    def reached(method, *numbers):
+        tables = [protocol.get_table(number) for number in numbers]
+        tallies = [results.tally(table, results.read(table, protocol.get_scale("full")), method) for table in tables]
+        return sum(int(re.search(r"in (\d+) of \d+ cells", tally).group(1)) for tally in tallies)
+
+    def short(method, number):
+        return 20 - reached(method, number)
+
+    assert f"errors than the published ones in {40 - reached('PerSim', 6, 7)} of 40 cells" in text
+    assert f"in {reached('PerSim+', 6, 7)} of 40 cells (PerSim with the paper's settings in" in text
+    assert f"in {reached('Vanilla CaDM', 6, 7)} of 40 cells (Vanilla) and {reached('PE-TS CaDM', 6, 7)} of 40" in text
+    assert f"deviation in {reached('PerSim+', 9, 10)} of 40 cells with PerSim+" in text
+    assert (
+        f"CQL-P in {short('CQL-P', 9)} of 20 cells of Table 9 and {short('CQL-P', 10)} of 20 of Table 10, "
+        f"CQL-A in {short('CQL-A', 10)} of 20 of Table 10 (and in {short('CQL-A', 9)} of Table 9"
+    ) in text
+    assert (
+        f"BCQ-P in {short('BCQ-P', 9)} and {short('BCQ-P', 10)}, BCQ-A in {short('BCQ-A', 9)} and {short('BCQ-A', 10)}."
+    ) in text
+    assert f"published ones in {short('Vanilla CaDM', 10)} of 20 cells of Table 10" in text
+    assert f"in {short('MOReL-A', 9)} of 20 cells of Table 9 and {short('MOReL-A', 10)} of 20 of Table 10" in text
+    assert f"by more than a deviation ({short('MOReL-P', 9)} of Table 9's 20 cells)" in text

@@ -279,6 +279,7 @@ def test_committed_results_are_readable_and_the_readme_is_up_to_date(benchmark):
     if readme.README.exists():
         text = readme.README.read_text()
         assert readme.update(text, readme.tables()) == text, "run python benchmarks/readme.py"
+        assert readme.written(text) == text, "run python benchmarks/readme.py"
 
 
 def test_the_readme_keeps_what_stands_around_the_tables(benchmark):
