@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import protocol
@@ -54,6 +55,7 @@ class Measured:
 
     scores: tuple[Score, ...]
     commit: str
+    """Versions of the code, separated by spaces."""
     wall_s: float
     """Seconds it takes to come by them from nothing: collection, training, evaluation."""
 
@@ -74,9 +76,9 @@ def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
         document = json.loads(path.read_text())
         scores = tuple(Score(**score) for score in document["scores"])
         return Measured(scores, document["commit"], document["wall_s"])
-    start = time.perf_counter()
+    start, version = time.perf_counter(), commit()
     scores = tuple(compute())
-    measured = Measured(scores, commit(), round(time.perf_counter() - start, 1))
+    measured = Measured(scores, version, round(time.perf_counter() - start, 1))
     storage.write_text(path, json.dumps(asdict(measured), indent=1))
     text = ", ".join(f"agent {score.agent} {score.metric} {score.value:.5g}" for score in scores)
     print(f"{path.stem}: {text} ({measured.wall_s:.0f} s)", file=sys.stderr, flush=True)
@@ -90,7 +92,7 @@ def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measu
         for agent in range(len(get_task(cell.env).test_agents))
     ]
     scores = tuple(score for part in parts for score in part.scores)
-    return Measured(scores, parts[-1].commit, sum(part.wall_s for part in parts))
+    return Measured(scores, versions(part.commit for part in parts), sum(part.wall_s for part in parts))
 
 
 def with_training(measured: Measured, model: LearnedDynamics) -> Measured:
@@ -98,11 +100,20 @@ def with_training(measured: Measured, model: LearnedDynamics) -> Measured:
     return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
 
 
+@cache
 def commit() -> str:
-    """Return the version of the code, marked if it is not as committed."""
+    """Return the version of the code when this was first asked for, marked if it is not as committed.
+
+    Scripts ask when they start, for that is the code they run, whatever the working tree holds hours later.
+    """
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def versions(commits: Iterable[str]) -> str:
+    """Return every version that some measurements name, once each, separated by spaces."""
+    return " ".join(dict.fromkeys(version for commit in commits for version in commit.split()))
 
 
 def cache_folder(cache: Path, env: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import baseline_methods
 import protocol
 import torch
-from cells import Cell, Measured, canonical
+from cells import Cell, Measured, canonical, commit
 from measure import measure
 
 from persim_gym.errors import PerSimError
@@ -25,12 +25,16 @@ def measure_in_processes(
     for cell in cells:
         groups.setdefault(_model_of(cell), []).append(cell)
     threads = max(1, (os.cpu_count() or 1) // processes)
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
         futures = [pool.submit(_measure_group, group, device, cache) for group in groups.values()]
         for future in as_completed(futures):
             yield from future.result()
+
+
+def _begin(threads: int) -> None:
+    """Take down the version of the code as it was loaded, and leave the others their processors."""
+    commit()
+    torch.set_num_threads(threads)
 
 
 def _model_of(cell: Cell) -> tuple[str, ...]:

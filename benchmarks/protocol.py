@@ -57,6 +57,8 @@ SELECTED = tuple(method for method in SIMULATOR_OF if method.endswith(", selecte
 """Of these, those whose trajectories start far apart, and whose policy is the one with the best simulated return."""
 
 CADM = (VANILLA_CADM, PE_TS_CADM)
+FLOAT32_CADM = ("563390a", "0ae484d")
+"""Versions of the code that trained them in float32, whatever today's budgets say."""
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
 OURS = (PERSIM_PLUS, PERSIM_PLUS_VI)
 """Methods with our own settings instead of the paper's."""

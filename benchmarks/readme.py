@@ -12,12 +12,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import cells
 import factors
 import numpy as np
 import plateau
 import policy_scale
 import protocol
 import results
+import seeds
 import settings
 from measurement_file import RESULTS
 from paper import report
@@ -41,7 +43,7 @@ def tables(folder: Path = RESULTS) -> str:
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
     rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder, (full, small)))
-    sections += [_published_twins(), _budgets((full, small)), *rest]
+    sections += [_published_twins(), _budgets((full, small), folder), *rest]
     return "\n\n".join([_contents(sections), *sections])
 
 
@@ -101,10 +103,10 @@ def main() -> None:
 
 def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:
     rows = results.read(table, scale, folder)
-    versions = ", ".join(dict.fromkeys(row.commit for row in rows))
+    names = cells.versions(row.commit for row in rows).replace(" ", ", ")
     hours = sum({(row.env, row.data, row.method): row.wall_s for row in rows}.values()) / 3600
     command = f"python benchmarks/paper.py --table {table.number} --scale {scale.name}"
-    note = f"`{command}`; version {versions}; {hours:.1f} hours of computing."
+    note = f"`{command}`; version {names}; {hours:.1f} hours of computing."
     return f"## {report(table, scale, folder)}\n\n{note}{_departures(table, scale)}"
 
 
@@ -139,15 +141,28 @@ def _published_twins() -> str:
     )
 
 
-def _budgets(scales: Sequence[protocol.Scale]) -> str:
-    """Return how much each method is trained."""
+def _budgets(scales: Sequence[protocol.Scale], folder: Path) -> str:
+    """Return how much each method is trained, and which rows were trained otherwise."""
     lines = [
         [scale.name, method, ", ".join(f"{name} = {_number(value)}" for name, value in budget.items())]
         for scale in scales
         for method, budget in scale.budgets.items()
     ]
     table = results.markdown([["scale", "method", "training"], *lines])
-    return f"## Training budgets\n\nWhat is not named is the method's own default.\n\n{table}"
+    texts = ["## Training budgets", "What is not named is the method's own default.", table]
+    found: dict[tuple[str, str, int], set[int]] = {}
+    for scale in scales:
+        for line in seeds.seeds_file(scale, folder).read():
+            if line.method in protocol.CADM and line.commit in protocol.FLOAT32_CADM:
+                found.setdefault((line.method, scale.name, line.table), set()).add(line.seed)
+    if found:
+        rows = [
+            f"{method} in Table {table} (scale {scale}), seed{'s' if len(numbers) > 1 else ''} "
+            f"{' and '.join(map(str, sorted(numbers)))}"
+            for (method, scale, table), numbers in sorted(found.items())
+        ]
+        texts.append(f"Trained in float32, before `matmul_precision = medium`: {'; '.join(rows)}.")
+    return "\n\n".join(texts)
 
 
 def _number(value: int | str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from cells import Cell, Measured
+from cells import Cell, Measured, versions
 from measurement_file import RESULTS, MeasurementFile
 from protocol import PAPER_METHOD, Scale, Table
 
@@ -35,6 +35,7 @@ class Row:
     seeds: int
     scale: str
     commit: str
+    """Versions of the code that measured the seeds, separated by spaces."""
     wall_s: float
     """Seconds to come by all seeds and agents of this method and data set from nothing."""
 
@@ -81,7 +82,7 @@ def rows_of(cell: Cell, measured: Sequence[Measured]) -> list[Row]:
         Row(
             cell.table.number, cell.env, cell.data, cell.method, agent, metric, float(np.mean(values)),
             float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
-            len(values), cell.scale.name, measured[-1].commit, wall,
+            len(values), cell.scale.name, versions(one.commit for one in measured), wall,
         )
         for (agent, metric), values in scores.items()
     ]  # fmt: skip

@@ -203,6 +203,16 @@ def test_the_papers_morel_is_compared_with_its_cql(benchmark, tmp_path):
     assert "in 28 of 40 cells of the pure-eps data and in 8 of 40 cells of the pure and random data" in text
 
 
+def test_the_budgets_name_the_rows_of_another_precision(benchmark, tmp_path):
+    seeds, protocol = importlib.import_module("seeds"), benchmark["protocol"]
+    scale = protocol.get_scale("full")
+    for seed, commit in enumerate((*protocol.FLOAT32_CADM, "later")):
+        line = seeds.SeedScore(6, "MountainCar", "pure", "Vanilla CaDM", seed, "0", "rmse", 0.1, commit, 1.0)
+        seeds.seeds_file(scale, tmp_path).replace([line])
+    text = importlib.import_module("readme").tables(tmp_path)
+    assert "medium`: Vanilla CaDM in Table 6 (scale full), seeds 0 and 1." in text
+
+
 def test_the_readmes_prose_counts_as_the_files_do(benchmark):
     """In how many cells methods reach the published figures, or do not."""
     protocol, results = benchmark["protocol"], benchmark["results"]

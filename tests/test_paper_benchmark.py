@@ -135,6 +135,39 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
         ).read()
 
 
+def test_a_row_names_the_versions_of_all_its_seeds(benchmark, folders, tmp_path, monkeypatch):
+    cells = benchmark["cells"]
+    commits = iter(["old", "old new", "new-dirty"])
+    monkeypatch.setattr(
+        benchmark["paper"],
+        "measure",
+        lambda cell, **_: cells.Measured((cells.Score("0", "rmse", 1.0),), next(commits), 10.0),
+    )
+    run(benchmark, folders, "--table", "6", "--data", "random", "--method", "PerSim", "--seeds", "3")
+    (row,) = rows_of(benchmark, tmp_path, 6)
+    assert row.commit == "old new new-dirty"
+
+
+def test_the_version_is_that_of_the_start(benchmark, tmp_path, monkeypatch):
+    """Of the process that runs the code, and of all agents of a seed, though a later process measured some."""
+    cells = benchmark["cells"]
+    version = ["first"]
+    monkeypatch.setattr(cells.subprocess, "run", lambda *_, **__: type("Done", (), {"stdout": version[0]}))
+    cells.commit.cache_clear()
+
+    def compute(agent=0):
+        version[0] = "second"
+        return cells.Score(str(agent), "rmse", 1.0)
+
+    assert cells.once(tmp_path / "cell", lambda: [compute()]).commit == "first"
+    assert cells.once(tmp_path / "later", lambda: [compute()]).commit == "first"
+    protocol = benchmark["protocol"]
+    cell = cells.Cell(protocol.get_table(7), "CartPole", "random", "PerSim", 0, protocol.get_scale("quick"))
+    (tmp_path / f"{cell.name}-agent0.json").write_text('{"scores": [], "commit": "earlier", "wall_s": 1.0}')
+    assert cells.by_agent(cell, tmp_path, compute).commit == "earlier first"
+    cells.commit.cache_clear()
+
+
 def test_planning_in_the_true_system_is_measured_as_the_package_does(benchmark, folders, tmp_path, cart_pole):
     """The same planner in the very system that it acts in, as `persim_gym.true_mpc_returns` has it."""
     assert run(benchmark, folders, "--table", "10", "--data", "-", "--method", "True env + MPC", "--seeds", "1") == 0
