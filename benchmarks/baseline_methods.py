@@ -40,7 +40,7 @@ def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
         return _measure_policy(cell, folder, device)
     model = _dynamics(cell, device, cache)
     if "rmse" in cell.table.metrics:
-        measured = once(folder / cell.name, lambda: score_predictions(cell, model, device))
+        measured = once(cell, folder / cell.name, lambda: score_predictions(cell, model, device))
     else:
         measured = by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
     return with_training(measured, model)
@@ -110,7 +110,7 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
         policy = fit(log, **settings)
         return [returns(policy, agent) for agent in range(len(get_task(cell.env).test_agents))]
 
-    return once(folder / cell.name, everyones)
+    return once(cell, folder / cell.name, everyones)
 
 
 class _Sampling:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import protocol
 import unseen
@@ -69,17 +70,40 @@ def canonical(cell: Cell) -> Cell:
     return cell
 
 
-def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
-    """Return what is kept in a file of that name, or compute and keep it."""
-    path = path.with_name(f"{path.name}.json")
+def budget(cell: Cell) -> dict[str, Any]:
+    """Return how much a cell's method is trained and tried, as JSON has it."""
+    scale = cell.scale
+    method = protocol.MOREL_SAMPLED.get(protocol.PLAIN.get(cell.method, cell.method), cell.method)
+    found = {
+        "training": {**scale.changes, **scale.budgets.get(method, {})},
+        "agents": protocol.scale_of(scale, cell.method).num_agents,
+        "episodes": [
+            scale.prediction_episodes,
+            scale.method_episodes.get(cell.method, scale.return_episodes),
+            scale.policy_episodes,
+            cell.table.max_episodes,
+        ],
+        "planner": scale.planner,
+        "grid": scale.grids.get(cell.env),
+    }
+    return json.loads(json.dumps(found))
+
+
+def once(cell: Cell, path: Path, compute: Callable[[], list[Score]]) -> Measured:
+    """Return what is kept in a file of that name and of the cell's budget, or compute and keep it.
+
+    A file from before budgets were kept is taken for one of today's.
+    """
+    path, asked = path.with_name(f"{path.name}.json"), budget(cell)
     if path.exists():
         document = json.loads(path.read_text())
-        scores = tuple(Score(**score) for score in document["scores"])
-        return Measured(scores, document["commit"], document["wall_s"])
+        if document.get("budget", asked) == asked:
+            scores = tuple(Score(**score) for score in document["scores"])
+            return Measured(scores, document["commit"], document["wall_s"])
     start, version = time.perf_counter(), commit()
     scores = tuple(compute())
     measured = Measured(scores, version, round(time.perf_counter() - start, 1))
-    storage.write_text(path, json.dumps(asdict(measured), indent=1))
+    storage.write_text(path, json.dumps(asdict(measured) | {"budget": asked}, indent=1))
     text = ", ".join(f"agent {score.agent} {score.metric} {score.value:.5g}" for score in scores)
     print(f"{path.stem}: {text} ({measured.wall_s:.0f} s)", file=sys.stderr, flush=True)
     return measured
@@ -88,7 +112,7 @@ def once(path: Path, compute: Callable[[], list[Score]]) -> Measured:
 def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
     """Return the scores of all test agents; each agent is kept by itself, for one may take hours."""
     parts = [
-        once(folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
+        once(cell, folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
         for agent in range(len(get_task(cell.env).test_agents))
     ]
     scores = tuple(score for part in parts for score in part.scores)

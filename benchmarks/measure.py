@@ -22,7 +22,7 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     """Return the scores of a cell, measured now or in an earlier run."""
     folder = cache_folder(cache, cell.env) / "cells"
     if cell.method == protocol.LOG:
-        return once(folder / cell.name, lambda: _score_log(cell))
+        return once(cell, folder / cell.name, lambda: _score_log(cell))
     if cell.data == protocol.NO_DATA:
         return by_agent(cell, folder, lambda agent: _score_return(cell, agent, None, device))
     if cell.method in protocol.SIMULATOR_OF:
@@ -38,7 +38,7 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
         kind = "gp" if unseen.base_method(cell.method) in protocol.OURS else "mlp"
         ensemble = unseen.of_unseen_agents(ensemble, known, kind=kind, seed=cell.seed)
     if "rmse" in cell.table.metrics:
-        measured = once(folder / cell.name, lambda: score_predictions(cell, ensemble, device))
+        measured = once(cell, folder / cell.name, lambda: score_predictions(cell, ensemble, device))
     else:
         measured = by_agent(cell, folder, lambda agent: _score_return(cell, agent, ensemble, device))
     return with_training(measured, ensemble)

@@ -1,5 +1,6 @@
 """The command that reproduces the paper's tables, at a scale that shows only that it works."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -159,13 +160,34 @@ def test_the_version_is_that_of_the_start(benchmark, tmp_path, monkeypatch):
         version[0] = "second"
         return cells.Score(str(agent), "rmse", 1.0)
 
-    assert cells.once(tmp_path / "cell", lambda: [compute()]).commit == "first"
-    assert cells.once(tmp_path / "later", lambda: [compute()]).commit == "first"
     protocol = benchmark["protocol"]
     cell = cells.Cell(protocol.get_table(7), "CartPole", "random", "PerSim", 0, protocol.get_scale("quick"))
+    assert cells.once(cell, tmp_path / "cell", lambda: [compute()]).commit == "first"
+    assert cells.once(cell, tmp_path / "later", lambda: [compute()]).commit == "first"
     (tmp_path / f"{cell.name}-agent0.json").write_text('{"scores": [], "commit": "earlier", "wall_s": 1.0}')
     assert cells.by_agent(cell, tmp_path, compute).commit == "earlier first"
     cells.commit.cache_clear()
+
+
+def test_a_score_of_another_budget_is_not_found_again(benchmark, tmp_path):
+    """What the method's training or its evaluation gets counts, and nothing of other methods."""
+    cells, protocol = benchmark["cells"], benchmark["protocol"]
+    quick = protocol.get_scale("quick")
+
+    def value(number, **changes):
+        scale = dataclasses.replace(quick, **changes)
+        cell = cells.Cell(protocol.get_table(10), "CartPole", "random", "BCQ-A", 0, scale)
+        return cells.by_agent(cell, tmp_path, lambda agent: cells.Score(str(agent), "return", number)).scores[0].value
+
+    assert value(1.0) == value(2.0) == value(3.0, budgets={**quick.budgets, "BCQ-P": {"steps": 9}}) == 1.0
+    budgets = {**quick.budgets, "BCQ-A": {"steps": 9}}
+    assert value(4.0, budgets=budgets) == value(5.0, budgets=budgets) == 4.0
+    assert value(6.0, budgets=budgets, policy_episodes=3) == 6.0
+    (kept, *_) = tmp_path.glob("*agent0.json")
+    document = json.loads(kept.read_text())
+    del document["budget"]
+    kept.write_text(json.dumps(document))
+    assert value(7.0) == 6.0, "a file from before budgets were kept is found"
 
 
 def test_planning_in_the_true_system_is_measured_as_the_package_does(benchmark, folders, tmp_path, cart_pole):
