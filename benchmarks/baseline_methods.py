@@ -14,7 +14,7 @@ import numpy as np
 import protocol
 import torch
 from cells import Cell, Measured, Score, by_agent, once, with_training
-from models import logged, models_folder
+from models import locked_model, logged, models_folder, other_settings
 from scores import episodes_of, objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, Trajectories, get_task
@@ -26,7 +26,6 @@ from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.config import PerSimConfig, get_config
-from persim_gym.errors import FileFormatError
 from persim_gym.types import Policy
 
 POLICIES = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
@@ -58,23 +57,24 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
         config = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
     else:
         config = get_cadm_config(method, cell.env).with_changes(**cell.scale.budgets.get(method, {}))
-    if path.exists():
-        model: ContextModel = kind.load(path)
-        if model.config != config:
-            raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
-        return model
-    log = logged(cell.env, cell.data, cell.scale)
-    settings: dict[str, Any] = {
-        "seed": cell.seed,
-        "device": device,
-        "checkpoint": path,
-        "progress": sys.stderr.isatty(),
-    }
-    if isinstance(config, PerSimConfig):
-        model = fit_joint(log, config=config, **settings)
-    else:
-        model = fit_cadm(log, config=config, **settings)
-    model.save(path)
+    with locked_model(path):
+        if path.exists():
+            model: ContextModel = kind.load(path)
+            if model.config != config:
+                raise other_settings(path)
+            return model
+        log = logged(cell.env, cell.data, cell.scale)
+        settings: dict[str, Any] = {
+            "seed": cell.seed,
+            "device": device,
+            "checkpoint": path,
+            "progress": sys.stderr.isatty(),
+        }
+        if isinstance(config, PerSimConfig):
+            model = fit_joint(log, config=config, **settings)
+        else:
+            model = fit_cadm(log, config=config, **settings)
+        model.save(path)
     return model
 
 

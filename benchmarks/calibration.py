@@ -21,9 +21,9 @@ import protocol
 from cells import CACHE, commit
 from measurement_file import RESULTS, MeasurementFile
 from newcomers import first_transitions, persim_plus, population
+from script import check_at_least, script
 
 from persim_gym import Ensemble, Trajectories, calibrate, collect, forecast, personalize
-from persim_gym.errors import PerSimError
 
 HORIZONS = (1, 10, 50)
 LEVELS = (0.5, 0.8, 0.95)
@@ -91,6 +91,7 @@ def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFi
     return MeasurementFile(path, Coverage, key=("env", "data"), float_format=".4g")
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,17 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
+    check_at_least(1, agents=given.agents)
+    check_at_least(0, seed=given.seed)
     scale = protocol.get_scale(given.scale)
     for env in given.env:
-        try:
-            ensemble = persim_plus(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
-            rows = coverage(ensemble, data=given.data, agents=given.agents, seed=given.seed, scale=scale.name)
-        except PerSimError as error:
-            parser.error(str(error))
+        ensemble = persim_plus(env, given.data, scale, given.seed, device=given.device, cache=given.cache)
+        rows = coverage(ensemble, data=given.data, agents=given.agents, seed=given.seed, scale=scale.name)
         results_file(scale, given.results).replace(rows)
         for row in rows:
             print(f"{env} {row.coordinate}: {row.level:.0%} covers {row.covered:.1%} {row.horizon} steps ahead")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -22,6 +22,7 @@ import protocol
 from cells import CACHE, commit
 from measurement_file import RESULTS, MeasurementFile
 from models import trained
+from script import script
 
 from persim_gym import Ensemble
 from persim_gym.errors import MissingExtraError, PerSimError
@@ -106,6 +107,7 @@ def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFi
     return MeasurementFile(path, Knowledge, key=("env", "data", "seed"), order=order)
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,15 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
-    try:
-        scale = protocol.get_scale(given.scale)
-        ensemble = trained(given.env, given.data, scale, given.seed, device=given.device, cache=given.cache)
-        rows = knowledge(ensemble, env=given.env, data=given.data, seed=given.seed, scale=scale.name)
-        results_file(scale, given.results).replace(rows)
-        name = f"factors-{given.env}-{given.data}-{given.embedding}{scale.file_suffix}.png"
-        draw(ensemble, given.results / name, method=given.embedding, rows=rows)
-    except PerSimError as error:
-        parser.error(str(error))
+    scale = protocol.get_scale(given.scale)
+    ensemble = trained(given.env, given.data, scale, given.seed, device=given.device, cache=given.cache)
+    rows = knowledge(ensemble, env=given.env, data=given.data, seed=given.seed, scale=scale.name)
+    results_file(scale, given.results).replace(rows)
+    name = f"factors-{given.env}-{given.data}-{given.embedding}{scale.file_suffix}.png"
+    draw(ensemble, given.results / name, method=given.embedding, rows=rows)
     for row in rows:
         print(f"{row.env} {row.data}: R² of {row.covariate} {row.r2:.4f} by {row.regressor}")
 
@@ -149,4 +148,4 @@ def _libraries() -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

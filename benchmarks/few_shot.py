@@ -24,10 +24,11 @@ from cells import CACHE, commit
 from measurement_file import RESULTS, MeasurementFile
 from models import logged
 from newcomers import first_transitions, persim_plus
+from script import check_at_least, script
 
 from persim_gym import Ensemble, personalize, prediction_error
 from persim_gym.collection.logging_policies import test_policy
-from persim_gym.errors import MissingExtraError, PerSimError
+from persim_gym.errors import MissingExtraError
 
 COUNTS = (0, 1, 2, 5, 10, 20, 50)
 
@@ -141,6 +142,7 @@ def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFi
     return MeasurementFile(path, Error, key=("env", "data"), float_format=".4g")
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,22 +158,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
+    check_at_least(1, agents=given.agents, episodes=given.episodes)
+    check_at_least(0, seed=given.seed)
     scale = protocol.get_scale(given.scale)
     for env in given.env:
-        try:
-            settings = {"device": given.device, "cache": given.cache}
-            everyone = persim_plus(env, given.data, scale, given.seed, **settings)
-            first = scale.num_agents * 4 // 5
-            seen = persim_plus(env, given.data, scale, given.seed, first=first, **settings)
-            rows = few_shot(
-                seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
-                scale=scale,
-            )  # fmt: skip
-            results_file(scale, given.results).replace(rows)
-            draw(rows, given.results / f"few-shot-{env}-{given.data}{scale.file_suffix}.png")
-        except PerSimError as error:
-            parser.error(str(error))
+        settings = {"device": given.device, "cache": given.cache}
+        everyone = persim_plus(env, given.data, scale, given.seed, **settings)
+        first = scale.num_agents * 4 // 5
+        seen = persim_plus(env, given.data, scale, given.seed, first=first, **settings)
+        rows = few_shot(
+            seen, everyone, data=given.data, agents=given.agents, episodes=given.episodes, seed=given.seed,
+            scale=scale,
+        )  # fmt: skip
+        results_file(scale, given.results).replace(rows)
+        draw(rows, given.results / f"few-shot-{env}-{given.data}{scale.file_suffix}.png")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -10,10 +10,12 @@ Writes one picture for each environment and data set to benchmarks/results.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import protocol
 from measurement_file import RESULTS
 from models import trained
+from script import script
 
 from persim_gym.collection.logging_policies import test_policy
 from persim_gym.plotting import plot_frames
@@ -22,7 +24,8 @@ HORIZONS = (10, 30, 50, 70, 90)
 AGENTS = {"MountainCar": (0, 4), "CartPole": (0, 4), "HalfCheetah": (0, 3)}
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", choices=list(AGENTS), default=["MountainCar", "CartPole"])
@@ -30,7 +33,7 @@ def main() -> None:
     parser.add_argument("--method", choices=[protocol.PERSIM, protocol.PERSIM_PLUS], default=protocol.PERSIM)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", default="full", choices=protocol.SCALES)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
     for env in given.env:
         for data in given.data:
@@ -42,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

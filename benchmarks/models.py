@@ -7,6 +7,7 @@ from pathlib import Path
 
 import protocol
 from cells import CACHE, cache_folder
+from filelock import BaseFileLock, FileLock
 from protocol import Scale
 
 from persim_gym import Ensemble, Trajectories, collect, fit
@@ -37,24 +38,35 @@ def trained(
     part = "" if first is None else f"-first{first}"
     path = models_folder(cache, env) / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
-    if path.exists():
-        ensemble = Ensemble.load(path, task=env)
-        if ensemble.config != settings:
-            raise FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
-        return ensemble
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = logged(env, data, scale)
-    ensemble = fit(
-        log if first is None else log.select(range(first)),
-        config=settings,
-        validation_fraction=0.0,
-        seed=seed,
-        device=device,
-        checkpoint=path,
-        progress=sys.stderr.isatty(),
-    )
-    ensemble.save(path)
+    with locked_model(path):
+        if path.exists():
+            ensemble = Ensemble.load(path, task=env)
+            if ensemble.config != settings:
+                raise other_settings(path)
+            return ensemble
+        log = logged(env, data, scale)
+        ensemble = fit(
+            log if first is None else log.select(range(first)),
+            config=settings,
+            validation_fraction=0.0,
+            seed=seed,
+            device=device,
+            checkpoint=path,
+            progress=sys.stderr.isatty(),
+        )
+        ensemble.save(path)
     return ensemble
+
+
+def locked_model(path: Path) -> BaseFileLock:
+    """Return the lock of a model's file, to hold while it is trained: another process then waits and finds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"))
+
+
+def other_settings(path: Path) -> FileFormatError:
+    """Return the error about a model's file that is not of the settings asked for."""
+    return FileFormatError(f"{path} was trained with other settings; delete it and what was measured with it")
 
 
 def models_folder(cache: Path, env: str) -> Path:

@@ -22,6 +22,7 @@ from measure import measure
 from measurement_file import RESULTS, locked
 from parallel import measure_in_processes
 from protocol import Scale, Table
+from script import script
 from seeds import Seeds
 
 from persim_gym.baselines.bcq import PAPER_STEPS
@@ -182,6 +183,7 @@ def _gradient_steps(table: Table, scale: Scale, measured: Collection[str]) -> st
     return f"Gradient steps, of the paper's {PAPER_STEPS:,}: {', '.join(steps)}." if steps else ""
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,22 +199,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of trained ensembles and finished seeds")
     given = parser.parse_args(arguments)
-    try:
-        table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
-        everything = [data for data in protocol.DATA if table.methods(data)]
-        part = Part(
-            table,
-            scale,
-            data=given.data or everything,
-            methods=given.method,
-            envs=given.env,
-            seeds=given.seeds,
-            first_seed=given.first_seed,
-        )
-        problems = reproduce(part, device=given.device, jobs=given.jobs, folder=given.results, cache=given.cache)
-        print(report(table, scale, given.results))
-    except PerSimError as error:
-        parser.error(str(error))
+    table, scale = protocol.get_table(given.table), protocol.get_scale(given.scale)
+    everything = [data for data in protocol.DATA if table.methods(data)]
+    part = Part(
+        table,
+        scale,
+        data=given.data or everything,
+        methods=given.method,
+        envs=given.env,
+        seeds=given.seeds,
+        first_seed=given.first_seed,
+    )
+    problems = reproduce(part, device=given.device, jobs=given.jobs, folder=given.results, cache=given.cache)
+    print(report(table, scale, given.results))
     for problem in problems:
         print(f"not measured: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -20,8 +20,10 @@ import protocol
 from cells import CACHE, Cell
 from measurement_file import RESULTS, MeasurementFile
 from models import logged
+from script import check_at_least, script
 
 from persim_gym import Trajectories, get_task
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.evaluation.returns import run_episodes
 from persim_gym.types import Policy
 
@@ -83,6 +85,7 @@ def results_file(folder: Path = RESULTS) -> MeasurementFile[Point]:
     return MeasurementFile(folder / "plateau.csv", Point, key=("env", "data", "method", "agent", "seed", "scale"))
 
 
+@script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
+    check_at_least(1, steps=given.steps, every=given.every)
+    check_at_least(0, agent=given.agent, seed=given.seed)
+    if given.agent >= scale.num_agents:
+        raise InvalidArgumentError(f"agent={given.agent} must be less than {scale.num_agents}, the agents of the log")
     for method in given.method:
         cell = Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
         points = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
@@ -105,4 +112,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

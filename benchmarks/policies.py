@@ -33,6 +33,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
+from script import script
 from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -157,7 +158,8 @@ def train(
     save(*stages[-1], path, reached)
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Train every policy of the named tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole", "HalfCheetah"])
@@ -168,21 +170,21 @@ def main() -> None:
     parser.add_argument("--evaluate-every", type=int, default=5_000, help="steps")
     parser.add_argument("--first-on", nargs="+", type=stage, default=[], metavar="0.8,0.8=3500",
                         help="train on these agents before, in turn, until each return is reached")  # fmt: skip
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    for task in map(get_task, arguments.tasks):
+    for task in map(get_task, given.tasks):
         wanted = [("test", tuple(task.default_covariates), TEST_THRESHOLD[task.name])]
         wanted += [
             (f"logging{index}", covariates, LOGGING_THRESHOLD[task.name])
             for index, covariates in enumerate(task.policy_training_agents)
         ]
         for name, covariates, threshold in wanted:
-            if arguments.only is None or arguments.only in name:
-                max_steps = arguments.max_steps or MAX_STEPS[task.name]
-                episodes = arguments.evaluation_episodes or EVALUATION_EPISODES[task.name]
-                stages = [*arguments.first_on, (covariates, threshold)]
-                train(task, name, stages, arguments.seed, max_steps, episodes, arguments.evaluate_every)
+            if given.only is None or given.only in name:
+                max_steps = given.max_steps or MAX_STEPS[task.name]
+                episodes = given.evaluation_episodes or EVALUATION_EPISODES[task.name]
+                stages = [*given.first_on, (covariates, threshold)]
+                train(task, name, stages, given.seed, max_steps, episodes, given.evaluate_every)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import protocol
 import results
 from measurement_file import RESULTS, MeasurementFile
+from script import check_at_least, script
 
 from persim_gym import get_task
 from persim_gym.collection.logging_policies import test_policy
@@ -61,13 +63,16 @@ def measure(number: int, episodes: int, seed: int) -> list[Spread]:
     return rows
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    check_at_least(1, episodes=given.episodes)
+    check_at_least(0, seed=given.seed)
     rows = [row for number in (7, 8) for row in measure(number, given.episodes, given.seed)]
     file = results_file(given.results)
     print(results.markdown([file.columns, *map(file.texts, rows)]))
@@ -75,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

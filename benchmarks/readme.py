@@ -23,6 +23,7 @@ import seeds
 import settings
 from measurement_file import RESULTS
 from paper import report
+from script import script
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError
@@ -95,9 +96,11 @@ def written(text: str) -> str:
     return update(update(text, leads(), SUMMARY), tables())
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     storage.write_text(README, written(README.read_text()))
 
 
@@ -237,4 +240,4 @@ def _factors(folder: Path, scales: Sequence[protocol.Scale]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

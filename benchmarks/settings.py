@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from cells import commit
 from measurement_file import RESULTS, MeasurementFile
 from protocol import SCALES
+from script import check_at_least, script
 
 from persim_gym import Trajectories, collect, fit
 from persim_gym.collection.logging_policies import LOGGING_POLICIES
@@ -146,7 +147,8 @@ def results_file(folder: Path = RESULTS) -> MeasurementFile[Line]:
     return MeasurementFile(folder / "settings.csv", Line, key=key, float_format="")  # all digits
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Score every variant that is not scored yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", choices=["MountainCar", "CartPole", "HalfCheetah"])
@@ -154,7 +156,8 @@ def main() -> None:
     parser.add_argument("--variant", nargs="+", help="only these")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--agents", type=int, default=500)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    check_at_least(1, agents=given.agents, seeds=given.seeds)
     for env in given.tasks:
         unknown = [variant for variant in given.variant or () if variant not in variants(env)]
         if unknown:
@@ -173,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -32,6 +32,7 @@ import startup
 import torch
 from cells import commit
 from measurement_file import RESULTS, MeasurementFile, locked
+from script import script
 
 import persim_gym
 from persim_gym import Ensemble, MPCAgent, Trajectories, collect, get_task, load, personalize, storage
@@ -468,11 +469,12 @@ PARTS = {
 }
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    chosen = parser.parse_args().only.split(",")
+    chosen = parser.parse_args(arguments).only.split(",")
     unknown = [part for part in chosen if part not in PARTS]
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
@@ -527,4 +529,4 @@ def _cpu_lines() -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -11,10 +11,12 @@ import argparse
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from measurement_file import RESULTS, MeasurementFile
+from script import check_at_least, script
 
 _TIMED = "import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
 MEASURED = {
@@ -50,11 +52,13 @@ def seconds(code: str) -> float:
     return float(done.stdout)
 
 
-def main() -> None:
+@script
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15)
-    runs = parser.parse_args().runs
+    runs = parser.parse_args(arguments).runs
+    check_at_least(1, runs=runs)
     for code in MEASURED.values():
         seconds(code)  # fill the disk cache
     times: dict[str, list[float]] = {name: [] for name in MEASURED}
@@ -74,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -286,6 +288,64 @@ def test_a_smaller_scale_says_beside_its_table_what_it_changes(benchmark):
     assert "agents = 100, episodes = 1, episodes of policies = 10, planner = cem" in readme._departures(returns, small)
     assert "agents = 100, state_hidden" in readme._departures(errors, small)
     assert "agents" not in readme._departures(few, small)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("plateau", "--env CartPole --data random --method BCQ-A --steps 0 --every 1", "steps=0 must be at least 1"),
+        ("plateau", "--env CartPole --data random --method BCQ-P --steps 1 --every 0", "every=0 must be at least 1"),
+        (
+            "plateau",
+            "--env CartPole --data random --method BCQ-P --steps 1 --every 1 --agent 900",
+            "agent=900 must be less than 500, the agents of the log",
+        ),
+        ("settings", "CartPole --agents 0", "agents=0 must be at least 1"),
+        ("policy_scale", "--episodes 0", "episodes=0 must be at least 1"),
+        ("calibration", "--agents -1", "agents=-1 must be at least 1"),
+        ("few_shot", "--agents 0", "agents=0 must be at least 1"),
+        ("startup", "--runs 0", "runs=0 must be at least 1"),
+        ("paper", "--table 4", "table 4 is not reproduced here"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_a_status(script, arguments, message, capsys):
+    if script == "plateau":
+        pytest.importorskip("stable_baselines3")
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main(arguments.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    line = error.splitlines()[-1]
+    assert "Traceback" not in error and "usage" not in error
+    assert line.startswith(f"{script}.py: {message}")
+
+
+def test_every_script_ends_alike():
+    """All that have a main function report errors and end by it in the one way."""
+    scripts = [path for path in FOLDER.glob("*.py") if "__main__" in path.read_text()]
+    assert len(scripts) > 10
+    for path in scripts:
+        assert "@script\ndef main(" in path.read_text() and "raise SystemExit(main())" in path.read_text(), path.name
+
+
+def test_a_model_that_another_process_trains_is_waited_for(benchmark, tmp_path, monkeypatch):
+    models, scale = benchmark["models"], benchmark["protocol"].get_scale("quick")
+    path = models.models_folder(tmp_path, "CartPole") / "CartPole-random-quick-seed0.persim"
+    trained = []
+    fit = models.fit
+
+    def spy(*arguments, **settings):
+        trained.append(models.locked_model(path).acquire)
+        with pytest.raises(filelock.Timeout):
+            trained[-1](timeout=0)
+        return fit(*arguments, **settings)
+
+    monkeypatch.setattr(models, "fit", spy)
+    with ThreadPoolExecutor(2) as pool:
+        settings = {"device": "cpu", "cache": tmp_path}
+        found = [pool.submit(models.trained, "CartPole", "random", scale, 0, **settings) for _ in "ab"]
+        assert found[0].result().config == found[1].result().config
+    assert len(trained) == 1
 
 
 def test_a_scale_that_does_not_exist(benchmark):
