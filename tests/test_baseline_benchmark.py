@@ -59,7 +59,7 @@ def test_sampled_rows_draw_their_actions(run, monkeypatch):
         assert set(asked) == expected
 
 
-def test_caddm_is_trained_once_for_both_its_tables(run, tmp_path):
+def test_cadm_is_trained_once_for_both_its_tables(run, tmp_path):
     errors = run(7, "Vanilla CaDM", "PE-TS CaDM", "Joint network")
     models = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")}
     assert len(errors) == 3 * 5 * 2 and len(models) == 2

@@ -228,11 +228,16 @@ def test_a_damaged_file_of_a_policy_is_refused(discrete, tmp_path):
         OfflinePolicy.load(tmp_path / "one.policy", task="CartPole")
 
 
-def test_no_transition_is_lost(discrete):
+@pytest.mark.parametrize("steps", ["d3rlpy's", "ours"])
+def test_no_transition_is_lost(discrete, steps):
     """Batches hold every row, also the last of a truncated episode, each with its own successor and flag."""
     task, log = discrete
     assert log.truncated.any() and log.terminated.any()
-    batch = offline_training.D3rlpySteps(None, log, task).batch(np.arange(log.num_transitions))
+    rows = np.arange(log.num_transitions)
+    if steps == "ours":
+        batch = discrete_q._Columns.of(log, torch.device("cpu")).select(rows)
+    else:
+        batch = offline_training.D3rlpySteps(None, log, task).batch(rows)
     wanted = {
         (float(s[0]), float(a), float(r), float(n[0]), float(t))
         for s, a, r, n, t in zip(
@@ -240,7 +245,7 @@ def test_no_transition_is_lost(discrete):
         )
     }
     columns = (batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminals)
-    assert {tuple(map(float, row)) for row in np.concatenate(columns, axis=1)} == wanted
+    assert {tuple(map(float, row)) for row in zip(*(np.ravel(column) for column in columns), strict=True)} == wanted
 
 
 def test_batches_agree_with_d3rlpys_own(discrete):
