@@ -27,6 +27,7 @@ from persim_gym.errors import (
     UnknownNameError,
 )
 from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks import get_task
 from persim_gym.terminal import ProgressBar
 
@@ -452,7 +453,9 @@ def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_po
     kept, held_out = np.arange(40, 400), np.arange(40)
     monkeypatch.setattr(trainer, "run_epoch", lambda rows, step: epochs.append(rows) or 1.0)
     bar = ProgressBar("", 1, False)
-    for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4)):
+    # The average starts at 1.5 times the first score and moves by a hundredth: 1.495, 1.492, 1.491, then it grows.
+    slow = [1.0, 1.2, 1.4, 1.6, 0.0]
+    for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4), (slow, 4)):
         epochs, left = [], iter(scores)
         monkeypatch.setattr(trainer, "validation_loss", lambda rows, left=left: next(left))
         trainer.run_iteration(kept, held_out, len(scores), bar)
@@ -460,6 +463,74 @@ def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_po
     assert {tuple(rows.shape) for rows in epochs} == {(5, 360)}
     drawn = [set(rows.tolist()) for rows in epochs[0]]
     assert all(set(range(40, 400)) > rows for rows in drawn) and len(set(map(frozenset, drawn))) == 5  # bootstrap
+
+
+def test_vanilla_cadm_learns_from_every_row_once(cart_pole_log, monkeypatch):
+    trainer, _ = trainer_of(cart_pole_log, "Vanilla CaDM")
+    seen = []
+    monkeypatch.setattr(trainer, "run_epoch", lambda rows, step: seen.append(rows.tolist()) or 1.0)
+    trainer.run_iteration(np.arange(40, 400), np.arange(40), 1, ProgressBar("", 1, False))
+    assert seen == [[list(range(40, 400))]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_begins_with_the_rows_of_the_first_iteration(cart_pole_log, method):
+    """They alone standardize; log variances may then be from −10 to 0.5."""
+    trainer, _ = trainer_of(cart_pole_log, method)
+    if trainer.parameters.keys() & {"min_log_variance"}:
+        bounds = [trainer.parameters[f"{name}_log_variance"].detach() for name in ("min", "max")]
+        assert (bounds[0] == -10).all() and (bounds[1] == 0.5).all()
+    trainer.run_iteration(np.arange(20, 90), np.arange(20), 1, ProgressBar("", 1, False))
+    states = cart_pole_log.observations[:90]
+    found = trainer.model({}).parameters
+    np.testing.assert_allclose(found["input_mean"][:, 0], states.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found["input_scale"][:, 0], states.std(0), rtol=1e-4)
+    assert np.abs(states.mean(0) - cart_pole_log.observations.mean(0)).max() > 1e-3
+
+
+def test_agents_are_replayed_in_an_order_drawn_by_the_seed(cart_pole_log):
+    config = CaDMConfig(iterations=5)
+    first = []
+    for seed in range(3):
+        kept, held_out = replayed_parts(cart_pole_log, config, seed)[0]
+        first.append(frozenset(cart_pole_log.agents[np.append(kept, held_out)].tolist()))
+    assert len(set(first)) == 3 and frozenset(range(4)) not in first
+
+
+PAPERS_SETTINGS = {
+    "history_length": 10, "future_steps": 10, "futures_per_context": 10, "context_size": 10, "iterations": 20,
+    "encoder_hidden": (256, 128, 64), "hidden": (200, 200, 200, 200), "backward_weight": 0.5, "variance_weight": 0.01,
+    "batch_size": 256, "learning_rate": 1e-3, "max_epochs": 200, "validation_fraction": 0.1, "absolute": (),
+    "angles": (), "matmul_precision": "highest",
+}  # fmt: skip
+"""Of the authors' code, and of the paper's appendix D; for both methods."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_are_those_of_paper_and_code(method):
+    config = get_cadm_config(method, "CartPole")
+    assert {name: getattr(config, name) for name in PAPERS_SETTINGS} == PAPERS_SETTINGS
+    ensemble = (config.probabilistic, config.num_members, config.num_particles)
+    assert ensemble == ((True, 5, 20) if method == "PE-TS CaDM" else (False, 1, 1))
+    cheetah = get_cadm_config(method, "HalfCheetah")
+    assert cheetah == config.with_changes(absolute=(0,), angles=(2,))
+
+
+@pytest.mark.parametrize("log", ["cart_pole_log", "cheetah_log"])
+def test_every_particle_of_a_plan_follows_its_own_trajectory(log, request, monkeypatch):
+    """For continuous actions, too, where PerSim's planner follows the mean."""
+    log = request.getfixturevalue(log)
+    model = fit_cadm(log, config="PE-TS CaDM", device="cpu", progress=False, **{**TINY, "max_epochs": 1})
+    asked = []
+
+    def noting(*arguments, propagation, **settings):
+        asked.append(propagation)
+        return simulated_returns(*arguments, propagation=propagation, **settings)
+
+    monkeypatch.setattr("persim_gym.planning.agent.simulated_returns", noting)
+    few = {"num_candidates": 4} if log.discrete else {"num_candidates": 4, "num_elites": 2, "num_rounds": 1}
+    CaDMAgent(model, horizon=2, **few).predict(log.observations[:1])
+    assert set(asked) == {"per_member"}
 
 
 def test_a_tenth_of_each_part_is_held_out_and_the_decay_reaches_the_optimizer(cart_pole_log):

@@ -1,7 +1,9 @@
 """MOReL: the detector of unknown states, the pessimistic MDP, and the policy learned in it."""
 
+import itertools
 import random
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import gymnasium
@@ -11,7 +13,8 @@ import torch
 
 import persim_gym
 from persim_gym import storage
-from persim_gym.baselines import OfflinePolicy, morel
+from persim_gym.baselines import OfflinePolicy, morel, pessimistic
+from persim_gym.baselines.context_network import mlp
 from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, _BestWeights, discrepancy, fit_plain_dynamics
 from persim_gym.errors import (
@@ -35,6 +38,11 @@ def dynamics(cart_pole_log):
     return fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(16, 16), epochs=3)
 
 
+def single(dynamics, member):
+    """The dynamics of one member."""
+    return replace(dynamics, parameters={name: part[member][None] for name, part in dynamics.parameters.items()})
+
+
 @pytest.fixture(scope="module")
 def make(dynamics, cart_pole_log):
     def make(threshold, **settings):
@@ -49,6 +57,48 @@ def test_the_discrepancy_is_the_largest_distance_of_two_members():
         max(np.linalg.norm(outputs[i, :, b] - outputs[j, :, b]) for i in range(4) for j in range(4)) for b in range(7)
     ]
     np.testing.assert_allclose(discrepancy(torch.tensor(outputs)).numpy(), expected, rtol=1e-6)
+
+
+def test_the_next_state_is_the_members_mean(dynamics, cart_pole_log):
+    columns = cart_pole_log.observations[:50], cart_pole_log.actions[:50]
+    alone = [single(dynamics, member).predict(*columns)[0] for member in range(4)]
+    np.testing.assert_allclose(dynamics.predict(*columns)[0], np.mean(alone, axis=0), atol=1e-5)
+    assert np.ptp(alone, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("own", ["weights", "batches"])
+def test_members_have_weights_and_batches_of_their_own(cart_pole_log, own, monkeypatch):
+    """Either alone makes them differ: all rows in each batch, or the same first weights."""
+    if own == "batches":
+        initial = pessimistic._initial_parameters
+
+        def equal(*arguments):
+            parameters = initial(*arguments)
+            return {name: part.detach()[:1].repeat(4, 1, 1).requires_grad_() for name, part in parameters.items()}
+
+        monkeypatch.setattr(pessimistic, "_initial_parameters", equal)
+    size = 10_000 if own == "weights" else 64
+    learned = fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(8,), epochs=2, batch_size=size)
+    for name, part in learned.parameters.items():
+        for one, other in itertools.combinations(part, 2):
+            assert name.endswith("bias") and own == "weights" or (one - other).abs().max() > 1e-4
+
+
+def test_the_best_epoch_is_chosen_by_rows_that_are_not_learned_from(cart_pole_log, monkeypatch):
+    """A tenth of them; all others are learned from, by every member, in every epoch."""
+    learned, judged = [], []
+
+    def noting(parameters, name, inputs, activation):
+        seen = learned if torch.is_grad_enabled() else judged
+        seen += [tuple(row) for row in inputs.transpose(1, 2).reshape(-1, inputs.shape[1]).tolist()]
+        return mlp(parameters, name, inputs, activation)
+
+    monkeypatch.setattr(pessimistic, "mlp", noting)
+    fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(8,), epochs=3)
+    rows = cart_pole_log.num_transitions
+    assert len(set(judged)) == int(0.1 * rows) and len(set(learned)) == rows - int(0.1 * rows)
+    assert not set(judged) & set(learned)
+    assert set(Counter(learned).values()) == set(Counter(judged).values()) == {3 * 4}
 
 
 def test_training_keeps_each_members_best_epoch():
@@ -92,6 +142,18 @@ def test_at_threshold_zero_every_pair_halts(make):
     assert (rewards == -50.0).all()
     np.testing.assert_array_equal(info["final_obs"], before)
     assert info["_final_obs"].all() and not np.array_equal(after, before)
+
+
+def test_at_threshold_zero_members_that_agree_halt_too(dynamics, cart_pole_log):
+    same = {name: part[:1].repeat(4, 1, 1) for name, part in dynamics.parameters.items()}
+    env = PessimisticVectorEnv(replace(dynamics, parameters=same), cart_pole_log, threshold=0.0, penalty=50.0)
+    env.reset(seed=0)
+    info = env.step(np.zeros(64, int))[4]
+    assert not info["discrepancy"].any() and info["halted"].all()
+
+
+def test_episodes_are_no_longer_than_the_tasks(make):
+    assert make(1.0, max_episode_steps=500).max_episode_steps == get_task("CartPole").max_episode_steps == 200
 
 
 def test_at_threshold_infinity_none_does(make):
@@ -214,6 +276,8 @@ def test_a_policy_for_continuous_actions(continuous_policy):
     actions, _ = continuous_policy.predict(1e3 * np.random.default_rng(0).normal(size=(60, 18)))
     assert actions.shape == (60, 6) and np.abs(actions).max() <= 1
     assert continuous_policy.env.penalty == 200
+    mean = continuous_policy.network.action_net(100 * torch.randn(60, 64, generator=torch.Generator().manual_seed(0)))
+    assert 0.9 < mean.abs().max() <= 1  # before anything is clipped
 
 
 @pytest.mark.parametrize("kind", ["policy", "continuous_policy"])
