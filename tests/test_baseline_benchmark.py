@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persim_gym.baselines import MOReLPolicy
+from persim_gym.baselines import CaDMAgent, MOReLPolicy
+from persim_gym.tasks import get_task
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 POLICIES = ("MOReL-P", "MOReL-A", "BCQ-P", "BCQ-A", "CQL-P", "CQL-A")
@@ -80,6 +81,65 @@ def test_the_plain_objective_is_the_reward_alone(benchmark):
         assert with_all.progress is not None or with_all.terminated is not None
         assert (plain.progress, plain.terminated) == (persim.progress, persim.terminated) == (None, None)
         assert plain.reward is with_all.reward
+
+
+class Still:
+    """A policy that says where it comes from."""
+
+    def __init__(self, learned_from):
+        self.learned_from = learned_from
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        return np.zeros(len(observation), int), None
+
+
+def noting_scores(methods, monkeypatch):
+    """Return a list that every scored policy is appended to, with the agent and the system it acts in."""
+    scored, records = [], importlib.import_module("cells")
+
+    def score(cell, agent, system, policy):
+        scored.append((agent, system, policy))
+        return records.Score(str(agent), "return", 0.0)
+
+    monkeypatch.setattr(methods, "score_episodes", score)
+    return scored
+
+
+@pytest.mark.parametrize("method", ["BCQ-A", "CQL-A", "MOReL-A", "BCQ-P"])
+def test_whose_data_a_policy_learns_from_and_whose_system_it_acts_in(benchmark, run, method, monkeypatch):
+    """-A rows: the agent's own; -P rows: everyone's, once. Each agent is scored in its own system."""
+    methods = benchmark["baseline_methods"]
+    scored, fits = noting_scores(methods, monkeypatch), []
+
+    def fit(log, agent=None, **settings):
+        fits.append(agent)
+        return Still(agent)
+
+    monkeypatch.setattr(methods, "FITS", dict.fromkeys(methods.FITS, fit))
+    monkeypatch.setattr(methods, "fit_morel", fit)
+    run(10, method)
+    assert fits == ([None] if method.endswith("-P") else list(range(5)))
+    assert [policy.learned_from for _, _, policy in scored] == (fits if len(fits) == 5 else fits * 5)
+    for agent, (index, system, _) in enumerate(scored):
+        covariates = get_task("CartPole").test_agents[agent]
+        assert index == agent and (system._covariates == np.array(covariates)).all()
+
+
+def test_all_planners_get_the_same_objective(benchmark, run, monkeypatch):
+    """The task's own, as PerSim's planner does; CaDM's has an agent of its own, whose context follows the episode."""
+    methods = benchmark["baseline_methods"]
+    scored, objectives = noting_scores(methods, monkeypatch), []
+    for name in ("CaDMAgent", "MPCAgent"):
+        made = getattr(methods, name)
+
+        def noting(model, made=made, **settings):
+            objectives.append(settings["objective"])
+            return made(model, **settings)
+
+        monkeypatch.setattr(methods, name, noting)
+    run(10, "Vanilla CaDM")
+    assert [type(policy) for *_, policy in scored] == [CaDMAgent] * 5
+    assert objectives == [get_task("CartPole").objective] * 5 and objectives[0].terminated is not None
 
 
 def test_every_row_of_the_paper_has_a_method(benchmark):
