@@ -69,7 +69,9 @@ def fit_bcq(
 def discrete_config() -> Any:
     """Return the settings of the authors' code for discrete actions.
 
-    Their target network follows by Polyak averaging with τ = 0.005; d3rlpy's is replaced at once, here every 200 steps.
+    What d3rlpy does otherwise stays: its target network is replaced at once, here every 200 steps, where theirs follows
+    by Polyak averaging with τ = 0.005; its penalty β is on the squares of the imitator's log-probabilities, theirs on
+    those of the logits before they are normalized.
     """
     return d3rlpy().algos.DiscreteBCQConfig(
         batch_size=64,
@@ -84,8 +86,9 @@ def discrete_config() -> Any:
 def continuous_config() -> Any:
     """Return the settings of the authors' code for continuous actions.
 
-    d3rlpy acts, too, with the best of ``n_action_samples`` candidates, where the authors' code takes 100; and its
-    imitator's actions are not squashed.
+    What d3rlpy does otherwise stays: it acts, too, with the best of ``n_action_samples`` candidates, where the authors'
+    code takes 100; its imitator's actions are not squashed; and it keeps the logarithm of the imitator's standard
+    deviation within −20 … 2, theirs within −4 … 15.
     """
     encoders = d3rlpy().models.encoders.VectorEncoderFactory
     return d3rlpy().algos.BCQConfig(

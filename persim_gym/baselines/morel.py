@@ -35,7 +35,8 @@ class MOReLConfig(Settings):
     hidden: tuple[int, ...] = widths((128, 128))
     """Widths of the dynamics' ReLU layers."""
     epochs: int = whole(100)
-    """Of the dynamics; the weights with the least validation error are kept."""
+    """Of the dynamics; the weights with the least validation error are kept. A log of up to ``batch_size`` rows is one
+    batch, so that an epoch is a single gradient step."""
     max_gradient_steps: int | None = whole(None, optional=True)
     """Of the dynamics; fewer epochs are run if these would take more."""
     batch_size: int = whole(256)
@@ -126,9 +127,9 @@ def fit_morel(
         **changes: to the configuration.
 
     Returns:
-        The policy. Its ``provenance`` has, of episodes in the pessimistic MDP, the part that ends by halting
-        (``halted``) and their ``mean_episode_steps``: where all halt at once, halting is what the policy has learned,
-        and a larger ``threshold_scale`` may help.
+        The policy. Its ``provenance`` has, of ``num_envs`` episodes in the pessimistic MDP, one draw of the training's
+        own seed, the part that ends by halting (``halted``) and their ``mean_episode_steps``: where all halt at once,
+        halting is what the policy has learned, and a larger ``threshold_scale`` may help.
 
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
