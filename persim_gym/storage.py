@@ -33,6 +33,17 @@ _DTYPES = {
 }
 
 
+READERS = {
+    "ensemble": "persim_gym.load",
+    "trajectories": "persim_gym.Trajectories.load",
+    "cadm": "persim_gym.baselines.CaDM.load",
+    "joint": "persim_gym.baselines.JointModel.load",
+    "a policy of BCQ or CQL": "persim_gym.baselines.OfflinePolicy.load",
+    "a policy of MOReL": "persim_gym.baselines.MOReLPolicy.load",
+}
+"""What reads a file of each kind."""
+
+
 def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> None:
     """Write arrays and a JSON document to ``path`` as a whole or not at all.
 
@@ -190,7 +201,8 @@ def _read_header(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[str
             f"{path} has format {version}; this persim-gym reads up to {FORMAT_VERSION}: upgrade persim-gym"
         )
     if kind is not None and found_kind != kind:
-        raise FileFormatError(f"{path} is a file of kind {found_kind!r}; one of kind {kind!r} is needed here")
+        reader = f" ({READERS[found_kind]} reads this one)" if found_kind in READERS else ""
+        raise FileFormatError(f"{path} is a file of kind {found_kind!r}; one of kind {kind!r} is needed here{reader}")
     if size < 8 + length + end:
         raise FileFormatError(f"{path} is cut short: {size} bytes of {8 + length + end}; write or fetch it again")
     return document, entries, 8 + length

@@ -649,6 +649,21 @@ def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
             PersonalizedEnv(model, 0, **wanted)
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         PersonalizedVectorEnv(model, 2, 0, ensemble="posterior")
+    states, actions = cart_pole_log.observations[:1], np.zeros((1, 3), int)
+    with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+        persim_gym.forecast(model, 0, states, actions)
+
+
+@pytest.mark.parametrize("policy", ["plan", "agent"])
+def test_synthetic_trajectories_of_its_simulators(model, policy):
+    """By plans in the logged agents' contexts, or by the agent whose context follows each episode."""
+    few = {"horizon": 3, "num_candidates": 4}
+    how = {"policy": "plan", **few} if policy == "plan" else {"policy": CaDMAgent(model, **few)}
+    made = persim_gym.generate(model, agents=[2, "5"], episodes_per_agent=2, max_episode_steps=4, progress=False, **how)
+    assert made.agent_labels == ("2", "5") and made.num_episodes == 4 and made.provenance["synthetic"]
+    limits = get_task("CartPole").observation_space
+    assert made.episode_lengths.max() == 4 and limits.contains(made.next_observations.min(0))
+    np.testing.assert_array_equal(made.terminated, get_task("CartPole").terminated(made.next_observations))
 
 
 @pytest.mark.parametrize("name", ["parameters.input_mean", "parameters.target_scale", "histories", "covariates"])

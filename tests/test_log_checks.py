@@ -9,8 +9,17 @@ from support import walk_task
 
 import persim_gym
 from persim_gym import Trajectories, errors
-from persim_gym.data.log_checks import jumping, start_states, untried_actions, with_task_covariates
+from persim_gym.baselines import fit_bcq, fit_cql, fit_morel
+from persim_gym.data.log_checks import (
+    _contradictory,
+    jumping,
+    start_states,
+    untried_actions,
+    warn_of_terminal_flags,
+    with_task_covariates,
+)
 from persim_gym.tasks import Covariate
+from persim_gym.tasks.objective import TO_LEARN
 
 TINY = persim_gym.PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
 
@@ -86,6 +95,61 @@ def test_actions_nobody_tried():
     with pytest.warns(RuntimeWarning, match="action coordinate 1 never varies"):
         assert untried_actions(walks([[0.1, 0.5], [0.2, 0.5]], episodes=2), pushed) == [1]
     assert untried_actions(walks([0, 1, 2], episodes=2), walk_task()) == []
+
+
+def flagged_walk(terminated, last=5.1):
+    """Five rows of each of two agents, which come to 3.5, 4, 4.5, 5 and ``last``."""
+    reached = np.array([[3.5, 0.0], [4.0, 0.0], [4.5, 0.0], [5.0, 0.0], [last, 0.0]], np.float32)
+    return Trajectories.from_arrays(
+        agents=np.repeat(np.arange(2), 5), observations=np.tile(reached - np.float32(0.5), (2, 1)),
+        actions=np.arange(10) % 3, next_observations=np.tile(reached, (2, 1)), rewards=-np.ones(10),
+        terminated=terminated, episode_starts=np.arange(10),
+    )  # fmt: skip
+
+
+TRUE_FLAGS = np.tile([False, False, False, True, True], 2)
+
+
+@pytest.mark.parametrize("learner", ["fit", "fit_bcq", "fit_cql", "fit_morel"])
+def test_flags_that_the_tasks_rule_contradicts(learner):
+    """All that learns from them says which, before it begins: warnings are errors here."""
+    short = {"agent": 1, "steps": 1}
+    fit, more = {
+        "fit": (persim_gym.fit, {"config": TINY}),
+        "fit_bcq": (fit_bcq, short),
+        "fit_cql": (fit_cql, short),
+        "fit_morel": (fit_morel, {"agent": 1, "epochs": 1, "policy_steps": 1}),
+    }[learner]
+    flags = TRUE_FLAGS.copy()
+    flags[[1, 2]], flags[8] = True, False
+    with pytest.raises(RuntimeWarning) as told:
+        fit(flagged_walk(flags), task=walk_task(goal=4.9), progress=False, **more)
+    assert str(told.value) == (
+        "the log's terminal flags are not what the termination rule of task Walk says: row 1 is flagged as terminated, "
+        "but the rule says no of its next state (such rows: 2; if time limits ended these episodes, flag them as "
+        "truncated instead); row 8 is not flagged, but the rule says yes (such rows: 1). Simulators follow the rule, "
+        "BCQ and CQL the flags"
+    )
+
+
+def test_flags_that_say_what_the_rule_does_or_nothing():
+    """A log without flags, and a rule that is to be learned, contradict nothing."""
+    task = walk_task(goal=5.0)
+    for flags in (TRUE_FLAGS, np.zeros(10, bool)):
+        warn_of_terminal_flags(flagged_walk(flags), task)
+    learned = dataclasses.replace(task, terminated=TO_LEARN, planning_objective=None)
+    warn_of_terminal_flags(flagged_walk(~TRUE_FLAGS), learned)
+
+
+@pytest.mark.parametrize(("goal", "last", "reached"), [(5.1, 5.1, True), (5.3, 5.29999999, False)])
+def test_flags_of_states_that_float32_has_moved_over_the_boundary(goal, last, reached):
+    """They were set before the states were rounded; a state that is farther off contradicts."""
+    assert (np.float32(last) >= np.float64(goal)) != reached
+    flags = np.tile([False, False, False, False, reached], 2)
+    states = flagged_walk(flags, last).next_observations.astype(np.float64)
+    assert _contradictory(flags, states, walk_task(goal=goal)).tolist() == []
+    far = walk_task(goal=goal + (1e-5 if reached else -1e-5))
+    assert _contradictory(flags, states, far).tolist() == [4, 9]
 
 
 def test_episodes_begin_in_states_of_all_agents():

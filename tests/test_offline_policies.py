@@ -379,14 +379,14 @@ def test_offline_learners_refuse_wrong_logs_and_settings(discrete, continuous, m
         next_observations=log.next_observations, episode_starts=log.episode_starts, rewards=log.rewards,
     )  # fmt: skip
     with pytest.raises(InvalidDataError, match="reaches a terminal state of task Corridor .* terminated=..."):
-        fit(unflagged, task=task, progress=False)
+        fit(unflagged, task=task, steps=1, progress=False)
     flagged = log.terminated & (log.agents == 0)
     partly = dataclasses.replace(log, terminated=flagged, truncated=log.truncated | (log.terminated & ~flagged))
     with pytest.raises(InvalidDataError, match="reaches a terminal state of task Corridor .* terminated=..."):
-        fit(partly, task=task, agent=1, progress=False)
+        fit(partly, task=task, agent=1, steps=1, progress=False)
     unpaid = dataclasses.replace(log, rewards=np.zeros_like(log.rewards))
     with pytest.raises(InvalidDataError, match="all rewards of the log are zero, but those of task Corridor are not"):
-        fit(unpaid, task=task, progress=False)
+        fit(unpaid, task=task, steps=1, progress=False)
     with pytest.raises(InvalidDataError, match="the log's actions are discrete"):
         fit(log, task=continuous[0], progress=False)
     offline.d3rlpy.cache_clear()

@@ -1,5 +1,6 @@
 """Our files: readable by safetensors, whole or absent, refused when damaged."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+import persim_gym
 from persim_gym import errors, storage
 from persim_gym.training.checkpoint import Checkpoint
 
@@ -115,6 +117,18 @@ def test_another_kind_is_refused(path):
     """The message names both kinds."""
     with pytest.raises(errors.FileFormatError, match="of kind 'thing'; one of kind 'ensemble'"):
         storage.read(path, "ensemble")
+
+
+@pytest.mark.parametrize("kind", storage.READERS)
+def test_what_reads_a_file_of_another_kind_is_said(tmp_path, kind):
+    """And is what it is said to be: it finds other faults with these arrays than their kind."""
+    storage.write(tmp_path / "file.any", kind, ARRAYS, {})
+    with pytest.raises(errors.FileFormatError, match=rf"needed here \({storage.READERS[kind]} reads this one\)"):
+        storage.read(tmp_path / "file.any", "thing")
+    reader = functools.reduce(getattr, storage.READERS[kind].split(".")[1:], persim_gym)
+    with pytest.raises(errors.FileFormatError) as told:
+        reader(tmp_path / "file.any")
+    assert "is a file of kind" not in str(told.value)
 
 
 def test_entries_that_lie_are_refused(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from persim_gym.data.log_checks import warn_of_terminal_flags
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
@@ -16,7 +17,7 @@ MIN_TRANSITIONS = 5
 def policy_log(
     trajectories: Trajectories, task: str | Task | None, agent: int | str | None
 ) -> tuple[Trajectories, Task]:
-    """Return the log that a policy learns from, and its task.
+    """Return the log that a policy learns from, and its task; warn of flags that contradict the task's rule.
 
     Args:
         trajectories: of all agents.
@@ -32,6 +33,7 @@ def policy_log(
     check_log(trajectories, found)
     log = trajectories if agent is None else trajectories.select([agent])
     check_terminal_flags(log, found)
+    warn_of_terminal_flags(trajectories, found)  # of all agents, whose rows are those that the user knows
     if log.num_transitions < MIN_TRANSITIONS:
         whose = "the log" if agent is None else f"agent {log.agent_labels[0]!r}"
         raise InvalidDataError(

@@ -10,7 +10,7 @@ import numpy as np
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
-from persim_gym.types import BoolArray, FloatArray
+from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _FAR, _LEAST_JUMPS, _RARER = 0.75, 3, 10
 """A jump is a change by 3/4 of a coordinate's range; a wrapping coordinate makes some, and ten times fewer changes of
@@ -71,6 +71,45 @@ def untried_actions(log: Trajectories, task: Task) -> list[int]:
             stacklevel=3,
         )
     return untried
+
+
+def warn_of_terminal_flags(log: Trajectories, task: Task) -> None:
+    """Warn of rows whose terminal flag is not what the task's own rule says of their next state.
+
+    Simulators and planners follow the rule, values learned from a log its flags. Nothing is said where the rule is left
+    to be learned, nor of a log without any flag, which is a log that was given none.
+    """
+    flagged = np.asarray(log.terminated, bool)
+    if "terminated" in task.learned or not flagged.any():
+        return
+    rows = _contradictory(flagged, np.asarray(log.next_observations, np.float64), task)
+    early, late = rows[flagged[rows]], rows[~flagged[rows]]
+    parts = []
+    if len(early):
+        parts.append(
+            f"row {early[0]} is flagged as terminated, but the rule says no of its next state (such rows: "
+            f"{len(early)}; if time limits ended these episodes, flag them as truncated instead)"
+        )
+    if len(late):
+        parts.append(f"row {late[0]} is not flagged, but the rule says yes (such rows: {len(late)})")
+    if parts:
+        warnings.warn(
+            f"the log's terminal flags are not what the termination rule of task {task.name} says: {'; '.join(parts)}. "
+            "Simulators follow the rule, BCQ and CQL the flags",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _contradictory(flagged: BoolArray, next_observations: FloatArray, task: Task) -> IntArray:
+    """Return the rows that a task's rule contradicts, even if their states (T, D) were rounded to float32."""
+    rows = np.flatnonzero(np.asarray(task.terminated(next_observations), bool) != flagged)
+    size = next_observations.shape[1]
+    for change in (np.ones(size), -np.ones(size), *np.eye(size), *-np.eye(size)):
+        states = next_observations[rows]
+        near = states + change * np.spacing(np.abs(states).astype(np.float32))
+        rows = rows[np.asarray(task.terminated(near), bool) != flagged[rows]]
+    return rows
 
 
 def warn_of_jumps(log: Trajectories, task: Task) -> None:

@@ -89,6 +89,7 @@ def forecast(
         InvalidActionError: actions of another shape, or outside the action space.
 
     """
+    ensemble.known_posterior()  # says at once if there is none
     observations = ensemble.task.check_observations(observations, "B", finite=True)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     if np.ndim(levels) != 1 or len(levels) == 0:

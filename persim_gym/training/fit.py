@@ -14,7 +14,7 @@ import torch
 
 from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data.log_checks import untried_actions, warn_of_jumps
+from persim_gym.data.log_checks import untried_actions, warn_of_jumps, warn_of_terminal_flags
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError
@@ -93,6 +93,7 @@ def fit(
     check_rewards_known(log, task)
     untried = untried_actions(log, task)
     warn_of_jumps(log, task)
+    warn_of_terminal_flags(log, task)
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)
