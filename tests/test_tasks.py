@@ -11,7 +11,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.classic_control.mountain_car import MountainCarEnv
 from support import random_actions, walk_task
 
-from persim_gym import errors, get_task, register_task, task_names
+from persim_gym import collect, errors, get_task, register_task, task_names
 from persim_gym.tasks import is_built_in
 from persim_gym.tasks.rendering import GymnasiumRenderer
 
@@ -205,6 +205,16 @@ def test_a_task_of_ones_own(known_tasks):
     assert task_names() == (*TASKS, "Walk")
     with pytest.raises(errors.InvalidArgumentError, match="Walk"):
         register_task(walk_task())
+
+
+def test_small_unsigned_actions_are_carried_out_as_others():
+    """A system computes action − 1, which is 255 for an unsigned zero of 8 bits."""
+    task, logs = get_task("MountainCar"), []
+    for kind in (np.int64, np.uint8):
+        actions = np.array([0, 1, 2], kind)
+        assert task.executed(actions, 3).dtype == np.int64
+        logs.append(collect(task, policy=lambda o, kind=kind: np.where(o[:, 1] < 0, 0, 2).astype(kind), num_agents=2))
+    np.testing.assert_array_equal(logs[0].next_observations, logs[1].next_observations)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -286,7 +286,8 @@ class Task:
         """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).
 
         Args:
-            actions: whole numbers, or finite ones where actions are continuous; the array keeps their type.
+            actions: whole numbers, which become int64, or finite ones where actions are continuous, which keep their
+                type.
             *leading: the axes before an action's own, as in `check_observations`.
 
         Raises:
@@ -305,7 +306,8 @@ class Task:
             raise self._no_actions(shape, f"{array.min()} to {array.max()}")
         if not discrete and not np.isfinite(array).all():
             raise self._no_actions(shape, f"{array[~np.isfinite(array)][0]} among them")
-        return array
+        # What a system or a reward computes with an unsigned action, such as action - 1, would wrap around.
+        return array.astype(np.int64, copy=False) if discrete else array
 
     def executed(self, actions: Any, *leading: int | str) -> np.ndarray:
         """Return actions as they are carried out: checked, and continuous ones brought within their bounds.
