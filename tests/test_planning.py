@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -213,6 +214,22 @@ class TestCrossEntropy:
 
         plan = self.search(returns, num_candidates=100, num_elites=50, num_rounds=1, **cold(1, 1, 1))
         assert plan.actions[0, 0, 0] < -0.5
+
+    @pytest.mark.parametrize("only", [0.1, 0.5, 0.3, 1 / 3])
+    def test_a_coordinate_of_one_value(self, only):
+        """The mean of equal numbers may differ from them by rounding, on either side of the bounds."""
+        drawn = []
+
+        def normal(shape):
+            drawn.append(shape)
+            assert len(drawn) < 100, "draws again and again"
+            return rng.standard_normal(shape)
+
+        rng, low, high = np.random.default_rng(0), np.array([-1.0, only]), np.array([1.0, only])
+        generator = SimpleNamespace(standard_normal=normal, uniform=rng.uniform)
+        search = ContinuousSearch(lambda _, a: a.sum((2, 3)), generator, **cold(2, 3, 2), low=low, high=high)
+        plan = cross_entropy_method(search)
+        assert (plan.actions[..., 1] == only).all() and (plan.warm_start[..., 1] == only).all()
 
     def test_truncated_normal(self):
         """Against the distribution function of a truncated Gaussian, for a mean inside and one at the bound."""

@@ -52,8 +52,10 @@ def cross_entropy_method(
         best, best_return = elites[:, 0], scores[:, 0]
         elite_mean, elite_deviation = gaussian_moments(elites, np.isfinite(scores))
         kept = smoothing if index > 0 else 0.0
-        mean = kept * mean + (1 - kept) * elite_mean
-        deviation = kept * deviation + (1 - kept) * elite_deviation
+        # The mean of equal numbers is off by rounding: where the bounds are equal, draws about it are never within.
+        elite_mean = np.clip(elite_mean, low, high)
+        mean = np.clip(kept * mean + (1 - kept) * elite_mean, low, high)
+        deviation = np.where(low < high, kept * deviation + (1 - kept) * elite_deviation, 0.0)
     actions = elite_mean if execute == "elite_mean" else best
     return Plan(actions=actions, returns=best_return, best=best, warm_start=mean)
 
