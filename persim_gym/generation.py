@@ -236,7 +236,7 @@ class _Run:
         believed = np.asarray(np.isfinite(following).all(axis=1))
         if self._bound is not None:
             with np.errstate(invalid="ignore"):
-                believed &= ~(prediction.disagreement > self._bound).any(axis=1)
+                believed &= (prediction.disagreement <= self._bound).all(axis=1)  # not NaN either
         following = np.where(believed[:, None], following, observations)
         return np.clip(following, space.low, space.high).astype(np.float32), believed
 

@@ -224,6 +224,16 @@ def test_a_simulator_that_diverges():
     assert get_task("MountainCar").max_episode_steps == 500
 
 
+def test_a_disagreement_that_is_no_number_is_not_believed():
+    """The median leaves out a member that diverges; its disagreement with the others is not small for that."""
+    ensemble = random_ensemble("MountainCar", step_size=1e-3)
+    ensemble.parameters["state.1.bias"][2] = np.nan
+    settings = {"policy": "random", "aggregate": "median", "max_episode_steps": 3, "starts": "task"}
+    assert len(quiet(ensemble, [0], 1, **settings)) == 3
+    with pytest.raises(errors.PerSimError, match="disagree on it by more than max_disagreement=1000"):
+        quiet(ensemble, [0], 1, max_disagreement=1000, **settings)
+
+
 def test_value_iteration_solves_each_agent_once_in_its_own_simulator(monkeypatch):
     """Lighter and heavier gravity, together, as each by itself; all reach the goal."""
     ensemble, solved = persim_gym.load(find_model("MountainCar")), []
