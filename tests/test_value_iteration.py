@@ -47,6 +47,16 @@ def test_steps_to_the_end_of_a_corridor():
     assert found.sweeps <= 12 and found.change <= 1e-3
 
 
+def test_the_tolerance_is_in_units_of_the_rewards():
+    """Small or large, they are planned for as those of ±1."""
+    for scale in (1e-5, 1.0, 1e5):
+        objective = PlanningObjective(lambda s, a, n, scale=scale: 0 * n[..., 0] - scale, lambda n: n[..., 0] <= 0.05)
+        found = value_iteration(
+            lambda states, action: states + (0.1, -0.1)[action], num_actions=2, objective=objective, grid=grid_of(11)
+        )
+        assert np.allclose(found.values / scale, -np.arange(11), atol=1e-4) and found.sweeps == 11
+
+
 def test_discounted_return_of_a_constant_reward():
     objective = PlanningObjective(lambda s, a, n: 0 * n[..., 0] + 1.0)
     found = value_iteration(

@@ -117,7 +117,7 @@ def value_iteration(
         objective: reward and termination; the step into a terminal state earns its reward, and progress does not count.
         grid: where values are kept.
         discount: of later rewards.
-        tolerance: stop when no value changes by more.
+        tolerance: stop when no value changes by more than this part of the largest reward of a step, whatever its sign.
         max_sweeps: stop after so many; the time limit of the episode, for instance.
 
     """
@@ -127,7 +127,8 @@ def value_iteration(
         weights *= discount * going
     ended = _going_on(objective, grid.points) == 0
     values, change, sweep = np.zeros(len(grid.points), np.float32), np.inf, 0
-    while sweep < max_sweeps and change > tolerance:
+    least_change = tolerance * float(np.abs(rewards).max())
+    while sweep < max_sweeps and change > least_change:
         best = np.full(len(values), -np.inf, np.float32)
         for reward, (points, weights) in zip(rewards, tables, strict=True):
             np.maximum(best, reward + _interpolate(values, points, weights), out=best)
@@ -167,7 +168,8 @@ class ValueIterationAgent:
             objective: what to maximize; by default the task's own reward and termination. (The planning objective
                 stands in for them where a planner looks only some steps ahead.)
             discount: of later rewards.
-            tolerance: stop when no value changes by more.
+            tolerance: stop when no value changes by more than this part of the largest reward of a step, whatever its
+                sign.
             max_sweeps: steps to plan ahead at most; by default the task's time limit.
 
         Raises:
