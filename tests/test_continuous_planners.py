@@ -228,8 +228,8 @@ def test_a_quarter_of_the_rollouts():
         agent = MPCAgent(simulator, planner=planner, horizon=2)
         make = agent._returns
 
-        def counting(observations, planner=planner, make=make):
-            returns = make(observations)
+        def counting(*given, planner=planner, make=make):
+            returns = make(*given)
 
             def counted(environments, actions):
                 scored[planner] += actions.shape[1]

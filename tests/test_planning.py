@@ -524,6 +524,33 @@ def test_episodes_that_are_over_cost_no_search_and_change_no_plan(name):
     assert scored == [0, 2]
 
 
+@pytest.mark.parametrize("planner", ["cem", "icem", "mppi"])
+def test_continuous_planners_leave_episodes_that_are_over(planner):
+    """However far their states ran away; the others plan as if all went on, unless candidates are drawn again."""
+    observations, running = np.zeros((3, 18)), np.array([True, False, True])
+    settings = {"planner": planner, "horizon": 3, "num_candidates": 20, "num_rounds": 2}
+    simulator = random_ensemble("HalfCheetah", step_size=0.01).simulator(0)
+    every, _ = MPCAgent(simulator, **settings).predict(observations)
+    observations[1] = np.inf
+    actions, state = MPCAgent(simulator, **settings).predict(observations, running=running)
+    assert planner == "cem" or np.allclose(actions[running], every[running], atol=1e-5)
+    assert np.isfinite(state).all()
+    actions, _ = MPCAgent(simulator, **settings).predict(observations, state, running=np.zeros(3, bool))
+    assert actions.shape == (3, 6)
+
+
+def test_true_systems_are_compared_where_episodes_go_on():
+    task = walk_task()
+    system = task.system(np.ones((3, 1)))
+    shown = system.reset(np.random.default_rng(0)).copy()
+    shown[1] = np.inf
+    agent, running = MPCAgent(system, task=task, horizon=3, num_candidates=50), np.array([True, False, True])
+    assert agent.predict(shown, running=running)[0][running].tolist() == [0, 0]
+    shown[2] += 1
+    with pytest.raises(errors.InvalidStateError, match=r"shows \[3.0, 0.0\], and the observation is \[4.0, 1.0\]"):
+        agent.predict(shown, running=running)
+
+
 @pytest.mark.parametrize("planner", [MPCAgent, ValueIterationAgent])
 def test_environments_in_wrappers_that_planners_know_nothing_of(planner):
     """Their observations, actions and rewards are others than the model's: refused. Those that only watch are not."""

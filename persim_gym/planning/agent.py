@@ -101,8 +101,8 @@ class MPCAgent:
             state: what the previous call returned, or None at the start.
             episode_start: (E,) whether an episode begins here; the previous plan is then forgotten.
             deterministic: not used; plans are drawn from the agent's own generator.
-            running: (E,) whether an episode still goes on, all if not given; random shooting wastes no search on the
-                others, whose actions mean nothing. The plans of those that go on are the same.
+            running: (E,) whether an episode still goes on, all if not given; no search is wasted on the others, whose
+                actions mean nothing. Random shooting plans the same as ever for those that go on.
 
         Returns:
             actions (E,) or (E, A), without the first axis for a single observation, and what the next call starts from:
@@ -131,8 +131,8 @@ class MPCAgent:
         """
         observations = self.task.check_observations(observations, "E")
         count, tail = len(observations), self.task.action_shape
-        going_on = observations if running is None else observations[truth_values("running", running, count)]
-        self.task.check_observations(going_on, "E", finite=True)
+        running = truth_values("running", True if running is None else running, count)
+        self.task.check_observations(observations[running], "E", finite=True)
         begun = truth_values("episode_start", False if episode_start is None else episode_start, count)
         if state is None:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
@@ -149,15 +149,15 @@ class MPCAgent:
         with explain_out_of_memory(f"lower num_candidates, or plan for fewer than {count} environments at once"):
             return self._plan(self._search(observations, previous, warm, running))
 
-    def _search(self, observations: np.ndarray, previous: np.ndarray, warm: BoolArray, running: Any) -> Search:
-        given = self._returns(observations), self._rng, previous, warm
+    def _search(self, observations: np.ndarray, previous: np.ndarray, warm: BoolArray, running: BoolArray) -> Search:
+        given = self._returns(observations, running), self._rng, previous, warm
         if self.task.discrete:
             size = self.task.action_size
             return DiscreteSearch(*given, num_actions=size, max_return=self._max_return, running=running)
         low, high = self.task.action_bounds
-        return ContinuousSearch(*given, low=low, high=high)
+        return ContinuousSearch(*given, low=low, high=high, running=running)
 
-    def _returns(self, observations: np.ndarray) -> ReturnFn:
+    def _returns(self, observations: np.ndarray, running: BoolArray) -> ReturnFn:
         if isinstance(self._model, Simulator):
             agents = len(self._model.agents)
             if agents not in (1, len(observations)):
@@ -176,8 +176,9 @@ class MPCAgent:
         shown = self._model.observe()
         if shown.shape != observations.shape:
             raise EpisodeOverError("the true system is in no state yet: call reset() before you plan in it")
-        if not np.allclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True):
-            row = int(np.argmax(np.abs(observations - shown).max(axis=1)))
+        same = np.isclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True).all(axis=1)
+        if not same[running].all():
+            row = int(np.argmin(same | ~running))
             raise InvalidStateError(
                 f"plans in a true system begin in the state it is in, which shows {shown[row].tolist()}, and the "
                 f"observation is {observations[row].tolist()}: put the system into that state, or plan in a simulator"

@@ -38,8 +38,8 @@ def path_integral_control(
         NonFiniteReturnError: all candidates of an environment diverge.
 
     """
-    environments, spread = search.environments, deviation * search.span
     best = mean = search.start
+    environments, spread = np.arange(len(mean)), deviation * search.span
     best_return = np.full(len(mean), -np.inf)
     for _ in range(num_rounds):
         noise = smoothed(search.rng.standard_normal((len(mean), num_candidates, *mean.shape[1:])), noise_smoothing)

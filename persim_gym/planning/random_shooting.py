@@ -31,8 +31,8 @@ def random_shooting(search: DiscreteSearch, *, num_candidates: int = 1000) -> Pl
     candidates = search.rng.integers(search.num_actions, size=(count, num_candidates, horizon))
     candidates[search.warm, 0] = shifted(search.previous, candidates[:, 0, -1])[search.warm]
     best, best_return = candidates[:, 0].copy(), np.full(count, -np.inf)
-    searched = search.environments if search.running is None else np.flatnonzero(search.running)
-    looking, seen = searched, 0
+    searched = looking = search.searched
+    seen = 0
     while seen < num_candidates and len(looking):
         batch = num_candidates if search.max_return is None else max(_FIRST_LOOK, 8 * seen)
         part = candidates[looking, seen : seen + batch]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,11 +23,13 @@ class Search:
     (E, 1 + n, H, A), the mean and the elites it remembers."""
     warm: BoolArray
     """(E,): whether ``previous`` means anything. Where it does, the search starts from it, shifted by one step."""
+    running: BoolArray | None = field(default=None, kw_only=True)
+    """(E,): which environments to search for; all if not given. The others get a sequence nobody scored."""
 
     @property
-    def environments(self) -> IntArray:
-        """(E,): their numbers, in order."""
-        return np.arange(len(self.warm))
+    def searched(self) -> IntArray:
+        """(n,): the numbers of the environments to search for, in order."""
+        return np.arange(len(self.warm)) if self.running is None else np.flatnonzero(self.running)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class DiscreteSearch(Search):
     """A."""
     max_return: float | None = None
     """The largest return any sequence can have, if known: the search of an environment stops where it is reached."""
-    running: BoolArray | None = None
-    """(E,): which environments to search for; all if not given. The others get a sequence nobody scored."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Plan:
     actions: np.ndarray
     """(E, H) or (E, H, A): the sequence whose first action is to be executed."""
     returns: FloatArray
-    """(E,): the return of ``best``; minus infinity for an environment that was not searched for."""
+    """(E,): the return of ``best``; without meaning for an environment that was not searched for."""
     best: np.ndarray
     """(E, H) or (E, H, A): the sequence of the highest return, of all that random shooting and path integral control
     scored, and of the last round of the two cross-entropy methods, where an earlier round may have had a better one.
@@ -88,12 +88,16 @@ class Plan:
 def score(search: Search, candidates: np.ndarray) -> FloatArray:
     """Return the returns (E, C) of candidates of every environment; one that is no number counts as minus infinity.
 
+    Those of environments that are not searched for are not asked for, and 0.
+
     Raises:
-        NonFiniteReturnError: an environment has no candidate with a finite return.
+        NonFiniteReturnError: an environment that is searched for has no candidate with a finite return.
 
     """
-    scores = finite_scores(search.returns, search.environments, candidates)
-    check_found(scores.max(axis=1), search.environments, scores.shape[1])
+    scores, searched = np.zeros(candidates.shape[:2]), search.searched
+    if len(searched):
+        scores[searched] = finite_scores(search.returns, searched, candidates[searched])
+        check_found(scores[searched].max(axis=1), searched, scores.shape[1])
     return scores
 
 
