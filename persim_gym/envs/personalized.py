@@ -34,7 +34,7 @@ class PersonalizedEnv(TaskEnv):
     ``info["diverged"]`` is True.
 
     A termination that was learned is a probability at each state: whether the episode ends there is drawn with it from
-    ``np_random``, so that episodes last as long as those of the log.
+    ``np_random``, so that the risk in each state is that of the log.
 
     ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
     ``reset(options={"state": observation})`` starts from any observed state.
