@@ -478,6 +478,26 @@ def test_a_file_keeps_all_of_a_task_but_functions():
     assert Task.from_json({key: value for key, value in task.to_json().items() if key not in later}).render_fps == 50
 
 
+def test_what_is_planned_and_where_episodes_start_is_not_lost_silently(ensemble, tmp_path):
+    """A file says which functions its task had; one that lacks only the true system is loaded."""
+    path, task = tmp_path / "glucose.persim", ensemble.task
+    objective = persim_gym.tasks.PlanningObjective(lambda s, a, n: 0 * n[..., 0] - 1)
+    for changes in (
+        {"planning_objective": objective},
+        {"initial_observations": lambda rng, count: np.zeros((count, 2))},
+    ):
+        changed = dataclasses.replace(task, **changes)
+        assert changed.has_own_functions
+        dataclasses.replace(ensemble, task=changed).save(path)
+        with pytest.raises(errors.UnknownNameError, match=rf"an? {next(iter(changes))} .*register_task.*reference="):
+            persim_gym.load(path)
+        assert persim_gym.load(path, task=changed).task is changed
+        older = {key: value for key, value in changed.to_json().items() if key != "functions"}
+        assert find_task("Glucose", older).to_json() == task.to_json()
+    dataclasses.replace(ensemble, task=dataclasses.replace(task, make_system=lambda covariates: None)).save(path)
+    assert persim_gym.load(path).task.make_system is None
+
+
 def test_planners_follow_a_reward_that_is_replaced():
     task = own_task(reward=lambda s, a, n: n[..., 0], terminated=lambda n: n[..., 0] > 9)
     other = dataclasses.replace(task, reward=lambda s, a, n: -n[..., 0])

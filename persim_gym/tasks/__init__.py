@@ -171,10 +171,13 @@ def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
         if found.name != name:
             raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
         return found
-    own = [what for what in ("reward", "terminated") if what not in definition["learned"]]
+    # What can be seen or drawn only in the true system is not missed; files of earlier versions do not name functions.
+    given = [what for what in ("planning_objective", "initial_observations") if what in definition.get("functions", ())]
+    own = [*(what for what in ("reward", "terminated") if what not in definition["learned"]), *given]
     if own:
+        named = " and ".join(f"{'an' if what[0] in 'aeiou' else 'a'} {what}" for what in own)
         raise UnknownNameError(
-            f"task {name!r} has a {' and a '.join(own)} function of its own, which no file holds: give task=, call "
+            f"task {name!r} has {named} function of its own, which no file holds: give task=, call "
             "persim_gym.register_task(Task(...)) first, or make it with Task(reference='module:attribute')"
         )
     return Task.from_json(definition)

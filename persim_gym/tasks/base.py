@@ -103,7 +103,14 @@ class Task:
     @property
     def has_own_functions(self) -> bool:
         """Whether there is a function in it, which no file holds."""
-        return len(self.learned) < 2 or any((self.initial_observations, self.make_system, self.make_renderer))
+        return bool(self.functions)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Which of its fields no file holds: functions of its own, and what is made of them."""
+        given = ("planning_objective", "initial_observations", "make_system", "make_renderer")
+        own = [name for name in ("reward", "terminated") if name not in self.learned]
+        return (*own, *(name for name in given if getattr(self, name) is not None))
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -355,7 +362,7 @@ class Task:
         return int(array) if self.discrete else array.astype(np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold of the task: all but its functions."""
+        """Return what JSON can hold of the task: all but its functions, of which it has the names."""
         return {
             "name": self.name,
             "observation_space": space_to_json(self.observation_space),
@@ -368,6 +375,7 @@ class Task:
             "policy_training_agents": self.policy_training_agents,
             "render_fps": self.render_fps,
             "learned": list(self.learned),
+            "functions": list(self.functions),
             "reference": self.reference,
         }
 
