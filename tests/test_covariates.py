@@ -141,16 +141,58 @@ def test_agents_known_by_covariates_are_no_data():
         np.testing.assert_array_equal(before.predict(point)[1], after.predict(point)[1])
 
 
+def test_what_a_map_said_of_agents_with_transitions_is_no_data():
+    """Nor after an update; but once their factors are learned from a log, they are."""
+    noise = 0.1 * np.random.default_rng(1).normal(size=NUM_AGENTS)
+    ensemble = refit_walkers(walkers(lambda c: c + noise))
+    labels = [f"n{i}" for i in range(20)]
+    newcomers = {label: {"speed": speed} for label, speed in zip(labels, np.linspace(0.5, 2.0, 20), strict=True)}
+    log = replace(resting_log(ensemble).select(range(20)), agent_labels=tuple(labels))
+    before, point = fit_covariate_map(ensemble), np.array([[1.0]])
+    at_once = personalize(ensemble, log, covariates=newcomers)
+    later = persim_gym.update(personalize(ensemble, covariates=newcomers), log)
+    for grown in (at_once, later):
+        after = fit_covariate_map(personalize(grown, covariates={"z": {"speed": 1.0}}))
+        assert after.num_known == NUM_AGENTS
+        for one, other in zip(before.predict(point), after.predict(point), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert fit_covariate_map(refit_factors(at_once, resting_log(at_once))).num_known == NUM_AGENTS + 20
+
+
+def test_a_shipped_model_is_personalized_by_covariates_again():
+    """Newcomers known by covariates and transitions do not make the next map fail."""
+    ensemble = persim_gym.load("CartPole").with_agents(range(30))
+    drawn = persim_gym.collect("CartPole", num_agents=10, seed=3).select(range(5, 10))
+    rows = (drawn.episode_starts[:, None] + np.arange(5)).ravel()
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(5), 5),
+        observations=drawn.observations[rows],
+        actions=drawn.actions[rows],
+        next_observations=drawn.next_observations[rows],
+        agent_labels=[f"n{i}" for i in range(5)],
+        task="CartPole",
+    )
+    names = ensemble.task.covariate_names
+    covariates = {f"n{i}": dict(zip(names, drawn.covariates[i], strict=True)) for i in range(5)}
+    grown = personalize(ensemble, log, covariates=covariates)
+    again = personalize(grown, covariates={"x": covariates["n0"]})
+    assert again.num_agents == 36 and np.isfinite(again.agent_factors()).all()
+
+
 def refit_walkers(ensemble):
     """The ensemble with posteriors, given five transitions of each agent."""
-    log = persim_gym.Trajectories.from_arrays(
+    return refit_factors(ensemble, resting_log(ensemble))
+
+
+def resting_log(ensemble):
+    """Five transitions of each agent of the ensemble."""
+    return persim_gym.Trajectories.from_arrays(
         agents=np.repeat(np.arange(ensemble.num_agents), 5),
         observations=np.zeros((5 * ensemble.num_agents, 2)),
         actions=np.tile([0, 1, 2, 1, 2], ensemble.num_agents),
         next_observations=np.zeros((5 * ensemble.num_agents, 2)),
         agent_labels=ensemble.agent_labels,
     )
-    return refit_factors(ensemble, log)
 
 
 def test_a_fraction_of_the_covariates_is_enough_and_agents_without_are_left_out():

@@ -14,12 +14,12 @@ from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.tasks import Task
-from persim_gym.types import FloatArray
+from persim_gym.types import BoolArray, FloatArray
 
 KINDS = ("gp", "ridge", "mlp")
 """Gaussian process, Bayesian linear regression, and the paper's network."""
 BY_COVARIATES = "known_by_covariates"
-"""Where the provenance of an ensemble without posteriors has the labels of agents whose factors a map has predicted."""
+"""Where an ensemble's provenance has the labels of the agents of whom a map has predicted anything."""
 _FAR = 0.25
 """Distance from the known agents, in widths of their range, from which a prediction is far."""
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -98,8 +98,8 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
     """Learn the map from covariates to factors from the ensemble's own agents.
 
     Args:
-        ensemble: whose log recorded the covariates of at least some agents. Agents that are themselves known by their
-            covariates only are no data.
+        ensemble: whose log recorded the covariates of at least some agents. Agents of whom a map has predicted anything
+            are no data, even where their transitions are known, too.
         kind: "gp", a Gaussian process with a linear trend; "ridge", linear; or "mlp", the paper's network with two
             hidden layers of 64 (its training is not in the paper: Adam, 2000 steps on all agents, weight decay 1e-4).
             The network takes the factors as they are, as the paper's does, and "gp" and "ridge" their posteriors.
@@ -139,15 +139,17 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
     return CovariateMap(ensemble.task, kind, len(chosen), low, high, centre, root, regression, unknown)
 
 
+def known_by_transitions_only(ensemble: Ensemble) -> BoolArray:
+    """Return of which agents (N,) all that is known comes from transitions, and none of it from a covariate map."""
+    predicted = set(ensemble.provenance.get(BY_COVARIATES, ()))
+    own = np.array([label not in predicted for label in ensemble.agent_labels])
+    return own if ensemble.posterior is None else own & (ensemble.posterior.num_transitions > 0)
+
+
 def _known_agents(ensemble: Ensemble, fraction: float, seed: int) -> np.ndarray:
-    """Return the indices of the agents to learn from: not of those whose factors a map has predicted."""
-    covariates = ensemble.covariates
-    known = np.flatnonzero([] if covariates is None else np.isfinite(covariates).all(axis=1))
-    if ensemble.posterior is not None:
-        known = known[ensemble.posterior.num_transitions[known] > 0]
-    else:
-        predicted = set(ensemble.provenance.get(BY_COVARIATES, ()))
-        known = known[[ensemble.agent_labels[int(agent)] not in predicted for agent in known]]
+    """Return the indices of the agents to learn from."""
+    covariates = np.nan if ensemble.covariates is None else ensemble.covariates
+    known = np.flatnonzero(known_by_transitions_only(ensemble) & np.isfinite(covariates).all(axis=-1))
     count = round(fraction * len(known))
     least = len(ensemble.task.covariates) + 2
     if count < least or not ensemble.task.covariates:

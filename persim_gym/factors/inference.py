@@ -15,7 +15,7 @@ from persim_gym.data.log_checks import with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
-from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map
+from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
@@ -68,7 +68,10 @@ def refit_factors(
     else:
         posterior = posterior_given(ensemble, trajectories, prior, rows, device=device)
     known = replace(ensemble, posterior=posterior, calibration=None)  # widths are in deviations of the former posterior
-    return _with_posterior_means(known, np.arange(ensemble.num_agents)) if replace_factors else known
+    if not replace_factors:
+        return known
+    from_log = {key: value for key, value in ensemble.provenance.items() if key != BY_COVARIATES}
+    return _with_posterior_means(replace(known, provenance=from_log), np.arange(ensemble.num_agents))
 
 
 def personalize(
@@ -124,14 +127,10 @@ def personalize(
             for name, outcome in ensemble.outcomes.items()
         },
         posterior=None,
-        provenance=ensemble.provenance
-        if trajectories is None
-        else with_update(ensemble.provenance, trajectories.source, again=False),
+        provenance=_grown_provenance(ensemble, trajectories, [labels[place] for place in described]),
     )
     newcomers = np.arange(first, first + len(labels))
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
-        predicted = [*ensemble.provenance.get(BY_COVARIATES, ()), *labels]
-        grown = replace(grown, provenance={**ensemble.provenance, BY_COVARIATES: predicted})
         return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
     if first <= ensemble.config.rank:
@@ -194,8 +193,8 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     count = whole_number("count", count)
     index, posterior = ensemble.agent_index(agent), ensemble.known_posterior()
     means, _ = posterior.moments(np.arange(ensemble.num_agents))
-    seen = posterior.num_transitions > 0  # what covariates say of an agent is no transition
-    weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions.sum()), 1)
+    seen = known_by_transitions_only(ensemble)  # what covariates say of an agent is no transition
+    weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions[seen].sum()), 1)
     difference = means - means[:, [index]]
     squared = (
         np.einsum("mni,mij,mnj->mn", difference, weight, difference, optimize=True) / ensemble.task.observation_size
@@ -289,6 +288,18 @@ def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> F
     information_vector = np.einsum("mnij,mnj->mni", axes, precisions * offset)
     information_vector = information_vector + np.einsum("mnij,mj->mni", information, prior.mean)
     return FactorPosterior(prior, information, information_vector, np.zeros(mean.shape[1], np.int64))
+
+
+def _grown_provenance(ensemble: Ensemble, log: Trajectories | None, described: Sequence[str]) -> dict[str, Any]:
+    """Return the provenance of the ensemble with newcomers of a log, some of whom a covariate map describes."""
+    provenance = dict(ensemble.provenance)
+    if log is not None:
+        provenance = with_update(provenance, log.source, again=False)
+    if described:
+        still_there = set(ensemble.agent_labels)
+        earlier = [label for label in provenance.get(BY_COVARIATES, ()) if label in still_there]
+        provenance[BY_COVARIATES] = [*earlier, *described]
+    return provenance
 
 
 def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray | None:
