@@ -321,6 +321,38 @@ def test_other_agents_have_learned_rewards_too(ensemble, tmp_path):
     assert np.isfinite(two.simulator("dora").task.reward(*still)).all()
 
 
+@pytest.mark.filterwarnings("ignore:the ensemble has 3 agents")
+def test_a_newcomers_reward_is_its_own(ensemble):
+    """The one in its log, at once or later; of a log without rewards that of the mean agent. Others keep theirs."""
+    logged = own_log(seed=5).select(["patient-17"])
+    log, unpaid = (
+        dataclasses.replace(logged, agent_labels=("dora",), rewards=rewards)
+        for rewards in (logged.rewards, np.zeros_like(logged.rewards))
+    )
+
+    def error(model):
+        found = model.simulator("dora").task.reward(log.observations, log.actions, log.next_observations)
+        return np.sqrt(np.mean((found - log.rewards) ** 2)) / log.rewards.std()
+
+    at_once, mean_agent = persim_gym.personalize(ensemble, log), persim_gym.personalize(ensemble, unpaid)
+    with pytest.warns(RuntimeWarning, match="newcomer 'dora' has no transition"):
+        unknown = persim_gym.personalize(ensemble, agents=["dora"])
+    assert error(mean_agent) == error(unknown) > 0.5
+    assert error(at_once) < 0.15 and error(persim_gym.update(unknown, log)) < 0.15
+    table = ensemble.outcomes["reward"].parameters["agent.weight"]
+    np.testing.assert_array_equal(at_once.outcomes["reward"].parameters["agent.weight"][:, :3], table)
+
+
+def test_more_rewards_of_a_trained_agent_change_little(ensemble):
+    """A few among many alike."""
+    log = own_log(seed=5, episodes=3).select(["patient-17"])
+    columns = log.observations, log.actions, log.next_observations
+    before, after = (
+        model.simulator("patient-17").task.reward(*columns) for model in (ensemble, persim_gym.update(ensemble, log))
+    )
+    assert 0 < np.abs(after - before).max() < 0.05 * log.rewards.std()
+
+
 def test_an_outcome_of_other_agents(ensemble):
     """Some of those in the log, and one that was never seen, whose reward is between theirs."""
     states = np.array([[2.0, 0.1]], np.float32)

@@ -16,6 +16,7 @@ from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
+from persim_gym.factors.rewards import with_own_rewards
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
@@ -89,6 +90,9 @@ def personalize(
     its covariates are given, what these say of the factor (paper, appendix F.5). Warns where the ensemble has no more
     agents than factors (rank), for they hardly tell how agents differ.
 
+    Where the reward was learned with factors of each agent's own, a newcomer's are a ridge regression of its rewards in
+    the log towards the agents' mean; without any, and for the termination, they are that mean.
+
     Args:
         ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
         trajectories: of the newcomers; their labels must be new.
@@ -144,6 +148,8 @@ def personalize(
     if len(described):
         predicted = _as_information(posterior.prior, *covariate_map.predict(values[described]))
         known = known.with_information(predicted, described)
+    if trajectories is not None:
+        grown = with_own_rewards(grown, trajectories, newcomers, np.zeros_like(newcomers), device=device)
     return _with_posterior_means(replace(grown, posterior=FactorPosterior.concatenate([posterior, known])), newcomers)
 
 
@@ -151,6 +157,9 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
 
     Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
+
+    A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`. That is not
+    exact: their earlier transitions are taken to have been like these.
 
     Args:
         ensemble: with the posterior of its agents' factors.
@@ -167,9 +176,10 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
     check_log(trajectories, ensemble.task)
     known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
+    adapted = with_own_rewards(ensemble, trajectories, chosen, posterior.num_transitions[chosen], device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
     return _with_posterior_means(
-        replace(ensemble, posterior=posterior.with_information(known, chosen), provenance=provenance), chosen
+        replace(adapted, posterior=posterior.with_information(known, chosen), provenance=provenance), chosen
     )
 
 

@@ -71,9 +71,9 @@ def agent_features(parameters: Parameters, states: Tensor, actions: Tensor) -> T
 
     Arguments as in `predict`.
     """
-    members, size, batch = states.shape
+    members, _, batch = states.shape
     _, action_factors = _action_factors(parameters, actions, members)
-    state_factors = encode(parameters, "state", states)[-1].view(members, size, -1, batch)
+    state_factors = encode(parameters, "state", states)[-1].view(members, -1, action_factors.shape[1], batch)
     return state_factors * action_factors[:, None]
 
 
