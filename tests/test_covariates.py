@@ -90,6 +90,25 @@ def test_agents_of_whom_little_is_known_do_not_flatten_the_map(kind, deviation):
         assert np.mean(np.abs(wrong) < 1.96 * np.sqrt(covariance[member, :, 0, 0])) > 0.91
 
 
+def test_agents_hardly_known_do_not_spoil_the_map_of_others():
+    """A curve of 40 agents known well stays one beside 80 of whom hardly anything is known."""
+    speeds = np.concatenate([np.linspace(0.5, 2.0, 40), np.linspace(0.5, 2.0, 80)])
+    factors = np.sin(3 * speeds)
+    information = np.tile(np.repeat([1e8, 1.0], [40, 80])[:, None, None], (2, 1, 1, 1))
+    prior = Prior(np.full((2, 1), factors.mean()), np.full((2, 1, 1), factors.var()), np.ones((2, 2)))
+    posterior = FactorPosterior(prior, information, information[..., 0] * factors[:, None], np.ones(120, np.int64))
+    ensemble = perfect_walk_ensemble(walk_task(), tuple(factors))
+    ensemble = replace(ensemble, covariates=speeds[:, None], posterior=posterior)
+    probe = np.linspace(0.6, 1.9, 20)
+    together, alone = (fit_covariate_map(one) for one in (ensemble, ensemble.with_agents(range(40))))
+    assert together.num_known == alone.num_known == 40
+    np.testing.assert_allclose(
+        together.predict(probe[:, None])[0][:, :, 0], np.tile(np.sin(3 * probe), (2, 1)), atol=1e-3
+    )
+    only_little = ensemble.with_agents(range(40, 120))
+    assert fit_covariate_map(only_little).num_known == 80
+
+
 def test_factors_of_which_each_agent_tells_one_combination():
     """Of two factors, each of 300 agents tells one combination. Over 20 logs both slopes are found, their spread is the
     stated one, and what is unknown of a factor makes up for posterior means being drawn to the line."""

@@ -13,6 +13,7 @@ from persim_gym.arguments import checked_seed
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
 from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray
 
@@ -20,6 +21,10 @@ KINDS = ("gp", "ridge", "mlp")
 """Gaussian process, Bayesian linear regression, and the paper's network."""
 BY_COVARIATES = "known_by_covariates"
 """Where an ensemble's provenance has the labels of the agents of whom a map has predicted anything."""
+_LITTLE = 0.01
+"""Part of the prior's variance from which an agent's factor counts as hardly known."""
+_ENOUGH = 5
+"""Agents for each coefficient of a linear map that the Gaussian process keeps in any case, the best known ones."""
 _FAR = 0.25
 """Distance from the known agents, in widths of their range, from which a prediction is far."""
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -45,7 +50,7 @@ class CovariateMap:
     "gp" and "ridge" take the agents' posteriors, where there are some, with what the covariates say in the prior's mean
     (`persim_gym.factors.covariate_prior`): posterior means under a prior that is the same for all would be drawn
     together, and the less an agent is known the more. What of a factor stays unknown then counts as uncertainty of the
-    prediction.
+    prediction. "gp" leaves out agents of whom hardly anything is known: they would pull it to the straight line.
     """
 
     task: Task
@@ -117,6 +122,8 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
     if not 0 < fraction <= 1:
         raise InvalidArgumentError(f"fraction={fraction} must be above 0 and at most 1")
     chosen = _known_agents(ensemble, fraction, seed)
+    if kind == "gp" and ensemble.posterior is not None:
+        chosen = _well_known(ensemble.posterior, chosen, _ENOUGH * (len(ensemble.task.covariates) + 1))
     covariates = np.asarray(ensemble.covariates)[chosen]
     low, high = covariates.min(0), covariates.max(0)
     inputs = _unit(covariates, low, high)
@@ -158,6 +165,14 @@ def _known_agents(ensemble: Ensemble, fraction: float, seed: int) -> np.ndarray:
             f"{count}; a map from covariates needs at least {least}: train on a log with covariates"
         )
     return np.sort(np.random.default_rng([seed, 2]).permutation(known)[:count])
+
+
+def _well_known(posterior: FactorPosterior, agents: np.ndarray, enough: int) -> np.ndarray:
+    """Return the agents but for those hardly known; those about as well known as the ``enough`` best ones all stay."""
+    variances = np.einsum("mnii->mn", posterior.moments(agents)[1])
+    unknown = (variances / np.einsum("mii->m", posterior.prior.covariance)[:, None]).mean(0)
+    usual = np.sort(unknown)[min(enough, len(agents)) - 1]
+    return agents[unknown <= max(_LITTLE, 10 * usual)]
 
 
 def _width(low: FloatArray, high: FloatArray) -> FloatArray:
