@@ -14,6 +14,7 @@ from support import interrupt_after
 import persim_gym
 from persim_gym import MPCAgent, Task, Trajectories, errors, generate
 from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.baselines.joint import fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
@@ -84,6 +85,32 @@ def test_reward_and_termination_are_learned(ensemble):
         assert probability[0] < 0.05 and probability[1] > 0.9
     assert ensemble.provenance["reward_rmse"] < 0.3
     assert ensemble.provenance["terminations_missed"] < 0.35 and ensemble.provenance["terminations_false"] < 0.02
+
+
+@pytest.mark.filterwarnings("ignore:action coordinate 1 never varies")
+@pytest.mark.parametrize("learner", [persim_gym.fit, fit_joint])
+def test_how_wide_the_action_space_is_does_not_matter(learner):
+    """Actions are scaled by what the log has of them, for dynamics and reward, not by bounds for safety's sake."""
+    log = own_log(discrete=False)
+    log = dataclasses.replace(log, actions=np.insert(log.actions, 1, 0.5, axis=1))  # a coordinate that nobody varied
+    arrays = []
+    for bound in (1, 1000):
+        task = own_task(action_space=spaces.Box(-bound, bound, (2,), np.float32))
+        model = learner(log, task=task, config=CONFIG, epochs=2, device="cpu", progress=False)
+        arrays.append([*model.parameters.values()])
+        if learner is persim_gym.fit:
+            arrays[-1] += model.outcomes["reward"].parameters.values()
+    assert all(np.array_equal(*pair) for pair in zip(*arrays, strict=True))
+
+
+def test_a_dose_that_is_small_in_its_space_is_learned():
+    """Units as the log has them: a dose of 0 to 10 of at most 1000."""
+    log = own_log(discrete=False)
+    dosed = dataclasses.replace(log, actions=5 + 5 * log.actions)
+    task = own_task(action_space=spaces.Box(0, 1000, (1,), np.float32))
+    model = persim_gym.fit(dosed, task=task, config=CONFIG, validation_fraction=0, progress=False)
+    after = model.simulator(0).step(np.zeros((3, 2)), [[0.0], [5.0], [10.0]]).next_observations[:, 0]
+    np.testing.assert_allclose(after, [-0.7, 0, 0.7], atol=0.1)
 
 
 def test_other_dynamics_learn_no_reward():

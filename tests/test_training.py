@@ -273,6 +273,18 @@ def test_a_checkpoint_of_another_run_is_refused(log, tmp_path, monkeypatch):
         fit(log, config=TINY, seed=2, checkpoint=tmp_path / "run", progress=False)
 
 
+def test_a_checkpoint_of_other_spaces_is_refused(tmp_path, monkeypatch):
+    """Policies are learned from actions scaled by the space, whatever its task is called."""
+    keep_checkpoints(monkeypatch)
+    wide, narrow = (
+        dataclasses.replace(walk_task(), action_space=spaces.Box(-bound, bound, (1,), np.float32)) for bound in (5, 1)
+    )
+    pushes = dataclasses.replace(walk_log()[1], actions=np.linspace(-1, 1, 480, dtype=np.float32)[:, None])
+    fit(pushes, task=narrow, config=TINY, checkpoint=tmp_path / "run", progress=False)
+    with pytest.raises(errors.FileFormatError, match=r"different action_space"):
+        fit(pushes, task=wide, config=TINY, checkpoint=tmp_path / "run", progress=False)
+
+
 def test_a_checkpoint_of_other_rows_is_refused(log, tmp_path, monkeypatch):
     """The rows held out must stay held out."""
     keep_checkpoints(monkeypatch)

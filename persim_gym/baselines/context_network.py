@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.model.action_scaling import scaled
 from persim_gym.model.factorization import num_layers
 from persim_gym.model.normalizer import varies
 from persim_gym.simulators.networks.interfaces import CpuNetwork
 from persim_gym.tasks import Task
+from persim_gym.tasks.action_bounds import scale_actions
 from persim_gym.types import FloatArray, IntArray
 
 Activation = Callable[[Tensor], Tensor]
@@ -54,10 +54,10 @@ def one_hot(actions: Tensor, count: int) -> Tensor:
 
 
 def action_features(task: Task, actions: np.ndarray) -> Tensor:
-    """Return actions (B,) or (B, A) as inputs (A, B): one-hot if discrete, from −1 to 1 if continuous."""
+    """Return actions (B,) or (B, A) as inputs (A, B): one-hot if discrete, else from −1 to 1 over the action space."""
     if task.discrete:
         return one_hot(torch.tensor(np.asarray(actions, np.int64)), task.action_size)
-    return torch.tensor(scaled(task, actions).T)
+    return torch.tensor(scale_actions(actions, *task.action_bounds).T)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from persim_gym.arguments import checked_seed
 from persim_gym.baselines.context import ContextModel
-from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, action_features, layer_shapes, mlp
+from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp, one_hot
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, on_device, resolve_device
-from persim_gym.model.action_scaling import folded
+from persim_gym.model.action_scaling import folded, scaled
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.model.normalizer import Normalizer
 from persim_gym.simulators.networks.interfaces import state_bounds
@@ -143,7 +143,7 @@ def fit_joint(
     if not task.discrete:
         moves = slice(task.observation_size, task.observation_size + task.action_size)
         weight, bias = parameters["forward.0.weight"], parameters["forward.0.bias"]
-        weight[:, :, moves], bias[:] = folded(task, weight[:, :, moves], bias)
+        weight[:, :, moves], bias[:] = folded(trajectories.actions, weight[:, :, moves], bias)
     return JointModel(
         task=task,
         parameters=parameters,
@@ -256,7 +256,9 @@ def _columns(log: Trajectories, task: Task, normalizer: Normalizer, device: torc
     """Return inputs (T, D + A) without the embedding, and targets (T, D)."""
     columns = normalizer.standardized(log.observations, log.next_observations)
     states, targets = (torch.tensor(column, dtype=torch.float32, device=device) for column in columns)
-    return torch.cat([states, action_features(task, log.actions).T.to(device)], dim=1), targets
+    actions = torch.tensor(scaled(log.actions), device=device)
+    moves = one_hot(actions, task.action_size).T if task.discrete else actions
+    return torch.cat([states, moves], dim=1), targets
 
 
 def _scaling(mean: Any, scale: Any, device: torch.device) -> Scaling:

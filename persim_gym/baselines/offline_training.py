@@ -24,8 +24,8 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
-from persim_gym.model.action_scaling import scaled
 from persim_gym.tasks import Task
+from persim_gym.tasks.action_bounds import scale_actions
 from persim_gym.terminal import ProgressBar
 from persim_gym.threads import single_thread
 from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
@@ -218,7 +218,9 @@ class D3rlpySteps:
 
     def __init__(self, algorithm: Any, log: Trajectories, task: Task) -> None:
         self._algorithm = algorithm
-        actions = scaled(task, np.asarray(log.actions, np.float32)).reshape(log.num_transitions, -1)
+        actions = np.asarray(log.actions, np.float32).reshape(log.num_transitions, -1)
+        if not task.discrete:
+            actions = scale_actions(actions, *task.action_bounds)
         self._columns: dict[str, FloatArray] = {
             "observations": np.asarray(log.observations, np.float32),
             "actions": actions,

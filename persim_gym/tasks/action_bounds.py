@@ -1,4 +1,4 @@
-"""The map between an action space's bounds and −1 … 1: what networks learn from and return, whatever the units."""
+"""The map between bounds of actions and −1 … 1: what networks learn from and return, whatever the units."""
 
 from __future__ import annotations
 

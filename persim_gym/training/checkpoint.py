@@ -16,6 +16,7 @@ from torch import Tensor
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError
+from persim_gym.tasks.spaces import space_to_json
 
 if TYPE_CHECKING:
     from persim_gym.data.trajectories import Trajectories
@@ -90,7 +91,15 @@ class Checkpoint:
         if not Path(path).name:
             raise InvalidArgumentError(f"checkpoint={str(path)!r} must be a file name")
         storage.check_target(path)
-        identity = {"task": task.name, **settings, "seed": seed, "data_digest": log.digest, "device": device.type}
+        spaces = {name: space_to_json(getattr(task, name)) for name in ("observation_space", "action_space")}
+        identity = {
+            "task": task.name,
+            **spaces,
+            **settings,
+            "seed": seed,
+            "data_digest": log.digest,
+            "device": device.type,
+        }
         return cls(Path(path).with_name(f"{Path(path).name}{suffix}.part"), identity)
 
     @property

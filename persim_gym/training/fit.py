@@ -203,7 +203,7 @@ class _Runs:
         """Run the epochs; return the parameters, for actions as they are, and the last epoch's mean loss."""
         columns = DeviceLog.of(self.log, self.task, normalizer, self.device)
         if config.normalize:
-            columns = columns.with_actions(scaled(self.task, self.log.actions))
+            columns = columns.with_actions(scaled(self.log.actions))
         shapes = parameter_shapes(
             config,
             num_agents=self.log.num_agents,
@@ -223,7 +223,7 @@ class _Runs:
             preparation=trainer.preparation,
         )
         parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
-        return (for_raw_actions(self.task, parameters) if config.normalize else parameters), trainer.loss
+        return (for_raw_actions(self.log.actions, parameters) if config.normalize else parameters), trainer.loss
 
     def _checkpoint(self, config: PerSimConfig, rows: IntArray, stage: str) -> Checkpoint:
         checkpoint = Checkpoint.of(

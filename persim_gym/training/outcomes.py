@@ -84,7 +84,9 @@ class OutcomeLearner:
         config = self.config.with_changes(huber_threshold=None, weight_decay=0.0)
         trainer = Trainer(shapes, config, self.seed, self.device, self.threads, logistic=problem.logistic)
         scaling = problem.scaling()
-        columns = problem.columns(scaling, self.device).with_actions(problem.scaled_actions(self.task))
+        columns = problem.columns(scaling, self.device)
+        if not problem.logistic:
+            columns = columns.with_actions(scaled(self.log.actions)[rows])
         every = torch.arange(len(rows), device=self.device)
         variant = f"{name} by agent" if by_agent else name
         run_epochs(
@@ -99,7 +101,7 @@ class OutcomeLearner:
         )
         arrays = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
         if not problem.logistic:
-            arrays = for_raw_actions(self.task, arrays)
+            arrays = for_raw_actions(self.log.actions, arrays)
         if not by_agent:
             arrays["agent.weight"] = np.repeat(arrays["agent.weight"], self.log.num_agents, axis=1)
         return Outcome(arrays, *scaling)
@@ -209,10 +211,6 @@ class _Problem:
                 False, inputs, states, targets, agents, np.asarray(log.actions[rows]), num_agents, task.action_size
             )
         return cls(True, after, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
-
-    def scaled_actions(self, task: Task) -> np.ndarray:
-        """Return the actions (T,) or (T, A) as they are learned from."""
-        return self.actions if self.logistic else scaled(task, self.actions)
 
     def scaling(self) -> _Scaling:
         """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities."""
