@@ -424,6 +424,15 @@ def test_rounding_is_no_variation():
     assert normalizer.change_scale[:2].tolist() == [0, 0] and normalizer.change_divisor[:2].tolist() == [1, 1]
 
 
+def test_every_row_rounds_by_itself():
+    """A sensor of one agent that is stuck far off does not hide what another's says."""
+    before = np.where(np.arange(90) < 30, 1e6, 0.5)[:, None]
+    after = before + np.where(np.arange(90) < 30, 0, np.where(np.arange(90) % 2, 0.05, -0.05))[:, None]
+    assert varies(after - before, before).all() and Normalizer.of(before, after).change_scale > 0
+    steady = before + 0.05  # in float32 nobody can tell this from the same step everywhere
+    assert not varies(steady.astype(np.float32).astype(np.float64) - before, before).any()
+
+
 def test_a_log_in_which_nothing_changes():
     """It is learned, and its agents have a posterior."""
     log = flagged_log(constant=True)

@@ -82,6 +82,7 @@ def walks(actions, *, episodes=1):
         observations=states,
         actions=np.tile(np.asarray(actions), (episodes,) + (1,) * (np.ndim(actions) - 1)),
         next_observations=states[:, ::-1],
+        episode_starts=np.arange(0, rows, len(actions)),
         task="Walk",
     )
 
@@ -150,6 +151,21 @@ def test_flags_of_states_that_float32_has_moved_over_the_boundary(goal, last, re
     assert _contradictory(flags, states, walk_task(goal=goal)).tolist() == []
     far = walk_task(goal=goal + (1e-5 if reached else -1e-5))
     assert _contradictory(flags, states, far).tolist() == [4, 9]
+
+
+def test_changes_that_float32_cannot_tell_apart():
+    """Beside a clock, whose changes are alike but for rounding, of which nobody needs to hear."""
+    rng, clock = np.random.default_rng(0), 0.1 * np.arange(60)
+    driven = 1e6 + np.append(0, 0.0625 * rng.integers(2, size=60).cumsum())
+    before = np.stack([clock, driven[:-1]], axis=1).astype(np.float32)
+    after = np.stack([clock + 0.1, driven[1:]], axis=1).astype(np.float32)
+    log = Trajectories.from_arrays(
+        agents=np.zeros(60, int), observations=before, actions=rng.integers(3, size=60), next_observations=after
+    )
+    wide = dataclasses.replace(walk_task(), observation_space=spaces.Box(-1e7, 1e7, (2,), np.float32))
+    with pytest.warns(RuntimeWarning, match=r"idle changes by 0\.0\d+ on average.* of values up to 1e\+06") as told:
+        persim_gym.fit(log, task=wide, config=TINY, validation_fraction=0, progress=False)
+    assert len(told) == 1
 
 
 def test_episodes_begin_in_states_of_all_agents():

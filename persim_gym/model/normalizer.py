@@ -53,9 +53,14 @@ def deviation_or_one(values: FloatArray, states: FloatArray | None = None) -> Fl
 
 
 def varies(values: FloatArray, states: FloatArray) -> BoolArray:
-    """Return which coordinates (D,) of values (T, D) differ by more than the rounding of float32 states (T, D)."""
-    rounding = np.finfo(np.float32).eps * np.abs(states).max(axis=0)
-    return _deviation(values) > np.maximum(rounding, np.finfo(np.float32).tiny)
+    """Return which coordinates (D,) of values (T, D) differ by more than the rounding of float32 states (T, D).
+
+    They do not if there is one value that every row may have, within its own rounding: that of its state, and of its
+    next one where values are changes.
+    """
+    limits = np.finfo(np.float32)
+    rounding = limits.eps * (np.abs(states) + np.abs(values)) + limits.tiny
+    return (values - rounding).max(axis=0) > (values + rounding).min(axis=0)
 
 
 def _deviation(values: FloatArray) -> FloatArray:

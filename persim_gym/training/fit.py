@@ -31,7 +31,7 @@ from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes
-from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split
+from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split, warn_of_rounding
 from persim_gym.training.selection import best_members
 from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
@@ -94,6 +94,7 @@ def fit(
     untried = untried_actions(log, task)
     warn_of_jumps(log, task)
     warn_of_terminal_flags(log, task)
+    warn_of_rounding(log, task)
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)

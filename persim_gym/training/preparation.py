@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from persim_gym.data.log_checks import start_states, with_task_covariates
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.ensemble import MAX_INITIAL_OBSERVATIONS
-from persim_gym.model.normalizer import Normalizer
+from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.tasks import Task, get_task, is_built_in
 from persim_gym.tasks.rules import check_rules
 from persim_gym.types import IntArray
+
+_TOLD = 0.01
+"""Of its usual change: where changes differ by less, as those of a clock do, little is lost by taking them as alike."""
 
 
 def prepared(trajectories: Trajectories, task: str | Task | None) -> tuple[Trajectories, Task]:
@@ -59,6 +63,22 @@ def normalizer_of(log: Trajectories, config: PerSimConfig) -> Normalizer:
     if config.normalize:
         return Normalizer.of(log.observations, log.next_observations)
     return Normalizer.identity(log.observations.shape[1])
+
+
+def warn_of_rounding(log: Trajectories, task: Task) -> None:
+    """Warn of coordinates whose changes differ, but not by more than float32 rounds: what they tell is not learned."""
+    states = np.asarray(log.observations, np.float64)
+    changes = np.asarray(log.next_observations, np.float64) - states
+    deviation, size = changes.std(axis=0), np.abs(changes).mean(axis=0)
+    for coordinate in np.flatnonzero(~varies(changes, states) & (deviation > _TOLD * size)):
+        warnings.warn(
+            f"{task.observation_names[coordinate]} changes by {size[coordinate]:.3g} on average, and its changes "
+            f"differ by {deviation[coordinate]:.3g}, which float32 cannot tell from its rounding of values up to "
+            f"{np.abs(states[:, coordinate]).max():.6g}: it is taken to change alike in all rows, whatever the action. "
+            "If its changes matter, subtract an offset from it, for each agent its own",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def known_of_agents(log: Trajectories) -> dict[str, Any]:
