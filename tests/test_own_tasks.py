@@ -113,6 +113,15 @@ def test_a_dose_that_is_small_in_its_space_is_learned():
     np.testing.assert_allclose(after, [-0.7, 0, 0.7], atol=0.1)
 
 
+def test_a_reward_that_never_varies_is_learned_exactly():
+    """Then there is nothing in which agents could differ, for newcomers neither."""
+    log = dataclasses.replace(own_log(), rewards=np.full(len(own_log()), 0.7, np.float32))
+    model = persim_gym.fit(log, task=own_task(), config=CONFIG, epochs=2, refit=False, progress=False)
+    assert "reward" not in model.provenance["outcomes_by_agent"]
+    reward = model.simulator(0).task.reward(log.observations[:9], log.actions[:9], log.next_observations[:9])
+    np.testing.assert_array_equal(reward, np.full(9, 0.7, np.float32))
+
+
 def test_other_dynamics_learn_no_reward():
     """They say so where an environment would need it; predictions they make."""
     model = fit_cadm(own_log(), task=own_task(), progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)

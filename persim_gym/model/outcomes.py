@@ -45,7 +45,7 @@ class Outcome:
     output_mean: FloatArray
     """(1,)."""
     output_scale: FloatArray
-    """(1,)."""
+    """(1,); 0 for a reward that is the same in all rows."""
 
     def of_agents(self, agents: Sequence[int | None]) -> Outcome:
         """Return the outcome of some agents, in the order given; None for one that the log never saw.

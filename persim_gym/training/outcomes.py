@@ -17,7 +17,7 @@ from persim_gym.devices import on_device
 from persim_gym.errors import InvalidDataError
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.factorization import predict
-from persim_gym.model.normalizer import deviation_or_one
+from persim_gym.model.normalizer import deviation_or_one, varies
 from persim_gym.model.outcomes import LearnedReward, LearnedTermination, Outcome, outcome_shapes, reward_inputs
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
@@ -56,7 +56,7 @@ class OutcomeLearner:
 
         Returns:
             by name, the better on the rows held out, and whether it has factors of each agent's own: where these help
-            by more than two standard errors.
+            by more than two standard errors. An outcome that is the same in all kept rows is not learned by agent.
 
         Raises:
             InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
@@ -67,7 +67,7 @@ class OutcomeLearner:
         for name in self.names(kept):
             shared = self.learn(name, kept, by_agent=False, stage="validation")
             found[name] = shared, False
-            if len(held_out) < 2:
+            if len(held_out) < 2 or not shared.output_scale.any():
                 continue
             own = self.learn(name, kept, by_agent=True, stage="validation")
             problem = _Problem.of(self.log, self.task, name, held_out)
@@ -213,16 +213,21 @@ class _Problem:
         return cls(True, after, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
 
     def scaling(self) -> _Scaling:
-        """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities."""
+        """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities.
+
+        The scale of targets that do not vary is 0: the outcome is their mean, whatever a network says.
+        """
         mean, scale = np.zeros(1), np.ones(1)
         if not self.logistic:
-            mean, scale = self.targets.mean(0), deviation_or_one(self.targets)
+            deviation = np.where(varies(self.targets, self.targets), deviation_or_one(self.targets), 0.0)
+            mean, scale = self.targets.mean(0), deviation
         return self.inputs.mean(0), deviation_or_one(self.inputs, self.states), mean, scale
 
     def columns(self, scaling: _Scaling, device: torch.device) -> DeviceLog:
         """Return inputs and targets, standardized."""
         input_mean, input_scale, output_mean, output_scale = scaling
-        inputs, targets = (self.inputs - input_mean) / input_scale, (self.targets - output_mean) / output_scale
+        inputs = (self.inputs - input_mean) / input_scale
+        targets = (self.targets - output_mean) / np.where(output_scale > 0, output_scale, 1.0)
         return DeviceLog(
             torch.tensor(np.concatenate([inputs, targets], axis=1), dtype=torch.float32, device=device),
             torch.tensor(self.agents, device=device),
