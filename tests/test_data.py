@@ -195,6 +195,26 @@ def test_only_changes_within_an_episode_say_whether_float32_can_tell_them_apart(
     clocks = np.concatenate([start + 60.0 * np.arange(300) for start in (1.6e9, 1.7e9)])
     with pytest.raises(errors.InvalidDataError, match="changes by 60, .* has steps of 128"):
         Trajectories.from_arrays(agents=agents, observations=clocks[:, None], actions=[0] * 600)
+    with pytest.raises(errors.InvalidDataError, match="changes by 60, .* has steps of 128"):  # as tables have them
+        Trajectories.from_arrays(agents=agents, observations=clocks[:, None].astype(object), actions=[0] * 600)
+
+
+def test_the_rows_of_an_episode_stand_together():
+    """Rows by time, all agents in each, are no episodes of one step unless they say so; episodes by turns are fine."""
+    columns = {"observations": np.arange(6.0)[:, None], "actions": [0] * 6, "next_observations": np.ones((6, 1))}
+    by_turns = np.array([0, 0, 1, 1, 0, 0])
+    with pytest.raises(errors.InvalidDataError, match="row 2 goes on with an agent after rows of others"):
+        Trajectories.from_arrays(agents=[0, 1, 0, 1, 0, 1], **columns)
+    with pytest.raises(errors.InvalidDataError, match="row 4 goes on with an agent after rows of others"):
+        Trajectories.from_arrays(agents=by_turns, truncated=[0, 0, 0, 1, 0, 1], **columns)
+    ended = [0, 1, 0, 1, 0, 1]
+    assert Trajectories.from_arrays(agents=by_turns, terminated=ended, **columns).num_episodes == 3
+    assert Trajectories.from_arrays(agents=by_turns, episode_starts=[0, 2, 4], **columns).num_episodes == 3
+    del columns["next_observations"]
+    last = [1, 0, 1, 0, 1, 0]  # then the next row holds the state in which the episode ended
+    assert Trajectories.from_arrays(agents=by_turns, terminated=last, **columns).num_episodes == 3
+    with pytest.raises(errors.InvalidDataError, match="row 4 goes on"):
+        Trajectories.from_arrays(agents=by_turns, **columns)
 
 
 @pytest.mark.parametrize(

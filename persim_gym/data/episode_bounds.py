@@ -12,7 +12,12 @@ from persim_gym.types import BoolArray, IntArray
 
 
 def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bool = False) -> IntArray:
-    """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
+    """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`.
+
+    Raises:
+        InvalidDataError: starts that cannot be; none given, and an agent goes on with an episode after rows of others.
+
+    """
     if starts is not None:
         given = np.asarray(starts)
         if given.dtype.kind not in "iu" or given.ndim != 1:
@@ -21,7 +26,24 @@ def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bo
         return given.astype(np.int64)
     change = np.ones(len(agents), bool)
     change[1:] = agents[1:] != agents[:-1]
+    _check_together(agents, change, ended, with_last=with_last)
     return begins_of(change, ended, with_last=with_last)
+
+
+def _check_together(agents: IntArray, change: BoolArray, ended: BoolArray, *, with_last: bool) -> None:
+    """Raise `InvalidDataError` where an agent comes back after rows of others, but its episode before was not over."""
+    first = np.flatnonzero(change)
+    last = np.append(first[1:], len(agents)) - 1
+    over = ended[last] | (with_last & (last > first) & ended[last - 1])
+    order = np.argsort(agents[first], kind="stable")  # agent by agent, each one's blocks of rows in their order
+    goes_on = (agents[first][order][1:] == agents[first][order][:-1]) & ~over[order][:-1]
+    if goes_on.any():
+        row = int(first[order][1:][goes_on].min())
+        raise InvalidDataError(
+            f"row {row} goes on with an agent after rows of others, and its episode was not over: the rows of an "
+            "episode must stand together; sort them first, numpy.argsort(agents, kind='stable'), or give "
+            "episode_starts if each block of rows is an episode"
+        )
 
 
 def begins_of(change: BoolArray, ended: BoolArray, *, with_last: bool) -> IntArray:

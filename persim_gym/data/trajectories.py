@@ -113,8 +113,9 @@ class Trajectories:
             truncated: (T,) whether the episode was cut after the row; where not given, every episode's last row that
                 is not terminated.
             episode_starts: (E,) rows at which episodes begin. Without it an episode begins with the log, where the
-                agent changes, and after a row that is terminated or truncated. Without ``next_observations`` a single
-                row after that, the agent's last, is the state in which the episode ended.
+                agent changes, and after a row that is terminated or truncated; an agent may then come back after
+                rows of others only if its episode was over. Without ``next_observations`` a single row after an
+                episode's end, the agent's last, is the state in which it ended.
             agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names.
@@ -122,7 +123,8 @@ class Trajectories:
             provenance: anything JSON can hold that says where the log comes from.
 
         Raises:
-            InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition.
+            InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition, rows of
+                an episode that do not stand together.
 
         """
         given, observations = observations, numbers("observations", observations, 2)

@@ -181,7 +181,7 @@ def check_resolution(name: str, given: Any, following: Any, starts: IntArray) ->
 
     """
     states = np.asarray(given)
-    if states.dtype == np.float32 or states.ndim != 2 or states.dtype.kind not in "fiu":
+    if states.dtype == np.float32 or states.ndim != 2:
         return
     before = states.astype(np.float64)
     if following is None:
