@@ -46,6 +46,22 @@ def test_the_last_row_is_the_terminal_state(table):
     assert np.flatnonzero(log.terminated).tolist() == [1, 3] and log.episode_starts.tolist() == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("time", [None, "step"])
+def test_the_advised_sort_keeps_the_order_of_time(time):
+    """Of a log of all machines, step by step: the message's own call, run, gives the true transitions."""
+    machines, steps = 30, 40
+    table = pandas.DataFrame(
+        {"agent": np.tile(np.arange(machines), steps), "step": np.repeat(np.arange(steps), machines)}
+    )
+    table["x"], table["action"] = table.step * 1.0, 0
+    with pytest.raises(errors.InvalidDataError, match="goes on with agent '0' after rows of others") as refusal:
+        from_dataframe(table, observations=["x"], time=time)
+    advice = str(refusal.value).split("sort them first, ")[1]
+    assert ("'step'" in advice) == (time is not None)
+    log = from_dataframe(eval(advice, {"table": table}), observations=["x"], time=time)
+    assert np.all(log.next_observations - log.observations == 1)
+
+
 def test_a_single_row_between_episodes_is_still_refused(table):
     table.loc[[2, 3], "done"] = True
     with pytest.raises(errors.InvalidDataError, match="the episode at row 3 has a single row"):

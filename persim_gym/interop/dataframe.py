@@ -101,7 +101,7 @@ def from_dataframe(
         one_column(role, given[role])
     if len(action) == 0:
         raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
-    rows = TableRows(frame, agent, single_agent, agent_labels, episode)
+    rows = TableRows(frame, agent, single_agent, agent_labels, episode, time)
     starts = rows.episode_starts(terminated, truncated, with_last=next_observations is None)
     if time is not None:
         starts = rows.checked_order(starts, time, time_step, split=gaps == "split")

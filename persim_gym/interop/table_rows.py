@@ -18,7 +18,13 @@ class TableRows:
     """Whose the rows are, and where their episodes begin."""
 
     def __init__(
-        self, frame: Any, agent: str, single_agent: str | None, labels: Sequence[str] | None, episode: str | None
+        self,
+        frame: Any,
+        agent: str,
+        single_agent: str | None,
+        labels: Sequence[str] | None,
+        episode: str | None,
+        time: str | None,
     ) -> None:
         self._frame = frame
         if single_agent is not None:
@@ -43,7 +49,8 @@ class TableRows:
         self._episodes = np.zeros(len(frame), np.int64)
         if episode is not None:
             self._episodes = import_pandas().factorize(_column(frame, episode))[0]
-        self._hint = f"table.sort_values({[name for name in (agent, episode) if name in frame.columns]})"
+        order = [name for name in (agent, episode, time) if name in frame.columns]
+        self._hint = f"sort them first, table.sort_values({order}, kind='stable')"  # else equal keys lose their order
 
     def episode_starts(self, terminated: str | None, truncated: str | None, *, with_last: bool) -> np.ndarray:
         """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
@@ -57,7 +64,7 @@ class TableRows:
                 if key in seen:
                     raise InvalidDataError(
                         f"row {row} goes on with agent {self.labels[key[0]]!r} after rows of others: the rows of an "
-                        f"episode must stand together; sort them first, {self._hint}"
+                        f"episode must stand together; {self._hint}"
                     )
                 seen.add(key)
         ended = np.zeros(len(change), bool)
@@ -100,7 +107,7 @@ class TableRows:
             rounding = max(rounding, 4 * float(np.spacing(np.abs(column.to_numpy()).max())) / float(time_step))
         for wrong, message in (
             (steps == 0, "two rows have the same time; drop one of them or take their mean"),
-            (steps < 0, f"rows are out of order; sort them first, {self._hint[:-2]}, {time!r}])"),
+            (steps < 0, f"rows are out of order; {self._hint}"),
             (steps < 1 - rounding, f"the step is less than time_step={time_step!r}"),
         ):
             rows = np.flatnonzero(wrong)
