@@ -46,6 +46,26 @@ def test_the_last_row_is_the_terminal_state(table):
     assert np.flatnonzero(log.terminated).tolist() == [1, 3] and log.episode_starts.tolist() == [0, 2, 4, 6]
 
 
+def test_several_episodes_with_terminal_states_need_their_column():
+    """Without it the terminal state would begin the next visit, and lead to its second row."""
+    table = pandas.DataFrame({"agent": "a", "x": [1.0, 2, 3, 99] * 2, "action": 0, "done": [0, 0, 1, 0] * 2})
+    for end, unclear in ((2, 1), (3, 1)):  # the row before the terminal state, or that state's own
+        table["done"] = [row % 4 == end for row in range(8)]
+        with pytest.raises(
+            errors.InvalidDataError, match=rf"row {end} is terminated, but .* \({unclear} such.* episode="
+        ):
+            from_dataframe(table, observations=["x"], terminated="done")
+        with pytest.raises(errors.InvalidDataError, match=rf"row {end} is terminated, but .* episode_starts="):
+            Trajectories.from_arrays(
+                agents=table.agent, observations=table[["x"]], actions=table.action, terminated=table.done
+            )
+    table["visit"] = [0] * 4 + [1] * 4
+    table["done"] = [0, 0, 1, 0, 0, 0, 0, 1]
+    with pytest.warns(RuntimeWarning, match="1 rows .* these episodes end without a terminal transition"):
+        log = from_dataframe(table, observations=["x"], terminated="done", episode="visit")
+    assert log.next_observations[log.terminated].tolist() == [[99]] and len(log) == 6
+
+
 @pytest.mark.parametrize("time", [None, "step"])
 def test_the_advised_sort_keeps_the_order_of_time(time):
     """Of a log of all machines, step by step: the message's own call, run, gives the true transitions."""

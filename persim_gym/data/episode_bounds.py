@@ -11,7 +11,9 @@ from persim_gym.errors import InvalidDataError
 from persim_gym.types import BoolArray, IntArray
 
 
-def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bool = False) -> IntArray:
+def first_rows(
+    starts: Any, agents: IntArray, terminated: BoolArray, truncated: BoolArray, *, with_last: bool = False
+) -> IntArray:
     """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`.
 
     Raises:
@@ -26,8 +28,8 @@ def first_rows(starts: Any, agents: IntArray, ended: BoolArray, *, with_last: bo
         return given.astype(np.int64)
     change = np.ones(len(agents), bool)
     change[1:] = agents[1:] != agents[:-1]
-    _check_together(agents, change, ended, with_last=with_last)
-    return begins_of(change, ended, with_last=with_last)
+    _check_together(agents, change, terminated | truncated, with_last=with_last)
+    return begins_of(change, terminated, truncated, with_last=with_last)
 
 
 def _check_together(agents: IntArray, change: BoolArray, ended: BoolArray, *, with_last: bool) -> None:
@@ -46,21 +48,36 @@ def _check_together(agents: IntArray, change: BoolArray, ended: BoolArray, *, wi
         )
 
 
-def begins_of(change: BoolArray, ended: BoolArray, *, with_last: bool) -> IntArray:
+def begins_of(change: BoolArray, terminated: BoolArray, truncated: BoolArray, *, with_last: bool) -> IntArray:
     """Return the rows (E,) at which episodes begin: those where whose they are changes (T,), and those after an end.
 
     Args:
         change: (T,) whether the row is of another agent, or of another of its episodes, than the one before.
-        ended: (T,) whether the row is terminated or truncated.
+        terminated: (T,) whether the row reached a terminal state.
+        truncated: (T,) whether the episode was cut after the row.
         with_last: whether each row's next observation is the next row's. A single row after an ended one, and before a
             change, is then no episode, which has two rows at least, but holds the state in which the one before ended.
 
+    Raises:
+        InvalidDataError: ``with_last``, and more rows than that one after a terminated row: whether the next holds its
+            terminal state or begins an episode, nothing tells. Episodes of a single row are refused elsewhere.
+
     """
     begins = change.copy()
-    begins[1:] |= ended[:-1]
-    if with_last:
-        begins &= change | ~np.append(change[1:], True)
-    return np.flatnonzero(begins)
+    begins[1:] |= (terminated | truncated)[:-1]
+    if not with_last:
+        return np.flatnonzero(begins)
+    starts = np.flatnonzero(begins & (change | ~np.append(change[1:], True)))
+    several = np.diff(np.append(starts, len(begins))) > 1
+    later = starts[1:][several[1:] & several[:-1]]
+    unclear = later[terminated[later - 1] & ~change[later]]
+    if len(unclear):
+        raise InvalidDataError(
+            f"row {unclear[0] - 1} is terminated, but its agent or episode goes on ({len(unclear)} such rows): without "
+            "next_observations the row after a terminated one holds its terminal state and is the last of its episode; "
+            "say where episodes begin (in a table episode=, in arrays episode_starts=), or give next_observations"
+        )
+    return starts
 
 
 def check_starts(starts: IntArray, count: int) -> None:
@@ -89,8 +106,8 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     if lost:
         warnings.warn(
             f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
-            "are dropped, so that no transition is terminal: give next_observations or, if the marked row's own state "
-            "is the terminal one, mark the row before it instead",
+            "are dropped, so that these episodes end without a terminal transition: give next_observations or, if the "
+            "marked row's own state is the terminal one, mark the row before it instead",
             RuntimeWarning,
             stacklevel=4,
         )

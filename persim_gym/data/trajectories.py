@@ -115,7 +115,8 @@ class Trajectories:
             episode_starts: (E,) rows at which episodes begin. Without it an episode begins with the log, where the
                 agent changes, and after a row that is terminated or truncated; an agent may then come back after
                 rows of others only if its episode was over. Without ``next_observations`` a single row after an
-                episode's end, the agent's last, is the state in which it ended.
+                episode's end, the agent's last, is the state in which it ended; more rows after a
+                terminated one are refused.
             agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names.
@@ -136,7 +137,7 @@ class Trajectories:
         covariates = None if covariates is None else as_float64("covariates", covariates)
         ended = flags("terminated", terminated, count)
         cut = flags("truncated", truncated, count)
-        starts = first_rows(episode_starts, indices, ended | cut, with_last=next_observations is None)
+        starts = first_rows(episode_starts, indices, ended, cut, with_last=next_observations is None)
         columns: dict[str, Any] = {
             "agents": indices,
             "observations": observations,

@@ -70,7 +70,8 @@ def from_dataframe(
         next_observations: D columns of the state after the action. Without them it is the next row's, and the last row
             of each episode, which has no next, is dropped.
         terminated: column, whether the row reached a terminal state. Without ``next_observations`` the row after it
-            holds that state, and is the last of the agent or of the ``episode``.
+            holds that state, and must be the last of the agent or, for agents with several episodes, of the
+            ``episode``.
         truncated: column, whether the episode was cut after the row; the last rows of episodes if not given.
         covariates: columns of known properties of the agents, with one value for each agent.
         task: what it is a log of.

@@ -67,11 +67,11 @@ class TableRows:
                         f"episode must stand together; {self._hint}"
                     )
                 seen.add(key)
-        ended = np.zeros(len(change), bool)
-        for name in (terminated, truncated):
-            if name is not None:
-                ended |= flags(self._frame, name)
-        return begins_of(change, ended, with_last=with_last)
+        ends = [
+            np.zeros(len(change), bool) if name is None else flags(self._frame, name)
+            for name in (terminated, truncated)
+        ]
+        return begins_of(change, *ends, with_last=with_last)
 
     def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
         """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
