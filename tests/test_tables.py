@@ -46,6 +46,36 @@ def test_the_last_row_is_the_terminal_state(table):
     assert np.flatnonzero(log.terminated).tolist() == [1, 3] and log.episode_starts.tolist() == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize("gaps", ["error", "split"])
+def test_a_wrong_time_step_is_told_with_the_commonest(gaps):
+    """As numbers and as times; what the message gives reads the table."""
+    table = pandas.DataFrame({"agent": "a", "clock": [0, 5, 10, 20, 25], "x": np.arange(5.0), "action": 0})
+    for clock, wrong in ((table.clock, 1), (pandas.to_timedelta(table.clock, unit="min"), pandas.Timedelta("1min"))):
+        table["clock"] = clock
+        with pytest.raises(errors.InvalidDataError, match="no two rows are time_step=.* of 'clock' apart") as refusal:
+            from_dataframe(table, observations=["x"], time="clock", time_step=wrong, gaps=gaps)
+        step = eval(str(refusal.value).split("commonest difference is time_step=")[1].split(": give")[0])
+        log = from_dataframe(table, observations=["x"], time="clock", time_step=step, gaps="split")
+        assert log.episode_lengths.tolist() == [2, 1]
+    table["clock"], table["after"] = [0, 5, 10, 14, 20], table.x + 1
+    if gaps == "split":  # every row has its successor
+        apart = {"time": "clock", "time_step": 1, "gaps": gaps, "next_observations": ["after"]}
+        assert from_dataframe(table, observations=["x"], **apart).num_episodes == 5
+    with pytest.raises(errors.InvalidDataError, match="from 10 to 14 in row 3: .* less than .* is 5: round the times"):
+        from_dataframe(table, observations=["x"], time="clock", time_step=5, gaps=gaps)
+
+
+def test_rows_that_are_left_out_leave_gaps(table):
+    """The message says how no transition goes across them."""
+    table.loc[3, "x"] = np.nan
+    with pytest.raises(
+        errors.InvalidDataError, match="no value in row 3 .* leave the rows out and give time= and gaps="
+    ):
+        from_dataframe(table, observations=["x"])
+    log = from_dataframe(table.dropna(), observations=["x"], time="step", gaps="split")
+    assert np.all(log.next_observations - log.observations == 1)
+
+
 def test_several_episodes_with_terminal_states_need_their_column():
     """Without it the terminal state would begin the next visit, and lead to its second row."""
     table = pandas.DataFrame({"agent": "a", "x": [1.0, 2, 3, 99] * 2, "action": 0, "done": [0, 0, 1, 0] * 2})

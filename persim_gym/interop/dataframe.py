@@ -103,9 +103,10 @@ def from_dataframe(
     if len(action) == 0:
         raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
     rows = TableRows(frame, agent, single_agent, agent_labels, episode, time)
-    starts = rows.episode_starts(terminated, truncated, with_last=next_observations is None)
+    with_last = next_observations is None
+    starts = rows.episode_starts(terminated, truncated, with_last=with_last)
     if time is not None:
-        starts = rows.checked_order(starts, time, time_step, split=gaps == "split")
+        starts = rows.checked_order(starts, time, time_step, split=gaps == "split", with_last=with_last)
     columns = {
         "agents": rows.agents,
         "observations": numbers(frame, observations),

@@ -73,25 +73,14 @@ class TableRows:
         ]
         return begins_of(change, *ends, with_last=with_last)
 
-    def checked_order(self, starts: np.ndarray, time: str, time_step: Any, *, split: bool) -> np.ndarray:
-        """Return the episodes' first rows, after a check that ``time`` goes on step by step within each."""
-        column = _column(self._frame, time)
-        if column.dtype.kind not in "iufMm":
-            raise InvalidDataError(
-                f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)"
-            )
-        if column.dtype.kind in "Mm" and isinstance(time_step, Real):
-            raise InvalidArgumentError(
-                f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like"
-            )
-        try:
-            forward = bool(time_step > type(time_step)(0))
-        except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
-            forward = False
-        if not forward:
-            raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
-        if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
-            column = column.astype(np.float64)
+    def checked_order(
+        self, starts: np.ndarray, time: str, time_step: Any, *, split: bool, with_last: bool
+    ) -> np.ndarray:
+        """Return the episodes' first rows, after a check that ``time`` goes on step by step within each.
+
+        With ``split`` episodes begin after gaps, too; ``with_last``, as in `begins_of`, needs two rows without one.
+        """
+        column = _clock(self._frame, time, time_step)
         inner = np.ones(len(column), bool)
         inner[starts] = False
         difference = column.diff()
@@ -108,16 +97,28 @@ class TableRows:
         for wrong, message in (
             (steps == 0, "two rows have the same time; drop one of them or take their mean"),
             (steps < 0, f"rows are out of order; {self._hint}"),
-            (steps < 1 - rounding, f"the step is less than time_step={time_step!r}"),
         ):
-            rows = np.flatnonzero(wrong)
-            if len(rows):
-                raise InvalidDataError(self._jump(time, int(rows[0])) + message)
-        gaps = np.flatnonzero(steps > 1 + rounding)
-        if len(gaps) and not split:
+            self._refuse(wrong, time, message)
+        commonest = difference[inner].mode().iloc[0] if inner.any() else time_step
+        commonest = f"pandas.Timedelta('{commonest}')" if column.dtype.kind in "Mm" else f"{commonest:.12g}"
+        if inner.any() and not (np.abs(steps[inner] - 1) <= rounding).any() and (with_last or not split):
             raise InvalidDataError(
-                f"{self._jump(time, int(gaps[0]))}steps are missing ({len(gaps)} such places); fill them in, or give "
-                "gaps='split' to begin a new episode after each"
+                f"no two rows are time_step={time_step!r} of {time!r} apart; the commonest difference is "
+                f"time_step={commonest}: give that, or round the times first if they vary around a step"
+            )
+        self._refuse(
+            steps < 1 - rounding,
+            time,
+            f"the step is less than time_step={time_step!r}; the commonest is {commonest}: round the times first, or "
+            "leave the row out",
+        )
+        gaps = np.flatnonzero(steps > 1 + rounding)
+        if not split:
+            self._refuse(
+                steps > 1 + rounding,
+                time,
+                f"steps are missing ({len(gaps)} such places); fill them in, or give gaps='split' to begin a new "
+                "episode after each",
             )
         return np.union1d(starts, gaps)
 
@@ -135,9 +136,31 @@ class TableRows:
             )
         return values[first]
 
-    def _jump(self, time: str, row: int) -> str:
-        before, after = self._frame[time].iloc[row - 1], self._frame[time].iloc[row]
-        return f"{time!r} of agent {self.labels[self.agents[row]]!r} goes from {before} to {after} in row {row}: "
+    def _refuse(self, wrong: np.ndarray, time: str, message: str) -> None:
+        """Raise `InvalidDataError` with the first step of ``time`` that is wrong (T,)."""
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            before, after = self._frame[time].iloc[row - 1], self._frame[time].iloc[row]
+            label = self.labels[self.agents[row]]
+            raise InvalidDataError(f"{time!r} of agent {label!r} goes from {before} to {after} in row {row}: {message}")
+
+
+def _clock(frame: Any, time: str, time_step: Any) -> Any:
+    """Return a column of numbers or times whose differences ``time_step`` can measure."""
+    column = _column(frame, time)
+    if column.dtype.kind not in "iufMm":
+        raise InvalidDataError(f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)")
+    if column.dtype.kind in "Mm" and isinstance(time_step, Real):
+        raise InvalidArgumentError(f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like")
+    try:
+        forward = bool(time_step > type(time_step)(0))
+    except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
+        forward = False
+    if not forward:
+        raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
+    if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
+        column = column.astype(np.float64)
+    return column
 
 
 def _column(frame: Any, name: str) -> Any:
@@ -149,8 +172,8 @@ def _column(frame: Any, name: str) -> Any:
     missing = np.flatnonzero(column.isna().to_numpy())
     if len(missing):
         raise InvalidDataError(
-            f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): fill them in or leave the "
-            "rows out"
+            f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): fill them in, or leave the "
+            "rows out and give time= and gaps='split', so that no transition goes across the gaps"
         )
     return column
 
@@ -177,8 +200,8 @@ def _no_number(name: str, column: Any) -> str:
     found = f"column {name!r} holds {column.iloc[int(wrong[0])]!r} in row {wrong[0]}, which is no number"
     if len(wrong) <= len(numbers) / 2:
         return (
-            f"{found} ({len(wrong)} such rows): correct them or leave the rows out; "
-            f"pandas.to_numeric(table[{name!r}], errors='coerce') makes them missing"
+            f"{found} ({len(wrong)} such rows): correct them or make them missing, "
+            f"pandas.to_numeric(table[{name!r}], errors='coerce')"
         )
     if column.astype(str).str.fullmatch(r"[-+]?\d+,\d+").any():
         return f"{found}: read decimal commas with pandas.read_csv(..., sep=';', decimal=',')"
