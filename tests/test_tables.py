@@ -76,6 +76,37 @@ def test_rows_that_are_left_out_leave_gaps(table):
     assert np.all(log.next_observations - log.observations == 1)
 
 
+@pytest.mark.parametrize("kind", ["float64", "Float64"])
+def test_the_last_row_of_an_episode_may_lack_what_follows_its_state(table, kind):
+    """Action, reward and flags, also of rows between gaps; no other row, and none where all rows are kept."""
+    table["score"], table["cut"], table["dose"] = table.x + 1, False, 0.5
+    table.loc[4, "done"] = True
+    roles = {"observations": ["x"], "terminated": "done", "truncated": "cut", "reward": "score"}
+    told = from_dataframe(table, **roles)
+    lacking = ["action", "dose", "score", "done", "cut"]
+    table[lacking] = table[lacking].astype(float).astype(kind)
+    table.loc[[5, 11], lacking] = None
+    for action in ("action", ["dose"]):
+        log = from_dataframe(table, **roles, action=action)
+        for name in ("observations", "next_observations", "rewards", "terminated", "truncated", "episode_starts"):
+            np.testing.assert_array_equal(getattr(log, name), getattr(told, name))
+    assert log.actions.tolist() == [[0.5]] * 10
+    for column in lacking:
+        broken = table.copy()
+        broken.loc[2, column] = None
+        action = ["dose"] if column == "dose" else "action"
+        with pytest.raises(
+            errors.InvalidDataError, match=rf"{column}' has no value in row 2 .*only the last row of an"
+        ):
+            from_dataframe(broken, **roles, action=action)
+        gapped = broken.drop(index=[1, 3])
+        assert len(from_dataframe(gapped, **roles, action=action, time="step", gaps="split")) == 6
+    with pytest.raises(errors.InvalidDataError, match="'done' has no value in row 5 .* the gaps$"):
+        from_dataframe(table, **roles, next_observations=["y"])
+    table["done"] = pandas.Series([*told.terminated[:5].tolist(), None, *[False] * 5, None], dtype=object)
+    assert np.flatnonzero(from_dataframe(table, **roles).terminated).tolist() == [4]
+
+
 def test_several_episodes_with_terminal_states_need_their_column():
     """Without it the terminal state would begin the next visit, and lead to its second row."""
     table = pandas.DataFrame({"agent": "a", "x": [1.0, 2, 3, 99] * 2, "action": 0, "done": [0, 0, 1, 0] * 2})
@@ -110,6 +141,23 @@ def test_the_advised_sort_keeps_the_order_of_time(time):
     assert ("'step'" in advice) == (time is not None)
     log = from_dataframe(eval(advice, {"table": table}), observations=["x"], time=time)
     assert np.all(log.next_observations - log.observations == 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"observations": ["x", "y", "x"]}, "'x' is given twice"),
+        ({"observations": ["x"], "action": ["y", "y"]}, "'y' is given twice"),
+        ({"observations": ["x", "action"]}, "'action' is an action and an observation"),
+        ({"observations": ["x", "y"], "action": ["y"]}, "'y' is an action and an observation"),
+        ({"observations": ["x"], "single_agent": "me"}, "'agent' holds 2 agents, which single_agent='me' would join"),
+    ],
+)
+def test_columns_that_have_two_roles(table, arguments, message):
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        from_dataframe(table, **arguments)
+    one = table.assign(agent="a", step=range(12))
+    assert from_dataframe(one, observations=["x"], single_agent="me", time="step").agent_labels == ("me",)
 
 
 def test_a_single_row_between_episodes_is_still_refused(table):

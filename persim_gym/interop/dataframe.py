@@ -68,7 +68,7 @@ def from_dataframe(
             between two gaps, which then has no next row, is dropped.
         reward: column; rewards are zero without it.
         next_observations: D columns of the state after the action. Without them it is the next row's, and the last row
-            of each episode, which has no next, is dropped.
+            of each episode, which has no next, is dropped, and may lack action, reward, terminated and truncated.
         terminated: column, whether the row reached a terminal state. Without ``next_observations`` the row after it
             holds that state, and must be the last of the agent or, for agents with several episodes, of the
             ``episode``.
@@ -102,19 +102,28 @@ def from_dataframe(
         one_column(role, given[role])
     if len(action) == 0:
         raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
+    both = [name for name in ([action] if isinstance(action, str) else action) if name in observations]
+    if both and not isinstance(observations, str):
+        raise InvalidArgumentError(
+            f"column {both[0]!r} is an action and an observation: the state is what was known before the action"
+        )
     rows = TableRows(frame, agent, single_agent, agent_labels, episode, time)
     with_last = next_observations is None
     starts = rows.episode_starts(terminated, truncated, with_last=with_last)
     if time is not None:
         starts = rows.checked_order(starts, time, time_step, split=gaps == "split", with_last=with_last)
+    spare = None
+    if with_last:
+        spare = np.zeros(len(frame), bool)
+        spare[np.append(starts[1:], len(frame)) - 1] = True
     columns = {
         "agents": rows.agents,
         "observations": numbers(frame, observations),
-        "actions": whole_numbers(frame, action) if isinstance(action, str) else numbers(frame, action),
+        "actions": whole_numbers(frame, action, spare) if isinstance(action, str) else numbers(frame, action, spare),
         "next_observations": None if next_observations is None else numbers(frame, next_observations),
-        "rewards": None if reward is None else numbers(frame, [reward])[:, 0],
-        "terminated": None if terminated is None else flags(frame, terminated),
-        "truncated": None if truncated is None else flags(frame, truncated),
+        "rewards": None if reward is None else numbers(frame, [reward], spare)[:, 0],
+        "terminated": None if terminated is None else flags(frame, terminated, spare),
+        "truncated": None if truncated is None else flags(frame, truncated, spare),
     }
     fits = get_task(task) if isinstance(task, Task) or task in task_names() else None
     if fits is not None and len(observations) == fits.observation_size:  # here rows and columns are the user's

@@ -28,6 +28,12 @@ class TableRows:
     ) -> None:
         self._frame = frame
         if single_agent is not None:
+            joined = frame[agent].nunique() if list(frame.columns).count(agent) == 1 else 0
+            if joined > 1:
+                raise InvalidArgumentError(
+                    f"column {agent!r} holds {joined} agents, which single_agent={single_agent!r} would join into one: "
+                    f"leave it out or, if these are no agents, drop the column, table.drop(columns={agent!r})"
+                )
             named = [single_agent] * len(frame)
         elif agent not in frame.columns:
             raise InvalidDataError(
@@ -67,8 +73,9 @@ class TableRows:
                         f"episode must stand together; {self._hint}"
                     )
                 seen.add(key)
+        spare = np.ones(len(change), bool) if with_last else None  # which rows are the last ones is not known yet
         ends = [
-            np.zeros(len(change), bool) if name is None else flags(self._frame, name)
+            np.zeros(len(change), bool) if name is None else flags(self._frame, name, spare)
             for name in (terminated, truncated)
         ]
         return begins_of(change, *ends, with_last=with_last)
@@ -163,28 +170,36 @@ def _clock(frame: Any, time: str, time_step: Any) -> Any:
     return column
 
 
-def _column(frame: Any, name: str) -> Any:
+def _column(frame: Any, name: str, spare: np.ndarray | None = None) -> Any:
+    """Return a column without missing values; in ``spare`` rows (T,), if given, any other value stands in for them."""
     if name not in frame.columns:
         raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
     if list(frame.columns).count(name) > 1:
         raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
     column = frame[name]
-    missing = np.flatnonzero(column.isna().to_numpy())
+    absent = column.isna().to_numpy()
+    missing = np.flatnonzero(absent if spare is None or absent.all() else absent & ~spare)
     if len(missing):
+        allowed = "" if spare is None else "; only the last row of an episode, which is dropped, may lack it"
         raise InvalidDataError(
             f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): fill them in, or leave the "
-            "rows out and give time= and gaps='split', so that no transition goes across the gaps"
+            f"rows out and give time= and gaps='split', so that no transition goes across the gaps{allowed}"
         )
+    if absent.any():
+        places = np.where(absent, np.argmin(absent), np.arange(len(column)))
+        return column.iloc[places].reset_index(drop=True)
     return column
 
 
-def numbers(frame: Any, names: Sequence[str]) -> np.ndarray:
-    """Return columns (T, …) of numbers."""
+def numbers(frame: Any, names: Sequence[str], spare: np.ndarray | None = None) -> np.ndarray:
+    """Return columns (T, …) of numbers; what ``spare`` rows (T,), if given, lack is filled in with any."""
     if isinstance(names, str):
         raise InvalidArgumentError(f"give a list of columns, [{names!r}]")
     columns = []
-    for name in names:
-        column = _column(frame, name)
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise InvalidArgumentError(f"column {name!r} is given twice in {list(names)}")
+        column = _column(frame, name, spare)
         if column.dtype.kind not in "fiub":
             raise InvalidDataError(_no_number(name, column))
         columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
@@ -211,9 +226,9 @@ def _no_number(name: str, column: Any) -> str:
     )
 
 
-def whole_numbers(frame: Any, name: str) -> np.ndarray:
-    """Return a column (T,) of discrete actions."""
-    column = numbers(frame, [name])[:, 0]
+def whole_numbers(frame: Any, name: str, spare: np.ndarray | None = None) -> np.ndarray:
+    """Return a column (T,) of discrete actions; ``spare`` as in `numbers`."""
+    column = numbers(frame, [name], spare)[:, 0]
     wrong = np.flatnonzero((column != np.floor(column)) | (column < 0) | (column >= 2**31))
     if len(wrong):
         raise InvalidDataError(
@@ -223,23 +238,24 @@ def whole_numbers(frame: Any, name: str) -> np.ndarray:
     return column.astype(np.int64)
 
 
-def flags(frame: Any, name: str) -> np.ndarray:
-    """Return a column (T,) of truth values."""
-    given = _column(frame, name)
+def flags(frame: Any, name: str, spare: np.ndarray | None = None) -> np.ndarray:
+    """Return a column (T,) of truth values; in ``spare`` rows (T,), if given, a missing one is false."""
+    given = _column(frame, name, spare)
+    there = frame[name].notna().to_numpy()
     if given.dtype.kind not in "fiub":
         if not all(isinstance(value, (bool, np.bool_)) for value in given.tolist()):
             raise InvalidDataError(
                 f"column {name!r} holds {given.iloc[0]!r}; it must hold true or false, or 1 or 0: "
                 f"table[{name!r}].map({{'no': False, 'yes': True}}), with the column's own words"
             )
-        return given.to_numpy(bool)
-    column = numbers(frame, [name])[:, 0]
+        return given.to_numpy(bool) & there
+    column = numbers(frame, [name], spare)[:, 0]
     wrong = np.flatnonzero(~np.isin(column, (0, 1)))
     if len(wrong):
         raise InvalidDataError(
             f"column {name!r} holds {column[wrong[0]]:g} in row {wrong[0]}; it must hold true or false, or 1 or 0"
         )
-    return column.astype(bool)
+    return column.astype(bool) & there
 
 
 def one_column(role: str, name: Any) -> None:
