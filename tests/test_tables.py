@@ -6,7 +6,7 @@ from gymnasium import spaces
 
 import persim_gym
 from persim_gym import Trajectories, errors
-from persim_gym.interop import from_dataframe
+from persim_gym.interop import from_dataframe, to_dataframe
 
 pandas = pytest.importorskip("pandas")
 
@@ -105,6 +105,16 @@ def test_the_last_row_of_an_episode_may_lack_what_follows_its_state(table, kind)
         from_dataframe(table, **roles, next_observations=["y"])
     table["done"] = pandas.Series([*told.terminated[:5].tolist(), None, *[False] * 5, None], dtype=object)
     assert np.flatnonzero(from_dataframe(table, **roles).terminated).tolist() == [4]
+
+
+def test_a_part_of_our_own_table_with_gaps(table):
+    """What the message advises can be done: its next observations are kept, so that every row counts."""
+    frame = to_dataframe(from_dataframe(table, observations=["x"]))
+    part = frame[frame.step != 2]
+    with pytest.raises(errors.InvalidDataError, match="steps are missing .* gaps='split'"):
+        from_dataframe(part)
+    log = from_dataframe(part, gaps="split")
+    assert log.episode_lengths.tolist() == [2, 2, 2, 2] and np.all(log.next_observations - log.observations == 1)
 
 
 def test_several_episodes_with_terminal_states_need_their_column():

@@ -55,7 +55,7 @@ def from_dataframe(
     Args:
         table: a data frame, or a .csv, .csv.gz, .parquet or .pq file. Named levels of its index count as columns.
         observations: D columns, numbers, of the state before the action. A table that `to_dataframe` made knows its
-            columns (in a Parquet file too): nothing needs naming then, and nothing may be but task and provenance.
+            columns (in a Parquet file too): nothing needs naming then; only gaps, task and provenance may be given.
         action: a column of whole numbers from 0 on (discrete actions), or a list of A columns of numbers.
         agent: column of who acted: labels of any kind, which become strings.
         single_agent: label of the only agent, for a table without such a column.
@@ -94,6 +94,7 @@ def from_dataframe(
         roles = _known_roles(frame, changed)
         return from_dataframe(
             frame,
+            gaps=gaps,
             task=roles["task"] if task is None else task,
             provenance=roles["provenance"] if provenance is None else provenance,
             **roles["columns"],
@@ -153,7 +154,7 @@ def from_dataframe(
 _ROLES = {
     name: parameter.default
     for name, parameter in inspect.signature(from_dataframe).parameters.items()
-    if name not in ("table", "observations", "task", "provenance")
+    if name not in ("table", "observations", "gaps", "task", "provenance")
 }
 """What a table that `to_dataframe` made says itself, and the defaults of these arguments."""
 
