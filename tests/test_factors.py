@@ -6,7 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from gymnasium import spaces
-from support import SMALL, random_actions, random_ensemble, reference_changes, roomy, simulated_log
+from support import (
+    SMALL,
+    perfect_walk_ensemble,
+    random_actions,
+    random_ensemble,
+    reference_changes,
+    roomy,
+    simulated_log,
+    walk_task,
+)
 from test_storage import rewrite_header
 
 import persim_gym
@@ -486,3 +495,19 @@ def test_what_is_learned_later_is_in_the_provenance(refitted):
         with pytest.warns(RuntimeWarning, match="has learned from these very transitions before"):
             update(known, again)
     assert "synthetic" not in update(ensemble, replace(log, rewards=log.rewards + 1)).provenance["data"]
+
+
+@pytest.mark.parametrize("call", [persim_gym.log_error, update, refit_factors])
+def test_other_agents_of_the_same_labels_are_refused(call):
+    """Where both sides know covariates that differ; what only one of them knows contradicts nothing."""
+    task = walk_task()
+    log = persim_gym.collect(task, num_agents=3, seed=0)
+    ensemble = refit_factors(perfect_walk_ensemble(task), log)
+    others = persim_gym.collect(task, covariates=log.covariates + [[0], [0.25], [0]], seed=0)
+    with pytest.raises(errors.InvalidDataError, match="agent '1' has speed 1.25 in the log and 1 in the ensemble"):
+        call(ensemble, others)
+    unknown = replace(ensemble, covariates=np.where([[True], [False], [True]], log.covariates, np.nan))
+    for known, given in ((ensemble, log), (ensemble, replace(others, covariates=None)), (unknown, others)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that `update` was given this log before
+            call(known, given)

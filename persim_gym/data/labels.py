@@ -104,20 +104,3 @@ def find_listed(agents: Any, labels: Sequence[str], *, name: str = "agents", dis
     if distinct and (len(given) == 0 or len(np.unique(indices)) < len(given)):
         raise InvalidArgumentError(f"{name}={given!r} must name at least one agent, and none twice")
     return indices
-
-
-def known_agents(wanted: Sequence[str], labels: Sequence[str]) -> IntArray:
-    """Return the indices (n,) in an ensemble's labels of a log's agents.
-
-    Raises:
-        UnknownNameError: one is not in the ensemble.
-
-    """
-    index = {label: place for place, label in enumerate(labels)}
-    strangers = [label for label in wanted if label not in index]
-    if strangers:
-        raise UnknownNameError(
-            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); "
-            "persim_gym.personalize adds newcomers"
-        )
-    return np.array([index[label] for label in wanted], np.int64)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from persim_gym.arguments import whole_number
-from persim_gym.data.labels import known_agents
 from persim_gym.data.segments import Segments
-from persim_gym.data.trajectories import Trajectories, check_log
-from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.data.trajectories import Trajectories
+from persim_gym.model.dynamics import LearnedDynamics, known_agents
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
 
@@ -59,13 +58,12 @@ def log_error(
 
     Raises:
         UnknownNameError: the log has an agent that the ensemble does not know.
-        InvalidDataError: the log does not fit the ensemble's task.
+        InvalidDataError: the log does not fit the ensemble's task, or is of other agents of the same labels.
         InvalidArgumentError: a horizon below 1, or an unknown aggregate or device.
 
     """
     horizon = whole_number("horizon", horizon)
-    check_log(trajectories, ensemble.task)
-    agents = known_agents(trajectories.agent_labels, ensemble.agent_labels)
+    agents = known_agents(ensemble, trajectories)
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []
     with ProgressBar("log error", trajectories.num_agents, progress) as bar:

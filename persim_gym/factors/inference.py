@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import as_list, whole_number
-from persim_gym.data.labels import known_agents
 from persim_gym.data.log_checks import with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories, check_log
@@ -18,6 +17,7 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
+from persim_gym.model.dynamics import check_same_covariates, known_agents
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
@@ -59,6 +59,7 @@ def refit_factors(
             f"{ensemble.num_agents} ({ensemble.agent_labels[0]!r}, …): give the log the ensemble was trained on, or "
             "call persim_gym.personalize for new agents"
         )
+    check_same_covariates(ensemble, trajectories, slice(None))
     sample = np.unique(np.linspace(0, ensemble.num_agents - 1, AGENTS_AT_ONCE).astype(np.int64))
     statistics = sufficient_statistics(ensemble, trajectories, rows, agents=sample, device=device)
     states = np.asarray(trajectories.observations, np.float64)
@@ -168,13 +169,12 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
 
     Raises:
         MissingStatisticsError: the ensemble has no posterior.
-        InvalidDataError: the log does not fit the ensemble's task.
+        InvalidDataError: the log does not fit the ensemble's task, or is of other agents of the same labels.
         UnknownNameError: an agent is not in the ensemble.
 
     """
     posterior = ensemble.known_posterior()
-    chosen = known_agents(trajectories.agent_labels, ensemble.agent_labels)
-    check_log(trajectories, ensemble.task)
+    chosen = known_agents(ensemble, trajectories)
     known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
     adapted = with_own_rewards(ensemble, trajectories, chosen, posterior.num_transitions[chosen], device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.data.labels import find_agent, find_listed
-from persim_gym.errors import InvalidArgumentError, MissingStatisticsError
+from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
 from persim_gym.tasks.covariates import covariate_array
-from persim_gym.types import FloatArray
+from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from persim_gym.model.outcomes import Outcome
@@ -94,6 +95,44 @@ class LearnedDynamics(ABC):
                 "persim-gym evaluate --log)"
             )
         return self.covariates[index]
+
+
+def known_agents(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
+    """Return the index (n,) in a model of each agent of a log.
+
+    Raises:
+        UnknownNameError: one is not in the model.
+        InvalidDataError: the log does not fit the model's task, or is of other agents of the same labels.
+
+    """
+    check_log(log, ensemble.task)
+    index = {label: place for place, label in enumerate(ensemble.agent_labels)}
+    strangers = [label for label in log.agent_labels if label not in index]
+    if strangers:
+        raise UnknownNameError(
+            f"agent {strangers[0]!r} is not in the ensemble ({len(strangers)} such agents); "
+            "persim_gym.personalize adds newcomers"
+        )
+    agents = np.array([index[label] for label in log.agent_labels], np.int64)
+    check_same_covariates(ensemble, log, agents)
+    return agents
+
+
+def check_same_covariates(ensemble: LearnedDynamics, log: Trajectories, agents: IntArray | slice) -> None:
+    """Raise `InvalidDataError` if both know covariates of a log's agents, ``agents`` of the model, and they differ."""
+    if ensemble.covariates is None or log.covariates is None:
+        return
+    names = [name for name in ensemble.task.covariate_names if name in log.covariate_names]
+    known = np.asarray(ensemble.covariates)[agents][:, [ensemble.task.covariate_names.index(name) for name in names]]
+    logged = np.asarray(log.covariates)[:, [log.covariate_names.index(name) for name in names]]
+    different = np.argwhere(np.isfinite(known) & ~np.isclose(known, logged))
+    if len(different):
+        agent, place = (int(one) for one in different[0])
+        raise InvalidDataError(
+            f"agent {log.agent_labels[agent]!r} has {names[place]} {logged[agent, place]:.6g} in the log and "
+            f"{known[agent, place]:.6g} in the ensemble: they are different agents, which need different labels; "
+            "persim_gym.personalize adds newcomers"
+        )
 
 
 GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
