@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentEr
 
 FORMAT_VERSION = 2
 """2: ensembles may hold the posterior of their agents' factors."""
+CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
+"""Of tables, which `persim_gym.interop.from_dataframe` reads."""
+JSON = "JSON"
+"""What `content_of` says of records."""
+_CONTENTS = {"ensemble": "an ensemble", "trajectories": "a log"}
 _METADATA_KEY = "persim_gym"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _DTYPES = {
@@ -55,11 +60,14 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
 
     Raises:
         FileWriteError: it cannot be written.
+        InvalidArgumentError: there is a file of another kind, or the name is a table's.
 
     """
     from safetensors.numpy import save_file
 
     path = Path(path)
+    check_name(path)
+    check_replaceable(path, content_name(kind))
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with _replacing(path) as temporary:
@@ -95,6 +103,42 @@ def kind_of(path: str | Path) -> str | None:
         return _read_header(path, None)[0]["kind"] if path.is_file() else None
     except (FileFormatError, OSError):
         return None
+
+
+def content_name(kind: str) -> str:
+    """Return what users call a file of ours of some kind."""
+    return _CONTENTS.get(kind, f"a file of kind {kind!r}")
+
+
+def content_of(path: Path) -> str:
+    """Say what a file holds: what `content_name` says of ours, JSON, or something else."""
+    kind = kind_of(path)
+    if kind is not None:
+        return content_name(kind)
+    with open(path, "rb") as file:
+        return JSON if file.read(1) == b"{" else "something else"
+
+
+def check_replaceable(path: Path, content: str, content_of: Callable[[Path], str] = content_of) -> None:
+    """Raise `InvalidArgumentError` if there is a file that holds anything else than content, by ``content_of``."""
+    if path.is_file() and path.stat().st_size and (found := content_of(path)) != content:
+        raise InvalidArgumentError(
+            f"{path} holds {found}, and would be overwritten by {content}: give another file to write to, or delete it"
+        )
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a file's name is that of a table."""
+    return str(path).lower().endswith(CSV_SUFFIXES + PARQUET_SUFFIXES)
+
+
+def check_name(path: str | Path) -> None:
+    """Raise `InvalidArgumentError` if what is no table would get the name of one."""
+    if is_table(path):
+        raise InvalidArgumentError(
+            f"{path} is the name of a table, but logs and ensembles are saved as safetensors: name a log "
+            "'log.safetensors', an ensemble 'model.persim'; persim_gym.interop.to_dataframe(log) makes a table of a log"
+        )
 
 
 def check_target(path: str | Path) -> None:

@@ -75,6 +75,30 @@ def test_a_command_replaces_what_it_writes_itself(files, content, replaces):
                 check_output(path, content)
 
 
+@pytest.mark.parametrize(
+    ("save", "content", "replaces"),
+    [
+        (lambda log, path: log.save(path), "a log", {"collected", "recorded", "synthetic", "partly"}),
+        (lambda _, path: random_ensemble("CartPole", seed=1).save(path), "an ensemble", {"ensemble"}),
+    ],
+)
+def test_saving_replaces_only_its_own_kind(files, cart_pole_log, save, content, replaces):
+    """In Python; and no table's name is taken, by the command line neither."""
+    for path in files.iterdir():
+        before = path.read_bytes()
+        if path.name in replaces | {"empty"}:
+            save(cart_pole_log, path)
+            assert path.read_bytes() != before
+        else:
+            with pytest.raises(errors.InvalidArgumentError, match=f"{path.name} holds .* overwritten by {content}"):
+                save(cart_pole_log, path)
+            assert path.read_bytes() == before
+    for name in ("new.csv", "new.CSV.gz", "new.parquet"):
+        for write in (lambda path: save(cart_pole_log, path), lambda path: check_output(path, ENSEMBLE)):
+            with pytest.raises(errors.InvalidArgumentError, match=f"{name} is the name of a table, .*to_dataframe"):
+                write(files / name)
+
+
 def test_what_is_read_is_not_overwritten(files):
     with pytest.raises(errors.InvalidArgumentError, match="is read, and would be overwritten"):
         check_output(files / "records", RECORDS, None, "random", files / "records")

@@ -11,7 +11,8 @@ from persim_gym import storage
 from persim_gym.data.labels import NumberedLabels
 from persim_gym.errors import InvalidArgumentError
 
-COLLECTED, SYNTHETIC, ENSEMBLE, RECORDS = "a collected log", "a synthetic log", "an ensemble", "JSON"
+COLLECTED, SYNTHETIC = "a collected log", "a synthetic log"
+ENSEMBLE, RECORDS = storage.content_name("ensemble"), storage.JSON
 """What the commands write. Each replaces what it writes itself, and nothing else."""
 
 
@@ -20,27 +21,23 @@ def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
 
     Raises:
         FileWriteError: nothing can be written there.
-        InvalidArgumentError: it holds something that must not be lost.
+        InvalidArgumentError: it holds something that must not be lost, or its name is a table's.
 
     """
     storage.check_target(out)
+    if content != RECORDS:
+        storage.check_name(out)
     for path in inputs:
         if path is not None and Path(path).exists() and out.exists() and out.samefile(path):
             raise InvalidArgumentError(f"{out} is read, and would be overwritten: give another file to write to")
-    if out.is_file() and out.stat().st_size and (found := _content(out)) != content:
-        raise InvalidArgumentError(
-            f"{out} holds {found}, and would be overwritten by {content}: give another file to write to, or delete it"
-        )
+    storage.check_replaceable(out, content, _content)
 
 
 def _content(path: Path) -> str:
     """Say what a file holds; of a log, whether it can be made again."""
     kind = storage.kind_of(path)
-    if kind is None:
-        with open(path, "rb") as file:
-            return RECORDS if file.read(1) == b"{" else "something else"
     if kind != "trajectories":
-        return ENSEMBLE if kind == "ensemble" else f"a file of kind {kind!r}"
+        return storage.content_of(path)
     provenance = storage.read_document(path, kind).get("provenance") or {}
     if provenance.get("synthetic") is True:
         return SYNTHETIC

@@ -33,8 +33,6 @@ from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
-CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
-"""Of tables, which `persim_gym.interop.from_dataframe` reads."""
 _COLUMNS = {
     "agents": ("i", (1,)),
     "observations": ("f", (2,)),
@@ -288,7 +286,13 @@ class Trajectories:
         return joined
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, as a whole or not at all."""
+        """Write one safetensors file, as a whole or not at all.
+
+        Raises:
+            FileWriteError: it cannot be written.
+            InvalidArgumentError: there is a file that holds no log, or the name is a table's.
+
+        """
         arrays = {name: getattr(self, name) for name in (*_COLUMNS, "episode_starts")}
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
@@ -316,8 +320,7 @@ class Trajectories:
             InvalidDataError: what it holds is no log.
 
         """
-        is_table = str(path).lower().endswith(CSV_SUFFIXES + PARQUET_SUFFIXES)
-        if is_table and storage.kind_of(path) is None and Path(path).exists():
+        if storage.is_table(path) and storage.kind_of(path) is None and Path(path).exists():
             raise FileFormatError(
                 f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
                 "observations=[…], …).save('log.safetensors')"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from persim_gym.data.trajectories import CSV_SUFFIXES, PARQUET_SUFFIXES
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError, PerSimError
 from persim_gym.extras import optional
+from persim_gym.storage import CSV_SUFFIXES, PARQUET_SUFFIXES
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _OTHERWISE = (

@@ -166,7 +166,13 @@ class Ensemble(LearnedDynamics):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file with everything else as JSON in its header, as a whole or not at all."""
+        """Write one safetensors file with everything else as JSON in its header, as a whole or not at all.
+
+        Raises:
+            FileWriteError: it cannot be written.
+            InvalidArgumentError: there is a file that holds no ensemble, or the name is a table's.
+
+        """
         ensemble_file.write(path, self)
 
     @classmethod
