@@ -11,7 +11,7 @@ import numpy as np
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import Step, in_episode_order
 from persim_gym.collection.policies import as_policy, rows_of_state
-from persim_gym.data.labels import find_listed
+from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
 from persim_gym.model.ensemble import Ensemble
@@ -172,7 +172,7 @@ def _greedy(ensemble: Ensemble, settings: dict[str, Any]) -> Actor:
     def act(simulator: Simulator, observations: FloatArray, state: Any, begin: bool) -> tuple[Any, Any]:
         agents = np.broadcast_to(simulator.agents, len(observations))
         actions = np.empty(len(observations), np.int64)
-        for agent in map(int, np.unique(agents)):
+        for agent in map(AgentIndex, np.unique(agents)):
             if agent not in solved:
                 own = ensemble.simulator(agent, aggregate=simulator.aggregate, device=str(simulator.device))
                 solved[agent] = ValueIterationAgent(own, **settings)
@@ -223,7 +223,7 @@ class _Run:
         return in_episode_order(records)
 
     def _simulator(self, running: IntArray) -> Simulator:
-        agents = [int(agent) for agent in self._agents[running]]
+        agents = [AgentIndex(agent) for agent in self._agents[running]]
         one = len(set(agents)) == 1  # its folded network then serves all rows
         return self._ensemble.simulator(
             agents=agents[:1] if one else agents, aggregate=self._aggregate, device=self._device

@@ -13,7 +13,7 @@ from persim_gym import storage
 from persim_gym.arguments import as_list, checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
-from persim_gym.data.labels import find_listed
+from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
@@ -60,7 +60,7 @@ def plot_trajectories(
 
     """
     path, task, seed, steps = _picture(path), ensemble.task, checked_seed(seed), whole_number("steps", steps)
-    chosen: list[int] = find_listed(agents, ensemble.agent_labels).tolist()
+    chosen = [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
     rows, columns = task.observation_size, len(chosen)
     figure, axes = _panels(rows, columns, (4.2 * columns, 1.7 * rows + 0.8), sharex=True, sharey="row")
     for column, agent in enumerate(chosen):
@@ -112,7 +112,7 @@ def plot_frames(
 
     """
     path, task, seed = _picture(path), ensemble.task, checked_seed(seed)
-    chosen: list[int] = find_listed(agents, ensemble.agent_labels).tolist()
+    chosen = [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
     horizons = [whole_number("horizons", steps) for steps in as_list("horizons", horizons, "numbers of steps")]
     if not horizons:
         raise InvalidArgumentError("horizons=() must be one number of steps or more")

@@ -10,6 +10,7 @@ from support import perfect_walk_ensemble, random_actions, random_ensemble, refe
 import persim_gym
 from persim_gym import errors, log_error
 from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.envs import PersonalizedEnv
 
 
 def random_log(ensemble, lengths, agents):
@@ -105,3 +106,24 @@ main()
     expected = log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=5)
     assert [row["agent"] for row in records["log_error"]] == ["4", "7"]
     assert records["log_error"][1]["ratio"] == pytest.approx(expected[1].ratio, rel=1e-6)
+
+
+def test_a_number_that_is_another_agents_label_is_warned_of():
+    """Once a call, with both names; not of what the package counts itself, nor of a label or the agent's own number."""
+    walk = replace(perfect_walk_ensemble(walk_task()), agent_labels=("2", "1", "0"), covariates=None)
+    log = replace(persim_gym.collect(walk_task(), num_agents=3, seed=0), agent_labels=("2", "1", "0"), covariates=None)
+    both = "agent 0 is the one of index 0, labelled '2', and not the one labelled '0'"
+    for call in (
+        lambda: walk.simulator(0),
+        lambda: walk.simulator(agents=[np.int64(0), 2]),
+        lambda: walk.with_agents([0, 2]),
+        lambda: log.select([0, 2]),
+        lambda: walk.agent_index(0),
+        lambda: persim_gym.generate(walk, [0, 1], 1, "random", starts="task", progress=False),
+        lambda: PersonalizedEnv(walk, 0),
+    ):
+        with pytest.warns(UserWarning, match=both) as caught:
+            call()
+        assert len(caught) == 1
+    walk.simulator("0"), walk.simulator(1), log.select(["0", "2"]), log_error(walk, log)
+    persim_gym.generate(walk, ["2"], 1, "random", starts="task", progress=False)

@@ -198,6 +198,7 @@ def generate(
     """Write synthetic trajectories of some agents, made in their simulators."""
     from persim_gym import generate as generate_log
     from persim_gym import load
+    from persim_gym.data.labels import AgentIndex
     from persim_gym.generation import POLICIES
 
     check_output(out, SYNTHETIC, model, policy)
@@ -205,7 +206,7 @@ def generate(
     chosen = agents_of(agents, ensemble.agent_labels)
     log = generate_log(
         ensemble,
-        list(range(min(5, ensemble.num_agents))) if chosen is None else chosen,
+        [AgentIndex(agent) for agent in range(min(5, ensemble.num_agents))] if chosen is None else chosen,
         episodes,
         policy if policy in POLICIES else policy_of(policy, ensemble.task, seed),
         starts=starts,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -49,23 +50,51 @@ class NumberedLabels(Sequence[str]):
         return f"NumberedLabels({len(self)})"
 
 
-def find_agent(agent: int | str, labels: Sequence[str]) -> int:
+class AgentIndex(int):
+    """An index that was found, not typed by a user, who could have meant the label of the same digits."""
+
+
+def find_agent(agent: int | str, labels: Sequence[str]) -> AgentIndex:
     """Return the index of an agent given by index (int) or by label (str).
+
+    Warns of an index whose digits are the label of another agent.
 
     Raises:
         UnknownNameError: no such agent.
 
     """
+    index = _find(agent, labels)
+    _warn_of_labels([agent], labels)
+    return index
+
+
+def _find(agent: int | str, labels: Sequence[str]) -> AgentIndex:
+    """Return the index of an agent without a warning."""
     if isinstance(agent, str):
         if agent in labels:
-            return labels.index(agent)
+            return AgentIndex(labels.index(agent))
         few = ", ".join(repr(label) for label in labels[:5])
         raise UnknownNameError(f"no agent is labelled {agent!r}; labels are {few}{', …' if len(labels) > 5 else ''}")
     if isinstance(agent, bool) or not isinstance(agent, (int, np.integer)) or not 0 <= agent < len(labels):
         raise UnknownNameError(
             f"no agent {agent!r}: agents are indices 0 … {len(labels) - 1} (int) or labels (str) such as {labels[0]!r}"
         )
-    return int(agent)
+    return AgentIndex(agent)
+
+
+def _warn_of_labels(agents: Iterable[int | str], labels: Sequence[str]) -> None:
+    """Warn of the first index that a user gave and that, as text, is the label of another agent."""
+    typed = [one for one in agents if not isinstance(one, (str, AgentIndex))]
+    doubtful = [one for one in typed if labels[one] != str(one)]
+    others = set(labels) if doubtful else ()
+    taken = next((one for one in doubtful if str(one) in others), None)
+    if taken is not None:
+        warnings.warn(
+            f"agent {taken} is the one of index {taken}, labelled {labels[taken]!r}, and not the one labelled "
+            f"{str(taken)!r}: if you mean that one, give its label, the text {str(taken)!r}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, labels: Sequence[str]) -> IntArray:
@@ -86,7 +115,7 @@ def find_agents(agent: int | str | None, agents: Sequence[int | str] | None, lab
 
 
 def find_listed(agents: Any, labels: Sequence[str], *, name: str = "agents", distinct: bool = True) -> IntArray:
-    """Return the indices (n,) of agents given by a list of indices or labels.
+    """Return the indices (n,) of agents given by a list of indices or labels; warns as `find_agent` does, but once.
 
     Args:
         agents: what a user gave.
@@ -100,7 +129,8 @@ def find_listed(agents: Any, labels: Sequence[str], *, name: str = "agents", dis
 
     """
     given = as_list(name, agents, "indices or labels")
-    indices = np.array([find_agent(one, labels) for one in given], np.int64)
+    indices = np.array([_find(one, labels) for one in given], np.int64)
+    _warn_of_labels(given, labels)
     if distinct and (len(given) == 0 or len(np.unique(indices)) < len(given)):
         raise InvalidArgumentError(f"{name}={given!r} must name at least one agent, and none twice")
     return indices

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from persim_gym.data.labels import AgentIndex
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
 from persim_gym.factors.inference import personalize
@@ -65,7 +66,7 @@ def bind(
             raise InvalidArgumentError(f"give either agent={agent!r} or covariates={covariates!r}, not both")
         return _with_unseen_agents(model, [covariates] if isinstance(covariates, Mapping) else covariates)
     if agent is None:
-        return model, [0]
+        return model, [AgentIndex(0)]
     if isinstance(agent, str) or not isinstance(agent, (Sequence, np.ndarray)):
         return model, [agent]
     return model, agent

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from persim_gym.arguments import whole_number
+from persim_gym.data.labels import AgentIndex
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.model.dynamics import LearnedDynamics, known_agents
@@ -69,7 +70,7 @@ def log_error(
     with ProgressBar("log error", trajectories.num_agents, progress) as bar:
         for agent, label in enumerate(trajectories.agent_labels):
             own = segments.where(trajectories.agents[segments.starts] == agent)
-            simulator = ensemble.simulator(int(agents[agent]), aggregate=aggregate, device=device)
+            simulator = ensemble.simulator(AgentIndex(agents[agent]), aggregate=aggregate, device=device)
             states = np.asarray(trajectories.observations[own.starts])
             predicted = simulator.combine(simulator.rollout(states, trajectories.actions[own.rows]))[own.inside]
             predicted = np.where(np.isnan(predicted), np.inf, predicted)  # infinity minus infinity, on the way out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.labels import find_agent, find_listed
+from persim_gym.data.labels import AgentIndex, find_agent, find_listed
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
 from persim_gym.tasks.covariates import covariate_array
@@ -142,8 +142,9 @@ GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
 def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
     """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
     if agents is None:
-        agents = range(min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents))
-    return find_listed(agents, ensemble.agent_labels).tolist()
+        count = min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents)
+        return [AgentIndex(agent) for agent in range(count)]
+    return [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
 
 
 def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCovariates | None) -> FloatArray:
