@@ -459,3 +459,13 @@ def test_rounding_of_a_constant_is_no_input_of_a_reward():
     log = dataclasses.replace(log, observations=noisy[0], next_observations=noisy[1])
     ensemble = fit(log, task=task, config=TINY.with_changes(normalize=True), progress=False)
     assert ensemble.outcomes["reward"].input_scale[3] == 1.0
+
+
+def test_a_log_from_a_file_is_trained_on_without_a_warning(tmp_path, run_python):
+    """Its columns are read-only; torch warns of such an array once in a process."""
+    persim_gym.collect("CartPole", num_agents=3, seed=0).save(tmp_path / "log")
+    run_python(
+        f"import persim_gym; log = persim_gym.Trajectories.load({str(tmp_path / 'log')!r})\n"
+        "small = {'epochs': 1, 'num_members': 2, 'num_candidates': 0, 'refit_rounds': 0, 'state_hidden': (4, 4)}\n"
+        "persim_gym.fit(log, normalize=True, rank=2, validation_fraction=0, progress=False, **small)"
+    )

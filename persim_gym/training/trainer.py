@@ -59,7 +59,7 @@ class DeviceLog:
 
     def with_actions(self, actions: np.ndarray) -> DeviceLog:
         """Return the same transitions with their actions written otherwise."""
-        return replace(self, actions=torch.as_tensor(actions, device=self.actions.device))
+        return replace(self, actions=torch.as_tensor(np.array(actions), device=self.actions.device))
 
     def batches(self, rows: Tensor, members: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield the transitions of rows (n,), the same for every member, some thousand at once."""
