@@ -114,6 +114,26 @@ def test_a_trained_ensemble_is_not_lost_where_it_cannot_be_written(tmp_path, mon
     assert storage.kind_of(kept) == "ensemble"
 
 
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (["train", "collected", "--out", "new"], "interrupted; the same command goes on"),
+        (["collect", "CartPole", "--out", "new"], "interrupted\n"),
+    ],
+)
+def test_an_interrupted_command_says_whether_it_can_go_on(files, monkeypatch, capsys, command, wanted):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(files)
+    monkeypatch.setattr("sys.argv", ["persim-gym", *command])
+    monkeypatch.setattr("persim_gym.fit", interrupt, raising=False)
+    monkeypatch.setattr("persim_gym.collect", interrupt, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and wanted in capsys.readouterr().err
+
+
 def test_long_labels_leave_room_for_the_numbers():
     """In 80 columns."""
     console = Console(width=80, record=True, file=io.StringIO())

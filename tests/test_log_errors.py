@@ -10,6 +10,7 @@ from support import perfect_walk_ensemble, random_actions, random_ensemble, refe
 import persim_gym
 from persim_gym import errors, log_error
 from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.cli.app import _measure_along
 from persim_gym.envs import PersonalizedEnv
 
 
@@ -127,3 +128,12 @@ def test_a_number_that_is_another_agents_label_is_warned_of():
         assert len(caught) == 1
     walk.simulator("0"), walk.simulator(1), log.select(["0", "2"]), log_error(walk, log)
     persim_gym.generate(walk, ["2"], 1, "random", starts="task", progress=False)
+
+
+def test_a_synthetic_log_is_noted(tmp_path, capsys):
+    """In Python, and above the table of the command line."""
+    walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
+    replace(log, provenance={"synthetic": "in part"}).save(tmp_path / "log")
+    with pytest.warns(RuntimeWarning, match="the log is synthetic, at least in part"):
+        _measure_along(tmp_path / "log", walk, None, horizon=5)
+    assert "log, synthetic in part, up to 5 steps" in capsys.readouterr().out

@@ -40,6 +40,8 @@ app = typer.Typer(
 # In a pipe nothing is broken into lines.
 _console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, which Typer turns into it."""
 _WHICH_AGENTS = 'Labels, "anna,ben", or indices, "0-4,7"; numbers are labels where labels are numbers.'
 _FOR_TRUE_SYSTEMS = ("policy", "episodes", "mpc_episodes", "value_iteration_episodes", "seed")
 Aggregate = Annotated[str, typer.Option(help="mean or median over the members; MPC plans by their mean return.")]
@@ -282,19 +284,22 @@ def main() -> None:
     except (PerSimError, OSError) as error:
         Console(stderr=True).print(Text.assemble(("error:", "red"), f" {error}"), soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
         goes_on = "; the same command goes on from half a minute ago or less" if sys.argv[1:2] == ["train"] else ""
         Console(stderr=True).print(f"interrupted{goes_on}")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
 def _measure_along(log: Path, ensemble: Any, agents: Sequence[int | str] | None, **settings: Any) -> dict[str, Any]:
     """Print the ensemble's errors along a log, or a log of some agents, and return them for JSON."""
     from persim_gym import Trajectories, log_error
+    from persim_gym.data.reprs import synthetic_note
 
     along = Trajectories.load(log)
     rows = log_error(ensemble, along if agents is None else along.select(agents), **settings)
-    _print_rows(f"errors along {log}, up to {settings['horizon']} steps", rows)
+    _print_rows(f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps", rows)
     return {"log": str(log), "log_error": to_records(rows)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ def log_error(
     """Measure how far each agent's simulator strays from a log when it runs freely.
 
     Every episode is cut into segments of up to ``horizon`` steps. Each member starts from a segment's first state and
-    follows the logged actions; the prediction is the aggregate of the members' trajectories.
+    follows the logged actions; the prediction is the aggregate of the members' trajectories. Warns of a synthetic log.
 
     Args:
         ensemble: model to be measured.
@@ -65,6 +66,13 @@ def log_error(
     """
     horizon = whole_number("horizon", horizon)
     agents = known_agents(ensemble, trajectories)
+    if trajectories.provenance.get("synthetic"):
+        warnings.warn(
+            "the log is synthetic, at least in part: errors along it say how far simulators are from one another, and "
+            "nothing of the agents themselves",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []
     with ProgressBar("log error", trajectories.num_agents, progress) as bar:
