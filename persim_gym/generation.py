@@ -14,6 +14,7 @@ from persim_gym.collection.policies import as_policy, rows_of_state
 from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
+from persim_gym.model.dynamics import check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.simulators.simulator import Simulator
@@ -82,10 +83,7 @@ def generate(
         PerSimError: no episode of an agent has a step that is finite and within ``max_disagreement``.
 
     """
-    if not hasattr(ensemble, "agent_index"):
-        raise InvalidArgumentError(
-            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
-        )
+    check_is_ensemble(ensemble)
     indices = find_listed(agents, ensemble.agent_labels)
     episodes_per_agent = whole_number("episodes_per_agent", episodes_per_agent)
     limit, seed = ensemble.task.limit_of(max_episode_steps), checked_seed(seed)

@@ -71,9 +71,12 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
         ModelHomeError: the model home cannot be written.
 
     """
+    from persim_gym.model.dynamics import check_is_ensemble
     from persim_gym.model.ensemble import Ensemble
     from persim_gym.tasks import register_task
 
+    if not isinstance(ensemble, (str, Path)):
+        check_is_ensemble(ensemble)
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
     name = checked_name(given.task.name if name is None else name)
     if not install:

@@ -686,3 +686,46 @@ except persim_gym.errors.MissingExtraError as error:
     print(isinstance(error, ImportError), error)
 """
     assert run_python(code).startswith('True mujoco is needed for this: pip install "persim-gym[mujoco]"')
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: persim_gym.log_error(model, "log.safetensors"),
+        lambda model: persim_gym.update(model, model),
+        lambda model: persim_gym.refit_factors(model, "x"),
+        lambda model: persim_gym.personalize(model, "x"),
+        lambda model: persim_gym.calibrate(model, "x"),
+        lambda model: persim_gym.Trajectories.concatenate(["x"]),
+        lambda model: persim_gym.interop.to_dataframe(model),
+    ],
+)
+def test_what_is_no_log_is_told_so(call):
+    with pytest.raises(errors.InvalidArgumentError, match="is no log: give Trajectories"):
+        call(random_ensemble("MountainCar"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda log: persim_gym.log_error(log, log),
+        lambda log: persim_gym.update("x", log),
+        lambda log: persim_gym.refit_factors(log, log),
+        lambda log: persim_gym.personalize(log, log),
+        lambda log: persim_gym.calibrate(log, log),
+        lambda log: persim_gym.generate(log, [0], 1),
+        lambda log: persim_gym.nearest_agents(log, 0),
+        lambda log: persim_gym.forecast(log, 0, np.zeros((1, 4)), np.zeros((1, 2), int)),
+        lambda log: persim_gym.mpc_returns(log),
+        lambda log: persim_gym.plot_agents(log, "x.png"),
+        lambda log: persim_gym.register_ensemble(log),
+    ],
+)
+def test_what_is_no_ensemble_is_told_so(call):
+    with pytest.raises(errors.InvalidArgumentError, match="must be an ensemble: persim_gym.load"):
+        call(small_log())
+
+
+def test_what_is_no_task_is_told_so():
+    with pytest.raises(errors.InvalidArgumentError, match="task='x' must be a Task"):
+        persim_gym.register_task("x")

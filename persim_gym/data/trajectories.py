@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym import storage
+from persim_gym.arguments import as_list
 from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
 from persim_gym.data.labels import find_agent, find_listed
 from persim_gym.data.provenance import joint_provenance
@@ -28,7 +29,7 @@ from persim_gym.data.validation import (
     flags,
     numbers,
 )
-from persim_gym.errors import FileFormatError, InvalidDataError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
@@ -260,8 +261,11 @@ class Trajectories:
             InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
 
         """
+        logs = as_list("logs", logs, "logs")
         if not logs:
             raise InvalidDataError("there is nothing to concatenate")
+        for log in logs:
+            check_is_log(log)
         first = logs[0]
         for log in logs[1:]:
             _check_same_kind(first, log)
@@ -407,11 +411,21 @@ class Trajectories:
             )
 
 
+def check_is_log(log: Any) -> None:
+    """Raise `InvalidArgumentError` for anything but `Trajectories`, such as a path."""
+    if not isinstance(log, Trajectories):
+        raise InvalidArgumentError(
+            f"{type(log).__name__} is no log: give Trajectories (persim_gym.collect, from_dataframe, "
+            "Trajectories.from_arrays, Trajectories.load)"
+        )
+
+
 def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) -> None:
     """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces.
 
-    The message numbers the log's rows, or says what ``rows`` (T,) has for them.
+    The message numbers the log's rows, or says what ``rows`` (T,) has for them. Raises what `check_is_log` does, too.
     """
+    check_is_log(log)
     if log.observations.shape[1] != task.observation_size:
         raise InvalidDataError(
             f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "

@@ -24,6 +24,7 @@ from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.statistics import sufficient_statistics
+from persim_gym.model.dynamics import check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.simulators.factor_simulator import FactorSimulator
@@ -89,6 +90,7 @@ def forecast(
         InvalidActionError: actions of another shape, or outside the action space.
 
     """
+    check_is_ensemble(ensemble)
     ensemble.known_posterior()  # says at once if there is none
     observations = ensemble.task.check_observations(observations, "B", finite=True)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
@@ -138,8 +140,9 @@ def calibrate(
 
     """
     draws, rng = whole_number("draws", draws, least=_LEAST_DRAWS), generator_of(seed)
-    posterior = ensemble.known_posterior()
+    check_is_ensemble(ensemble)
     check_log(trajectories, ensemble.task)
+    posterior = ensemble.known_posterior()
     early, late = _halves(trajectories)
     statistics = sufficient_statistics(ensemble, trajectories, np.flatnonzero(early), device=device)
     known = FactorPosterior.of(posterior.prior, statistics)

@@ -17,7 +17,7 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
-from persim_gym.model.dynamics import check_same_covariates, known_agents
+from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
@@ -52,6 +52,7 @@ def refit_factors(
         InvalidDataError: the log does not fit the ensemble's task or has other agents.
 
     """
+    check_is_ensemble(ensemble)
     check_log(trajectories, ensemble.task)
     if trajectories.agent_labels != ensemble.agent_labels:
         raise InvalidDataError(
@@ -111,6 +112,7 @@ def personalize(
         UnknownNameError: the task has no such covariate.
 
     """
+    check_is_ensemble(ensemble)
     given = covariates or {}
     if trajectories is not None:
         check_log(trajectories, ensemble.task)
@@ -173,8 +175,8 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
         UnknownNameError: an agent is not in the ensemble.
 
     """
-    posterior = ensemble.known_posterior()
     chosen = known_agents(ensemble, trajectories)
+    posterior = ensemble.known_posterior()
     known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
     adapted = with_own_rewards(ensemble, trajectories, chosen, posterior.num_transitions[chosen], device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
@@ -200,6 +202,7 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
         MissingStatisticsError: the ensemble has no posterior.
 
     """
+    check_is_ensemble(ensemble)
     count = whole_number("count", count)
     index, posterior = ensemble.agent_index(agent), ensemble.known_posterior()
     means, _ = posterior.moments(np.arange(ensemble.num_agents))

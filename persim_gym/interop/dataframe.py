@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
 from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.interop.table_files import import_pandas, read_table
@@ -176,6 +176,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
 
     """
     pandas = import_pandas()
+    check_is_log(log)
     names = _observation_names(log, observation_names)
     actions = "action" if log.discrete else [f"action {index}" for index in range(log.actions.shape[1])]
     columns: dict[str, Any] = {

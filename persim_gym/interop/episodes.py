@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.data.provenance import joint_provenance
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task, get_task, task_names
 from persim_gym.types import FloatArray
@@ -125,6 +125,7 @@ def join(
 
 def known_task(log: Trajectories, task: str | Task | None) -> Task | None:
     """Return the task of a log if it is known, after a check that the log fits it."""
+    check_is_log(log)
     named = log.task if task is None else task
     if named is None or (task is None and named not in task_names()):
         return None

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from persim_gym.collection.policies import MLPPolicy, check_sees_observations
-from persim_gym.data.trajectories import Trajectories
+from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
@@ -90,6 +90,7 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
             "a buffer with optimize_memory_usage=True has no room for the observations that a log's episodes end with: "
             "make the model without it"
         )
+    check_is_log(log)
     if log.num_transitions > buffer.buffer_size * buffer.n_envs:
         raise InvalidArgumentError(
             f"the log has {log.num_transitions} transitions, the replay buffer room for "

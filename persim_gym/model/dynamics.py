@@ -105,6 +105,7 @@ def known_agents(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
         InvalidDataError: the log does not fit the model's task, or is of other agents of the same labels.
 
     """
+    check_is_ensemble(ensemble)
     check_log(log, ensemble.task)
     index = {label: place for place, label in enumerate(ensemble.agent_labels)}
     strangers = [label for label in log.agent_labels if label not in index]
@@ -139,8 +140,17 @@ GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
 """Covariates by an agent's label: each value by its name, or all (K,) in the task's order."""
 
 
+def check_is_ensemble(ensemble: Any) -> None:
+    """Raise `InvalidArgumentError` for anything but a model, such as a path or an environment."""
+    if not isinstance(ensemble, LearnedDynamics):
+        raise InvalidArgumentError(
+            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
+        )
+
+
 def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
     """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
+    check_is_ensemble(ensemble)
     if agents is None:
         count = min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents)
         return [AgentIndex(agent) for agent in range(count)]

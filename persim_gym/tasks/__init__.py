@@ -72,6 +72,8 @@ def register_task(task: Task, *, replace: bool = False) -> None:
         InvalidArgumentError: another task has this name.
 
     """
+    if not isinstance(task, Task):
+        raise InvalidArgumentError(f"task={task!r} must be a Task: persim_gym.Task(name=…, …)")
     known = _TASKS.get(task.name)
     same = known is not None and (
         is_same(known, task) or (not task.has_own_functions and known.to_json() == task.to_json())

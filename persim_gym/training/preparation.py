@@ -9,7 +9,7 @@ import numpy as np
 
 from persim_gym.config import PerSimConfig
 from persim_gym.data.log_checks import start_states, with_task_covariates
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.ensemble import MAX_INITIAL_OBSERVATIONS
 from persim_gym.model.normalizer import Normalizer, varies
@@ -37,11 +37,7 @@ def prepared(trajectories: Trajectories, task: str | Task | None) -> tuple[Traje
 
 def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     """Return the task given, else the one that the log names; one of a user's own is tried out first."""
-    if not isinstance(trajectories, Trajectories):
-        raise InvalidArgumentError(
-            f"{type(trajectories).__name__} is no log: give Trajectories (persim_gym.collect, from_dataframe, "
-            "Trajectories.from_arrays, Trajectories.load)"
-        )
+    check_is_log(trajectories)
     named = trajectories.task if task is None else task
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
