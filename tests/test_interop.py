@@ -510,7 +510,7 @@ def test_a_tables_labels_reach_gym_make(table, tmp_path, registry):
     """`gym.make(..., agent="patient-17")`."""
     import gymnasium
 
-    log = interop.from_dataframe(table, **HOURLY)
+    log = interop.from_dataframe(table, **{**HOURLY, "reward": None})
     config = persim_gym.PerSimConfig(rank=1, state_hidden=(4,), num_members=1, epochs=1)
     ensemble = persim_gym.fit(log, task=walk_task(), config=config, validation_fraction=0, progress=False)
     env = gymnasium.make("PerSim-CartPole-v0", model=ensemble, agent="patient-17", disable_env_checker=True)

@@ -15,6 +15,7 @@ from persim_gym.data.log_checks import (
     jumping,
     start_states,
     untried_actions,
+    warn_of_rewards,
     warn_of_terminal_flags,
     with_task_covariates,
 )
@@ -140,6 +141,32 @@ def test_flags_that_say_what_the_rule_does_or_nothing():
         warn_of_terminal_flags(flagged_walk(flags), task)
     learned = dataclasses.replace(task, terminated=TO_LEARN, planning_objective=None)
     warn_of_terminal_flags(flagged_walk(~TRUE_FLAGS), learned)
+
+
+def test_a_rule_that_says_yes_of_most_rows_of_a_log_without_flags():
+    message = r"task Walk says yes in 8 of 10 rows, the first of them row 1, and the log's flags in none"
+    with pytest.raises(RuntimeWarning, match=message):
+        persim_gym.fit(flagged_walk(np.zeros(10, bool)), task=walk_task(goal=4.0), config=TINY, progress=False)
+
+
+def test_rewards_that_the_tasks_function_contradicts():
+    """Those that were rounded, or were not given, contradict nothing."""
+    log, task = flagged_walk(np.zeros(10, bool)), walk_task()
+    with pytest.raises(RuntimeWarning, match=r"says: -1 in row 0, where the function says -3.5 \(such rows: 10 of 10"):
+        persim_gym.fit(log, task=task, config=TINY, progress=False)
+    rewards = -log.next_observations[:, 0]
+    warn_of_rewards(dataclasses.replace(log, rewards=rewards.astype(np.float16).astype(np.float32)), task)
+    warn_of_rewards(dataclasses.replace(log, rewards=np.zeros_like(rewards)), task)
+    rewards[7] += 0.5
+    with pytest.warns(RuntimeWarning, match=r"-4 in row 7, where the function says -4.5 \(such rows: 1 of 10\)"):
+        warn_of_rewards(dataclasses.replace(log, rewards=rewards), task)
+
+
+def test_a_reward_that_is_not_a_number_of_the_logs_states():
+    task = dataclasses.replace(walk_task(), reward=lambda states, actions, reached: (4.2 - reached[..., 0]) ** 0.5)
+    with pytest.raises(errors.InvalidDataError, match=r"returns nan of row 2 of the log \(such rows: 6 of 10\)"):
+        with np.errstate(invalid="ignore"):
+            warn_of_rewards(flagged_walk(TRUE_FLAGS), task)
 
 
 @pytest.mark.parametrize(("goal", "last", "reached"), [(5.1, 5.1, True), (5.3, 5.29999999, False)])

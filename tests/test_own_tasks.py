@@ -255,6 +255,11 @@ def cost(observations, actions, next_observations):
     return -abs(next_observations[..., 0])
 
 
+def costing(log):
+    """The log, with the rewards of `cost`."""
+    return dataclasses.replace(log, rewards=cost(log.observations, log.actions, log.next_observations))
+
+
 def beyond(next_observations):
     """The termination of the functions' tests."""
     return abs(next_observations[..., 0]) > LIMIT
@@ -265,7 +270,7 @@ def test_own_functions(tmp_path, registry, run_python):
     config = CONFIG.with_changes(epochs=1)
     task = own_task(name="Sugar", reward=cost, terminated=beyond)
     assert task.learned == () and task.objective.reward is cost
-    model = persim_gym.fit(own_log(episodes=3), task=task, config=config, progress=False)
+    model = persim_gym.fit(costing(own_log(episodes=3)), task=task, config=config, progress=False)
     assert model.outcomes == {} and model.simulator(0).task is task
     model.save(tmp_path / "sugar.persim")
     with pytest.raises(errors.UnknownNameError, match="'Sugar' has a reward and a terminated function of its own"):
@@ -300,7 +305,8 @@ def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, known_
     monkeypatch.setenv("PERSIM_HOME", str(tmp_path))
     task = own_task(name="Syrup", reward=cost)
     assert task.learned == ("terminated",)
-    model = persim_gym.fit(own_log(episodes=6), task=task, config=CONFIG.with_changes(epochs=1), progress=False)
+    log = costing(own_log(episodes=6))
+    model = persim_gym.fit(log, task=task, config=CONFIG.with_changes(epochs=1), progress=False)
     ids = persim_gym.register_ensemble(model, install=True)
     assert ids[-1] == "PerSim-Syrup-agent2-v0"
     env = gymnasium.make(ids[-1])
@@ -467,6 +473,7 @@ def misshapen(**functions):
         ("others than for each alone", {"reward": lambda o, a, n: n[..., 0] - n[..., 0].mean()}),
         ("a truth value; .* returns float64", {"terminated": lambda n: n[..., 0]}),
         (r"of shape \(\)", {"terminated": lambda n: False}),
+        ("returns no finite number at all", {"reward": lambda o, a, n: n[..., 0] * float("nan")}),
         ("reward=3 of task Misshapen must be a function", {"reward": 3}),
         (
             "given tensors it returns ndarray.*functions of NumPy do not",

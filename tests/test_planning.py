@@ -381,6 +381,21 @@ def test_rewards_beside_nan_states_are_not_returns():
         np.testing.assert_array_equal(plan.actions, [[0] * horizon])
 
 
+def test_what_no_plan_has_a_return_for_is_said():
+    """The model, which steps to NaN, or the reward, which is NaN in a state that is none."""
+    ensemble = random_ensemble("CartPole", step_size=0.01)
+    broken = {**ensemble.parameters, "action.weight": ensemble.parameters["action.weight"] * np.nan}
+    diverging = dataclasses.replace(ensemble, parameters=broken).simulator(0)
+    unpaid = PlanningObjective(lambda states, actions, reached: reached[..., 0] * float("nan"))
+    for simulator, objective, message in (
+        (diverging, None, "finite number: the simulator diverges from this state"),
+        (ensemble.simulator(0), unpaid, "finite number: the reward of a state within reach is nan; check the reward"),
+    ):
+        agent = MPCAgent(simulator, objective=objective, horizon=3, num_candidates=5)
+        with pytest.raises(errors.NonFiniteReturnError, match=message):
+            agent.predict(np.zeros(4))
+
+
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])
 def test_true_rollouts_equal_a_plain_loop(name):
     """In duplicates of the system, which itself stays where it is."""

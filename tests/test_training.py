@@ -128,7 +128,7 @@ def test_the_validation_error_does_not_depend_on_units(log):
     units = np.array([1e6, 1, 1, 1], np.float32)
     small = dataclasses.replace(
         log, task=None, observations=log.observations * units, next_observations=log.next_observations * units,
-        covariates=None, covariate_names=(),
+        covariates=None, covariate_names=(), rewards=0 * log.rewards, terminated=log.terminated & False,
     )  # fmt: skip
     same = persim_gym.Task(
         name="Scaled", observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (4,)),

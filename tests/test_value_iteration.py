@@ -79,6 +79,12 @@ def test_a_model_that_diverges_is_no_model():
         value_iteration(lambda s, action: s * np.nan, num_actions=1, objective=objective, grid=grid_of(3))
 
 
+def test_a_reward_that_is_not_a_number_is_no_reward():
+    objective = PlanningObjective(lambda s, a, n: n[..., 0] * np.nan)
+    with pytest.raises(NonFiniteReturnError, match="the reward of some states of the grid is not a finite number"):
+        value_iteration(lambda s, action: s, num_actions=1, objective=objective, grid=grid_of(3))
+
+
 def test_mountain_car_is_solved():
     # The optimum on a 601 × 561 grid, measured with another implementation: −44.6, −96.7, −118.3.
     task = get_task("MountainCar")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
-from persim_gym.tasks import Task
+from persim_gym.tasks import Task, is_built_in
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _FAR, _LEAST_JUMPS, _RARER = 0.75, 3, 10
 """A jump is a change by 3/4 of a coordinate's range; a wrapping coordinate makes some, and ten times fewer changes of
 1/4 to 3/4 of the range."""
+_ALIKE = 1e-3
+"""Rewards that differ by less than this part of the log's largest are the same, however they were rounded."""
 
 
 def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:
@@ -77,10 +80,14 @@ def warn_of_terminal_flags(log: Trajectories, task: Task) -> None:
     """Warn of rows whose terminal flag is not what the task's own rule says of their next state.
 
     Simulators and planners follow the rule, values learned from a log its flags. Nothing is said where the rule is left
-    to be learned, nor of a log without any flag, which is a log that was given none.
+    to be learned. A log without any flag is one that was given none: the rule is doubted only if it says yes of most
+    rows.
     """
     flagged = np.asarray(log.terminated, bool)
-    if "terminated" in task.learned or not flagged.any():
+    if "terminated" in task.learned:
+        return
+    if not flagged.any():
+        _warn_of_endless_ends(log, task)
         return
     rows = _contradictory(flagged, np.asarray(log.next_observations, np.float64), task)
     early, late = rows[flagged[rows]], rows[~flagged[rows]]
@@ -101,15 +108,70 @@ def warn_of_terminal_flags(log: Trajectories, task: Task) -> None:
         )
 
 
+def _warn_of_endless_ends(log: Trajectories, task: Task) -> None:
+    ends = np.asarray(task.terminated(np.asarray(log.next_observations, np.float64)), bool)
+    if 2 * ends.sum() > len(ends):
+        warnings.warn(
+            f"the termination rule of task {task.name} says yes in {ends.sum()} of {len(ends)} rows, the first of them "
+            f"row {np.argmax(ends)}, and the log's flags in none: simulated episodes end almost at once. Look for "
+            "another unit, or < for >; if the rule is right, flag those rows as terminated",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
 def _contradictory(flagged: BoolArray, next_observations: FloatArray, task: Task) -> IntArray:
     """Return the rows that a task's rule contradicts, even if their states (T, D) were rounded to float32."""
-    rows = np.flatnonzero(np.asarray(task.terminated(next_observations), bool) != flagged)
-    size = next_observations.shape[1]
-    for change in (np.ones(size), -np.ones(size), *np.eye(size), *-np.eye(size)):
-        states = next_observations[rows]
-        near = states + change * np.spacing(np.abs(states).astype(np.float32))
-        rows = rows[np.asarray(task.terminated(near), bool) != flagged[rows]]
+    return _different(lambda rows, after: np.asarray(task.terminated(after), bool) != flagged[rows], next_observations)
+
+
+def _different(differ: Callable[..., BoolArray], *columns: FloatArray) -> IntArray:
+    """Return the rows that differ, by a function of rows and their states, even if these (T, D) were rounded."""
+    rows = np.arange(len(columns[0]))
+    size = columns[0].shape[1]
+    for change in (np.zeros(size), np.ones(size), -np.ones(size), *np.eye(size), *-np.eye(size)):
+        near = [states[rows] + change * np.spacing(np.abs(states[rows]).astype(np.float32)) for states in columns]
+        rows = rows[differ(rows, *near)]
     return rows
+
+
+def warn_of_rewards(log: Trajectories, task: Task) -> None:
+    """Warn of rewards that are not what a user's own reward function says of their rows.
+
+    Simulators and planners follow the function. Nothing is said of a log all of whose rewards are zero, which is one
+    that was given none.
+
+    Raises:
+        InvalidDataError: the function returns what is not a finite number.
+
+    """
+    if "reward" in task.learned or is_built_in(task):
+        return
+    logged, actions = np.asarray(log.rewards, np.float64), task.executed(log.actions, log.num_transitions)
+    columns = [np.asarray(column, np.float64) for column in (log.observations, log.next_observations)]
+    found = np.asarray(task.reward(columns[0], actions, columns[1]), np.float64)
+    broken = np.flatnonzero(~np.isfinite(found))
+    if len(broken):
+        raise InvalidDataError(
+            f"the reward function of task {task.name} returns {found[broken[0]]} of row {broken[0]} of the log (such "
+            f"rows: {len(broken)} of {len(found)}): it must return a finite number of every state"
+        )
+    if not logged.any():
+        return
+    tolerance = _ALIKE * np.abs(logged).max()
+    rows = _different(
+        lambda rows, before, after: ~(np.abs(task.reward(before, actions[rows], after) - logged[rows]) <= tolerance),
+        *columns,
+    )
+    if len(rows):
+        row = rows[0]
+        warnings.warn(
+            f"the log's rewards are not what the reward function of task {task.name} says: {logged[row]:g} in row "
+            f"{row}, where the function says {found[row]:g} (such rows: {len(rows)} of {len(found)}). Simulators "
+            "follow the function; to learn the log's rewards, make the task without one",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def warn_of_jumps(log: Trajectories, task: Task) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import generator_of, truth_values, whole_number
-from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError
+from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
@@ -126,7 +126,7 @@ class MPCAgent:
             EpisodeOverError: the true system has not been reset.
             InvalidArgumentError: ``state`` is not what `predict` returned for the same environments, or
                 ``episode_start`` not of them.
-            NonFiniteReturnError: all candidates of an environment diverge.
+            NonFiniteReturnError: all candidates of an environment diverge, or the reward is not a finite number.
 
         """
         observations = self.task.check_observations(observations, "E")
@@ -147,7 +147,25 @@ class MPCAgent:
                     "pass what predict returned for the same environments"
                 )
         with explain_out_of_memory(f"lower num_candidates, or plan for fewer than {count} environments at once"):
-            return self._plan(self._search(observations, previous, warm, running))
+            try:
+                return self._plan(self._search(observations, previous, warm, running))
+            except NonFiniteReturnError as error:
+                raise NonFiniteReturnError(f"{error}: {self._cause(going_on)}") from error
+
+    def _cause(self, observations: np.ndarray) -> str:
+        """Return why no plan for observations (E, D) has a return, by the reward of staying where they are."""
+        diverges = "the simulator diverges from this state; check the state, or shorten the horizon"
+        if self._objective.of_agent is not None:  # learned rewards are finite wherever the states are
+            return diverges
+        if self.task.discrete:
+            actions = np.zeros(len(observations), np.int64)
+        else:
+            actions = np.tile(np.mean(self.task.action_bounds, axis=0), (len(observations), 1))
+        with np.errstate(all="ignore"):
+            rewards = np.asarray(self._objective.reward(observations, actions, observations), np.float64)
+        if np.isfinite(rewards).all():
+            return diverges
+        return f"the reward of a state within reach is {rewards[~np.isfinite(rewards)][0]}; check the reward function"
 
     def _search(self, observations: np.ndarray, previous: np.ndarray, warm: BoolArray, running: BoolArray) -> Search:
         given = self._returns(observations, running), self._rng, previous, warm

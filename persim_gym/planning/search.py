@@ -113,7 +113,7 @@ def check_found(best_returns: FloatArray, environments: IntArray, num_candidates
     if len(lost):
         raise NonFiniteReturnError(
             f"all {num_candidates} candidate plans of environment {environments[lost[0]]} have a return that is not "
-            "a finite number: the simulator diverges from this state; check the state, or shorten the horizon"
+            "a finite number"
         )
 
 

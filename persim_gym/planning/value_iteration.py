@@ -175,7 +175,7 @@ class ValueIterationAgent:
         Raises:
             InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large, a number out of its
                 range.
-            NonFiniteReturnError: the model diverges somewhere on the grid.
+            NonFiniteReturnError: the model diverges, or the reward is not a finite number, somewhere on the grid.
 
         """
         source, found = model_and_task(model, task)
@@ -276,6 +276,11 @@ def _outcomes(
             "train it again"
         )
     rewards = [objective.reward(states, np.full(len(states), a), s) for a, s in enumerate(next_states)]
+    if not all(np.isfinite(np.asarray(reward, np.float64)).all() for reward in rewards):
+        raise NonFiniteReturnError(
+            "the reward of some states of the grid is not a finite number; check the reward function, or narrow the "
+            "bounds of the grid"
+        )
     running = [_going_on(objective, following) for following in next_states]
     return np.array(rewards, np.float32), np.array(running), next_states
 

@@ -125,6 +125,8 @@ def _check(
         together.ravel(), np.array(alone, together.dtype), equal_nan=True
     ):
         raise InvalidArgumentError(f"{advice}; given {_LEADING} of them it returns others than for each alone")
+    if not np.isfinite(together.astype(np.float64)).any():
+        raise InvalidArgumentError(f"{advice}; given {_LEADING} of them it returns no finite number at all")
     _check_tensors(advice, rule, columns, together)
 
 

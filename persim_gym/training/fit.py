@@ -14,7 +14,7 @@ import torch
 
 from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data.log_checks import untried_actions, warn_of_jumps, warn_of_terminal_flags
+from persim_gym.data.log_checks import untried_actions, warn_of_jumps, warn_of_rewards, warn_of_terminal_flags
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError
@@ -80,7 +80,8 @@ def fit(
         ``validation_rmse`` mixes the coordinates' own units.
 
     Raises:
-        InvalidDataError: the log does not fit the task, or lacks some of its covariates or the rewards to be learned.
+        InvalidDataError: the log does not fit the task, or lacks some of its covariates or the rewards to be learned,
+            or the task's reward function returns NaN or infinity of its rows.
         InvalidArgumentError: a setting out of its range, or nothing to select the rank by.
         UnknownNameError: there is no such task, configuration or setting.
         TrainingDivergedError: the loss is no longer finite.
@@ -95,6 +96,7 @@ def fit(
     warn_of_jumps(log, task)
     warn_of_terminal_flags(log, task)
     warn_of_rounding(log, task)
+    warn_of_rewards(log, task)
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)
