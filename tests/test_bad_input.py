@@ -232,6 +232,11 @@ def change_array(path, name, value):
     save_file(arrays, path, metadata=metadata)
 
 
+def change_slightly(path):
+    """Double a weight, as one wrong bit of its exponent does."""
+    change_array(path, "state.0.weight", 2 * load_file(path)["state.0.weight"].flat[0])
+
+
 @pytest.mark.parametrize(
     ("message", "spoil"),
     [
@@ -256,6 +261,9 @@ def change_array(path, name, value):
         ("task_definition", lambda path: change_header(path, task="Mine", task_definition={"reference": 5})),
         ("'normalizer.change_scale' holds NaN", lambda path: change_array(path, "normalizer.change_scale", np.nan)),
         ("'agent.weight' holds NaN", lambda path: change_array(path, "agent.weight", np.inf)),
+        ("'state.0.weight' holds NaN", lambda path: change_array(path, "state.0.weight", np.nan)),
+        (r"model\.persim is damaged: array 'state.0.weight' is not what was", change_slightly),
+        ("damaged", lambda path: change_header(path, digests=3)),
         ("folder", lambda path: (path.unlink(), path.mkdir())),
     ],
 )
@@ -266,6 +274,13 @@ def test_damaged_and_foreign_models(model, registry, message, spoil):
     for call in (Ensemble.load, persim_gym.load, partial(persim_gym.register_ensemble, name="Bad")):
         refuses(errors.FileFormatError, ValueError, message, partial(call, model))
     assert set(registry) == before
+
+
+def test_models_of_earlier_versions(model):
+    """They have no digests, and load."""
+    change_slightly(model)
+    change_header(model, digests=...)
+    assert persim_gym.load(model).num_agents == 3
 
 
 def test_models_of_another_task(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -27,6 +28,9 @@ _NORMALIZER = tuple(field.name for field in fields(Normalizer))
 _SCALING = tuple(field.name for field in fields(Outcome) if field.name != "parameters")
 _POSTERIOR = "posterior."
 _READ_AT_ONCE = 1_000_000
+"""Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
+_MAY_BE_INFINITE = (f"{_POSTERIOR}noise", "calibration")
+"""Of a coordinate that tells nothing of the agents; where simulators diverge."""
 
 
 def write(path: str | Path, ensemble: Ensemble) -> None:
@@ -41,7 +45,9 @@ def write(path: str | Path, ensemble: Ensemble) -> None:
         "config": ensemble.config.to_json(),
         "provenance": dict(ensemble.provenance),
     }
-    storage.write(path, _KIND, _arrays(ensemble), document)
+    arrays = _arrays(ensemble)
+    document["digests"] = {name: _digest(array) for name, array in arrays.items() if array.size < _READ_AT_ONCE}
+    storage.write(path, _KIND, arrays, document)
 
 
 def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
     known = task_of_file(path, document, task)
     has_posterior = any(name.startswith(_POSTERIOR) for name in arrays)
     _check_shapes(path, arrays, _shapes(known, config, len(labels), has_posterior))
-    _check_finite(path, arrays)
+    _check_arrays(path, arrays, document.get("digests", {}))  # earlier files have none
     names = document.get("outcomes", [])
     if not isinstance(names, list):
         raise FileFormatError(f"{path}: the header is damaged (outcomes is {names!r})")
@@ -137,11 +143,22 @@ def _check_shapes(path: str | Path, arrays: Mapping[str, np.ndarray], shapes: Ma
             raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
 
 
-def _check_finite(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse arrays that hold NaN or infinity, but for large ones, which are read when they are needed."""
-    for name in ("agent.weight", "agent.bias", "initial_observations", *(f"normalizer.{key}" for key in _NORMALIZER)):
-        if arrays[name].size < _READ_AT_ONCE and not np.isfinite(arrays[name]).all():
+def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], digests: Any) -> None:
+    """Refuse arrays that hold NaN or infinity, or are not what was written; large ones are not looked at."""
+    if not isinstance(digests, dict):
+        raise FileFormatError(f"{path}: the header is damaged (digests is {digests!r})")
+    for name, array in arrays.items():
+        if array.size >= _READ_AT_ONCE:
+            continue
+        whole = ~np.isnan(array) if name in _MAY_BE_INFINITE else np.isfinite(array)
+        if not whole.all():
             raise FileFormatError(f"{path} is damaged: array {name!r} holds NaN or infinity; write or fetch it again")
+        if name in digests and digests[name] != _digest(array):
+            raise FileFormatError(f"{path} is damaged: array {name!r} is not what was written; write or fetch it again")
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.asarray(array, order="C").tobytes(), digest_size=16).hexdigest()
 
 
 def _take_posterior(arrays: dict[str, np.ndarray]) -> FactorPosterior:
