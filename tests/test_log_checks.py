@@ -195,6 +195,22 @@ def test_changes_that_float32_cannot_tell_apart():
     assert len(told) == 1
 
 
+def test_a_rank_of_more_than_there_are_agents():
+    log = walks([0, 1, 2], episodes=2)
+    with pytest.raises(RuntimeWarning, match="rank=3 is more than the 2 agents of the log"):
+        persim_gym.fit(log, task=walk_task(), config=TINY, rank=3, progress=False)
+    persim_gym.fit(log, task=walk_task(), config=TINY, rank=2, validation_fraction=0, progress=False)
+
+
+def test_another_task_of_the_same_name_is_registered(known_tasks):
+    """As when a cell of a notebook is run again: the file would load with the first one's functions."""
+    log, task = walks([0, 1, 2], episodes=2), walk_task()
+    persim_gym.register_task(task)
+    persim_gym.fit(log, task=task, config=TINY, validation_fraction=0, progress=False)
+    with pytest.raises(RuntimeWarning, match=r"another task named 'Walk' is registered.*replace=True"):
+        persim_gym.fit(log, task=walk_task(), config=TINY, validation_fraction=0, progress=False)
+
+
 def test_episodes_begin_in_states_of_all_agents():
     """Of more episodes than are kept, not the first ones only; of fewer, all as they are."""
     log = walks([0], episodes=40)

@@ -333,6 +333,14 @@ def test_a_log_that_teaches_nothing():
         own_task().reward(log.observations, log.actions, log.next_observations)
 
 
+def test_a_termination_that_recognizes_no_end():
+    """It is warned of; what validation found of the outcomes is shown."""
+    untrained = CONFIG.with_changes(epochs=1, learning_rate=1e-9)
+    with pytest.warns(RuntimeWarning, match="recognizes none of the ends of episodes that were held out"):
+        model = persim_gym.fit(own_log(), task=own_task(), config=untrained, progress=False)
+    assert f", reward RMSE {model.provenance['reward_rmse']:.2g}, terminations missed 100%" in repr(model)
+
+
 def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):
     """Taken out, written and read again."""
     ensemble.with_members([1]).save(tmp_path / "one.persim")

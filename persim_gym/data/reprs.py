@@ -13,6 +13,16 @@ def validation_text(provenance: Mapping[str, Any]) -> str | None:
     return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
 
 
+def outcomes_note(provenance: Mapping[str, Any]) -> str:
+    """Return what validation found of the learned reward and termination, as ", reward RMSE 0.071"; or nothing."""
+    note = ""
+    if "reward_rmse" in provenance:
+        note += f", reward RMSE {provenance['reward_rmse']:.2g}"
+    if "terminations_missed" in provenance:
+        note += f", terminations missed {provenance['terminations_missed']:.0%}"
+    return note
+
+
 def synthetic_note(provenance: Mapping[str, Any]) -> str:
     """Return ", synthetic", ", synthetic in part" or nothing, as the provenance of a log has it."""
     mark = provenance.get("synthetic", False)

@@ -12,7 +12,7 @@ import numpy as np
 from persim_gym.arguments import as_list, whole_number
 from persim_gym.config import PerSimConfig
 from persim_gym.data.labels import find_agents, find_listed
-from persim_gym.data.reprs import synthetic_note, validation_text
+from persim_gym.data.reprs import outcomes_note, synthetic_note, validation_text
 from persim_gym.errors import InvalidArgumentError, MissingStatisticsError
 from persim_gym.model import ensemble_file
 from persim_gym.model.dynamics import LearnedDynamics
@@ -198,6 +198,7 @@ class Ensemble(LearnedDynamics):
         return (
             f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
             f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation error {error}'}"
+            f"{outcomes_note(self.provenance)}"
             f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "task_fields",
     "task_names",
     "task_of_file",
+    "warn_of_another_task",
 ]
 
 _BUILT_IN = (mountain_car.TASK, cart_pole.TASK, half_cheetah.TASK)
@@ -75,9 +77,7 @@ def register_task(task: Task, *, replace: bool = False) -> None:
     if not isinstance(task, Task):
         raise InvalidArgumentError(f"task={task!r} must be a Task: persim_gym.Task(name=…, …)")
     known = _TASKS.get(task.name)
-    same = known is not None and (
-        is_same(known, task) or (not task.has_own_functions and known.to_json() == task.to_json())
-    )
+    same = known is not None and _means_the_same(known, task)
     if known in _BUILT_IN and not same:
         raise InvalidArgumentError(f"a built-in task is named {task.name!r}; give yours another name")
     if known is not None and not same and not replace:
@@ -86,6 +86,22 @@ def register_task(task: Task, *, replace: bool = False) -> None:
             "persim_gym.register_task(task, replace=True)"
         )
     _TASKS[task.name] = task
+
+
+def warn_of_another_task(task: Task) -> None:
+    """Warn where another task is known under the name of the one given, for files would load with that one."""
+    known = _TASKS.get(task.name)
+    if known is not None and not _means_the_same(known, task):
+        warnings.warn(
+            f"another task named {task.name!r} is registered, and a file of what is learned now would be loaded with "
+            "it: persim_gym.register_task(task, replace=True) lets this one take its place, or give it another name",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _means_the_same(known: Task, task: Task) -> bool:
+    return is_same(known, task) or (not task.has_own_functions and known.to_json() == task.to_json())
 
 
 def is_same(first: Task, second: Task) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import predict
 from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.model.parameters import parameter_shapes
-from persim_gym.tasks import Task
+from persim_gym.tasks import Task, warn_of_another_task
 from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
@@ -97,6 +98,14 @@ def fit(
     warn_of_terminal_flags(log, task)
     warn_of_rounding(log, task)
     warn_of_rewards(log, task)
+    warn_of_another_task(task)
+    if isinstance(rank, int) and rank > log.num_agents:
+        warnings.warn(
+            f"rank={rank} is more than the {log.num_agents} agents of the log, which cannot differ in so many ways; a "
+            "rank of at most their number learns as much, in less time",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)
@@ -115,6 +124,13 @@ def fit(
             ensemble, found["training_loss"] = runs.train(chosen, np.arange(log.num_transitions), "full")
         outcomes, errors = learn_outcomes(runs.outcome_learner(chosen), kept, held_out, refit=refit)
     runs.forget_checkpoints()
+    if errors.get("terminations_missed") == 1:
+        warnings.warn(
+            "the learned termination recognizes none of the ends of episodes that were held out: simulated episodes "
+            "will hardly ever terminate. Give a log with more ends, or Task(terminated=...)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
 
 

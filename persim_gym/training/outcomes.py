@@ -172,7 +172,8 @@ def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArr
         errors["reward_rmse"] = float(np.sqrt(np.mean((reward - np.asarray(log.rewards)[rows]) ** 2)))
     if "terminated" in outcomes:
         true = np.asarray(log.terminated)[rows]
-        errors["terminations_missed"] = float(np.mean(~terminated[true])) if true.any() else 0.0
+        if true.any():
+            errors["terminations_missed"] = float(np.mean(~terminated[true]))
         errors["terminations_false"] = float(np.mean(terminated[~true])) if not true.all() else 0.0
     return errors
 
