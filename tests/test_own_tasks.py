@@ -144,6 +144,7 @@ def test_what_all_agents_share_is_learned_from_all(ensemble):
     assert "reward_rmse" not in unvalidated.provenance
 
 
+@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
 @pytest.mark.parametrize("interrupted_after", [8, 19])
 def test_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch, interrupted_after):
     """Interrupted while it learned the reward, from the kept rows or from all of them."""

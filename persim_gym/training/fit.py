@@ -126,8 +126,9 @@ def fit(
     runs.forget_checkpoints()
     if errors.get("terminations_missed") == 1:
         warnings.warn(
-            "the learned termination recognizes none of the ends of episodes that were held out: simulated episodes "
-            "will hardly ever terminate. Give a log with more ends, or Task(terminated=...)",
+            "the learned termination recognizes none of the ends of episodes that were held out, for it holds each for "
+            "less likely than not: simulated episodes end by chance only, at the risk learned. Unless real ones do, "
+            "too, give a log with more ends, or Task(terminated=...)",
             RuntimeWarning,
             stacklevel=2,
         )
