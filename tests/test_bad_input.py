@@ -31,6 +31,8 @@ from persim_gym.baselines import fit_joint
 from persim_gym.collection import logging_policies
 from persim_gym.collection.logging_policies import logging_policy
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.interop import from_dataframe
+from persim_gym.interop.episodes import number_of_actions
 from persim_gym.model.dynamics import LearnedDynamics
 
 GENERIC = "PerSim-CartPole-v0"
@@ -206,6 +208,24 @@ def test_logs_of_different_kinds_do_not_join():
     refuses(errors.InvalidDataError, ValueError, "nothing", partial(Trajectories.concatenate, []))
     refuses(errors.InvalidArgumentError, ValueError, "agent", partial(small_log().select, []))
     refuses(errors.InvalidArgumentError, ValueError, "twice", partial(small_log().select, [0, 0]))
+
+
+def test_messages_name_the_cause(tmp_path):
+    """Nothing given, numbers beyond float32, a task that is not known here, a Parquet file that is none."""
+    columns = {"agents": [0, 0], "actions": [0, 1], "next_observations": np.zeros((2, 1))}
+    for observations, message in (
+        (None, "observations is not given"),
+        ([[0.0], [1e39]], r"observations holds \[1e\+39\] in row 1: too large for float32"),
+        ([[0.0], [np.inf]], r"observations holds \[inf\] in row 1: NaN and infinity are not allowed"),
+    ):
+        with pytest.raises(errors.InvalidDataError, match=message):
+            Trajectories.from_arrays(observations=observations, **columns)
+    with pytest.raises(errors.InvalidArgumentError, match="names task 'Gluc', which is not known here"):
+        number_of_actions(Trajectories.from_arrays(observations=np.ones((2, 1)), task="Gluc", **columns), None, None)
+    pytest.importorskip("pyarrow")
+    (tmp_path / "log.parquet").write_bytes(b"no table")
+    with pytest.raises(errors.InvalidDataError, match="log.parquet cannot be read.*; write or fetch it again"):
+        from_dataframe(tmp_path / "log.parquet", observations=["x"])
 
 
 @pytest.fixture

@@ -136,8 +136,10 @@ def test_what_cannot_be_planned_says_why():
     simulator = ensemble_of(get_task("CartPole")).simulator(0)
     with pytest.raises(InvalidArgumentError, match="does not bound velocity, angular velocity; give bounds"):
         make_grid(dataclasses.replace(get_task("CartPole"), grid_bounds=None))
-    with pytest.raises(InvalidArgumentError, match="at least 2 a coordinate and 2,000,000 in all"):
+    with pytest.raises(InvalidArgumentError, match="at least 2 a coordinate and at most 2,000,000 in all"):
         make_grid(get_task("MountainCar"), points=1)
+    with pytest.raises(InvalidStateError, match="finite"):
+        ValueIterationAgent(gym.make("Heterogeneous-MountainCar-v0"), points=5, max_sweeps=1).predict([np.nan, 0.0])
     with pytest.raises(InvalidArgumentError, match="low below high"):
         make_grid(get_task("MountainCar"), bounds=([0.0, 0.0], [0.0, 1.0]))
     with pytest.raises(InvalidArgumentError, match="discrete actions"):

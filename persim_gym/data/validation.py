@@ -23,6 +23,8 @@ _LEAST_CHANGE = 1e-6
 
 def numbers(name: str, values: Any, axes: int, count: int | None = None) -> FloatArray:
     """Return numbers as float32 with so many axes, finite."""
+    if values is None:
+        raise InvalidDataError(f"{name} is not given")
     if np.ma.is_masked(values):
         raise InvalidDataError(f"{name} has masked entries: fill them in, or leave their rows out")
     try:
@@ -39,17 +41,19 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
         raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
     if count is not None and len(array) != count:
         raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
-    check_finite(name, array)
+    check_finite(name, array, values)
     return array
 
 
-def check_finite(name: str, array: FloatArray) -> None:
-    """Raise `InvalidDataError` if a column holds NaN or infinity."""
+def check_finite(name: str, array: FloatArray, given: Any = None) -> None:
+    """Raise `InvalidDataError` if a column holds NaN or infinity, or so as float32 what a user has ``given``."""
     for start in range(0, len(array), _CHUNK):  # a memory-mapped column may be larger than memory
         finite = np.isfinite(array[start : start + _CHUNK])
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0][0])
-            raise InvalidDataError(f"{name} holds {array[row].tolist()} in row {row}: NaN and infinity are not allowed")
+            values = np.asarray(array if given is None else given)[row].astype(np.float64)
+            reason = "too large for float32" if np.isfinite(values).all() else "NaN and infinity are not allowed"
+            raise InvalidDataError(f"{name} holds {values.tolist()} in row {row}: {reason}")
 
 
 def flags(name: str, values: Any, count: int) -> BoolArray:

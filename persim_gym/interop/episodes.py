@@ -140,7 +140,8 @@ def number_of_actions(log: Trajectories, task: Task | None, action_size: int | N
         return log.actions.shape[1]
     if action_size is None and task is None:
         raise InvalidArgumentError(
-            "the log names no known task, so its number of actions is unknown: give task= or action_size="
+            f"the log names {'no task' if log.task is None else f'task {log.task!r}, which is not known here'}, so its "
+            "number of actions is unknown: give task= or action_size="
         )
     size = action_size if action_size is not None else task.action_size
     if log.actions.max() >= size:

@@ -41,7 +41,8 @@ def read_table(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[
         except PerSimError:
             raise
         except Exception as error:
-            raise InvalidDataError(f"{path} cannot be read as a table: {error}{_OTHERWISE}") from error
+            advice = _OTHERWISE if reader is _read_csv else "; write or fetch it again"
+            raise InvalidDataError(f"{path} cannot be read as a table: {error}{advice}") from error
     if not isinstance(table, pandas.DataFrame):
         raise InvalidArgumentError(f"table must be a pandas.DataFrame or a file, got {type(table).__name__}")
     if len(table) == 0:

@@ -198,7 +198,7 @@ class ValueIterationAgent:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[IntArray, None]:
         """Return the best actions for observations (E, D) or (D,), and None; the other arguments are not used."""
-        observations = self.task.check_observations(np.atleast_2d(observation), "E", dtype=np.float64)
+        observations = self.task.check_observations(np.atleast_2d(observation), "E", dtype=np.float64, finite=True)
         actions = self.value_function.action_values(observations).argmax(axis=0)
         return (actions if np.ndim(observation) > 1 else actions[0]), None
 
@@ -237,7 +237,7 @@ def make_grid(
     given = [points] * size if np.ndim(points) == 0 else list(cast(Sequence[int], points))
     shape = tuple(whole_number("points", count) for count in given)
     if min(shape) < 2 or np.prod(shape, dtype=float) > MAX_POINTS:
-        raise InvalidArgumentError(f"points={points} must be at least 2 a coordinate and {MAX_POINTS:,} in all")
+        raise InvalidArgumentError(f"points={points} must be at least 2 a coordinate and at most {MAX_POINTS:,} in all")
     return Grid(low, high, shape)
 
 
