@@ -150,7 +150,7 @@ class MPCAgent:
             try:
                 return self._plan(self._search(observations, previous, warm, running))
             except NonFiniteReturnError as error:
-                raise NonFiniteReturnError(f"{error}: {self._cause(going_on)}") from error
+                raise NonFiniteReturnError(f"{error}: {self._cause(observations[running])}") from error
 
     def _cause(self, observations: np.ndarray) -> str:
         """Return why no plan for observations (E, D) has a return, by the reward of staying where they are."""
