@@ -42,13 +42,13 @@ class PerSimConfig(Settings):
     batch_size: int = whole(256)
     """Transitions of a step of the optimizer, for each member."""
     max_steps_per_epoch: int = whole(0, least=0)
-    """Steps of the optimizer beyond which an epoch of a longer log takes larger batches instead; 0 for no limit."""
+    """Largest number of optimizer steps per epoch; for longer logs the batches grow instead. 0 for no limit."""
     learning_rate: float = finite(1e-3, above=0)
     """Of Adam."""
     halve_learning_rate_every: int = whole(150, least=0)
-    """Epochs after which the learning rate is halved, again and again; 0 for never."""
+    """The learning rate is halved every this many epochs; 0 for never."""
     huber_threshold: float | None = finite(None, above=0, optional=True)
-    """Error, in units of the targets, from which the loss grows linearly; None for the squared error throughout."""
+    """Threshold of Huber's loss in units of the targets, beyond which it grows linearly; None for the squared error."""
     clip_states: bool = truth(False)
     """Whether simulated states are kept within the observation space; the paper's are not."""
     weight_decay: float = finite(0.0)

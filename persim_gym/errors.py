@@ -49,7 +49,7 @@ class ModelHomeError(FileWriteError):
 
 
 class MissingStatisticsError(PerSimError, ValueError):
-    """An ensemble lacks what an operation needs to know of its agents; the message names the call that makes it."""
+    """The ensemble lacks statistics of its agents; the message names the call that computes them."""
 
 
 class OutOfMemoryError(PerSimError, MemoryError):
@@ -69,7 +69,7 @@ class TrainingDivergedError(PerSimError, ArithmeticError):
 
 
 class NoRendererError(PerSimError, TypeError):
-    """A picture is asked for of a task that has no renderer.
+    """Rendering was asked for of a task that has no renderer.
 
     A `TypeError`, which Stable-Baselines3's `make_vec_env` takes as a sign to make the environment without pictures.
     """

@@ -54,8 +54,8 @@ class Prediction:
     disagreement: FloatArray
     """(B, D): standard deviation over the members, in the units of the observation."""
     standard_deviation: FloatArray | None = None
-    """(B, D): of the next observation, by disagreement, the uncertainty of the agent's factor and noise together;
-    where it was asked for."""
+    """(B, D): standard deviation of the next observation, from the members' disagreement, the uncertainty of the
+    agent's factors and noise. None unless it was asked for."""
 
 
 class Policy(Protocol):

@@ -112,7 +112,7 @@ def test_continuous_actions_and_the_robust_loss():
 def test_a_file_of_an_own_task_says_what_it_needs(walk, tmp_path):
     _, model = walk
     model.save(tmp_path / "walk.joint")
-    with pytest.raises(UnknownNameError, match="'Walk' has a reward and a terminated function of its own.*give task="):
+    with pytest.raises(UnknownNameError, match="'Walk' has functions of its own .reward, terminated.*give task="):
         JointModel.load(tmp_path / "walk.joint")
     assert JointModel.load(tmp_path / "walk.joint", task=model.task).task is model.task
     with pytest.raises(FileFormatError, match="is of task Walk, not of CartPole"):

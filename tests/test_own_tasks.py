@@ -274,7 +274,7 @@ def test_own_functions(tmp_path, registry, run_python):
     model = persim_gym.fit(costing(own_log(episodes=3)), task=task, config=config, progress=False)
     assert model.outcomes == {} and model.simulator(0).task is task
     model.save(tmp_path / "sugar.persim")
-    with pytest.raises(errors.UnknownNameError, match="'Sugar' has a reward and a terminated function of its own"):
+    with pytest.raises(errors.UnknownNameError, match="'Sugar' has functions of its own .reward, terminated"):
         persim_gym.load(tmp_path / "sugar.persim")
     assert persim_gym.load(tmp_path / "sugar.persim", task=task).task is task
     (tmp_path / "sugar_task.py").write_text(

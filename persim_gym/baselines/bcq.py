@@ -36,7 +36,7 @@ def fit_bcq(
     Args:
         trajectories: the log.
         agent: index or label of the agent whose own trajectories are used ("BCQ-A"); everyone's if None ("BCQ-P").
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         seed: of the initial weights and the batches.
         device: "auto", "cpu", "cuda", … . It is d3rlpy's default, not "auto" as in `persim_gym.fit`: a seed so gives
             the same policy on a machine with a GPU and on one without.

@@ -59,7 +59,7 @@ def fit_cadm(
 
     Args:
         trajectories: the log.
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         config: "Vanilla CaDM", the default, or "PE-TS CaDM", with the task's own features; or settings as they are.
         seed: of the initial weights, the order of agents and the batches.
         device: "auto", "cpu", "cuda", … .

@@ -101,7 +101,7 @@ class Scaling:
     def of(cls, values: Tensor) -> Scaling:
         """Return mean and deviation over the columns of values (size, T); a row that does not vary keeps scale 1."""
         values, rows = values.double(), values.double().cpu().numpy().T
-        differ = torch.as_tensor(varies(rows, rows), device=values.device)[:, None]
+        differ = torch.as_tensor(varies(rows), device=values.device)[:, None]
         deviation = values.std(dim=1, keepdim=True, unbiased=False)
         scale = torch.where(differ, deviation, torch.ones_like(deviation))
         return cls(values.mean(dim=1, keepdim=True).float(), scale.float())
@@ -170,7 +170,7 @@ def soft_clamp(log_variance: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 class ContextNetwork:
-    """P particles told about one agent, or about one agent for each column; what planners roll out.
+    """P particles conditioned on one agent, or on one agent for each column; what planners roll out.
 
     The standardization is folded into the first layer, and so is the context of a single agent; those of several enter
     beside state and action, which takes less memory than biases of their own. A network that predicts a variance draws
@@ -225,7 +225,7 @@ class ContextNetwork:
         return self._after(states, outputs.unflatten(0, fed.shape[:2]).transpose(1, 2))
 
     def next_columns(self, states: Tensor, actions: Tensor, stops: Sequence[int], first: int) -> Tensor:
-        """Return next states (D, n) of columns, any number of each particle, told about one agent.
+        """Return next states (D, n) of columns, any number of each particle, conditioned on one agent.
 
         Args:
             states: (D, n), the columns of one particle after those of another.
@@ -291,7 +291,7 @@ class ContextCpuNetwork(CpuNetwork):
     """A `ContextNetwork` of one agent on the CPU, of a task of discrete actions, for columns of its particles."""
 
     def __init__(self, network: ContextNetwork) -> None:
-        """Wrap a network told about one agent."""
+        """Wrap a network conditioned on one agent."""
         self._network, self.size, self.num_members = network, network.observation_size, network.num_members
         self.at_once = network.particles_per_member
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ContextSimulator(Simulator):
-    """A `ContextModel` told about one agent, or about an agent for each row of a batch."""
+    """A `ContextModel` conditioned on one agent, or on an agent for each row of a batch."""
 
     def __init__(
         self,

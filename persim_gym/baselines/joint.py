@@ -1,8 +1,8 @@
 """PerSim without its factorization: one network is fed [state, action, agent embedding] (an ablation).
 
 Everything else is PerSim's: as many members, embeddings as long as its factors, hidden layers as wide as its state
-encoder's, the same batches, epochs, learning rate, decay of the weights and loss. Settings of what it has not, a linear
-path, candidates for its members, factors to refit, mean nothing here.
+encoder's, the same batches, epochs, learning rate, decay of the weights and loss. Settings without a counterpart here
+(``linear_skip``, ``num_candidates``, ``refit_factors``, ``refit_rounds``) are ignored.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def fit_joint(
 
     Args:
         trajectories: the log.
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         config: PerSim's settings or their name, by default the task's own; the joint network takes what it has.
         seed: of the initial weights and the batches.
         device: "auto", "cpu", "cuda", … .

@@ -21,7 +21,7 @@ def policy_log(
 
     Args:
         trajectories: of all agents.
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         agent: whose own trajectories are used (-A); None for everyone's (-P).
 
     Raises:

@@ -29,7 +29,7 @@ from persim_gym.types import FloatArray
 
 @dataclass(frozen=True)
 class MOReLConfig(Settings):
-    """Settings of MOReL as the paper ran it; what it leaves open is the MOReL code it cites, or said here."""
+    """Settings of MOReL as in the PerSim paper and, where it gives none, in the MOReL code that it cites."""
 
     num_members: int = whole(4)
     hidden: tuple[int, ...] = widths((128, 128))
@@ -120,7 +120,7 @@ def fit_morel(
     Args:
         trajectories: the log.
         agent: index or label of the agent whose own trajectories are used ("MOReL-A"); everyone's if None ("MOReL-P").
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         config: the settings or their name, "default" or "HalfCheetah"; by default the task's own.
         seed: of weights, batches and episodes.
         progress: whether to show a bar.

@@ -48,7 +48,7 @@ def learn_ppo(
         task: whose actions and observations they are.
         mean: (D,) to subtract from observations before the networks see them.
         scale: (D,) to divide them by then.
-        steps: of all environments together.
+        steps: total over all environments.
         seed: of weights, actions and episodes.
         progress: whether to show a bar.
 

@@ -74,7 +74,7 @@ def fit_policy(
         settings: to change in it.
         training: everything else.
         agent: index or label of the agent; everyone's trajectories if None.
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
 
     Raises:
         InvalidArgumentError: a number out of its range, or fewer steps than the checkpoint has.

@@ -81,21 +81,23 @@ def train(
     ] = None,
     config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
     rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)] = None,
     validation: Annotated[
         float,
         typer.Option(
-            help="Part of the transitions held out to measure the error; 0 for none, which trains once, not twice."
+            help="Part of the transitions held out to measure the error; 0 skips validation and trains only once."
         ),
     ] = 0.2,
     refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
-    install: Annotated[bool, typer.Option("--install", help="Also install it: its ids exist from now on.")] = False,
+    install: Annotated[
+        bool, typer.Option("--install", help="Also install the model: its ids exist in later sessions.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Name for its ids; the task's by default.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Learn one simulator for all agents of a log. An interrupted training goes on when called again."""
+    """Train one model for all agents of a log. Run the same command again to resume an interrupted training."""
     from persim_gym import Trajectories, fit, register_ensemble
     from persim_gym.registration import SHIPPED_MODELS, find_model, installed_file
 
@@ -143,7 +145,7 @@ def evaluate(
     horizon: Annotated[int, typer.Option(help="With --log: steps that a prediction runs freely.", min=1)] = 50,
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
-    mpc_episodes: Annotated[int, typer.Option(help="Episodes an agent for MPC; 0 for none.", min=0)] = 20,
+    mpc_episodes: Annotated[int, typer.Option(help="MPC episodes per agent; 0 for none.", min=0)] = 20,
     value_iteration_episodes: Annotated[
         int,
         typer.Option(help="Episodes an agent for value iteration; only for discrete actions.", min=0),
@@ -255,13 +257,13 @@ def demo(
         "demo-output"
     ),
     agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the configuration's.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)] = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 2,
     candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Go the whole road in a few minutes: collect, train, evaluate, draw."""
+    """Run everything on CartPole in a few minutes: collect, train, evaluate, draw."""
     from persim_gym.cli.demo import run_demo
 
     storage.check_target(out / "demo.json")

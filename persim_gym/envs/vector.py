@@ -145,8 +145,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         """Begin new episodes.
 
         Args:
-            seed: of all start states and learned terminations to come, one number or B of them, which together seed
-                the one generator; None goes on with the generator there is.
+            seed: seed of the one generator that draws start states and learned terminations: one number, or B of them
+                that are combined into one. None keeps the current generator.
             options: "state", a start state for all (D,) or one for each (B, D); "reset_mask", (B,) booleans: which
                 environments to reset, at least one; the others stay where they are.
 

@@ -91,13 +91,13 @@ def forecast(
 
     """
     check_is_ensemble(ensemble)
-    ensemble.known_posterior()  # says at once if there is none
     observations = ensemble.task.check_observations(observations, "B", finite=True)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
-    widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
     rng, chosen = generator_of(seed), _agent_of_rows(ensemble, agents, len(observations))
+    ensemble.known_posterior()  # says at once if there is none
+    widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
     means, deviations = _predict(ensemble, chosen, observations, actions, draws, rng, device)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
     lower, upper = means - half, means + half

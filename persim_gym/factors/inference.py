@@ -88,9 +88,9 @@ def personalize(
 ) -> Ensemble:
     """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
 
-    A newcomer's factor is its posterior mean. Its prior is the one that the trained agents are a sample of, or, where
-    its covariates are given, what these say of the factor (paper, appendix F.5). Warns where the ensemble has no more
-    agents than factors (rank), for they hardly tell how agents differ.
+    A new agent gets the posterior mean of its factors. Their prior is the distribution estimated from the trained
+    agents or, where covariates are given, the one predicted from them (paper, appendix F.5). Warns if the ensemble has
+    too few agents (at most ``rank``) to tell how agents differ.
 
     Where the reward was learned with factors of each agent's own, a newcomer's are a ridge regression of its rewards in
     the log towards the agents' mean; without any, and for the termination, they are that mean.

@@ -41,5 +41,5 @@ def _range(actions: np.ndarray) -> tuple[FloatArray, FloatArray]:
     """Return the least and the greatest (A,) of actions (T, A); their middle for a coordinate that does not vary."""
     values = np.asarray(actions, np.float64)
     low, high = values.min(0), values.max(0)
-    middle, differ = (low + high) / 2, varies(values, values)
+    middle, differ = (low + high) / 2, varies(values)
     return np.where(differ, low, middle), np.where(differ, high, middle)

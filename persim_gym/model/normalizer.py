@@ -49,17 +49,18 @@ class Normalizer:
 
 def deviation_or_one(values: FloatArray, states: FloatArray | None = None) -> FloatArray:
     """Return the unbiased deviation (D,) of values (T, D), 1 for a coordinate that does not vary (see `varies`)."""
-    return np.where(varies(values, values if states is None else states), _deviation(values), 1.0)
+    return np.where(varies(values, states), _deviation(values), 1.0)
 
 
-def varies(values: FloatArray, states: FloatArray) -> BoolArray:
-    """Return which coordinates (D,) of values (T, D) differ by more than the rounding of float32 states (T, D).
+def varies(values: FloatArray, states: FloatArray | None = None) -> BoolArray:
+    """Return which coordinates (D,) of values (T, D) differ by more than float32 rounds.
 
-    They do not if there is one value that every row may have, within its own rounding: that of its state, and of its
-    next one where values are changes.
+    They do not if there is one value that every row may have within its own rounding: that of the value and, if it is
+    the change of a state (T, D), of the state before and after it.
     """
     limits = np.finfo(np.float32)
-    rounding = limits.eps * (np.abs(states) + np.abs(values)) + limits.tiny
+    sizes = np.abs(values) if states is None else np.abs(states) + np.abs(states + values)
+    rounding = limits.eps * (sizes + np.abs(values)) + limits.tiny
     return (values - rounding).max(axis=0) > (values + rounding).min(axis=0)
 
 

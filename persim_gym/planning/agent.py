@@ -194,7 +194,8 @@ class MPCAgent:
         shown = self._model.observe()
         if shown.shape != observations.shape:
             raise EpisodeOverError("the true system is in no state yet: call reset() before you plan in it")
-        same = np.isclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True).all(axis=1)
+        close = np.isclose(observations, shown, rtol=1e-3, atol=1e-5, equal_nan=True)
+        same = np.asarray(np.all(close, axis=1))
         if not same[running].all():
             row = int(np.argmin(same | ~running))
             raise InvalidStateError(

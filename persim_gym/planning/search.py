@@ -94,10 +94,11 @@ def score(search: Search, candidates: np.ndarray) -> FloatArray:
         NonFiniteReturnError: an environment that is searched for has no candidate with a finite return.
 
     """
-    scores, searched = np.zeros(candidates.shape[:2]), search.searched
+    (environments, count), searched = candidates.shape[:2], search.searched
+    scores = np.zeros((environments, count))
     if len(searched):
         scores[searched] = finite_scores(search.returns, searched, candidates[searched])
-        check_found(scores[searched].max(axis=1), searched, scores.shape[1])
+        check_found(scores[searched].max(axis=1), searched, count)
     return scores
 
 

@@ -25,7 +25,7 @@ from persim_gym.types import FloatArray, IntArray
 
 
 class FactorSimulator(Simulator):
-    """The members of an ensemble, told about one agent, or about an agent for each row of a batch.
+    """The members of an ensemble, conditioned on one agent, or on an agent for each row of a batch.
 
     Made by `Ensemble.simulator`. States are kept within the observation space where the ensemble's configuration says
     so. For one agent the model is folded; for many it is evaluated as it is, each row with its own factors.

@@ -29,7 +29,7 @@ _ROWS_AT_A_TIME = {True: 2048, False: 1 << 18}
 class Simulator(ABC):
     """The learned dynamics of one agent, for any number of states, or of B agents, for one state each.
 
-    States are raw observations. What a class of models adds is how its members step.
+    States are raw observations. Subclasses implement how the members step.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Simulator(ABC):
 
     @abstractmethod
     def network(self, agent: int) -> MemberNetwork:
-        """Return the network told about the agent of an index."""
+        """Return the network conditioned on the agent of an index."""
 
     def network_of(self, agents: IntArray) -> MemberNetwork:
         """Return the network for states of agents (B,), all of one index unless the simulator mixes agents."""
@@ -104,7 +104,7 @@ class Simulator(ABC):
         Args:
             observations: (B, D).
             actions: (B,) integers or (B, A) numbers.
-            uncertainty: whether to tell the standard deviation of the next observations, too.
+            uncertainty: whether to compute `Prediction.standard_deviation`, too.
 
         Raises:
             InvalidStateError: observations of another shape.
@@ -138,8 +138,8 @@ class Simulator(ABC):
         Args:
             observations: (B, D) start states.
             actions: (B, H) integers or (B, H, A) numbers.
-            disturb: makes of the members' states (M, D, B) after a step those that the trajectories go on from; by
-                default they stay as they are.
+            disturb: function of the members' states (M, D, B) after each step; the rollout continues from what it
+                returns. By default states stay as they are.
 
         Returns:
             (M, B, H, D) float32: the state after each action.

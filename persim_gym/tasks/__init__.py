@@ -67,8 +67,8 @@ def register_task(task: Task, *, replace: bool = False) -> None:
 
     Args:
         task: of your own.
-        replace: whether it takes the place of another one of this name, such as itself before you changed it; ensembles
-            that are loaded from then on have it.
+        replace: whether to replace another task of this name, for example an earlier version of this one. Ensembles
+            that are loaded afterwards use the new one.
 
     Raises:
         InvalidArgumentError: another task has this name.
@@ -193,9 +193,8 @@ def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
     given = [what for what in ("planning_objective", "initial_observations") if what in definition.get("functions", ())]
     own = [*(what for what in ("reward", "terminated") if what not in definition["learned"]), *given]
     if own:
-        named = " and ".join(f"{'an' if what[0] in 'aeiou' else 'a'} {what}" for what in own)
         raise UnknownNameError(
-            f"task {name!r} has {named} function of its own, which no file holds: give task=, call "
+            f"task {name!r} has functions of its own ({', '.join(own)}), which no file holds: give task=, call "
             "persim_gym.register_task(Task(...)) first, or make it with Task(reference='module:attribute')"
         )
     return Task.from_json(definition)

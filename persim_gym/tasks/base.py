@@ -42,8 +42,8 @@ class Covariate:
 class Task:
     """A problem that many heterogeneous agents share: spaces, reward, termination, time limit, initial states.
 
-    Made from spaces and two functions for a user's own problem; the built-in tasks also bring the true system. A
-    function that is left out is learned from the log by `persim_gym.fit`.
+    For your own problem, give the spaces, a time limit and, if you know them, the reward and termination functions;
+    `persim_gym.fit` learns whichever is left out. The built-in tasks also have the true system.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Task:
     observation_names: tuple[str, ...] = ()
     """(D,); "observation 0", … if not given."""
     planning_objective: PlanningObjective | None = None
-    """What planners maximize, if not the return; `objective` is either."""
+    """What planners maximize instead of the return. Read `objective`, which is the return if this is None."""
     initial_observations: Callable[[np.random.Generator, int], FloatArray] | None = None
     """(rng, B) -> (B, D). Without it a simulator starts in the first states of its log."""
     grid_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -102,7 +102,7 @@ class Task:
 
     @property
     def has_own_functions(self) -> bool:
-        """Whether there is a function in it, which no file holds."""
+        """Whether the task has Python functions, which cannot be stored in a file."""
         return bool(self.functions)
 
     @property
@@ -239,7 +239,7 @@ class Task:
 
         Args:
             observations: numbers.
-            *leading: the axes before the last, each by its length or, where it may have any, by its name, such as "B".
+            *leading: the leading axes: a number for a fixed length, a name such as "B" for any length.
             dtype: of the array.
             least: length that every axis has at least.
             finite: whether infinity and NaN are refused.

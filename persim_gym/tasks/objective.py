@@ -50,7 +50,7 @@ class PlanningObjective:
     max_reward: float | None = None
     """The largest reward of one step, if known: a search may stop at a rollout that earns it at every step."""
     of_agent: Callable[[int], PlanningObjective] | None = None
-    """Where agents differ in what was learned to be the reward: index of an agent -> its objective."""
+    """For a learned reward with factors of each agent's own: the objective of an agent's index."""
     pays_last_step: bool = True
     """Whether the step into a terminal state earns its reward, as it does in an episode."""
 

@@ -62,7 +62,7 @@ def fit(
 
     Args:
         trajectories: the log.
-        task: what it is a log of; by default the task named in it.
+        task: the task that the log was recorded in; by default the one named in it.
         config: the settings or their name (`persim_gym.config.CONFIGS`); by default the task's own.
         seed: of the initial weights, the batches and the held-out transitions. Same seed, same device: same bits,
             but other last bits with numba than without (`persim_gym.simulators.networks.kernels.epoch`).
@@ -76,9 +76,10 @@ def fit(
         **changes: to any other settings of the configuration, by their names in `persim_gym.PerSimConfig`.
 
     Returns:
-        The ensemble; its ``provenance`` has its errors, the time it took and versions. ``validation_error`` is that of
-        one step on the held-out transitions in units of the changes' deviation, over all coordinates;
-        ``validation_rmse`` mixes the coordinates' own units.
+        The ensemble. Its ``provenance`` holds errors, training time and versions: ``validation_error`` is the one-step
+        error on the held-out transitions, relative to the standard deviation of the changes and averaged over
+        coordinates, so that 1 is no better than always predicting the mean change; ``validation_rmse`` is the same
+        error in raw units.
 
     Raises:
         InvalidDataError: the log does not fit the task, or lacks some of its covariates or the rewards to be learned,

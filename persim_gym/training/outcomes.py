@@ -186,8 +186,8 @@ class _Problem:
     """Whether the targets are 0 and 1, and the outputs their logits."""
     inputs: FloatArray
     """(T, I)."""
-    states: FloatArray
-    """(T, I): of each input the state whose rounding it has."""
+    input_scale: FloatArray
+    """(I,): deviation of the inputs, 1 for one that does not vary."""
     targets: FloatArray
     """(T, 1)."""
     agents: IntArray
@@ -206,12 +206,13 @@ class _Problem:
         num_agents = log.num_agents if by_agent else 1
         targets = np.asarray((log.rewards if name == "reward" else log.terminated)[rows], np.float64)[:, None]
         if name == "reward":
-            inputs = np.concatenate(reward_inputs(before, after), axis=1)
-            states = np.concatenate([before, before], axis=1)
-            return cls(
-                False, inputs, states, targets, agents, np.asarray(log.actions[rows]), num_agents, task.action_size
-            )
-        return cls(True, after, after, targets, agents, np.zeros(len(rows), np.int64), num_agents, 1)
+            state, change = reward_inputs(before, after)
+            inputs = np.concatenate([state, change], axis=1)
+            scale = np.concatenate([deviation_or_one(state), deviation_or_one(change, before)])
+            actions = np.asarray(log.actions[rows])
+            return cls(False, inputs, scale, targets, agents, actions, num_agents, task.action_size)
+        nothing = np.zeros(len(rows), np.int64)
+        return cls(True, after, deviation_or_one(after), targets, agents, nothing, num_agents, 1)
 
     def scaling(self) -> _Scaling:
         """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities.
@@ -220,9 +221,9 @@ class _Problem:
         """
         mean, scale = np.zeros(1), np.ones(1)
         if not self.logistic:
-            deviation = np.where(varies(self.targets, self.targets), deviation_or_one(self.targets), 0.0)
+            deviation = np.where(varies(self.targets), deviation_or_one(self.targets), 0.0)
             mean, scale = self.targets.mean(0), deviation
-        return self.inputs.mean(0), deviation_or_one(self.inputs, self.states), mean, scale
+        return self.inputs.mean(0), self.input_scale, mean, scale
 
     def columns(self, scaling: _Scaling, device: torch.device) -> DeviceLog:
         """Return inputs and targets, standardized."""

@@ -36,7 +36,7 @@ def free_running_errors(ensemble: Ensemble, trajectories: Trajectories, *, rows:
     simulator = ensemble.simulator(agents=[trajectories.agent_labels[agent] for agent in trajectories.agents[starts]])
     predicted = simulator.rollout(trajectories.observations[starts], trajectories.actions[steps])
     observations = np.asarray(trajectories.observations, np.float64)
-    scale = np.where(varies(observations, observations), observations.std(axis=0), 1.0)
+    scale = np.where(varies(observations), observations.std(axis=0), 1.0)
     true = np.asarray(trajectories.next_observations, np.float64)[steps]
     scored = segments.inside if rows is None else segments.inside & np.isin(steps, rows)
     predicted = np.where(scored[:, :, None], predicted, true)  # zero times infinity is not zero

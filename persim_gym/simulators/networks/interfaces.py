@@ -25,7 +25,7 @@ def state_bounds(task: Task, device: torch.device) -> Bounds:
 
 
 class MemberNetwork(Protocol):
-    """The members on a torch device, told whom they simulate; feature-major. Planners roll it out."""
+    """The members on a torch device, conditioned on an agent; feature-major. Planners roll it out."""
 
     num_members: int
     num_actions: int
@@ -44,7 +44,7 @@ class MemberNetwork(Protocol):
 
 
 class CpuNetwork(ABC):
-    """The members told about one agent in a task of discrete actions, for any number of states of each on the CPU.
+    """The members conditioned on one agent in a task of discrete actions, for any number of states of each on the CPU.
 
     Planners roll it out, and can leave out rollouts that are over. States are columns (D + 1, n) float32 that end in a
     row of ones, which meets the biases; the columns of one member follow those of another.
