@@ -66,8 +66,8 @@ def warn_of_rounding(log: Trajectories, task: Task) -> None:
     states = np.asarray(log.observations, np.float64)
     changes = np.asarray(log.next_observations, np.float64) - states
     deviation, size = changes.std(axis=0), np.abs(changes).mean(axis=0)
-    moves = size > np.finfo(np.float32).eps * np.abs(states).max(axis=0)
-    for coordinate in np.flatnonzero(~varies(changes, states) & moves & (deviation > _TOLD * size)):
+    drifts = np.abs(changes.mean(axis=0)) > 4 * deviation / np.sqrt(len(changes))  # what only jitters stays as it is
+    for coordinate in np.flatnonzero(~varies(changes, states) & drifts & (deviation > _TOLD * size)):
         warnings.warn(
             f"{task.observation_names[coordinate]} changes by {size[coordinate]:.3g} on average, and its changes "
             f"differ by {deviation[coordinate]:.3g}, which float32 cannot tell from its rounding of values up to "
