@@ -136,4 +136,4 @@ def test_a_synthetic_log_is_noted(tmp_path, capsys):
     replace(log, provenance={"synthetic": "in part"}).save(tmp_path / "log")
     with pytest.warns(RuntimeWarning, match="the log is synthetic, at least in part"):
         _measure_along(tmp_path / "log", walk, None, horizon=5)
-    assert "log, synthetic in part, up to 5 steps" in capsys.readouterr().out
+    assert "log, synthetic in part, up to 5 steps" in " ".join(capsys.readouterr().out.split())

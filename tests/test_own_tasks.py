@@ -88,6 +88,7 @@ def test_reward_and_termination_are_learned(ensemble):
 
 
 @pytest.mark.filterwarnings("ignore:action coordinate 1 never varies")
+@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
 @pytest.mark.parametrize("learner", [persim_gym.fit, fit_joint])
 def test_how_wide_the_action_space_is_does_not_matter(learner):
     """Actions are scaled by what the log has of them, for dynamics and reward, not by bounds for safety's sake."""
@@ -113,6 +114,7 @@ def test_a_dose_that_is_small_in_its_space_is_learned():
     np.testing.assert_allclose(after, [-0.7, 0, 0.7], atol=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
 def test_a_reward_that_never_varies_is_learned_exactly():
     """Then there is nothing in which agents could differ, for newcomers neither."""
     log = dataclasses.replace(own_log(), rewards=np.full(len(own_log()), 0.7, np.float32))
@@ -573,7 +575,7 @@ def test_what_is_planned_and_where_episodes_start_is_not_lost_silently(ensemble,
         changed = dataclasses.replace(task, **changes)
         assert changed.has_own_functions
         dataclasses.replace(ensemble, task=changed).save(path)
-        with pytest.raises(errors.UnknownNameError, match=rf"an? {next(iter(changes))} .*register_task.*reference="):
+        with pytest.raises(errors.UnknownNameError, match=rf"{next(iter(changes))}.*register_task.*reference="):
             persim_gym.load(path)
         assert persim_gym.load(path, task=changed).task is changed
         older = {key: value for key, value in changed.to_json().items() if key != "functions"}

@@ -218,6 +218,7 @@ def test_settings_are_changed_by_name(log, learner):
     assert learner(log, **small, **settings).config == CONFIGS["CartPole+"].with_changes(**small)
 
 
+@pytest.mark.filterwarnings("ignore:rank=30 is more than the 5 agents")
 def test_rank_auto_takes_the_lowest_validation_error(log):
     """Among the paper's six."""
     ensemble = fit(log, config=TINY, rank="auto", progress=False)
