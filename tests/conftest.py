@@ -2,6 +2,7 @@
 # ruff: noqa: E402
 
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,19 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def global_generators_untouched():
+    """Python's, NumPy's and torch's own random numbers go on afterwards as if nothing had been."""
+
+    def states():
+        kind, key, *place = np.random.get_state()  # the key alone changes once in 624 numbers
+        return random.getstate(), (kind, key.tobytes(), *place), torch.get_rng_state().numpy().tobytes()
+
+    before = states()
+    yield
+    assert states() == before
 
 
 @pytest.fixture

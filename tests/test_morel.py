@@ -1,7 +1,6 @@
 """MOReL: the detector of unknown states, the pessimistic MDP, and the policy learned in it."""
 
 import itertools
-import random
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -352,16 +351,11 @@ def test_a_policy_that_can_only_halt_says_so(cart_pole_log):
     assert (policy.provenance["halted"], policy.provenance["mean_episode_steps"]) == (1.0, 1.0)
 
 
+@pytest.mark.usefixtures("global_generators_untouched")
 def test_same_seed_same_morel_policy_and_nobody_elses_numbers_are_touched(policy, cart_pole_log):
-    random.seed(3)
-    np.random.seed(3)
-    torch.manual_seed(3)
-    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     again = fit_morel(cart_pole_log, agent=0, progress=False, **QUICK)
     for one, two in zip(policy.ppo.policy.parameters(), again.ppo.policy.parameters(), strict=True):
         assert torch.equal(one, two)
-    after = random.getstate(), np.random.get_state()[1], torch.get_rng_state()
-    assert before[0] == after[0] and np.array_equal(before[1], after[1]) and torch.equal(before[2], after[2])
 
 
 def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_log, monkeypatch):
