@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import interrupt_after, walk_task
+from support import interrupt_after, keep_checkpoints, walk_task
 
 import persim_gym
 from persim_gym.baselines.cadm import CaDM
@@ -171,6 +171,15 @@ def test_the_learning_rate_is_halved(cart_pole_log, monkeypatch):
     )  # fmt: skip
     fit_joint(cart_pole_log, config=config, device="cpu", progress=False)
     np.testing.assert_allclose(rates, np.repeat([0.008, 0.008, 0.004, 0.004, 0.002], 3), rtol=1e-6)
+
+
+def test_joint_training_that_was_finished_is_not_run_again(cart_pole_log, tmp_path, monkeypatch):
+    """The loss is told as if it had run."""
+    keep_checkpoints(monkeypatch)
+    config = persim_gym.PerSimConfig(rank=2, state_hidden=(8,), num_members=2, epochs=2)
+    settings = {"config": config, "device": "cpu", "progress": False, "checkpoint": tmp_path / "model.joint"}
+    losses = [fit_joint(cart_pole_log, **settings).provenance["training_loss"] for _ in range(2)]
+    assert losses[0] == losses[1] > 0
 
 
 def test_interrupted_joint_training_goes_on(cart_pole_log, tmp_path, monkeypatch):

@@ -111,6 +111,8 @@ def single_lengths(env, episodes):
 def test_a_sharp_region_ends_episodes_exactly_there():
     """Probabilities of 0.00005 before and 0.99995 after the edge at 3.25 are taken for 0 and 1."""
     ensemble = walk(40.0, -130.0, max_episode_steps=400)
+    near = np.array([[3.0, 0.0], [3.25, 0.0], [3.5, 0.0]])
+    assert ensemble.simulator(0).task.terminated.probability(near).tolist() == [0.0, 0.5, 1.0]
     log = generate(ensemble, agents=[0, 1, 2], episodes_per_agent=100, policy="random", progress=False)
     np.testing.assert_array_equal(log.terminated, log.next_observations[:, 0] > 3.25)
     assert log.terminated.sum() > 200

@@ -19,6 +19,7 @@ from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
 from persim_gym.tasks import find_task
+from persim_gym.training.preparation import split
 
 LIMIT = 3.0
 CONFIG = persim_gym.PerSimConfig(
@@ -122,6 +123,39 @@ def test_a_reward_that_never_varies_is_learned_exactly():
     assert "reward" not in model.provenance["outcomes_by_agent"]
     reward = model.simulator(0).task.reward(log.observations[:9], log.actions[:9], log.next_observations[:9])
     np.testing.assert_array_equal(reward, np.full(9, 0.7, np.float32))
+
+
+def test_the_errors_of_what_was_learned_are_those_on_the_rows_held_out():
+    """Of the ensemble that was validated: of its rewards in their units, of its ends by the kind of row."""
+    log, config = own_log(), CONFIG.with_changes(epochs=15)
+    ensemble = persim_gym.fit(log, task=own_task(), config=config, refit=False, progress=False)
+    _, held_out = split(log.num_transitions, 0.2, 0)
+    squared, missed, false = [], [], []
+    for agent in range(3):
+        task, rows = ensemble.simulator(agent).task, held_out[log.agents[held_out] == agent]
+        columns = log.observations[rows], log.actions[rows], log.next_observations[rows]
+        squared.extend((task.reward(*columns) - log.rewards[rows]) ** 2)
+        said, true = task.terminated(columns[2]), log.terminated[rows]
+        missed.extend(~said[true]), false.extend(said[~true])
+    found = [ensemble.provenance[name] for name in ("reward_rmse", "terminations_missed", "terminations_false")]
+    np.testing.assert_allclose(found, [np.sqrt(np.mean(squared)), np.mean(missed), np.mean(false)], rtol=1e-4)
+    assert 0 < found[1] < 1 and abs(found[0] - 1) > 0.1
+
+
+def test_what_the_dynamics_take_for_outliers_is_learned_of_rewards():
+    """Neither the threshold of the loss nor the decay of the weights is of the rewards and ends: the same bits."""
+    plain, robust = (
+        persim_gym.fit(
+            own_log(episodes=6), task=own_task(), config=CONFIG.with_changes(epochs=2, **changes),
+            validation_fraction=0, progress=False,
+        )
+        for changes in ({}, {"huber_threshold": 0.1, "weight_decay": 0.1})
+    )  # fmt: skip
+    assert not np.array_equal(plain.parameters["agent.weight"], robust.parameters["agent.weight"])
+    assert set(plain.outcomes) == {"reward", "terminated"}
+    for name, outcome in plain.outcomes.items():
+        for key, array in outcome.parameters.items():
+            np.testing.assert_array_equal(robust.outcomes[name].parameters[key], array)
 
 
 def test_other_dynamics_learn_no_reward():
