@@ -192,6 +192,42 @@ def test_a_long_log_counts_as_one_agent():
     assert 1 < widths[0] < 1.7  # 1.28 of a normal distribution; with equal weights of steps 0.25
 
 
+def test_widths_are_those_that_hold_for_one_agent_more():
+    """Twenty agents that err by 1 … 20 deviations: of 21 the next one is within the 11th, 17th, 19th, 20th of these."""
+    size = np.tile([0.0, 1.0], 20) * np.repeat(np.arange(1, 21), 2)
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(20), 2),
+        observations=np.zeros((40, 2)),
+        actions=np.ones(40, int),
+        next_observations=0.1 * np.stack([size, size], axis=1),
+        episode_starts=np.arange(40),
+        task=walk_task(),
+    )
+    widths = calibrate(walkers(spread=1e-3, noise=0.1), log).calibration
+    np.testing.assert_allclose(widths[:, 0, 0], [11, 17, 19, 20], rtol=1e-3)
+    np.testing.assert_array_equal(widths[:, 1:], np.repeat(widths[:, :1], 3, axis=1))  # nothing is known farther ahead
+
+
+def test_an_agent_is_known_by_its_first_half_and_errs_along_its_second():
+    """The first half says nothing; in the second all walk 30 times faster than the prior's deviation of 10 allows."""
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(20), 2),
+        observations=np.zeros((40, 2)),
+        actions=np.tile([1, 2], 20),
+        next_observations=np.tile([[0.0, 0.0], [301.25, 0.0]], (20, 1)),
+        episode_starts=np.arange(40),
+        task=walk_task(),
+    )
+    np.testing.assert_allclose(calibrate(walkers(), log, draws=500).calibration[1, 0, 0], 30, rtol=0.1)
+
+
+def test_few_draws_are_as_wide_as_many():
+    """The variance over three paths, of four hundred agents on average, is that of the factors they are drawn from."""
+    found = forecast(walkers(agents=400), list(range(400)), np.zeros((400, 2)), np.full((400, 1), 2), draws=3)
+    assert np.square(found.standard_deviations[:, 0, 0]).mean() == pytest.approx(0.1**2, rel=0.1)
+    np.testing.assert_allclose(found.means[:, 0, 0], np.linspace(0.5, 2.0, 400), rtol=1e-4)
+
+
 def test_new_posteriors_need_a_new_calibration():
     ensemble = calibrated(walkers(agents=3))
     log = walk_log(np.array([0.5, 1.0, 2.0]), quiet, 0)

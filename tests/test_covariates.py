@@ -198,6 +198,17 @@ def test_a_shipped_model_is_personalized_by_covariates_again():
     assert again.num_agents == 36 and np.isfinite(again.agent_factors()).all()
 
 
+def test_agents_known_by_covariates_change_no_distance():
+    """What is known of them is of no transition, and distances are over transitions."""
+    ensemble, _ = learned()
+    newcomers = {f"n{i}": {"force": 5.0 + i, "length": 0.4} for i in range(10)}
+    before = persim_gym.nearest_agents(ensemble, 0, 20)
+    grown = personalize(ensemble, covariates=newcomers, covariate_map=fit_covariate_map(ensemble, kind="ridge"))
+    after = [pair for pair in persim_gym.nearest_agents(grown, 0, 30) if not pair[0].startswith("n")]
+    assert [label for label, _ in after] == [label for label, _ in before]
+    np.testing.assert_allclose([distance for _, distance in after], [distance for _, distance in before])
+
+
 def refit_walkers(ensemble):
     """The ensemble with posteriors, given five transitions of each agent."""
     return refit_factors(ensemble, resting_log(ensemble))

@@ -313,6 +313,10 @@ def test_newcomers_keep_or_lack_covariates(cart_pole, cart_pole_log):
         (errors.InvalidArgumentError, "count=0 must be", lambda e, log: nearest_agents(e, 0, 0)),
         (errors.UnknownNameError, "labelled 'nobody'", lambda e, log: nearest_agents(e, "nobody")),
         (errors.InvalidDataError, "observation coordinates, task", lambda e, log: personalize(e, cart_pole_rows())),
+        (
+            errors.InvalidDataError, "observation coordinates, task",
+            lambda e, log: update(e, renamed(cart_pole_rows(), "agent 0")),
+        ),
     ],
 )  # fmt: skip
 def test_factors_are_inferred_of_matching_agents_only(refitted, kind, message, call):
@@ -388,6 +392,7 @@ def test_a_coordinate_that_lives_on_its_bounds_or_never_changes_hides_nothing(co
         flagged_log(constant=constant), task=flagged_task(), config=config, validation_fraction=0, progress=False
     )
     assert known.posterior.num_transitions.tolist() == [60] * 4
+    assert np.isinf(known.posterior.prior.noise).tolist() == [[False, constant]] * 2
     grown = personalize(known, flagged_log((0.8, 1.7), constant=constant, seed=1, labels=["weak", "strong"]))
     for agent, gain in (("0.5", 0.5), ("2.0", 2.0), ("weak", 0.8), ("strong", 1.7)):
         moved = grown.simulator(agent).step([[0.0, 0.0]], [1]).next_observations[0, 0]

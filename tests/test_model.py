@@ -163,6 +163,8 @@ def test_an_ensemble_of_some_agents_predicts_as_the_whole_does(cart_pole_log, ca
     part = cart_pole_log.select(labels)
     rows = np.flatnonzero(np.isin(cart_pole_log.agents, [4, 1]))
     some = cart_pole.with_agents(part.agent_labels)
+    np.testing.assert_array_equal(some.covariates, cart_pole.covariates[[4, 1]])
+    np.testing.assert_array_equal(some.posterior.moments([0, 1])[0], cart_pole.posterior.moments([4, 1])[0])
     np.testing.assert_allclose(one_step_errors(some, part), one_step_errors(cart_pole, cart_pole_log, rows), rtol=1e-5)
 
 

@@ -8,7 +8,7 @@ import torch
 from support import DEEP_SKIPPING, SKIPPING, SMALL, random_ensemble, roomy, simulated_log
 
 import persim_gym
-from persim_gym import errors
+from persim_gym import errors, refit_factors
 from persim_gym.factors import refit
 from persim_gym.factors.refit import refit_in_turns, refit_state_head
 from persim_gym.training.fit import one_step_errors
@@ -66,8 +66,8 @@ def test_ridge_regression_of_every_member(task, config, monkeypatch):
     ensemble = random_ensemble(task, config, num_agents=4)
     log = simulated_log(ensemble, [70, 1, 90, 35], noise=0.05)
     ensemble = shaken(ensemble, 0.5)
-    found = refit_state_head(ensemble, log)
-    assert found.posterior is None
+    found = refit_state_head(replace(ensemble, calibration=np.ones((4, 4, ensemble.task.observation_size))), log)
+    assert found.posterior is None and found.calibration is None
     for member in range(config.num_members):
         features, targets, before = design(ensemble, log, member)
         gram = features.T @ features
@@ -89,19 +89,33 @@ def test_ridge_regression_of_every_member(task, config, monkeypatch):
             np.testing.assert_array_equal(found.parameters[name], ensemble.parameters[name])
 
 
-def test_turns_find_what_made_the_data():
-    """From a last layer and factors that are both wrong, to an error near the noise."""
+def wrong_in_both(seed=0):
+    """An ensemble whose last layer and factors are not those that made a log, the log, and the error along it."""
     config = SKIPPING.with_changes(num_members=1)
-    truth = random_ensemble(roomy("MountainCar"), config, num_agents=20)
+    truth = random_ensemble(roomy("MountainCar"), config, num_agents=20, seed=seed)
     log = simulated_log(truth, [60] * 20, noise=1e-4)
     wrong = shaken(truth, 0.3)
     factors = wrong.parameters["agent.weight"]
     blurred = factors + 0.1 * np.random.default_rng(0).normal(size=factors.shape).astype(np.float32)
     wrong = replace(wrong, parameters={**wrong.parameters, "agent.weight": blurred})
+    return wrong, log, lambda ensemble: np.sqrt(one_step_errors(ensemble, log)[0].mean())
+
+
+def test_turns_find_what_made_the_data():
+    """From a last layer and factors that are both wrong, to an error near the noise."""
+    wrong, log, error = wrong_in_both()
     found = refit_in_turns(wrong, log, rounds=20)
-    before, after = (np.sqrt(one_step_errors(ensemble, log)[0].mean()) for ensemble in (wrong, found))
-    assert before > 20e-4 and after < 2e-4
+    assert error(wrong) > 20e-4 and error(found) < 2e-4
     assert found.posterior.num_transitions.tolist() == [60] * 20
+
+
+def test_turns_get_farther_than_one_step_after_the_other():
+    """For that each begins some way along the last one's change."""
+    plain, log, error = wrong_in_both(seed=1)
+    found = refit_in_turns(plain, log, rounds=6)
+    for _ in range(6):
+        plain = refit_state_head(refit_factors(plain, log), log)
+    assert error(found) < 0.6 * error(refit_factors(plain, log))
 
 
 def test_fit_refits_in_turns(cart_pole_log):
