@@ -138,7 +138,7 @@ def test_a_step_is_the_models(task, config, aggregate):
 
 
 def test_simulated_states_stay_in_the_observation_space():
-    """A model that runs off every bound is stopped at it."""
+    """A model that runs off every bound is stopped at it; in a vector, too."""
     ensemble = random_ensemble("MountainCar", step_size=50.0)
     env = gymnasium.make("PerSim-CartPole-v0", model=ensemble, agent=0)
     for action in range(3):
@@ -146,6 +146,13 @@ def test_simulated_states_stay_in_the_observation_space():
         observation = env.step(action)[0]
         assert env.observation_space.contains(observation)
         assert np.isclose(np.abs(observation), np.abs(env.observation_space.high)).any() or observation[0] == -1.2
+    vector = PersonalizedVectorEnv(ensemble, 3)
+    states, _ = vector.reset(seed=0)
+    actions = np.arange(3)
+    beyond = ensemble.simulator(0).step(states, actions).next_observations
+    space = ensemble.task.observation_space
+    np.testing.assert_array_equal(vector.step(actions)[0], np.clip(beyond, space.low, space.high))
+    assert (np.abs(beyond) > space.high).any()
 
 
 @pytest.mark.parametrize("clip_states", [True, False])
@@ -196,6 +203,26 @@ def test_one_member_for_each_episode_of_a_vector():
     alone = ensemble.simulator(0).rollout(np.zeros((1, 4)), actions[None])[:, 0]
     follows = np.array([[np.allclose(episode, one, atol=1e-5) for one in alone] for episode in episodes])
     assert (follows.sum(axis=1) == 1).all() and follows.any(axis=0).all()
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+def test_the_member_is_drawn_anew_where_an_episode_begins_by_itself(mode):
+    """After the time limit, without a call of `reset`."""
+    ensemble, actions = random_ensemble("CartPole", step_size=0.01), np.zeros(40, int)
+    vector = PersonalizedVectorEnv(ensemble, 40, 0, ensemble="member", max_episode_steps=2, autoreset_mode=mode)
+
+    def followed(states):
+        """Return the next states, and which member leads there from these."""
+        members, after = ensemble.simulator(0).step_members(states, actions), vector.step(actions)[0]
+        distance = np.abs(members - after).max(axis=2)
+        assert distance.min(axis=0).max() < 1e-5
+        return after, distance.argmin(axis=0)
+
+    states, first = followed(vector.reset(seed=0)[0])
+    for _ in range(1 if mode == "same_step" else 2):  # the last step, and the one that resets
+        states = vector.step(actions)[0]
+    _, second = followed(states)
+    assert 10 < (first != second).sum() < 40
 
 
 def test_a_task_without_initial_states_starts_in_the_logs():
@@ -576,6 +603,9 @@ def test_a_posterior_vector_environment_simulates_its_agents(cart_pole):
     members = cart_pole.simulator(agents=agents).step_members(np.tile(start, (3, 1)), [1, 1, 0])
     distance = np.abs(members - found).max(axis=2).min(axis=0)
     assert (distance < 1e-4).all(), "each row is one of its agent's members"
+    vector.reset(options={"state": start, "reset_mask": np.array([False, False, True])})
+    again = np.abs(members - vector.step(np.array([1, 1, 0]))[0]).max(axis=2).min(axis=0)
+    assert again[2] < 1e-4, "a row that alone is reset stays its agent's"
     vector.reset(seed=1, options={"state": start})
     assert np.isfinite(vector.step(np.array([1, 1, 0]))[0]).all()
 

@@ -62,8 +62,10 @@ def test_episodes_end_at_the_terminal_state(walk):
 
 
 def test_first_states(walk):
-    """From the log, from the task, or given, for all or each."""
-    assert quiet(walk, [0], 2, "random").initial_observations.tolist() == [[0, 0]] * 2
+    """From the log, drawn, from the task, or given, for all or each."""
+    known = np.array([[0, 0], [1, 0], [2, 0]], np.float32)
+    drawn = quiet(replace(walk, initial_observations=known), [0], 30, "random", max_episode_steps=1)
+    assert {tuple(state) for state in drawn.initial_observations} == {tuple(state) for state in known}
     assert quiet(walk, [0], 2, "random", starts="task").initial_observations.tolist() == [[3, 0]] * 2
     each = np.arange(8.0).reshape(2, 2, 2) / 10
     assert np.allclose(quiet(walk, [0, 1], 2, "random", starts=each).initial_observations, each.reshape(4, 2))
@@ -88,6 +90,13 @@ def test_same_seed_same_generated_log():
         settings = {"horizon": 5, "num_candidates": 10} if policy == "plan" else {}
         logs = [quiet(ensemble, [0, 1], 2, policy, seed=seed, **settings) for seed in (3, 3, 4)]
         assert logs[0].digest == logs[1].digest != logs[2].digest
+
+
+def test_the_seed_decides_what_random_actions_are_taken(walk):
+    """Also where all episodes begin in one state."""
+    logs = [quiet(walk, [0], 4, "random", starts=[0.0, 0.0], seed=seed) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(logs[0].actions, logs[1].actions)
+    assert logs[0].actions.tolist() != logs[2].actions.tolist()
 
 
 def test_one_agent_or_many_is_the_same():
@@ -122,8 +131,9 @@ def test_episodes_are_cut_where_members_disagree(walk):
     assert log.truncated.tolist() == [False] * (len(log) - 1) + [True] and log.provenance["episodes_cut"] == 1
     with pytest.raises(errors.PerSimError, match="agent '1' has no step to record.*max_disagreement=0.01"):
         quiet(ensemble, [1], 1, up, starts="task", max_disagreement=0.01)
-    partly = quiet(ensemble, [1], 2, up, starts=[[1, 0], [9, 0]], max_disagreement=0.2)
-    assert partly.num_episodes == 1 and partly.provenance["episodes_empty"] == 1
+    partly = quiet(ensemble, [1], 3, up, starts=[[1, 0], [2, 0], [9, 0]], max_disagreement=0.2)
+    assert partly.num_episodes == 2 and partly.provenance["episodes_empty"] == 1
+    assert partly.provenance["episodes_cut"] == 3  # each at another step
 
 
 def _fields(ensemble):
@@ -131,6 +141,42 @@ def _fields(ensemble):
         name: getattr(ensemble, name)
         for name in ("config", "normalizer", "agent_labels", "initial_observations", "covariates", "provenance")
     }
+
+
+def test_generated_states_stay_in_the_observation_space():
+    """A model that runs off every bound is stopped at it, as in the environments."""
+    ensemble = random_ensemble("MountainCar", step_size=50.0)
+    log = quiet(ensemble, [0], 3, "random", max_episode_steps=4)
+    space = ensemble.task.observation_space
+    assert all(state in space for state in log.next_observations)
+    assert (log.next_observations == space.low).any() and (log.next_observations == space.high).any()
+
+
+@pytest.mark.parametrize("agents", [[1], [0, 2]])
+def test_members_are_combined_as_asked_for(agents):
+    ensemble = random_ensemble("CartPole", step_size=0.01)
+    settings = {"starts": "task", "max_episode_steps": 9}
+    logs = {name: quiet(ensemble, agents, 2, "random", aggregate=name, **settings) for name in ("mean", "median")}
+    for aggregate, log in logs.items():
+        own = [ensemble.agent_labels[agents[agent]] for agent in log.agents]
+        step = ensemble.simulator(agents=own, aggregate=aggregate).step(log.observations, log.actions)
+        np.testing.assert_allclose(log.next_observations, step.next_observations, atol=1e-5)
+    first = [log.next_observations[0] for log in logs.values()]
+    assert np.abs(first[0] - first[1]).max() > 1e-4
+
+
+def test_value_iteration_combines_members_as_asked_for():
+    """One of three members walks the other way, ten times as fast: the median outvotes it, the mean does not."""
+    walk = perfect_walk_ensemble(walk_task(limit=6), members=3)
+    action_weight = walk.parameters["action.weight"].copy()
+    action_weight[2] *= -10
+    spoiled = replace(walk, parameters={**walk.parameters, "action.weight": action_weight})
+    settings = {"points": (13, 2), "bounds": ([-6, 0], [6, 1])}
+    best = -2 - 1  # from 3 to 0
+    for aggregate in ("median", "mean"):
+        log = quiet(spoiled, [1], 1, "value_iteration", starts="task", aggregate=aggregate, **settings)
+        (row,) = persim_gym.value_iteration_returns(spoiled, agents=[1], episodes=1, aggregate=aggregate, **settings)
+        assert (row.mean == best) == (log.episode_returns[0] == best) == (aggregate == "median")
 
 
 def test_the_mark_stays(walk, tmp_path, cart_pole_log):

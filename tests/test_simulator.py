@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -135,12 +136,35 @@ def test_folded_network_equals_plain_prediction(case, copies):
         np.testing.assert_allclose(network.changes(stacked[part], moves, part), plain[part], atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("name", "config"), [("CartPole", SMALL), ("CartPole", DEEP), ("HalfCheetah", DEEP)])
+def test_every_members_states_are_kept_within_the_space_where_the_settings_say_so(name, config, compiled, monkeypatch):
+    """For one agent and for several, a step and a rollout at a time; elsewhere they go where they go."""
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(jit, "available", lambda: compiled)
+    free, rng = random_ensemble(name, config, step_size=0.5), np.random.default_rng(1)
+    size = free.task.observation_size
+    low, high = np.full(size, -0.3, np.float32), np.full(size, 0.4, np.float32)
+    task = dataclasses.replace(free.task, observation_space=gymnasium.spaces.Box(low, high))
+    kept = dataclasses.replace(free, task=task, config=config.with_changes(clip_states=True))
+    states, actions = rng.uniform(-0.3, 0.4, (7, size)), random_actions(task, rng, 7, 3)
+    for bound in ({"agent": 1}, {"agents": [1, 0, 2, 2, 1, 0, 1]}):
+        beyond = free.simulator(**bound).step_members(states, actions[:, 0])
+        within = kept.simulator(**bound).step_members(states, actions[:, 0])
+        np.testing.assert_allclose(within, np.clip(beyond, low, high), atol=1e-5)
+        assert (beyond < low).any() and (beyond > high).any()
+        paths = kept.simulator(**bound).rollout(states, actions)
+        np.testing.assert_allclose(paths[:, :, 0], within, atol=1e-5)
+        assert (paths >= low).all() and (paths <= high).all()
+
+
 def test_large_batches_are_stepped_in_parts(case):
     """Each row as in a small batch, for one agent and for an agent a row; the deviation too."""
     ensemble, states, actions = case
     repeats = 700  # 4 900 rows, more than are stepped at a time
     many_states, many_actions = np.tile(states, (repeats, 1)), np.concatenate([actions] * repeats)
-    agents = np.arange(len(many_states)) % 4
+    agents = np.random.default_rng(0).integers(4, size=len(many_states))
     one, many = ensemble.simulator(3), ensemble.simulator(agents=agents.tolist())
     small = one.step(states, actions)
     found = one.step(many_states, many_actions)
