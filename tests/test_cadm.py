@@ -293,6 +293,18 @@ def test_the_context_comes_from_the_beginning_of_the_episode(cart_pole_log):
     assert not restarted.history.values.any()
 
 
+def test_predictions_are_of_whom_the_episode_shows(cart_pole_log):
+    """The error along an episode is that with the context of its beginning, whatever the agent did in the log."""
+    model = fit_cadm(cart_pole_log, device="cpu", progress=False, **TINY)
+    stranger = dataclasses.replace(model, histories=np.ones_like(model.histories))
+    settings = {"policy": lambda o: (o[:, 2] > 0) * 1, "agents": [1], "episodes": 3}
+    own, other = (persim_gym.prediction_error(one, **settings) for one in (model, stranger))
+    assert own == other
+    states, actions = cart_pole_log.observations[:1], cart_pole_log.actions[:1]
+    first, second = (one.simulator(1).step(states, actions).next_observations for one in (model, stranger))
+    assert np.abs(first - second).max() > 1e-6
+
+
 def test_continuous_actions_and_the_features_of_half_cheetah(cheetah_log):
     """The pitch enters by sine and cosine, the forward speed is predicted itself and is no input."""
     model = fit_cadm(cheetah_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)

@@ -204,6 +204,16 @@ def test_mpc_in_a_perfect_simulator_equals_mpc_in_the_true_system():
     assert all(bad.mean < good.mean for bad, good in zip(random, learned, strict=True))
 
 
+def test_the_seed_decides_where_episodes_begin():
+    """Of a policy that draws nothing itself."""
+    ensemble = dataclasses.replace(
+        random_ensemble("CartPole", num_agents=5), covariates=np.array(get_task("CartPole").test_agents)
+    )
+    for measure in (partial(policy_returns, ensemble, balance), partial(prediction_error, ensemble, policy=balance)):
+        one, again, other = (measure(agents=[1], episodes=3, seed=seed) for seed in (0, 0, 1))
+        assert one == again != other
+
+
 def test_unknown_truth_can_be_given():
     """A log without covariates: they are asked for, by label."""
     ensemble = dataclasses.replace(perfect_walk_ensemble(walk_task()), covariates=None)

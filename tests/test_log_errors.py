@@ -12,6 +12,7 @@ from persim_gym import errors, log_error
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.cli.app import _measure_along
 from persim_gym.envs import PersonalizedEnv
+from persim_gym.evaluation.records import to_records
 
 
 def random_log(ensemble, lengths, agents):
@@ -64,7 +65,9 @@ def test_a_perfect_simulator_and_that_of_another_agent():
     ratios = [row.ratio for row in log_error(walk, swapped)]
     assert ratios[0] == pytest.approx(3, rel=0.01) and ratios[1] == pytest.approx(0, abs=1e-6) and ratios[2] < 1
     resting = replace(log, next_observations=log.observations)
-    assert np.isnan(log_error(walk, resting.select(["0"]), horizon=1)[0].ratio)
+    found = log_error(walk, resting.select(["0"]), horizon=1)
+    assert np.isnan(found[0].ratio)
+    assert json.loads(json.dumps(to_records(found), allow_nan=False))[0]["ratio"] is None
 
 
 def test_other_dynamics_and_members_that_diverge(cart_pole_log):

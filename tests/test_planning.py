@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from support import DEEP, SMALL, perfect_walk_ensemble, random_actions, random_ensemble, walk_task
 
 from persim_gym import MPCAgent, ValueIterationAgent, errors, get_task, true_mpc_returns
@@ -165,7 +164,8 @@ class TestCrossEntropy:
             rounds.append((actions.copy(), -np.square(actions - 0.2).sum((2, 3)) + np.sin(9 * actions[..., 0, 0])))
             return rounds[-1][1]
 
-        plan = self.search(returns, num_candidates=40, num_elites=10, num_rounds=4, execute=execute, **cold(1, 2, 1))
+        # A quarter of the candidates are elites, if nothing else is said.
+        plan = self.search(returns, num_candidates=40, num_rounds=4, execute=execute, **cold(1, 2, 1))
         assert len(rounds) == 4 and rounds[0][0].shape == (1, 40, 2, 1)
         mean = None
         for candidates, scores in rounds:
@@ -259,6 +259,19 @@ def test_nothing_but_nan_is_an_error(planner):
             TestCrossEntropy.search(returns, **cold(2, 2, 1))
         else:
             TestRandomShooting.search(returns, **cold(2, 2))
+
+
+def test_the_largest_return():
+    """No more than the largest reward of every step; what costs may be over at once; progress is not bounded."""
+
+    def ends(states):
+        return states[..., 0] > 0
+
+    found = [
+        PlanningObjective(lambda s, a, n: 0 * n[..., 0], *rest, max_reward=largest).largest_return(5)
+        for largest, *rest in ((2.0,), (2.0, ends), (-2.0,), (-2.0, ends), (2.0, ends, ends), (None,))
+    ]
+    assert found == [10, 10, -10, 0, None, None]
 
 
 def unpaid(task):
@@ -463,6 +476,42 @@ class TestMPCAgent:
             assert action.shape == (6,) and action.dtype == np.float32 and state.shape == (1, 3, 6)
             assert half_cheetah.task.action_space.contains(action)
 
+    def test_the_plan_of_an_episode_that_is_over_is_forgotten(self, cart_pole):
+        """The only candidate of an episode that goes on is the plan before, one step on."""
+        agent = MPCAgent(cart_pole.simulator(0), horizon=40, num_candidates=1)
+        observations, before = np.zeros((2, 4)), np.tile([0, 1], (2, 20))
+        _, plan = agent.predict(observations, before, np.array([False, True]))
+        np.testing.assert_array_equal(plan[0, :-1], before[0, 1:])
+        assert not np.array_equal(plan[1, :-1], before[1, 1:])
+
+    def test_all_members_start_from_their_mean_where_actions_are_continuous(self, half_cheetah, cart_pole):
+        """As in the paper's code, 30 steps ahead; where they are discrete each goes its own way, for 50 steps."""
+        for ensemble, horizon, usual, other in (
+            (half_cheetah, 30, "mean_state", "per_member"),
+            (cart_pole, 50, "per_member", "mean_state"),
+        ):
+            assert MPCAgent(ensemble.simulator(0)).horizon == horizon
+            start, settings = np.full((1, ensemble.task.observation_size), 0.02), {"horizon": 8, "num_candidates": 20}
+            objective = PlanningObjective(lambda states, actions, reached: reached[..., 1] ** 3)
+            found, expected, wrong = (
+                MPCAgent(ensemble.simulator(0), objective=objective, **settings, **given).plan(start).returns[0]
+                for given in ({}, {"propagation": usual}, {"propagation": other})
+            )
+            assert found == expected != wrong
+
+    def test_plans_begin_where_the_true_system_is(self):
+        """Another observation, more of them than there are copies, or none yet: refused."""
+        env = gymnasium.make("Heterogeneous-CartPole-v0")
+        agent = MPCAgent(env, horizon=2, num_candidates=4)
+        with pytest.raises(errors.EpisodeOverError, match="call reset"):
+            agent.predict(np.zeros(4))
+        observation, _ = env.reset(seed=0)
+        agent.predict(observation)
+        with pytest.raises(errors.InvalidStateError, match="plans in a true system begin in the state it is in"):
+            agent.predict(observation + np.float32(0.01))
+        with pytest.raises(errors.InvalidStateError, match="the true system has 1 copies, but 2 observations came"):
+            agent.predict(np.stack([observation, observation]))
+
     def test_same_seed_same_plan(self, cart_pole):
         """And another seed, another plan."""
         objective, plans = PlanningObjective(lambda states, actions, next_states: next_states[..., 0]), []
@@ -503,12 +552,10 @@ print(d3rlpy.metrics.evaluate_qlearning_with_environment(persim_gym.MPCAgent(env
         assert float(run_python(code).split()[-1]) == 200
 
 
+@pytest.mark.usefixtures("global_generators_untouched")
 def test_planning_touches_no_global_generator(cart_pole):
     """Only the agent's own."""
-    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
     MPCAgent(cart_pole.simulator(0), horizon=5, num_candidates=20).predict(np.zeros(4))
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)
-    assert torch.equal(torch.get_rng_state(), torch_state)
 
 
 @pytest.mark.parametrize("name", ["CartPole", "MountainCar"])

@@ -126,6 +126,16 @@ def test_the_simulated_step_is_the_mean_of_the_members():
     assert agent.predict(np.zeros((3, 2)))[0].shape == (3,)
 
 
+def test_it_plans_as_far_ahead_as_an_episode_lasts():
+    """Where every step costs 1 and nothing ends an episode, the values are its length."""
+    task = dataclasses.replace(
+        get_task("MountainCar"), name="Short", max_episode_steps=7, terminated=lambda states: states[..., 0] > 1e9,
+        reward=lambda states, actions, reached: 0 * reached[..., 0] - 1.0,
+    )  # fmt: skip
+    found = ValueIterationAgent(ensemble_of(task).simulator(0), points=3).value_function
+    assert found.sweeps == 7 and np.allclose(found.values, -7)
+
+
 def test_the_grid_is_the_tasks_own_where_it_names_one():
     task = get_task("CartPole")
     assert (make_grid(task).low.tolist(), make_grid(task).high.tolist()) == tuple(map(list, task.grid_bounds))
