@@ -56,6 +56,15 @@ def test_next_observations_are_successors():
     assert log.agent_labels == ("7", "9") and not log.discrete
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_row_before_the_one_that_goes_is_cut_unless_it_is_terminal(ended):
+    """Where no row is said to be truncated: the last row, which has no successor, is the state that it leads to."""
+    log = Trajectories.from_arrays(
+        agents=[0] * 4, observations=np.eye(4, 1), actions=[0] * 4, terminated=[0, 0, ended, 0], truncated=[0] * 4
+    )
+    assert log.terminated.tolist() == [False, False, ended] and log.truncated.tolist() == [False, False, not ended]
+
+
 def test_episode_starts_may_be_given():
     """Two episodes of one agent, told apart by nothing in the columns."""
     log = Trajectories.from_arrays(

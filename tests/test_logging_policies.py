@@ -52,6 +52,16 @@ def test_exploration_has_the_named_probability():
     assert (actions == 0).mean() == pytest.approx(0.2, abs=0.01)  # 3.5 standard deviations
 
 
+@pytest.mark.parametrize(
+    ("name", "share"), [("pure", 0.0), ("pure-eps-20", 0.1), ("pure-eps-40", 0.2), ("random", 0.5)]
+)
+def test_a_named_policy_explores_as_its_name_says(name, share):
+    """Half of the uniform actions are those that the trained policy takes itself."""
+    agents, seen = np.tile([10.0, 0.5], (8000, 1)), np.tile(np.float32([0, 0, 0.05, 0]), (8000, 1))
+    actions = logging_policy(name, "CartPole", agents, seed=0).predict(seen)[0]
+    assert (actions != np.median(actions) if share < 0.5 else actions == 0).mean() == pytest.approx(share, abs=0.02)
+
+
 @pytest.mark.parametrize("name", logging_policies.LOGGING_POLICIES)
 def test_collect_takes_the_name_and_keeps_it(name):
     log = collect("CartPole", policy=name, num_agents=20, seed=3)

@@ -1,5 +1,6 @@
 """Policies against torch's own networks and Stable-Baselines3's."""
 
+import dataclasses
 import sys
 
 import gymnasium
@@ -33,11 +34,18 @@ def test_discrete_network():
 
 
 def test_continuous_network():
-    """Tanh of torch's outputs."""
+    """Tanh of torch's outputs, scaled to the bounds of the actions."""
     network, layers = torch_network((18, 16, 6))
     observations = np.random.default_rng(0).normal(size=(20, 18)).astype(np.float32)
     actions, _ = MLPPolicy("HalfCheetah", layers).predict(observations)
-    np.testing.assert_allclose(actions, network(torch.tensor(observations)).tanh().detach(), atol=1e-5)
+    bounded = network(torch.tensor(observations)).tanh().detach().numpy()
+    np.testing.assert_allclose(actions, bounded, atol=1e-5)
+    pumps = dataclasses.replace(
+        get_task("HalfCheetah"),
+        name="Pumps",
+        action_space=gymnasium.spaces.Box(np.float32([0] * 6), np.float32([8] * 6)),
+    )
+    np.testing.assert_allclose(MLPPolicy(pumps, layers).predict(observations)[0], 4 + 4 * bounded, atol=1e-4)
 
 
 def test_exploration():
