@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from persim_gym import errors
+from persim_gym.cli import app as cli
 from persim_gym.cli.arguments import agents_of
 
 
@@ -125,12 +126,23 @@ def test_models_lists_the_installed_one(workshop):
         (["collect", "CartPole", "--out", "log.safetensors/x"], "log.safetensors is not a folder"),
     ],
 )
-def test_errors_are_one_line_and_exit_1(workshop, arguments, wanted):
-    """What is wrong and what to do, no traceback."""
-    done = run(*arguments, cwd=workshop, home=workshop / "home")
-    assert done.returncode == 1
-    assert wanted in done.stderr
-    assert "Traceback" not in done.stderr
+def test_errors_are_said_and_exit_1(workshop, arguments, wanted, monkeypatch, capsys):
+    """What is wrong and what to do; in this process, for another one takes seconds to begin."""
+    monkeypatch.chdir(workshop)
+    monkeypatch.setenv("PERSIM_HOME", str(workshop / "home"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["persim-gym", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert wanted in capsys.readouterr().err
+
+
+def test_an_error_is_one_line(workshop):
+    """As a user sees it: no traceback, nothing on the standard output."""
+    done = run("train", "missing.safetensors", "--out", "x.persim", cwd=workshop, home=workshop / "home")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: there is no file") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
-"""What is typed on the command line: agents, and files that must not be lost."""
+"""What is typed on the command line: agents, files that must not be lost, and options, which all reach their call."""
 
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
-from support import random_ensemble
+from support import interrupt_after, random_ensemble
 
-from persim_gym import errors, storage
+import persim_gym
+from persim_gym import Ensemble, Trajectories, errors, storage
 from persim_gym.cli import app as cli
 from persim_gym.cli.arguments import COLLECTED, ENSEMBLE, RECORDS, SYNTHETIC, agents_of, check_output
 from persim_gym.terminal import table
@@ -102,6 +104,88 @@ def test_saving_replaces_only_its_own_kind(files, cart_pole_log, save, content, 
 def test_what_is_read_is_not_overwritten(files):
     with pytest.raises(errors.InvalidArgumentError, match="is read, and would be overwritten"):
         check_output(files / "records", RECORDS, None, "random", files / "records")
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """Call the command line in a folder of its own, with the status that it exits with."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(status, *arguments):
+        monkeypatch.setattr("sys.argv", ["persim-gym", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        assert exit.value.code == status
+
+    return typed
+
+
+def test_collect_and_train_do_what_their_options_say(typed, monkeypatch):
+    """As the same calls in Python do; training that is interrupted goes on."""
+    typed(0, "collect", "CartPole", "--policy", "pure-eps-20", "--agents", 8, "--seed", 4, "--out", "log.st")
+    log = persim_gym.collect("CartPole", policy="pure-eps-20", num_agents=8, seed=4)
+    assert Trajectories.load("log.st").digest == log.digest
+    options = {"config": "CartPole", "rank": 4, "epochs": 3, "seed": 3, "device": "cpu"}
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    expected = persim_gym.fit(log, **options, validation_fraction=0.3, refit=False, progress=False)
+    written = interrupt_after(1, monkeypatch)
+    for status in (130, 0):
+        typed(status, "train", "log.st", "--out", "a.persim", *given, "--validation", 0.3, "--no-refit", "--quiet")
+    found = Ensemble.load("a.persim")
+    assert len(written) == 3 and found.config == expected.config
+    for name in ("seed", "device", "validation_loss"):
+        assert found.provenance[name] == expected.provenance[name]
+    for name, array in expected.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], array)
+
+
+def test_evaluate_does_what_its_options_say(typed, cart_pole, cart_pole_log):
+    """As the same calls in Python do, in true systems and along a log."""
+    cart_pole.save("model.persim")
+    cart_pole_log.select(["4", "7"]).save("log.st")
+    given = ["evaluate", "model.persim", "--aggregate", "median", "--quiet", "--json", "out.json"]
+    true_systems = ["--agents", "1,4", "--seed", 3, "--policy", "random", "--episodes", 2, "--mpc-episodes", 0]
+    typed(0, *given, *true_systems)
+    found = json.loads(Path("out.json").read_text())["prediction_error"]
+    rows = persim_gym.prediction_error(
+        cart_pole, policy="random", agents=[1, 4], episodes=2, seed=3, aggregate="median"
+    )
+    assert [row["rmse"] for row in found] == [row.rmse for row in rows]
+    typed(0, *given, "--log", "log.st", "--horizon", 7)
+    found = json.loads(Path("out.json").read_text())["log_error"]
+    rows = persim_gym.log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=7, aggregate="median")
+    assert [row["ratio"] for row in found] == [row.ratio for row in rows]
+
+
+def test_generate_does_what_its_options_say(typed):
+    """As the same call in Python does."""
+    ensemble = random_ensemble("CartPole", step_size=0.01)
+    ensemble.save("model.persim")
+    typed(
+        0, "generate", "model.persim", "--agents", "0,2", "--policy", "random", "--episodes", 4, "--seed", 3,
+        "--starts", "task", "--aggregate", "median", "--max-disagreement", 0.01, "--quiet", "--out", "made.st",
+    )  # fmt: skip
+    settings = {"starts": "task", "aggregate": "median", "max_disagreement": 0.01, "seed": 3}
+    made = persim_gym.generate(ensemble, [0, 2], 4, "random", **settings, progress=False)
+    found = Trajectories.load("made.st")
+    assert found.digest == made.digest and found.provenance == made.provenance
+    assert made.provenance["episodes_cut"] > 0 and made.provenance["seed"] == 3
+
+
+def test_what_is_there_is_not_lost(typed, files, capsys):
+    """By any command, before it has worked; an option that would do nothing is said, too."""
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
+    for message, *arguments in (
+        ("recorded holds a recorded log", "collect", "CartPole", "--agents", 1, "--out", "recorded"),
+        ("recorded holds a recorded log", "train", "collected", "--out", "recorded", "--epochs", 1),
+        ("recorded holds a recorded log", "generate", "ensemble", "--policy", "random", "--out", "recorded"),
+        ("table holds something else", "evaluate", "ensemble", "--policy", "random", "--json", "table"),
+        ("ensemble is read, and would be", "evaluate", "ensemble", "--policy", "random", "--json", "ensemble"),
+        ("--name is for --install", "train", "collected", "--out", "new", "--name", "Mine", "--epochs", 1),
+    ):
+        typed(1, *arguments)
+        assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
 
 
 def test_a_trained_ensemble_is_not_lost_where_it_cannot_be_written(tmp_path, monkeypatch):
