@@ -434,11 +434,14 @@ class TestVector:
         assert PersonalizedVectorEnv.metadata["autoreset_mode"] == (modes.NEXT_STEP if modes else "next_step")
 
     def test_what_if(self, cart_pole):
-        """One state for all, or one for each."""
+        """One state for all, or one for each, or for each that is reset."""
         vector = PersonalizedVectorEnv(cart_pole, num_envs=2)
         one, each = [0.0, 0.1, 0.02, 0.0], [[0.0] * 4, [0.1] * 4]
         np.testing.assert_array_equal(vector.reset(options={"state": one})[0], np.float32([one, one]))
         np.testing.assert_array_equal(vector.reset(options={"state": each})[0], np.float32(each))
+        vector.reset(options={"state": one})
+        states, _ = vector.reset(options={"state": each, "reset_mask": np.array([False, True])})
+        np.testing.assert_array_equal(states, np.float32([one, each[1]]))
 
     def test_a_seed_for_each(self, cart_pole):
         """As Gymnasium's own vector environments take them."""
