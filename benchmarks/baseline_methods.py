@@ -56,7 +56,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     if kind is JointModel:
         config = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
     else:
-        config = get_cadm_config(method, cell.env).with_changes(**cell.scale.budgets.get(method, {}))
+        config = get_cadm_config(method, cell.env).with_changes(**cell.scale.training(method))
     with locked_model(path):
         if path.exists():
             model: ContextModel = kind.load(path)
@@ -95,7 +95,7 @@ def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     method = protocol.MOREL_SAMPLED.get(cell.method, cell.method)
     fit = learner(method)
     log = logged(cell.env, cell.data, cell.scale)
-    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(method, {})}
+    settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(method)}
     if fit is not fit_morel:
         settings["device"] = device
 
@@ -128,7 +128,7 @@ class _Sampling:
 
 def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **settings: Any) -> Score:
     """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
-    settings |= {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.budgets.get(cell.method, {})}
+    settings |= {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(cell.method)}
     return _score(cell, learner(cell.method)(log, device=device, **settings), agent, cell.scale.policy_episodes)
 
 

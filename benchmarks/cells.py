@@ -73,9 +73,8 @@ def canonical(cell: Cell) -> Cell:
 def budget(cell: Cell) -> dict[str, Any]:
     """Return how much a cell's method is trained and tried, as JSON has it."""
     scale = cell.scale
-    method = protocol.MOREL_SAMPLED.get(protocol.PLAIN.get(cell.method, cell.method), cell.method)
     found = {
-        "training": {**scale.changes, **scale.budgets.get(method, {})},
+        "training": {**scale.changes, **scale.training(cell.method)},
         "agents": protocol.scale_of(scale, cell.method).num_agents,
         "episodes": [
             scale.prediction_episodes,

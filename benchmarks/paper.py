@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from protocol import Scale, Table
 from script import script
 from seeds import Seeds
 
-from persim_gym.baselines.bcq import PAPER_STEPS
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
 
@@ -169,18 +168,9 @@ def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
     ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
     tallies += map(str, results.leads(table, rows, ours))
-    more = (
-        results.not_measured(table, scale, rows), _gradient_steps(table, scale, measured), results.intervals(rows)
-    )  # fmt: skip
+    more = results.not_measured(table, scale, rows), results.intervals(rows)
     facts = [fact for fact in (*tallies, *more) if fact]
     return "\n\n".join([text, results.comparison(table, rows), *facts])
-
-
-def _gradient_steps(table: Table, scale: Scale, measured: Collection[str]) -> str:
-    """Return how long the offline learners of a table were trained, "" if there are none."""
-    budgets = {method: scale.budgets.get(method, {}) for method in table.learned if method in measured}
-    steps = [f"{method} {budget['steps']:,}" for method, budget in budgets.items() if "steps" in budget]
-    return f"Gradient steps, of the paper's {PAPER_STEPS:,}: {', '.join(steps)}." if steps else ""
 
 
 @script

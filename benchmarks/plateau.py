@@ -1,9 +1,11 @@
 """How the return of BCQ and CQL grows with their gradient steps, where they are fewer than the paper's 550,000.
 
-    python benchmarks/plateau.py --env MountainCar --data pure --method BCQ-A CQL-A --agent 0 --steps 6000 --every 1000
+    python benchmarks/plateau.py --env MountainCar --data random --method CQL-A CQL-P --agents 8 65 --steps 30000 \
+        --every 2000
 
 Replaces these methods' rows in results/plateau.csv: the mean return of 100 episodes in the agent's true system. How
-many steps suffice is to be read from agents that no table reports, 5 and above.
+many steps suffice is to be read from agents that no table reports, 5 and above. What else the scale's budgets say of a
+method, such as how often its target network is replaced, is as in the tables.
 """
 
 from __future__ import annotations
@@ -52,23 +54,30 @@ class Point:
     scale: str
 
 
-def curve(cell: Cell, agent: int, *, steps: int, every: int, cache: Path) -> list[Point]:
-    """Return a point after every so many gradient steps."""
+def curves(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: Path) -> list[Point]:
+    """Return a point of each agent after every so many gradient steps."""
+    if cell.method.endswith("-P"):
+        return _curve(cell, agents, steps=steps, every=every, cache=cache)
+    return [point for agent in agents for point in _curve(cell, [agent], steps=steps, every=every, cache=cache)]
+
+
+def _curve(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: Path) -> list[Point]:
+    """Return the points of a single training, that of the first agent if it is not everyone's."""
     task, scale, seed = get_task(cell.env), cell.scale, cell.seed
     everyones = logged(cell.env, cell.data, scale)
     points = []
 
     def watch(policy: Policy, done: int) -> None:
-        system = task.system(np.tile(everyones.covariates[agent], (scale.policy_episodes, 1)))
-        returns, _ = run_episodes(task, policy, system, np.random.default_rng([seed, agent]))
-        mean, std = float(returns.mean()), float(returns.std())
-        points.append(Point(cell.env, cell.data, cell.method, agent, seed, done, mean, std, scale.name))
-        print(points[-1], flush=True)
+        for agent in agents:
+            system = task.system(np.tile(everyones.covariates[agent], (scale.policy_episodes, 1)))
+            returns, _ = run_episodes(task, policy, system, np.random.default_rng([seed, agent]))
+            mean, std = float(returns.mean()), float(returns.std())
+            points.append(Point(cell.env, cell.data, cell.method, agent, seed, done, mean, std, scale.name))
+            print(points[-1], flush=True)
 
-    baseline_methods.learner(cell.method)(
-        _learned_from(cell, everyones, agent, cache), steps=steps, seed=seed, progress=False,
-        callback=watch, callback_every=every,
-    )  # fmt: skip
+    settings = {**scale.training(cell.method), "steps": steps, "callback": watch, "callback_every": every}
+    learn = baseline_methods.learner(cell.method)
+    learn(_learned_from(cell, everyones, agents[0], cache), seed=seed, progress=False, **settings)
     return points
 
 
@@ -92,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--env", required=True, choices=protocol.PROTOCOL)
     parser.add_argument("--data", required=True, choices=protocol.LOGGING_POLICIES)
     parser.add_argument("--method", nargs="+", choices=METHODS, required=True)
-    parser.add_argument("--agent", type=int, default=0)
+    parser.add_argument("--agents", type=int, nargs="+", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, required=True, help="gradient steps between two points")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,12 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
     check_at_least(1, steps=given.steps, every=given.every)
-    check_at_least(0, agent=given.agent, seed=given.seed)
-    if given.agent >= scale.num_agents:
-        raise InvalidArgumentError(f"agent={given.agent} must be less than {scale.num_agents}, the agents of the log")
+    check_at_least(0, seed=given.seed)
+    for agent in given.agents:
+        check_at_least(0, agent=agent)
+        if agent >= scale.num_agents:
+            raise InvalidArgumentError(f"agent={agent} must be less than {scale.num_agents}, the agents of the log")
     for method in given.method:
         cell = Cell(protocol.TABLES[3], given.env, given.data, method, given.seed, scale)
-        points = curve(cell, given.agent, steps=given.steps, every=given.every, cache=given.cache)
+        points = curves(cell, given.agents, steps=given.steps, every=given.every, cache=given.cache)
         results_file(given.results).replace(points)
 
 

@@ -5,9 +5,11 @@ A line is one number of one agent. Tables that share a measurement share its lin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from cells import Cell, Measured, Score, canonical
 from measurement_file import RESULTS, MeasurementFile
@@ -29,6 +31,8 @@ class SeedScore:
     commit: str
     wall_s: float
     """Seconds to come by all numbers of this seed from nothing."""
+    training: str
+    """How much its method was trained, in words; "" where the scale had no budget for it."""
 
 
 _METHOD = ("table", "env", "data", "method")
@@ -61,7 +65,14 @@ class Seeds:
         """Write down what was measured of a cell."""
         lines = [
             SeedScore(
-                *_method_of_cell(cell), cell.seed, one.agent, one.metric, one.value, measured.commit, measured.wall_s
+                *_method_of_cell(cell),
+                cell.seed,
+                one.agent,
+                one.metric,
+                one.value,
+                measured.commit,
+                measured.wall_s,
+                in_words(self.scale.training(cell.method)),
             )
             for one in measured.scores
         ]
@@ -74,6 +85,12 @@ class Seeds:
             if _method_of(line) == _method_of_cell(cell):
                 lines.setdefault(line.seed, []).append(line)
         return {seed: _measured(of_seed) for seed, of_seed in lines.items()}
+
+
+def in_words(training: Mapping[str, Any]) -> str:
+    """Return how much a method is trained, as files and tables have it."""
+    texts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in training.items()}
+    return ", ".join(f"{name} = {text}" for name, text in texts.items())
 
 
 def _measured(lines: list[SeedScore]) -> Measured:

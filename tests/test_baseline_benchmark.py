@@ -245,13 +245,15 @@ def test_a_learning_curve_is_measured_and_replaced(benchmark, tmp_path):
     pytest.importorskip("d3rlpy")
     pytest.importorskip("stable_baselines3")
     plateau, readme = importlib.import_module("plateau"), importlib.import_module("readme")
-    arguments = ["--env", "CartPole", "--data", "random", "--agent", "1", "--scale", "quick"]
+    arguments = ["--env", "CartPole", "--data", "random", "--agents", "1", "--scale", "quick"]
     for steps in ("3", "4"):
         steps = ["--steps", steps, "--every", "2", "--results", str(tmp_path)]
         plateau.main([*arguments, "--method", "BCQ-A", "PerSim-CQL-5", *steps, "--cache", str(tmp_path)])
+    arguments[arguments.index("1") :] = ["1", "2", "--scale", "quick"]
     plateau.main([*arguments, "--method", "BCQ-P", "--steps", "1", "--every", "1", "--results", str(tmp_path)])
-    measured = [(point.method, point.steps) for point in plateau.results_file(tmp_path).read()]
-    assert measured == [*((name, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in (2, 4)), ("BCQ-P", 1)]
+    measured = [(point.method, point.agent, point.steps) for point in plateau.results_file(tmp_path).read()]
+    alone = [(name, 1, steps) for name in ("BCQ-A", "PerSim-CQL-5") for steps in (2, 4)]
+    assert measured == [*alone, ("BCQ-P", 1, 1), ("BCQ-P", 2, 1)]
     text = readme.tables(tmp_path)
     assert "## Learning curves" in text and "| BCQ-P" in text
     assert "max_gradient_steps = 60,000" in text
@@ -263,14 +265,20 @@ def test_the_papers_morel_is_compared_with_its_cql(benchmark, tmp_path):
     assert "in 28 of 40 cells of the pure-eps data and in 8 of 40 cells of the pure and random data" in text
 
 
-def test_the_budgets_name_the_rows_of_another_precision(benchmark, tmp_path):
-    seeds, protocol = importlib.import_module("seeds"), benchmark["protocol"]
+def test_the_budgets_name_the_rows_that_were_trained_otherwise(benchmark, tmp_path):
+    """A seed's line says how it was trained; what today's budgets say is not repeated."""
+    seeds, protocol, cells = importlib.import_module("seeds"), benchmark["protocol"], importlib.import_module("cells")
     scale = protocol.get_scale("full")
-    for seed, commit in enumerate((*protocol.FLOAT32_CADM, "later")):
-        line = seeds.SeedScore(6, "MountainCar", "pure", "Vanilla CaDM", seed, "0", "rmse", 0.1, commit, 1.0)
-        seeds.seeds_file(scale, tmp_path).replace([line])
+    earlier = dataclasses.replace(scale, budgets={**scale.budgets, "Vanilla CaDM": {"max_gradient_steps": 9000}})
+    measured = cells.Measured((cells.Score("0", "rmse", 0.1),), "0000000", 1.0)
+    for seed, trained in enumerate((earlier, scale, earlier)):
+        for data in ("pure", "random"):
+            cell = cells.Cell(protocol.get_table(6), "MountainCar", data, "Vanilla CaDM", seed, trained)
+            seeds.Seeds(trained, tmp_path).put(cell, measured)
     text = importlib.import_module("readme").tables(tmp_path)
-    assert "medium`: Vanilla CaDM in Table 6 (scale full), seeds 0 and 1." in text
+    row = "| full | 6 | MountainCar | Vanilla CaDM | max_gradient_steps = 9,000 | pure, random | 0, 2 |"
+    assert row in " ".join(text.split())
+    assert "| Vanilla CaDM | futures_per_context" not in " ".join(text.split("earlier budget")[1].split())
 
 
 def test_the_readmes_prose_counts_as_the_files_do(benchmark):

@@ -130,8 +130,9 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     (row,) = rows_of(benchmark, tmp_path, 10)
     assert (row.seeds, row.mean, row.commit) == (2, -0.333333, "abc")
     lines = (tmp_path / "results" / "seeds-quick.csv").read_text().splitlines()
-    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,abc,10" for seed in (0, 1)]
-    (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10\n")
+    trained = '"steps = 2, batch_size = 4"'
+    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,abc,10,{trained}" for seed in (0, 1)]
+    (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10,\n")
     with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
         importlib.import_module("seeds").seeds_file(
             benchmark["protocol"].get_scale("quick"), tmp_path / "results"
@@ -293,11 +294,19 @@ def test_a_smaller_scale_says_beside_its_table_what_it_changes(benchmark):
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("plateau", "--env CartPole --data random --method BCQ-A --steps 0 --every 1", "steps=0 must be at least 1"),
-        ("plateau", "--env CartPole --data random --method BCQ-P --steps 1 --every 0", "every=0 must be at least 1"),
         (
             "plateau",
-            "--env CartPole --data random --method BCQ-P --steps 1 --every 1 --agent 900",
+            "--env CartPole --data random --method BCQ-A --agents 5 --steps 0 --every 1",
+            "steps=0 must be at least 1",
+        ),
+        (
+            "plateau",
+            "--env CartPole --data random --method BCQ-P --agents 5 --steps 1 --every 0",
+            "every=0 must be at least 1",
+        ),
+        (
+            "plateau",
+            "--env CartPole --data random --method BCQ-P --steps 1 --every 1 --agents 5 900",
             "agent=900 must be less than 500, the agents of the log",
         ),
         ("settings", "CartPole --agents 0", "agents=0 must be at least 1"),
