@@ -17,7 +17,7 @@ from cells import Cell, Measured, Score, by_agent, once, with_training
 from models import locked_model, logged, models_folder, other_settings
 from scores import episodes_of, objective_of, score_episodes, score_predictions
 
-from persim_gym import MPCAgent, Trajectories, get_task
+from persim_gym import MPCAgent, Trajectories, ValueIterationAgent, get_task
 from persim_gym.baselines.bcq import fit_bcq
 from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config
 from persim_gym.baselines.cadm_training import fit_cadm
@@ -29,7 +29,7 @@ from persim_gym.config import PerSimConfig, get_config
 from persim_gym.types import Policy
 
 POLICIES = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
-METHODS = (*protocol.CADM, *POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
+METHODS = (*protocol.CADM, *protocol.CADM_VI, *POLICIES, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
 FITS: dict[str, Callable[..., Policy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
 
 
@@ -41,13 +41,13 @@ def measure_baseline(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
     if "rmse" in cell.table.metrics:
         measured = once(cell, folder / cell.name, lambda: score_predictions(cell, model, device))
     else:
-        measured = by_agent(cell, folder, lambda agent: _mpc_return(cell, model, agent, device))
+        measured = by_agent(cell, folder, lambda agent: _planned_return(cell, model, agent, device))
     return with_training(measured, model)
 
 
 def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     """Return the trained dynamics of a cell, which two tables share."""
-    method = protocol.PLAIN.get(cell.method, cell.method)
+    method = protocol.VARIANT_OF.get(cell.method, cell.method)
     kind = JointModel if method == protocol.JOINT else CaDM
     letters = "".join(filter(str.isalnum, method))
     name = f"{letters}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
@@ -78,13 +78,15 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     return model
 
 
-def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
-    """Score the same MPC as PerSim's; CaDM's context follows each episode."""
+def _planned_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
+    """Score the same planners as PerSim's; in MPC, CaDM's context follows each episode."""
     rng = np.random.default_rng([cell.seed, agent, 1])
     settings: dict[str, Any] = {"objective": objective_of(cell), "seed": rng, **cell.scale.planner}
-    if isinstance(model, CaDM):
+    if cell.method in protocol.VALUE_ITERATION:
+        policy: Policy = ValueIterationAgent(model.simulator(agent, device=device), points=cell.scale.grids[cell.env])
+    elif isinstance(model, CaDM):
         # Its networks are the largest, and are asked the most: twenty particles of every candidate.
-        policy: Policy = CaDMAgent(model, device=device, dtype=torch.bfloat16, **settings)
+        policy = CaDMAgent(model, device=device, dtype=torch.bfloat16, **settings)
     else:
         policy = MPCAgent(model.simulator(agent, device=device), **settings)
     return _score(cell, policy, agent, episodes_of(cell))
@@ -92,7 +94,7 @@ def _mpc_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Sco
 
 def _measure_policy(cell: Cell, folder: Path, device: str) -> Measured:
     """Train one policy for all agents (-P) or one for each (-A), and score it."""
-    method = protocol.MOREL_SAMPLED.get(cell.method, cell.method)
+    method = protocol.VARIANT_OF.get(cell.method, cell.method)
     fit = learner(method)
     log = logged(cell.env, cell.data, cell.scale)
     settings = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(method)}

@@ -30,7 +30,7 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     cell = canonical(cell)
     if cell.method in baseline_methods.METHODS:
         return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
-    config = protocol.config_name(cell.env, protocol.PLAIN.get(cell.method, cell.method))
+    config = protocol.config_name(cell.env, protocol.VARIANT_OF.get(cell.method, cell.method))
     scale = protocol.scale_of(cell.scale, cell.method)
     ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)
     known = unseen.fraction(cell.method)

@@ -43,7 +43,7 @@ def _model_of(cell: Cell) -> tuple[str, ...]:
     alone = cell.method == protocol.LOG or cell.data == protocol.NO_DATA or cell.method in baseline_methods.POLICIES
     if alone:
         return (cell.name,)
-    method = protocol.PLAIN.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)
+    method = protocol.VARIANT_OF.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)
     if method not in baseline_methods.METHODS:
         method = protocol.config_name(cell.env, method)
     return cell.env, cell.data, method, protocol.scale_of(cell.scale, cell.method).name, str(cell.seed)

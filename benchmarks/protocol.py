@@ -41,6 +41,8 @@ JOINT = "Joint network"
 """PerSim without its factorization."""
 PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
 """Planners without MountainCar's position bonus and CartPole's done mask."""
+VANILLA_CADM_VI, PE_TS_CADM_VI = "Vanilla CaDM + VI", "PE-TS CaDM + VI"
+"""Value iteration in the simulator that has the context of the agent's last logged transitions."""
 
 SIMULATOR_OF = {
     "PerSim-BCQ-5": PERSIM,
@@ -60,10 +62,13 @@ CADM = (VANILLA_CADM, PE_TS_CADM)
 POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
 OURS = (PERSIM_PLUS, PERSIM_PLUS_VI)
 """Methods with our own settings instead of the paper's."""
-VALUE_ITERATION = (PERSIM_VI, PERSIM_PLUS_VI, TRUE_VI)
+CADM_VI = {VANILLA_CADM_VI: VANILLA_CADM, PE_TS_CADM_VI: PE_TS_CADM}
+VALUE_ITERATION = (PERSIM_VI, PERSIM_PLUS_VI, *CADM_VI, TRUE_VI)
 """Methods that plan by value iteration instead of MPC."""
 PLAIN = {PERSIM_PLAIN: PERSIM, VANILLA_CADM_PLAIN: VANILLA_CADM}
-"""Which model the methods with a plain objective plan in."""
+"""Methods that plan with a plain objective."""
+VARIANT_OF = MOREL_SAMPLED | PLAIN | CADM_VI
+"""Which method's policy another acts with, or which one's model it plans in."""
 
 PAPER_METHOD = {
     LOG: LOG,
@@ -74,7 +79,9 @@ PAPER_METHOD = {
     PERSIM_PLUS_VI: "PerSim",
     TRUE_MPC: "True env+MPC",
     TRUE_VI: "True env+MPC",
-    **{method: method for method in (*CADM, *POLICIES)},
+    **{method: method for method in CADM},
+    **CADM_VI,
+    **{method: method for method in POLICIES},
     **MOREL_SAMPLED,
     **{method: f"PerSim-{'BCQ' if 'BCQ' in method else 'CQL'}-5" for method in SIMULATOR_OF},
     JOINT: "PerSim",
@@ -93,7 +100,7 @@ def is_persim(method: str) -> bool:
 
 def family(method: str) -> str:
     """Return what a method is a variant of, itself if of nothing: no rival of the other variants."""
-    return PERSIM if is_persim(method) else method.partition(",")[0]
+    return PERSIM if is_persim(method) else VARIANT_OF.get(method, method)
 
 
 def is_policy(method: str) -> bool:
@@ -164,7 +171,7 @@ class Scale:
 
     def training(self, method: str) -> Mapping[str, Any]:
         """Return the budget of what a method acts or plans with, which is another method's where it is a variant."""
-        return self.budgets.get(MOREL_SAMPLED.get(PLAIN.get(method, method), method), {})
+        return self.budgets.get(VARIANT_OF.get(method, method), {})
 
     @property
     def file_suffix(self) -> str:
@@ -188,7 +195,7 @@ def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_
     return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
 
 
-_RETURN_METHODS = (*PERSIMS, *CADM, *POLICIES)
+_RETURN_METHODS = (*PERSIMS, *CADM, *CADM_VI, *POLICIES)
 _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 

@@ -185,7 +185,7 @@ class Lead:
 def leads(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> list[Lead]:
     """Return where some methods, all of the factorized model, lead, and after them the strongest other one.
 
-    Where plans by MPC stand beside those by value iteration or beside learned policies, the methods that plan by MPC
+    Where plans by MPC stand beside those by value iteration or beside learned policies, the methods of either planner
     are compared with one another first, and then by planner with all rows.
     """
     rows = [row for row in rows if row.data != protocol.NO_DATA and row.metric == table.metrics[0]]
@@ -197,7 +197,12 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> list[Lea
         asked = [("All rows", rows, [methods])]
     else:
         planned = [row for row in rows if protocol.plans_by_mpc(row.method)]
-        asked = [("Rows that plan by MPC", planned, [by_mpc]), ("All rows", rows, [by_mpc, by_grid])]
+        solved = [row for row in rows if row.method in protocol.VALUE_ITERATION]
+        asked = [
+            ("Rows that plan by MPC", planned, [by_mpc]),
+            ("Rows of value iteration", solved, [by_grid]),
+            ("All rows", rows, [by_mpc, by_grid]),
+        ]
     found = []
     for compared, group, ours in asked:
         others = dict.fromkeys(row.method for row in group if not protocol.is_persim(row.method))
