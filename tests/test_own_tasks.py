@@ -20,6 +20,7 @@ from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
 from persim_gym.tasks import find_task
 from persim_gym.training.preparation import split
+from persim_gym.training.trainer import Trainer
 
 LIMIT = 3.0
 CONFIG = persim_gym.PerSimConfig(
@@ -370,11 +371,16 @@ def test_a_log_that_teaches_nothing():
         own_task().reward(log.observations, log.actions, log.next_observations)
 
 
-def test_a_termination_that_recognizes_no_end():
-    """It is warned of; what validation found of the outcomes is shown."""
+def test_a_termination_that_recognizes_no_end(tmp_path, monkeypatch):
+    """It is warned of, before the training is forgotten; what validation found of the outcomes is shown."""
     untrained = CONFIG.with_changes(epochs=1, learning_rate=1e-9)
-    with pytest.warns(RuntimeWarning, match="recognizes none of the ends of episodes that were held out"):
-        model = persim_gym.fit(own_log(), task=own_task(), config=untrained, progress=False)
+    settings = {"task": own_task(), "config": untrained, "checkpoint": tmp_path / "own.persim", "progress": False}
+    with pytest.raises(RuntimeWarning, match="recognizes none"):  # warnings are errors
+        persim_gym.fit(own_log(), **settings)
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="none of the ends of episodes that were"):
+        patch.setattr(Trainer, "run_epoch", lambda *_: pytest.fail("trained again"))
+        model = persim_gym.fit(own_log(), **settings)
+    assert list(tmp_path.iterdir()) == []
     assert f", reward RMSE {model.provenance['reward_rmse']:.2g}, terminations missed 100%" in repr(model)
 
 

@@ -92,8 +92,7 @@ def fit_cadm(
             bar.complete(trainer.iterations * epochs)
             if trainer.iterations < len(parts):
                 saved.write(trainer)
-    saved.remove()
-    return trainer.model(
+    model = trainer.model(
         {
             **trajectories.source,
             "seed": seed,
@@ -101,6 +100,8 @@ def fit_cadm(
             "wall_seconds": round(saved.seconds, 1),
         }
     )
+    saved.remove()
+    return model
 
 
 def replayed_parts(log: Trajectories, config: CaDMConfig, seed: int) -> list[tuple[IntArray, IntArray]]:

@@ -132,7 +132,6 @@ def fit_joint(
             progress=progress,
             advice="lower the learning rate",
         )
-    saved.remove()
     provenance: dict[str, Any] = {
         **trajectories.source,
         "seed": seed,
@@ -144,7 +143,7 @@ def fit_joint(
         moves = slice(task.observation_size, task.observation_size + task.action_size)
         weight, bias = parameters["forward.0.weight"], parameters["forward.0.bias"]
         weight[:, :, moves], bias[:] = folded(trajectories.actions, weight[:, :, moves], bias)
-    return JointModel(
+    model = JointModel(
         task=task,
         parameters=parameters,
         **known_of_agents(trajectories),
@@ -152,6 +151,8 @@ def fit_joint(
         config=settings,
         normalizer=normalizer,
     )
+    saved.remove()
+    return model
 
 
 class _Trainer:

@@ -124,7 +124,6 @@ def fit(
         if refit or ensemble is None:
             ensemble, found["training_loss"] = runs.train(chosen, np.arange(log.num_transitions), "full")
         outcomes, errors = learn_outcomes(runs.outcome_learner(chosen), kept, held_out, refit=refit)
-    runs.forget_checkpoints()
     if errors.get("terminations_missed") == 1:
         warnings.warn(
             "the learned termination recognizes none of the ends of episodes that were held out, for it holds each for "
@@ -133,7 +132,9 @@ def fit(
             RuntimeWarning,
             stacklevel=2,
         )
-    return replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
+    learned = replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
+    runs.forget_checkpoints()  # last, for a warning may be an error
+    return learned
 
 
 def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None) -> np.ndarray:
