@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from gymnasium.envs.registration import EnvSpec, registry
 
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError, ModelHomeError, PerSimError, UnknownNameError
+from persim_gym.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from persim_gym.model.ensemble import Ensemble
@@ -146,7 +146,7 @@ def _models() -> Iterator[tuple[Path, dict[str, Any]]]:
             checked_name(path.stem)
             yield path, _header(path)
         except (PerSimError, OSError) as error:
-            warnings.warn(f"model {path} left out: {error}", RuntimeWarning, stacklevel=3)
+            warn_user(f"model {path} left out: {error}")
 
 
 def _header(path: Path) -> dict[str, Any]:

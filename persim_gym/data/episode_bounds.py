@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from persim_gym.errors import InvalidDataError
 from persim_gym.types import BoolArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 
 def first_rows(
@@ -104,12 +104,10 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
         )
     lost = int(columns["terminated"][last].sum())
     if lost:
-        warnings.warn(
+        warn_user(
             f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
             "are dropped, so that these episodes end without a terminal transition: give next_observations or, if the "
             "marked row's own state is the terminal one, mark the row before it instead",
-            RuntimeWarning,
-            stacklevel=4,
         )
     kept = np.ones(count, bool)
     kept[last] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -11,6 +10,7 @@ import numpy as np
 from persim_gym.arguments import as_list
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.types import IntArray
+from persim_gym.user_warnings import warn_user
 
 
 class NumberedLabels(Sequence[str]):
@@ -89,11 +89,10 @@ def _warn_of_labels(agents: Iterable[int | str], labels: Sequence[str]) -> None:
     others = set(labels) if doubtful else ()
     taken = next((one for one in doubtful if str(one) in others), None)
     if taken is not None:
-        warnings.warn(
+        warn_user(
             f"agent {taken} is the one of index {taken}, labelled {labels[taken]!r}, and not the one labelled "
             f"{str(taken)!r}: if you mean that one, give its label, the text {str(taken)!r}",
             UserWarning,
-            stacklevel=4,
         )
 
 

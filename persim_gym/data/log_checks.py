@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task, is_built_in
 from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 _FAR, _LEAST_JUMPS, _RARER = 0.75, 3, 10
 """A jump is a change by 3/4 of a coordinate's range; a wrapping coordinate makes some, and ten times fewer changes of
@@ -42,12 +42,10 @@ def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:
     if extra:
         values = log.covariates[:, names.index(extra[0])]
         low, high, middle = values.min(), values.max(), np.median(values)
-        warnings.warn(
+        warn_user(
             f"task {task.name} has no covariate {extra[0]!r}, so that of the log is left out; to keep it, make the "
             f"task with covariates=(persim_gym.tasks.Covariate({extra[0]!r}, {low:g}, {high:g}, {middle:g}), …), which "
             "are name, low, high and default",
-            RuntimeWarning,
-            stacklevel=3,
         )
     if missing or not wanted:
         return replace(log, covariates=None, covariate_names=())
@@ -68,10 +66,8 @@ def untried_actions(log: Trajectories, task: Task) -> list[int]:
         untried = np.flatnonzero(np.ptp(actions, axis=0) == 0).tolist()
         what = f"action coordinate {', '.join(map(str, untried))} never varies in the log"
     if untried:
-        warnings.warn(
+        warn_user(
             f"{what}: what simulators and planners do with it is made up; give the task only actions that were tried",
-            RuntimeWarning,
-            stacklevel=3,
         )
     return untried
 
@@ -100,23 +96,19 @@ def warn_of_terminal_flags(log: Trajectories, task: Task) -> None:
     if len(late):
         parts.append(f"row {late[0]} is not flagged, but the rule says yes (such rows: {len(late)})")
     if parts:
-        warnings.warn(
+        warn_user(
             f"the log's terminal flags are not what the termination rule of task {task.name} says: {'; '.join(parts)}. "
             "Simulators follow the rule, BCQ and CQL the flags",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 
 def _warn_of_endless_ends(log: Trajectories, task: Task) -> None:
     ends = np.asarray(task.terminated(np.asarray(log.next_observations, np.float64)), bool)
     if 2 * ends.sum() > len(ends):
-        warnings.warn(
+        warn_user(
             f"the termination rule of task {task.name} says yes in {ends.sum()} of {len(ends)} rows, the first of them "
             f"row {np.argmax(ends)}, and the log's flags in none: simulated episodes end almost at once. Look for "
             "another unit, or < for >; if the rule is right, flag those rows as terminated",
-            RuntimeWarning,
-            stacklevel=4,
         )
 
 
@@ -165,12 +157,10 @@ def warn_of_rewards(log: Trajectories, task: Task) -> None:
     )
     if len(rows):
         row = rows[0]
-        warnings.warn(
+        warn_user(
             f"the log's rewards are not what the reward function of task {task.name} says: {logged[row]:g} in row "
             f"{row}, where the function says {found[row]:g} (such rows: {len(rows)} of {len(found)}). Simulators "
             "follow the function; to learn the log's rewards, make the task without one",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 
@@ -179,11 +169,9 @@ def warn_of_jumps(log: Trajectories, task: Task) -> None:
     counts, wrapping = jumping(np.asarray(log.observations), np.asarray(log.next_observations))
     for coordinate in np.flatnonzero(wrapping):
         name = task.observation_names[coordinate]
-        warnings.warn(
+        warn_user(
             f"{name} jumps by about its whole range in {counts[coordinate]} rows and moves little in the others. "
             "If it wraps around, as an angle or the time of day does, give its sine and cosine instead",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from persim_gym.user_warnings import warn_user
 
 _MAX_UPDATES = 1000
 
@@ -43,11 +44,9 @@ def with_update(model: Mapping[str, Any], source: Mapping[str, Any], *, again: b
     """
     updates = [*model.get("updates", ())]
     if again and source["data_digest"] in [model.get("data_digest"), *(one["data_digest"] for one in updates)]:
-        warnings.warn(
+        warn_user(
             "the model has learned from these very transitions before, and takes them now for as many new ones: give "
             "update only transitions that it has not seen",
-            RuntimeWarning,
-            stacklevel=3,
         )
     data = dict(model.get("data") or {})
     mark = source["data"].get("synthetic", False)

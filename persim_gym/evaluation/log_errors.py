@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.model.dynamics import LearnedDynamics, known_agents
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
+from persim_gym.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,9 @@ def log_error(
     horizon = whole_number("horizon", horizon)
     agents = known_agents(ensemble, trajectories)
     if trajectories.provenance.get("synthetic"):
-        warnings.warn(
+        warn_user(
             "the log is synthetic, at least in part: errors along it say how far simulators are from one another, and "
             "nothing of the agents themselves",
-            RuntimeWarning,
-            stacklevel=2,
         )
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []

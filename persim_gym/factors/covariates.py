@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray
+from persim_gym.user_warnings import warn_user
 
 KINDS = ("gp", "ridge", "mlp")
 """Gaussian process, Bayesian linear regression, and the paper's network."""
@@ -78,12 +78,10 @@ class CovariateMap:
         distances = self.distance(covariates)
         if distances.max() > _FAR:
             worst = int(distances.argmax())
-            warnings.warn(
+            warn_user(
                 f"{_named(self.task, covariates[worst])} lies {distances[worst]:.2g} times the known agents' range "
                 f"outside it ({_named(self.task, self.low)} to {_named(self.task, self.high)}): "
                 "its simulator is an extrapolation",
-                RuntimeWarning,
-                stacklevel=2,
             )
         members, rank = self.centre.shape
         inputs = _unit(covariates, self.low, self.high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 _LEAST_DEVIATION, _LARGEST_DEVIATION = 1e-4, 10.0
 
@@ -141,11 +141,9 @@ def personalize(
         return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
     if first <= ensemble.config.rank:
-        warnings.warn(
+        warn_user(
             f"the ensemble has {first} agents for rank {ensemble.config.rank}, too few to tell how agents differ; it "
             f"is assumed to be by {ASSUMED_DEVIATION:.0%} of their factors: train on more agents than the rank",
-            RuntimeWarning,
-            stacklevel=2,
         )
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given, device=device)
     if len(described):
@@ -262,11 +260,9 @@ def _known_by_transitions(
     in_log = set() if log is None else set(log.agent_labels)
     unknown = [label for label in labels if label not in in_log and label not in silent_unless]
     if unknown:
-        warnings.warn(
+        warn_user(
             f"newcomer {unknown[0]!r} has no transition ({len(unknown)} such agents): "
             "its simulator is that of the mean agent",
-            RuntimeWarning,
-            stacklevel=3,
         )
     prior = ensemble.known_posterior().prior
     members, rank = prior.mean.shape

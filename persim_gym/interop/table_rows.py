@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from persim_gym.data.episode_bounds import begins_of
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
+from persim_gym.user_warnings import warn_user
 
 
 class TableRows:
@@ -280,11 +280,9 @@ def check_successors(
     if states.shape != following.shape:
         return
     if np.array_equal(states, following):
-        warnings.warn(
+        warn_user(
             f"the columns {list(next_names)} after the action are in every row what {list(names)} are before it: a "
             "simulator learns from this that nothing ever changes",
-            RuntimeWarning,
-            stacklevel=3,
         )
     inner = np.setdiff1d(np.arange(1, len(states)), starts)
     later, told = states[inner], following[inner - 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from persim_gym.tasks import cart_pole, half_cheetah, mountain_car
 from persim_gym.tasks.base import Covariate, Task
 from persim_gym.tasks.objective import PlanningObjective, RewardFn, TerminationFn, ToLearn
 from persim_gym.tasks.system import Renderer, System
+from persim_gym.user_warnings import warn_user
 
 __all__ = [
     "Covariate",
@@ -92,11 +92,9 @@ def warn_of_another_task(task: Task) -> None:
     """Warn where another task is known under the name of the one given, for files would load with that one."""
     known = _TASKS.get(task.name)
     if known is not None and not _means_the_same(known, task):
-        warnings.warn(
+        warn_user(
             f"another task named {task.name!r} is registered, and a file of what is learned now would be loaded with "
             "it: persim_gym.register_task(task, replace=True) lets this one take its place, or give it another name",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from persim_gym import storage
 from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError
 from persim_gym.tasks.spaces import space_to_json
+from persim_gym.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from persim_gym.data.trajectories import Trajectories
@@ -140,7 +140,7 @@ class Checkpoint:
             try:
                 storage.write(self.path, _KIND, arrays, document)
             except FileWriteError as error:
-                warnings.warn(f"training goes on without a checkpoint: {error}", RuntimeWarning, stacklevel=2)
+                warn_user(f"training goes on without a checkpoint: {error}")
             self._written = time.perf_counter()
 
     def remove(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-import warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from persim_gym.training.preparation import known_of_agents, normalizer_of, prep
 from persim_gym.training.selection import best_members
 from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 
 def fit(
@@ -101,11 +101,9 @@ def fit(
     warn_of_rewards(log, task)
     warn_of_another_task(task)
     if isinstance(rank, int) and rank > log.num_agents:
-        warnings.warn(
+        warn_user(
             f"rank={rank} is more than the {log.num_agents} agents of the log, which cannot differ in so many ways; a "
             "rank of at most their number learns as much, in less time",
-            RuntimeWarning,
-            stacklevel=2,
         )
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
@@ -125,12 +123,10 @@ def fit(
             ensemble, found["training_loss"] = runs.train(chosen, np.arange(log.num_transitions), "full")
         outcomes, errors = learn_outcomes(runs.outcome_learner(chosen), kept, held_out, refit=refit)
     if errors.get("terminations_missed") == 1:
-        warnings.warn(
+        warn_user(
             "the learned termination recognizes none of the ends of episodes that were held out, for it holds each for "
             "less likely than not: simulated episodes end by chance only, at the risk learned. Unless real ones do, "
             "too, give a log with more ends, or Task(terminated=...)",
-            RuntimeWarning,
-            stacklevel=2,
         )
     learned = replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
     runs.forget_checkpoints()  # last, for a warning may be an error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.tasks import Task, get_task, is_built_in
 from persim_gym.tasks.rules import check_rules
 from persim_gym.types import IntArray
+from persim_gym.user_warnings import warn_user
 
 _TOLD = 0.01
 """Of its usual change: where changes differ by less, as those of a clock do, little is lost by taking them as alike."""
@@ -68,13 +68,11 @@ def warn_of_rounding(log: Trajectories, task: Task) -> None:
     deviation, size = changes.std(axis=0), np.abs(changes).mean(axis=0)
     drifts = np.abs(changes.mean(axis=0)) > 4 * deviation / np.sqrt(len(changes))  # what only jitters stays as it is
     for coordinate in np.flatnonzero(~varies(changes, states) & drifts & (deviation > _TOLD * size)):
-        warnings.warn(
+        warn_user(
             f"{task.observation_names[coordinate]} changes by {size[coordinate]:.3g} on average, and its changes "
             f"differ by {deviation[coordinate]:.3g}, which float32 cannot tell from its rounding of values up to "
             f"{np.abs(states[:, coordinate]).max():.6g}: it is taken to change alike in all rows, whatever the action. "
             "If its changes matter, subtract an offset from it, for each agent its own",
-            RuntimeWarning,
-            stacklevel=3,
         )
 
 
