@@ -28,7 +28,7 @@ from persim_gym.devices import matmul_precision, resolve_device
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
+from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
 from persim_gym.training.graphs import RecordedStep
 from persim_gym.training.preparation import known_of_agents, prepared
 from persim_gym.types import IntArray
@@ -232,8 +232,7 @@ class CaDMTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the iterations to come depend on."""
-        kept = with_prefix("parameters", self.parameters) | with_prefix("adam", optimizer_state(self.optimizer))
-        return {**kept, "generator": self._generator.get_state()}
+        return network_state(self.parameters, self.optimizer, self._generator)
 
     def progress(self) -> dict[str, Any]:
         """Return how far the run has come."""
@@ -241,10 +240,7 @@ class CaDMTrainer:
 
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` and `progress` returned."""
-        for name, tensor in without_prefix("parameters", tensors).items():
-            self.parameters[name].data.copy_(tensor)
-        restore_optimizer(self.optimizer, without_prefix("adam", tensors))
-        self._generator.set_state(tensors["generator"])
+        restore_network(self.parameters, self.optimizer, self._generator, tensors)
         self.steps, self.iterations = int(progress["steps"]), int(progress["iterations"])
 
     def model(self, provenance: dict[str, Any]) -> CaDM:

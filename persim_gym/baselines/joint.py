@@ -28,7 +28,7 @@ from persim_gym.model.normalizer import Normalizer
 from persim_gym.simulators.networks.interfaces import state_bounds
 from persim_gym.tasks import Task
 from persim_gym.threads import limited_threads
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
+from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.graphs import RecordedStep
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared
@@ -199,8 +199,7 @@ class _Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the epochs to come depend on."""
-        kept = with_prefix("parameters", self.parameters) | with_prefix("adam", optimizer_state(self._optimizer))
-        return {**kept, "generator": self._generator.get_state()}
+        return network_state(self.parameters, self._optimizer, self._generator)
 
     def progress(self) -> dict[str, Any]:
         """Return how far the run has come."""
@@ -208,10 +207,7 @@ class _Trainer:
 
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` and `progress` returned."""
-        for name, tensor in without_prefix("parameters", tensors).items():
-            self.parameters[name].data.copy_(tensor)
-        restore_optimizer(self._optimizer, without_prefix("adam", tensors))
-        self._generator.set_state(tensors["generator"])
+        restore_network(self.parameters, self._optimizer, self._generator, tensors)
         self.epoch, self.loss = int(progress["epoch"]), float(progress["loss"])
 
     def _descend(self, rows: Tensor) -> None:

@@ -159,6 +159,27 @@ def without_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
     return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
 
 
+def network_state(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the tensors of a run that has a network, an optimizer of it and a generator."""
+    kept = with_prefix("parameters", parameters) | with_prefix("adam", optimizer_state(optimizer))
+    return {**kept, "generator": generator.get_state()}
+
+
+def restore_network(
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Let them be what they were when `network_state` returned tensors."""
+    for name, tensor in without_prefix("parameters", tensors).items():
+        parameters[name].data.copy_(tensor)
+    restore_optimizer(optimizer, without_prefix("adam", tensors))
+    generator.set_state(tensors["generator"])
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return what an optimizer remembers of its parameters."""
     state = optimizer.state_dict()["state"]
