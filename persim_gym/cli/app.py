@@ -48,6 +48,7 @@ Aggregate = Annotated[str, typer.Option(help="mean or median over the members; M
 Model = Annotated[
     Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
 ]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -81,7 +82,7 @@ def train(
     ] = None,
     config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
     rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)] = None,
+    epochs: Epochs = None,
     validation: Annotated[
         float,
         typer.Option(
@@ -257,7 +258,7 @@ def demo(
         "demo-output"
     ),
     agents: Annotated[int, typer.Option(help="Number of agents.", min=5)] = 500,
-    epochs: Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)] = None,
+    epochs: Epochs = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the returns.", min=1)] = 2,
     candidates: Annotated[int, typer.Option(help="Action sequences that MPC scores at every step.", min=1)] = 1000,
     seed: Seed = 0,
