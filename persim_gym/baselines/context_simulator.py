@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.context_network import ContextCpuNetwork, ContextNetwork
+from persim_gym.model.dynamics import no_posterior
 from persim_gym.model.factorization import num_layers
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.types import FloatArray, IntArray
@@ -87,8 +88,7 @@ class ContextSimulator(Simulator):
         return tuple(self._dynamics.parameters[f"forward.{index}.bias"].shape[1] for index in range(count - 1))
 
     def _variance_within(self, observations: FloatArray, actions: np.ndarray) -> FloatArray:
-        self.model.known_posterior()  # raises: no baseline has one
-        raise NotImplementedError
+        raise no_posterior(self.model)
 
     def cpu_network(self, agent: int) -> ContextCpuNetwork | None:
         on_cpu = self.device.type == "cpu"

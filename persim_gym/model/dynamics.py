@@ -66,9 +66,7 @@ class LearnedDynamics(ABC):
             MissingStatisticsError: the model has none.
 
         """
-        raise MissingStatisticsError(
-            f"{type(self).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
-        )
+        raise no_posterior(self)
 
     def agent_index(self, agent: int | str) -> int:
         """Return the index of an agent given by index (int) or label (str)."""
@@ -95,6 +93,13 @@ class LearnedDynamics(ABC):
                 "persim-gym evaluate --log)"
             )
         return self.covariates[index]
+
+
+def no_posterior(model: LearnedDynamics) -> MissingStatisticsError:
+    """Return the error of a model that has no posterior of its agents' factors."""
+    return MissingStatisticsError(
+        f"{type(model).__name__} knows no posterior of its agents' factors; only PerSim's ensembles do"
+    )
 
 
 def known_agents(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
