@@ -1,4 +1,4 @@
-"""Before something learns from a log: its covariates by name, what it cannot teach, states to begin in."""
+"""A log and a task: whether they fit, covariates by name, what the log cannot teach, states to begin in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from persim_gym.data.trajectories import Trajectories
+from persim_gym.data.trajectories import Trajectories, check_is_log
+from persim_gym.data.validation import check_actions, check_within
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task, is_built_in
 from persim_gym.types import BoolArray, FloatArray, IntArray
@@ -18,6 +19,28 @@ _FAR, _LEAST_JUMPS, _RARER = 0.75, 3, 10
 1/4 to 3/4 of the range."""
 _ALIKE = 1e-3
 """Rewards that differ by less than this part of the log's largest are the same, however they were rounded."""
+
+
+def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) -> None:
+    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces.
+
+    The message numbers the log's rows, or says what ``rows`` (T,) has for them. Raises what `check_is_log` does, too.
+    """
+    check_is_log(log)
+    if log.observations.shape[1] != task.observation_size:
+        raise InvalidDataError(
+            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
+            f"{task.observation_size}: {', '.join(task.observation_names)}"
+        )
+    if log.discrete != task.discrete:
+        kinds = {True: "discrete (integers)", False: "continuous"}
+        raise InvalidDataError(
+            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
+        )
+    low, high = (None, None) if task.discrete else task.action_bounds
+    check_actions(log.actions, task.action_size, task.discrete, low, high, rows=rows)
+    for name in ("observations", "next_observations"):
+        check_within(name, getattr(log, name), task.observation_space, task.observation_names)
 
 
 def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:

@@ -14,23 +14,20 @@ import numpy as np
 from persim_gym import storage
 from persim_gym.arguments import as_list
 from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
+from persim_gym.data.joining import joined_fields
 from persim_gym.data.labels import find_agent, find_listed
-from persim_gym.data.provenance import joint_provenance
 from persim_gym.data.reprs import synthetic_note
 from persim_gym.data.validation import (
     action_column,
     agent_indices,
     as_float64,
-    check_actions,
     check_agent_indices,
     check_finite,
     check_resolution,
-    check_within,
     flags,
     numbers,
 )
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
-from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
@@ -266,26 +263,7 @@ class Trajectories:
             raise InvalidDataError("there is nothing to concatenate")
         for log in logs:
             check_is_log(log)
-        first = logs[0]
-        for log in logs[1:]:
-            _check_same_kind(first, log)
-        labels = tuple(dict.fromkeys(label for log in logs for label in log.agent_labels))
-        position = {label: index for index, label in enumerate(labels)}
-        columns = {name: np.concatenate([getattr(log, name) for log in logs]) for name in _COLUMNS}
-        columns["agents"] = np.concatenate(
-            [np.array([position[label] for label in log.agent_labels], np.int32)[log.agents] for log in logs]
-        )
-        offsets = np.cumsum([0, *(log.num_transitions for log in logs[:-1])])
-        joined = replace(
-            first,
-            **columns,
-            episode_starts=np.concatenate(
-                [log.episode_starts + offset for log, offset in zip(logs, offsets, strict=True)]
-            ),
-            agent_labels=labels,
-            covariates=_join_covariates(logs, labels),
-            provenance=joint_provenance([log.provenance for log in logs], always=True),
-        )
+        joined = replace(logs[0], **joined_fields(logs, _COLUMNS))
         joined._validate()
         return joined
 
@@ -418,51 +396,3 @@ def check_is_log(log: Any) -> None:
             f"{type(log).__name__} is no log: give Trajectories (persim_gym.collect, from_dataframe, "
             "Trajectories.from_arrays, Trajectories.load)"
         )
-
-
-def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) -> None:
-    """Raise `InvalidDataError` if a log's observations or actions are not the task's, or outside its spaces.
-
-    The message numbers the log's rows, or says what ``rows`` (T,) has for them. Raises what `check_is_log` does, too.
-    """
-    check_is_log(log)
-    if log.observations.shape[1] != task.observation_size:
-        raise InvalidDataError(
-            f"the log has {log.observations.shape[1]} observation coordinates, task {task.name} has "
-            f"{task.observation_size}: {', '.join(task.observation_names)}"
-        )
-    if log.discrete != task.discrete:
-        kinds = {True: "discrete (integers)", False: "continuous"}
-        raise InvalidDataError(
-            f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
-        )
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high, rows=rows)
-    for name in ("observations", "next_observations"):
-        check_within(name, getattr(log, name), task.observation_space, task.observation_names)
-
-
-def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
-    for what, one, other in (
-        ("tasks", first.task, log.task),
-        ("observation sizes", first.observations.shape[1], log.observations.shape[1]),
-        ("kinds of actions", first.actions.shape[1:], log.actions.shape[1:]),
-        ("covariate names", first.covariate_names, log.covariate_names),
-    ):
-        if one != other:
-            raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
-
-
-def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
-    known: dict[str, FloatArray] = {}
-    for log in logs:
-        if log.covariates is None:
-            return None
-        for label, row in zip(log.agent_labels, log.covariates, strict=True):
-            if label in known and not np.array_equal(known[label], row):
-                raise InvalidDataError(
-                    f"agent {label!r} has covariates {known[label].tolist()} in one log and {row.tolist()} in another; "
-                    "give different agents different labels"
-                )
-            known[label] = row
-    return np.stack([known[label] for label in labels])

@@ -20,8 +20,9 @@ import torch
 
 from persim_gym.arguments import generator_of, whole_number
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
+from persim_gym.data.log_checks import check_log
 from persim_gym.data.segments import Segments
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.statistics import sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble

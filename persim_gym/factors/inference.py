@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import as_list, whole_number
-from persim_gym.data.log_checks import with_task_covariates
+from persim_gym.data.log_checks import check_log, with_task_covariates
 from persim_gym.data.provenance import with_update
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards

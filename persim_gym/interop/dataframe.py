@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
+from persim_gym.data.log_checks import check_log
+from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.interop.table_files import import_pandas, read_table

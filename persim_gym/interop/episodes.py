@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.data.log_checks import check_log
 from persim_gym.data.provenance import joint_provenance
-from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
+from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task, get_task, task_names
 from persim_gym.types import FloatArray

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.data.labels import AgentIndex, find_agent, find_listed
-from persim_gym.data.trajectories import Trajectories, check_log
+from persim_gym.data.log_checks import check_log
+from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray

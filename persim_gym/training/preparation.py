@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.config import PerSimConfig
-from persim_gym.data.log_checks import start_states, with_task_covariates
-from persim_gym.data.trajectories import Trajectories, check_is_log, check_log
+from persim_gym.data.log_checks import check_log, start_states, with_task_covariates
+from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.ensemble import MAX_INITIAL_OBSERVATIONS
 from persim_gym.model.normalizer import Normalizer, varies

@@ -1,0 +1,71 @@
+"""Logs joined into one, in which agents of the same label are the same agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persim_gym.data.provenance import joint_provenance
+from persim_gym.errors import InvalidDataError
+from persim_gym.types import FloatArray
+
+if TYPE_CHECKING:
+    from persim_gym.data.trajectories import Trajectories
+
+
+def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[str, Any]:
+    """Return what the join of one or more logs has in other fields than the first of them.
+
+    Args:
+        logs: in the order of their rows.
+        columns: the fields that have an entry for each row.
+
+    Raises:
+        InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
+
+    """
+    for log in logs[1:]:
+        _check_same_kind(logs[0], log)
+    labels = tuple(dict.fromkeys(label for log in logs for label in log.agent_labels))
+    position = {label: index for index, label in enumerate(labels)}
+    joined = {name: np.concatenate([getattr(log, name) for log in logs]) for name in columns}
+    joined["agents"] = np.concatenate(
+        [np.array([position[label] for label in log.agent_labels], np.int32)[log.agents] for log in logs]
+    )
+    offsets = np.cumsum([0, *(log.num_transitions for log in logs[:-1])])
+    starts = [log.episode_starts + offset for log, offset in zip(logs, offsets, strict=True)]
+    return {
+        **joined,
+        "episode_starts": np.concatenate(starts),
+        "agent_labels": labels,
+        "covariates": _join_covariates(logs, labels),
+        "provenance": joint_provenance([log.provenance for log in logs], always=True),
+    }
+
+
+def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
+    for what, one, other in (
+        ("tasks", first.task, log.task),
+        ("observation sizes", first.observations.shape[1], log.observations.shape[1]),
+        ("kinds of actions", first.actions.shape[1:], log.actions.shape[1:]),
+        ("covariate names", first.covariate_names, log.covariate_names),
+    ):
+        if one != other:
+            raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
+
+
+def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
+    known: dict[str, FloatArray] = {}
+    for log in logs:
+        if log.covariates is None:
+            return None
+        for label, row in zip(log.agent_labels, log.covariates, strict=True):
+            if label in known and not np.array_equal(known[label], row):
+                raise InvalidDataError(
+                    f"agent {label!r} has covariates {known[label].tolist()} in one log and {row.tolist()} in another; "
+                    "give different agents different labels"
+                )
+            known[label] = row
+    return np.stack([known[label] for label in labels])
