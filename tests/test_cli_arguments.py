@@ -157,6 +157,15 @@ def test_evaluate_does_what_its_options_say(typed, cart_pole, cart_pole_log):
     assert [row["ratio"] for row in found] == [row.ratio for row in rows]
 
 
+def test_evaluate_says_before_it_measures_what_it_cannot(typed, half_cheetah, capsys):
+    """Measurements are written when all are made, and would be lost."""
+    half_cheetah.save("cheetah.persim")
+    typed(1, "evaluate", "cheetah.persim", "--policy", "random", "--value-iteration-episodes", 2)
+    told = capsys.readouterr()
+    assert "--value-iteration-episodes needs discrete actions, not HalfCheetah's: leave it out" in told.err
+    assert told.out == ""
+
+
 def test_generate_does_what_its_options_say(typed):
     """As the same call in Python does."""
     ensemble = random_ensemble("CartPole", step_size=0.01)

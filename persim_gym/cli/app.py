@@ -167,6 +167,8 @@ def evaluate(
     else:
         refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
     ensemble = load(model)
+    if value_iteration_episodes and not ensemble.task.discrete:
+        refuse_options(context, ("value_iteration_episodes",), f"needs discrete actions, not {ensemble.task.name}'s")
     chosen = agents_of(agents, ensemble.agent_labels)
     if log is not None:
         measured = _measure_along(
