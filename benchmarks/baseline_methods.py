@@ -19,7 +19,9 @@ from scores import episodes_of, objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, Trajectories, ValueIterationAgent, get_task
 from persim_gym.baselines.bcq import fit_bcq
-from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config
+from persim_gym.baselines.cadm import CaDM
+from persim_gym.baselines.cadm_agent import CaDMAgent
+from persim_gym.baselines.cadm_config import CaDMConfig, get_cadm_config
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.cql import fit_cql

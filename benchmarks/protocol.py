@@ -247,7 +247,7 @@ SCALES = {
             ),
             **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
             BCQ_P: {"steps": 50_000},
-            BCQ_A: {"steps": 20_000},
+            BCQ_A: {"steps": 5_000},
             CQL_P: {"steps": 20_000, "target_update_interval": 200},
             CQL_A: {"steps": 10_000, "target_update_interval": 200},
             **{method: {"steps": 20_000 if "BCQ" in method else 4_000} for method in SIMULATOR_OF},

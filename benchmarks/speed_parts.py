@@ -22,7 +22,7 @@ from speed_made_up import NUM_AGENTS, made_up_ensemble, made_up_log, shapes_of, 
 from speed_rows import OURS, Row, in_turn, rows
 
 from persim_gym import MPCAgent, Trajectories, collect, get_task, personalize
-from persim_gym.baselines.cadm import CaDMAgent
+from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.config import CONFIGS, PerSimConfig
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv

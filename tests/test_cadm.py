@@ -12,9 +12,18 @@ from support import interrupt_after, walk_task
 import persim_gym
 from persim_gym import storage
 from persim_gym.baselines import cadm_training
-from persim_gym.baselines.cadm import CaDM, CaDMAgent, CaDMConfig, get_cadm_config, weight_decay
+from persim_gym.baselines.cadm import CaDM
+from persim_gym.baselines.cadm_agent import CaDMAgent
+from persim_gym.baselines.cadm_config import CaDMConfig, get_cadm_config
 from persim_gym.baselines.cadm_log import StandardizedLog
-from persim_gym.baselines.cadm_training import CaDMTrainer, epochs_per_iteration, fit_cadm, losses, replayed_parts
+from persim_gym.baselines.cadm_training import (
+    CaDMTrainer,
+    epochs_per_iteration,
+    fit_cadm,
+    losses,
+    replayed_parts,
+    weight_decay,
+)
 from persim_gym.baselines.context_network import ContextNetwork, Features
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (

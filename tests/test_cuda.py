@@ -8,7 +8,7 @@ import torch
 from support import interrupt_after
 
 import persim_gym
-from persim_gym.baselines.cadm import CaDMAgent
+from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.joint import fit_joint
 from persim_gym.config import get_config

@@ -1,4 +1,4 @@
-"""The other systems of the paper, run honestly beside PerSim: one file a method.
+"""The other systems of the paper, run honestly beside PerSim.
 
 Methods that learn dynamics (`cadm`, `joint`) give the same simulators as PerSim; methods that learn a policy (`bcq`,
 `cql`, `morel`) give an object with Stable-Baselines3's `predict`. All have `save` and `load`. MPC in the true
@@ -6,7 +6,8 @@ environment needs no file of its own: `persim_gym.true_mpc_returns`.
 """
 
 from persim_gym.baselines.bcq import fit_bcq
-from persim_gym.baselines.cadm import CaDM, CaDMAgent
+from persim_gym.baselines.cadm import CaDM
+from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.cql import fit_cql
 from persim_gym.baselines.joint import JointModel, fit_joint

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 
 from persim_gym.arguments import checked_seed
-from persim_gym.baselines.cadm import (
-    CaDM,
-    CaDMConfig,
-    check_coordinates,
-    encode,
-    get_cadm_config,
-    parameter_shapes,
-    weight_decay,
-)
+from persim_gym.baselines.cadm import CaDM, encode, parameter_shapes
+from persim_gym.baselines.cadm_config import CaDMConfig, check_coordinates, get_cadm_config
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
 from persim_gym.baselines.context_network import mlp, soft_clamp
 from persim_gym.data.trajectories import Trajectories
@@ -34,6 +27,8 @@ from persim_gym.training.preparation import known_of_agents, prepared
 from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
+_ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
+_MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
 def fit_cadm(
@@ -153,6 +148,15 @@ def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: Batch) -> T
     error = forward + config.backward_weight * (backward - batch.backward_targets).square()
     # The bounds are shared, so their term counts once, not once a member.
     return (error * batch.weight).sum(dim=(1, 2)) / total + bounds / len(contexts)
+
+
+def weight_decay(name: str) -> float:
+    """Return the coefficient of ½‖W‖² of a layer's weight; zero for what is not penalized."""
+    network, _, rest = name.partition(".")
+    if not rest.endswith("weight"):
+        return 0.0
+    decays = _ENCODER_DECAY if network == "encoder" else _MODEL_DECAY
+    return decays[min(int(rest.partition(".")[0]), len(decays) - 1)]
 
 
 class CaDMTrainer:
