@@ -408,7 +408,7 @@ PAPERS_SETTINGS = {
         "alpha": 1.0,
         "learning_rate": 1e-4,
         "gamma": 0.99,
-        "target_update_interval": 8000,
+        "target_update_interval": 200,
     },
     ("BCQ", "HalfCheetah"): {
         "batch_size": 100,
