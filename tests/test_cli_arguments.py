@@ -157,6 +157,19 @@ def test_evaluate_does_what_its_options_say(typed, cart_pole, cart_pole_log):
     assert [row["ratio"] for row in found] == [row.ratio for row in rows]
 
 
+def test_evaluate_keeps_what_it_has_measured_when_it_is_interrupted(typed, cart_pole, monkeypatch):
+    """The errors are in the file before MPC begins, which takes the longest."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    cart_pole.save("model.persim")
+    monkeypatch.setattr(persim_gym, "mpc_returns", interrupted)
+    typed(130, "evaluate", "model.persim", "--agents", "1", "--episodes", 2, "--quiet", "--json", "out.json")
+    found = json.loads(Path("out.json").read_text())
+    assert len(found["prediction_error"]) == 1 and "mpc_returns" not in found
+
+
 def test_evaluate_says_before_it_measures_what_it_cannot(typed, half_cheetah, capsys):
     """Measurements are written when all are made, and would be lost."""
     half_cheetah.save("cheetah.persim")

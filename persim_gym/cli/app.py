@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ app = typer.Typer(
 # In a pipe nothing is broken into lines.
 _console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
+_Records = dict[str, Any]
 _INTERRUPTED = 130
 """Exit status after Ctrl-C, which Typer turns into it."""
 _WHICH_AGENTS = 'Labels, "anna,ben", or indices, "0-4,7"; numbers are labels where labels are numbers.'
@@ -170,22 +172,25 @@ def evaluate(
     if value_iteration_episodes and not ensemble.task.discrete:
         refuse_options(context, ("value_iteration_episodes",), f"needs discrete actions, not {ensemble.task.name}'s")
     chosen = agents_of(agents, ensemble.agent_labels)
+    common: dict[str, Any] = {"device": device, "progress": not quiet}
     if log is not None:
-        measured = _measure_along(
-            log, ensemble, chosen, horizon=horizon, aggregate=aggregate, device=device, progress=not quiet
-        )
+        parts = _measured_along(log, ensemble, chosen, horizon=horizon, aggregate=aggregate, **common)
     elif ensemble.task.make_system is None:
         raise InvalidArgumentError(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
             "training has not seen"
         )
     else:
-        common: dict[str, Any] = {"agents": chosen, "seed": seed, "device": device, "progress": not quiet}
-        measured = {"test_policy": policy, "seed": seed}
-        measured |= _measure_predictions(ensemble, policy, episodes=episodes, aggregate=aggregate, **common)
-        measured |= _measure_planners(ensemble, mpc_episodes, value_iteration_episodes, aggregate=aggregate, **common)
-    if json_path is not None:
-        _write_records(json_path, ensemble, measured)
+        common |= {"agents": chosen, "seed": seed}
+        parts = itertools.chain(
+            _predictions_measured(ensemble, policy, episodes=episodes, aggregate=aggregate, **common),
+            _planners_measured(ensemble, mpc_episodes, value_iteration_episodes, aggregate=aggregate, **common),
+        )
+    measured: dict[str, Any] = {}
+    for part in parts:
+        measured |= part
+        if json_path is not None:  # at once: the next part may take an hour, or fail
+            _write_records(json_path, ensemble, measured)
 
 
 @app.command()
@@ -297,19 +302,21 @@ def main() -> None:
         sys.exit(_INTERRUPTED)
 
 
-def _measure_along(log: Path, ensemble: Any, agents: Sequence[int | str] | None, **settings: Any) -> dict[str, Any]:
-    """Print the ensemble's errors along a log, or a log of some agents, and return them for JSON."""
+def _measured_along(
+    log: Path, ensemble: Any, agents: Sequence[int | str] | None, **settings: Any
+) -> Iterator[_Records]:
+    """Print the ensemble's errors along a log, or a log of some agents, and give them for JSON."""
     from persim_gym import Trajectories, log_error
     from persim_gym.data.reprs import synthetic_note
 
     along = Trajectories.load(log)
     rows = log_error(ensemble, along if agents is None else along.select(agents), **settings)
     _print_rows(f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps", rows)
-    return {"log": str(log), "log_error": to_records(rows)}
+    yield {"log": str(log), "log_error": to_records(rows)}
 
 
-def _measure_predictions(ensemble: Any, policy: str, **settings: Any) -> dict[str, Any]:
-    """Print the errors of predictions in the true systems, and return them for JSON."""
+def _predictions_measured(ensemble: Any, policy: str, **settings: Any) -> Iterator[_Records]:
+    """Print the errors of predictions in the true systems, and give them for JSON."""
     from persim_gym import prediction_error
     from persim_gym.evaluation.prediction import HORIZON
 
@@ -318,26 +325,24 @@ def _measure_predictions(ensemble: Any, policy: str, **settings: Any) -> dict[st
         acting = acting.act  # the published errors are those of a policy that draws on from agent to agent
     errors = prediction_error(ensemble, policy=acting, **settings)
     _print_rows(f"prediction error, {HORIZON} steps", errors)
-    return {"prediction_error": to_records(errors)}
+    yield {"test_policy": policy, "seed": settings["seed"], "prediction_error": to_records(errors)}
 
 
-def _measure_planners(
+def _planners_measured(
     ensemble: Any, mpc_episodes: int, value_iteration_episodes: int, *, aggregate: str, **settings: Any
-) -> dict[str, Any]:
-    """Print the returns of those planners that any episodes are asked of, and return them for JSON."""
+) -> Iterator[_Records]:
+    """Print the returns of those planners that any episodes are asked of, and give each planner's for JSON."""
     from persim_gym import mpc_returns, value_iteration_returns
 
     planners = {
         "mpc_returns": (mpc_returns, mpc_episodes),
         "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
     }
-    returns: dict[str, Any] = {}
     for name, (measure, episodes) in planners.items():
         if episodes:
             rows = measure(ensemble, episodes=episodes, **settings)
             _print_rows(f"true system, {rows[0].policy}", rows)
-            returns[name] = to_records(rows)
-    return returns
+            yield {name: to_records(rows)}
 
 
 def _save(ensemble: Any, out: Path) -> None:
