@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -12,9 +13,15 @@ import torch
 
 import persim_gym
 from persim_gym import storage
-from persim_gym.baselines import OfflinePolicy, morel, pessimistic
+from persim_gym.baselines import OfflinePolicy, morel, morel_threshold, pessimistic
 from persim_gym.baselines.context_network import mlp
-from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel, largest_discrepancy
+from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel
+from persim_gym.baselines.morel_threshold import (
+    THRESHOLD_SCALES,
+    Halting,
+    first_that_seldom_halts,
+    largest_discrepancy,
+)
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, _BestWeights, discrepancy, fit_plain_dynamics
 from persim_gym.errors import (
     EpisodeOverError,
@@ -226,7 +233,7 @@ def test_the_settings_of_policy_and_dynamics(policy, cart_pole_log, monkeypatch)
     assert ppo.clip_range(1.0) == ppo.clip_range_vf(1.0) == 0.2
     assert ppo.n_steps * ppo.n_envs == 1024 == 4 * ppo.batch_size
     paper = MOReLConfig()
-    assert (paper.hidden, paper.num_members, paper.penalty, paper.threshold_scale) == ((128, 128), 4, 50.0, 1.0)
+    assert (paper.hidden, paper.num_members, paper.penalty) == ((128, 128), 4, 50.0)
     assert (morel.CONFIGS["HalfCheetah"].hidden, morel.CONFIGS["HalfCheetah"].penalty) == ((1024, 1024), 200.0)
     three = fit_morel(cart_pole_log, agent=0, progress=False, **{**QUICK, "num_envs": 3})
     assert three.ppo.n_steps * 3 == 4 * three.ppo.batch_size
@@ -253,7 +260,8 @@ def test_a_policy_for_discrete_actions(policy, cart_pole_log):
     assert policy.predict(cart_pole_log.observations[:6])[0].shape == (6,)
     assert policy.predict(cart_pole_log.observations[0])[0].shape == ()
     own = cart_pole_log.select([0])
-    assert policy.env.threshold == largest_discrepancy(policy.env.dynamics, own) > 0
+    largest = largest_discrepancy(policy.env.dynamics, own)
+    assert policy.env.threshold == policy.provenance["threshold_scale"] * largest > 0
     extractor = policy.ppo.policy.features_extractor
     scaled = extractor(torch.tensor(own.observations)).numpy()
     np.testing.assert_allclose([scaled.mean(), scaled.std()], [0, 1], atol=1e-5)
@@ -345,6 +353,42 @@ def test_a_policy_learns_in_the_pessimistic_mdp():
     assert policy.provenance["halted"] < 0.5 and policy.provenance["mean_episode_steps"] > 10
 
 
+@pytest.mark.parametrize(
+    ("parts", "chosen", "tried"),
+    [
+        ([0.1, 0.0], 1.0, 1),
+        ([0.8, 0.9, 0.05, 0.0], 4.0, 3),
+        ([0.8, 0.9, 0.5, 0.3, 0.3, 0.4], 8.0, 6),
+    ],
+)
+def test_the_threshold_is_the_first_with_which_episodes_seldom_halt(monkeypatch, parts, chosen, tried):
+    """The one that halts least, and of two the lower, where all halt more often."""
+    monkeypatch.setattr(morel_threshold, "learn", lambda ppo, steps, progress: ppo.learned.append(steps))
+    ended = dict(zip(THRESHOLD_SCALES, parts, strict=False))
+    monkeypatch.setattr(morel_threshold, "halting", lambda env, policy, seed: Halting(ended[env], 9.0))
+    made = []
+
+    def make_ppo(env):
+        made.append(SimpleNamespace(env=env, policy=None, learned=[]))
+        return made[-1]
+
+    settings = {"trial_steps": 70, "max_halted": 0.1, "seed": 0, "progress": False}
+    scale, ppo = first_that_seldom_halts(lambda scale: scale, make_ppo, **settings)
+    assert (scale, ppo.env, len(made)) == (chosen, chosen, tried)
+    assert all(one.learned == [70] for one in made)
+
+
+def test_after_the_trial_ppo_goes_on_as_if_there_had_been_none(cart_pole_log):
+    """With the threshold that was chosen given, and never looked at, it learns the same."""
+    pytest.importorskip("stable_baselines3")
+    settings = {**QUICK, "policy_steps": 384, "progress": False, "agent": 0}
+    tried = fit_morel(cart_pole_log, trial_steps=128, max_halted=1.0, **settings)
+    given = fit_morel(cart_pole_log, threshold_scale=1.0, **settings)
+    assert tried.provenance["threshold_scale"] == 1.0 and tried.ppo.num_timesteps == given.ppo.num_timesteps
+    for one, two in zip(tried.ppo.policy.parameters(), given.ppo.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_a_policy_that_can_only_halt_says_so(cart_pole_log):
     pytest.importorskip("stable_baselines3")
     policy = fit_morel(cart_pole_log, agent=0, progress=False, threshold_scale=0, **QUICK)
@@ -379,6 +423,8 @@ def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_l
         MOReLConfig(policy_steps=0)
     with pytest.raises(InvalidArgumentError, match="threshold_scale=-1 must be at least 0"):
         MOReLConfig(threshold_scale=-1)
+    with pytest.raises(InvalidArgumentError, match="max_halted=2 must be from 0 to 1"):
+        MOReLConfig(max_halted=2)
     with pytest.raises(InvalidArgumentError, match="penalty=nan must be a finite number"):
         MOReLConfig(penalty=float("nan"))
     with pytest.raises(InvalidArgumentError, match="config=3 must be a name or a MOReLConfig"):

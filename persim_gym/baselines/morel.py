@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths
+from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
-from persim_gym.baselines.morel_ppo import check_installed, learn_ppo, new_network
-from persim_gym.baselines.pessimistic import PessimisticVectorEnv, PlainDynamics, fit_plain_dynamics
+from persim_gym.baselines.morel_ppo import check_installed, learn, new_network, new_ppo, ppo_settings
+from persim_gym.baselines.morel_threshold import first_that_seldom_halts, halting, largest_discrepancy
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
 from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError
@@ -42,9 +43,13 @@ class MOReLConfig(Settings):
     batch_size: int = whole(256)
     learning_rate: float = finite(1e-3, above=0)
     """Of Adam, for the dynamics."""
-    threshold_scale: float = checked(at_least_zero, 1.0)
-    """c: pairs whose discrepancy is above c times the largest of the log's are unknown. The paper does not give c; at 1
-    no logged pair halts."""
+    threshold_scale: float | None = checked(at_least_zero, None, optional=True)
+    """c: pairs whose discrepancy is above c times the largest of the log's are unknown; at 1 no logged pair halts. The
+    paper does not give c. By default it is the lowest of 1, 2, 4, …, 32 with which a policy seldom halts: after
+    ``trial_steps`` in at most ``max_halted`` of its episodes."""
+    trial_steps: int = whole(200_000)
+    """Of ``policy_steps``, those after which the choice of c looks at how episodes end."""
+    max_halted: float = checked(zero_to_one, 0.1)
     penalty: float = finite(50.0)
     """κ, the cost of halting."""
     max_episode_steps: int = whole(500)
@@ -127,9 +132,9 @@ def fit_morel(
         **changes: to the configuration.
 
     Returns:
-        The policy. Its ``provenance`` has, of ``num_envs`` episodes in the pessimistic MDP, one draw of the training's
-        own seed, the part that ends by halting (``halted``) and their ``mean_episode_steps``: where all halt at once,
-        halting is what the policy has learned, and a larger ``threshold_scale`` may help.
+        The policy. Its ``provenance`` has the ``threshold_scale`` and, of ``num_envs`` episodes in the pessimistic MDP,
+        one draw of the training's own seed, the part that ends by halting (``halted``) and their
+        ``mean_episode_steps``: where all halt at once, halting is what the policy has learned.
 
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
@@ -161,50 +166,44 @@ def fit_morel(
         seed=seed,
         progress=progress,
     )
-    env = PessimisticVectorEnv(
-        dynamics,
-        log,
-        threshold=settings.threshold_scale * largest_discrepancy(dynamics, log),
-        penalty=settings.penalty,
-        num_envs=settings.num_envs,
-        max_episode_steps=settings.max_episode_steps,
-    )
-    ppo = learn_ppo(
-        env,
-        found,
-        mean=dynamics.states.mean[:, 0],
-        scale=dynamics.states.scale[:, 0],
-        steps=settings.policy_steps,
-        seed=seed,
-        progress=progress,
-    )
-    halted, steps = _halting(env, ppo.policy, seed)
+    largest = largest_discrepancy(dynamics, log)
+
+    def make_env(threshold_scale: float) -> PessimisticVectorEnv:
+        return PessimisticVectorEnv(
+            dynamics,
+            log,
+            threshold=threshold_scale * largest,
+            penalty=settings.penalty,
+            num_envs=settings.num_envs,
+            max_episode_steps=settings.max_episode_steps,
+        )
+
+    def make_ppo(env: PessimisticVectorEnv) -> Any:
+        mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
+        return new_ppo(env, found, mean=mean, scale=scale, seed=seed)
+
+    with ppo_settings():
+        if settings.threshold_scale is None:
+            threshold_scale, ppo = first_that_seldom_halts(
+                make_env,
+                make_ppo,
+                trial_steps=min(settings.trial_steps, settings.policy_steps),
+                max_halted=settings.max_halted,
+                seed=seed,
+                progress=progress,
+            )
+        else:
+            threshold_scale = settings.threshold_scale
+            ppo = make_ppo(make_env(threshold_scale))
+        learn(ppo, settings.policy_steps, progress=progress)
+    env = make_env(threshold_scale)
     provenance = {
         **log.source,
         "seed": seed,
         "config": {**asdict(settings), "hidden": list(settings.hidden)},
+        "threshold_scale": threshold_scale,
         "threshold": env.threshold,
-        "halted": halted,
-        "mean_episode_steps": steps,
+        **asdict(halting(env, ppo.policy, seed)),
         "wall_seconds": round(time.perf_counter() - start, 1),
     }
     return MOReLPolicy(ppo.policy, found, OwnRandomness(seed), provenance, ppo=ppo, env=env)
-
-
-def _halting(env: PessimisticVectorEnv, policy: Any, seed: int) -> tuple[float, float]:
-    """Return the part of the pessimistic MDP's episodes that a policy ends by halting, and their mean length."""
-    observations, _ = env.reset(seed=seed)
-    lengths, halted = np.zeros(env.num_envs), np.zeros(env.num_envs, bool)
-    running = np.ones(env.num_envs, bool)
-    while running.any():
-        actions, _ = policy.predict(observations, deterministic=True)
-        observations, _, terminated, truncated, info = env.step(actions)
-        lengths += running
-        halted |= running & info["halted"]
-        running &= ~(terminated | truncated)
-    return float(halted.mean()), float(lengths.mean())
-
-
-def largest_discrepancy(dynamics: PlainDynamics, log: Trajectories) -> float:
-    """Return the largest discrepancy of the log's own pairs of state and action."""
-    return float(dynamics.predict(np.asarray(log.observations), np.asarray(log.actions))[1].max())

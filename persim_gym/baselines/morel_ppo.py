@@ -26,17 +26,10 @@ def check_installed() -> None:
     optional("stable_baselines3", "sb3", library="stable-baselines3")
 
 
-def learn_ppo(
-    env: gymnasium.vector.VectorEnv[Any, Any, Any],
-    task: Task,
-    *,
-    mean: Tensor,
-    scale: Tensor,
-    steps: int,
-    seed: int,
-    progress: bool = False,
+def new_ppo(
+    env: gymnasium.vector.VectorEnv[Any, Any, Any], task: Task, *, mean: Tensor, scale: Tensor, seed: int
 ) -> Any:
-    """Return Stable-Baselines3's PPO, trained with the settings of the MOReL code that the paper cites.
+    """Return Stable-Baselines3's PPO, not trained yet, with the settings of the MOReL code that the paper cites.
 
     What differs from that code: PPO learns from 1024 steps of all environments together, with 64 of them 16 steps of
     each, so that advantages are estimated over 16 steps where theirs see one rollout of 1024; and of
@@ -48,44 +41,64 @@ def learn_ppo(
         task: whose actions and observations they are.
         mean: (D,) to subtract from observations before the networks see them.
         scale: (D,) to divide them by then.
-        steps: total over all environments.
         seed: of weights, actions and episodes.
-        progress: whether to show a bar.
 
     """
     check_installed()
     from stable_baselines3 import PPO
 
     rollout = max(4, 1024 // env.num_envs // 4 * 4)  # a multiple of the number of mini-batches
-    with single_thread(), _global_randomness_kept(), ProgressBar("policy", steps, progress) as bar:
+    ppo = PPO(
+        "MlpPolicy",
+        to_sb3_vec_env(env),
+        n_steps=rollout,
+        batch_size=rollout * env.num_envs // 4,
+        n_epochs=4,
+        learning_rate=2.7e-4,
+        clip_range=0.2,
+        clip_range_vf=0.2,
+        ent_coef=0.01,
+        vf_coef=0.5,
+        gamma=0.99,
+        gae_lambda=0.95,
+        max_grad_norm=0.5,
+        policy_kwargs=_network_settings(task),
+        seed=seed,
+        device="cpu",
+    )
+    network: Any = ppo.policy
+    network.features_extractor.mean.copy_(mean)
+    network.features_extractor.scale.copy_(scale)
+    _keep_within_bounds(network, task)
+    return ppo
+
+
+def learn(ppo: Any, steps: int, *, progress: bool = False) -> None:
+    """Train PPO until it has learned from so many steps over all environments; it goes on from those it has."""
+    if ppo.num_timesteps >= steps:
+        return
+    with ProgressBar("policy", steps, progress) as bar:
 
         def show(inner: dict[str, Any], _: Any) -> bool:
             bar.complete(inner["self"].num_timesteps)
             return True
 
-        ppo = PPO(
-            "MlpPolicy",
-            to_sb3_vec_env(env),
-            n_steps=rollout,
-            batch_size=rollout * env.num_envs // 4,
-            n_epochs=4,
-            learning_rate=2.7e-4,
-            clip_range=0.2,
-            clip_range_vf=0.2,
-            ent_coef=0.01,
-            vf_coef=0.5,
-            gamma=0.99,
-            gae_lambda=0.95,
-            max_grad_norm=0.5,
-            policy_kwargs=_network_settings(task),
-            seed=seed,
-            device="cpu",
-        )
-        network: Any = ppo.policy
-        network.features_extractor.mean.copy_(mean)
-        network.features_extractor.scale.copy_(scale)
-        _keep_within_bounds(network, task)
-        return ppo.learn(steps, callback=show)
+        ppo.learn(steps - ppo.num_timesteps, callback=show, reset_num_timesteps=ppo.num_timesteps == 0)
+
+
+@contextlib.contextmanager
+def ppo_settings() -> Iterator[None]:
+    """Make PPO and train it in here: on one thread, and with everybody's random numbers put back at the end.
+
+    Stable-Baselines3 seeds Python's, NumPy's and torch's when PPO is made, and draws from them when it learns.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        with single_thread(), torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def new_network(task: Task) -> Any:
@@ -149,15 +162,3 @@ def _standardizer() -> type:
             return (observations - self.mean) / self.scale
 
     return StandardizedObservations
-
-
-@contextlib.contextmanager
-def _global_randomness_kept() -> Iterator[None]:
-    """Put everybody's random numbers back: Stable-Baselines3 seeds Python's, NumPy's and torch's."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
