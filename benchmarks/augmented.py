@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import baseline_methods
+import learned_policies
 import protocol
 from cells import Cell, Measured, Score, by_agent, with_training
 from models import logged, trained
@@ -42,7 +42,7 @@ def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device
     if cell.method in protocol.SELECTED:
         settings["select"] = lambda policy: simulated_return(ensemble, policy, agent, cell.scale.policy_episodes)
     six = six_trajectories(cell, ensemble, log, agent)
-    return baseline_methods.score_policy(cell, six, agent, device, **settings)
+    return learned_policies.score_policy(cell, six, agent, device, **settings)
 
 
 def simulated_return(ensemble: Ensemble, policy: Policy, agent: int, episodes: int) -> float:

@@ -17,6 +17,7 @@ import unseen
 from protocol import Scale, Table
 
 from persim_gym import get_task, storage
+from persim_gym.baselines.learned_policy import LearnedPolicy
 from persim_gym.model.dynamics import LearnedDynamics
 
 CACHE = Path(__file__).parent / ".cache"
@@ -118,8 +119,8 @@ def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measu
     return Measured(scores, versions(part.commit for part in parts), sum(part.wall_s for part in parts))
 
 
-def with_training(measured: Measured, model: LearnedDynamics) -> Measured:
-    """Count the training of the model in."""
+def with_training(measured: Measured, model: LearnedDynamics | LearnedPolicy) -> Measured:
+    """Count the training of a model or policy in."""
     return replace(measured, wall_s=round(measured.wall_s + model.provenance["wall_seconds"], 1))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import augmented
-import baseline_methods
+import baseline_dynamics
+import learned_policies
 import numpy as np
 import protocol
 import unseen
@@ -28,8 +29,10 @@ def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measure
     if cell.method in protocol.SIMULATOR_OF:
         return augmented.measure_augmented(cell, folder, device=device, cache=cache)
     cell = canonical(cell)
-    if cell.method in baseline_methods.METHODS:
-        return baseline_methods.measure_baseline(cell, folder, device=device, cache=cache)
+    if cell.method in learned_policies.METHODS:
+        return learned_policies.measure_policy(cell, folder, device=device, cache=cache)
+    if cell.method in baseline_dynamics.METHODS:
+        return baseline_dynamics.measure_dynamics(cell, folder, device=device, cache=cache)
     config = protocol.config_name(cell.env, protocol.VARIANT_OF.get(cell.method, cell.method))
     scale = protocol.scale_of(cell.scale, cell.method)
     ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-import baseline_methods
+import baseline_dynamics
+import learned_policies
 import protocol
 import torch
 from cells import Cell, Measured, canonical, commit
@@ -40,11 +41,10 @@ def _begin(threads: int) -> None:
 def _model_of(cell: Cell) -> tuple[str, ...]:
     """Return a name of the model that a cell trains or finds in the cache; of the cell itself if no other has it."""
     cell = canonical(cell)
-    alone = cell.method == protocol.LOG or cell.data == protocol.NO_DATA or cell.method in baseline_methods.POLICIES
-    if alone:
+    if cell.method == protocol.LOG or cell.data == protocol.NO_DATA:
         return (cell.name,)
     method = protocol.VARIANT_OF.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)
-    if method not in baseline_methods.METHODS:
+    if method not in (*baseline_dynamics.METHODS, *learned_policies.METHODS):
         method = protocol.config_name(cell.env, method)
     return cell.env, cell.data, method, protocol.scale_of(cell.scale, cell.method).name, str(cell.seed)
 

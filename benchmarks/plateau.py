@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import augmented
-import baseline_methods
+import learned_policies
 import numpy as np
 import protocol
 from cells import CACHE, Cell
@@ -76,7 +76,7 @@ def _curve(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: 
             print(points[-1], flush=True)
 
     settings = {**scale.training(cell.method), "steps": steps, "callback": watch, "callback_every": every}
-    learn = baseline_methods.learner(cell.method)
+    learn = learned_policies.learner(cell.method)
     learn(_learned_from(cell, everyones, agents[0], cache), seed=seed, progress=False, **settings)
     return points
 

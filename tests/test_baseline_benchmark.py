@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ POLICIES = ("MOReL-P", "MOReL-A", "BCQ-P", "BCQ-A", "CQL-P", "CQL-A")
 @pytest.fixture(autouse=True)
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
-    return {name: importlib.import_module(name) for name in ("baseline_methods", "paper", "protocol", "results")}
+    return {
+        name: importlib.import_module(name)
+        for name in ("baseline_dynamics", "learned_policies", "paper", "protocol", "results")
+    }
 
 
 @pytest.fixture
@@ -42,6 +47,23 @@ def test_the_policy_methods_are_measured(run, table, capsys):
     assert {(row.method, row.agent) for row in rows} == {(m, str(a)) for m in (*POLICIES, *sampled) for a in range(5)}
     assert all(np.isfinite(row.mean) for row in rows)
     assert "*paper: CQL-A*" in capsys.readouterr().out
+
+
+def test_a_policy_is_trained_once_for_all_rows_that_act_with_it(benchmark, run, tmp_path, monkeypatch, capsys):
+    """And refused if it was trained for longer or shorter than is asked for."""
+    pytest.importorskip("stable_baselines3")
+    run(10, "MOReL-A")
+    policies = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.policy")}
+    assert len(policies) == 5
+    monkeypatch.setitem(benchmark["learned_policies"].FITS, "MOReL", None)
+    assert len(run(10, "MOReL-A, sampled")) == 2 * 5
+    scale = benchmark["protocol"].SCALES["quick"]
+    longer = {**scale.budgets, "MOReL-A": {**scale.budgets["MOReL-A"], "policy_steps": 128}}
+    monkeypatch.setitem(benchmark["protocol"].SCALES, "quick", dataclasses.replace(scale, budgets=longer))
+    shutil.rmtree(tmp_path / "results")
+    with pytest.raises(AssertionError):
+        run(10, "MOReL-A")
+    assert "-agent0.policy was trained with other settings; delete it" in capsys.readouterr().err
 
 
 def test_sampled_rows_draw_their_actions(run, monkeypatch):
@@ -99,10 +121,21 @@ def test_the_plain_objective_is_the_reward_alone(benchmark):
 
 
 class Still:
-    """A policy that says where it comes from."""
+    """A policy that says where it comes from, in its file, too."""
 
     def __init__(self, learned_from):
         self.learned_from = learned_from
+        self.provenance = {"wall_seconds": 1.0}
+
+    def save(self, path):
+        path.write_text(json.dumps([self.learned_from, self.provenance]))
+
+    @classmethod
+    def load(cls, path, seed):
+        learned_from, provenance = json.loads(path.read_text())
+        policy = cls(learned_from)
+        policy.provenance = provenance
+        return policy
 
     def predict(self, observation, state=None, episode_start=None, deterministic=True):
         return np.zeros(len(observation), int), None
@@ -123,7 +156,7 @@ def noting_scores(methods, monkeypatch):
 @pytest.mark.parametrize("method", ["BCQ-A", "CQL-A", "MOReL-A", "BCQ-P"])
 def test_whose_data_a_policy_learns_from_and_whose_system_it_acts_in(benchmark, run, method, monkeypatch):
     """-A rows: the agent's own; -P rows: everyone's, once. Each agent is scored in its own system."""
-    methods = benchmark["baseline_methods"]
+    methods = benchmark["learned_policies"]
     scored, fits = noting_scores(methods, monkeypatch), []
 
     def fit(log, agent=None, **settings):
@@ -131,8 +164,10 @@ def test_whose_data_a_policy_learns_from_and_whose_system_it_acts_in(benchmark, 
         return Still(agent)
 
     monkeypatch.setattr(methods, "FITS", dict.fromkeys(methods.FITS, fit))
-    monkeypatch.setattr(methods, "fit_morel", fit)
-    run(10, method)
+    for kind in ("MOReLPolicy", "OfflinePolicy"):
+        monkeypatch.setattr(methods, kind, Still)
+    rows = run(10, method)
+    assert {row.wall_s // len(fits) for row in rows} == {1.0}
     assert fits == ([None] if method.endswith("-P") else list(range(5)))
     assert [policy.learned_from for _, _, policy in scored] == (fits if len(fits) == 5 else fits * 5)
     for agent, (index, system, _) in enumerate(scored):
@@ -142,7 +177,7 @@ def test_whose_data_a_policy_learns_from_and_whose_system_it_acts_in(benchmark, 
 
 def test_all_planners_get_the_same_objective(benchmark, run, monkeypatch):
     """The task's own, as PerSim's planner does; CaDM's has an agent of its own, whose context follows the episode."""
-    methods = benchmark["baseline_methods"]
+    methods = benchmark["baseline_dynamics"]
     scored, objectives = noting_scores(methods, monkeypatch), []
     for name in ("CaDMAgent", "MPCAgent"):
         made = getattr(methods, name)

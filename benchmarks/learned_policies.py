@@ -1,0 +1,105 @@
+"""Measuring policies learned from logs: MOReL, BCQ, CQL, with the training that the scale's budgets say.
+
+A trained policy is kept beside the trained models, and scored as it is read from its file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import protocol
+import seeds
+from cells import Cell, Measured, Score, by_agent, with_training
+from models import locked_model, logged, models_folder, other_settings
+from scores import score_episodes
+
+from persim_gym import Trajectories, get_task
+from persim_gym.baselines import MOReLPolicy, OfflinePolicy
+from persim_gym.baselines.bcq import fit_bcq
+from persim_gym.baselines.cql import fit_cql
+from persim_gym.baselines.learned_policy import LearnedPolicy
+from persim_gym.baselines.morel import fit_morel
+from persim_gym.types import Policy
+
+METHODS = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
+FITS: dict[str, Callable[..., LearnedPolicy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
+
+
+def measure_policy(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
+    """Return the scores of one policy learned from all agents' data (-P) or of one of each agent's (-A)."""
+    agents = range(len(get_task(cell.env).test_agents))
+    own = _trained_method(cell).endswith("-A")
+    policies = [_trained(cell, agent, device, cache) for agent in (agents if own else [None])]
+
+    def returns(agent: int) -> Score:
+        policy = policies[agent if own else 0]
+        return _score(cell, policy if cell.method not in protocol.MOREL_SAMPLED else _Sampling(policy), agent)
+
+    measured = by_agent(cell, folder, returns)
+    for policy in policies:
+        measured = with_training(measured, policy)
+    return measured
+
+
+def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **settings: Any) -> Score:
+    """Train BCQ or CQL, whichever the cell's method names, on all of a log, and score it for an agent."""
+    return _score(cell, learner(cell.method)(log, **_settings(cell, device), **settings), agent)
+
+
+def learner(method: str) -> Callable[..., LearnedPolicy]:
+    """Return what trains the policy of a method, whose name contains that of BCQ, CQL or MOReL."""
+    (name,) = (name for name in FITS if name in method)
+    return FITS[name]
+
+
+def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> LearnedPolicy:
+    """Return the policy learned from one agent's data, or from everyone's, trained now or earlier."""
+    method, training = _trained_method(cell), seeds.in_words(cell.scale.training(cell.method))
+    kind = MOReLPolicy if learner(method) is FITS["MOReL"] else OfflinePolicy
+    whose = "" if agent is None else f"-agent{agent}"
+    path = models_folder(cache, cell.env) / (
+        f"{method}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
+    )
+    with locked_model(path):
+        if not path.exists():
+            log = logged(cell.env, cell.data, cell.scale)
+            policy = learner(method)(log, agent=agent, **_settings(cell, device))
+            policy.provenance["training"] = training
+            policy.save(path)
+    policy = kind.load(path, seed=cell.seed)
+    if policy.provenance["training"] != training:
+        raise other_settings(path)
+    return policy
+
+
+def _trained_method(cell: Cell) -> str:
+    return protocol.VARIANT_OF.get(cell.method, cell.method)
+
+
+def _settings(cell: Cell, device: str) -> dict[str, Any]:
+    """Return how a cell's policy is trained."""
+    found = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(cell.method)}
+    return found if learner(cell.method) is FITS["MOReL"] else found | {"device": device}
+
+
+def _score(cell: Cell, policy: Policy, agent: int) -> Score:
+    task = get_task(cell.env)
+    system = task.system(np.tile(task.test_agents[agent], (cell.scale.policy_episodes, 1)))
+    return score_episodes(cell, agent, system, policy)
+
+
+class _Sampling:
+    """A policy whose actions are drawn, whatever is asked for."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """Return drawn actions."""
+        return self._policy.predict(observation, state, episode_start, deterministic=False)
