@@ -3,7 +3,8 @@
     python benchmarks/paper.py --table 6 --data random --seeds 3 --scale full
 
 Writes benchmarks/results/table6.csv after every finished method, and each finished seed to results/seeds.csv there.
-What is in these files is not measured again. An interrupted run goes on: trained ensembles and finished agents are kept
+What is in these files is not measured again, but with --again what was trained for longer or shorter than it is today,
+or has no line in seeds.csv, is. An interrupted run goes on: trained ensembles and finished agents are kept
 in benchmarks/.cache, which all tables share. With --jobs 8, eight models are trained and measured at once.
 """
 
@@ -43,6 +44,8 @@ class Part:
     seeds: int = 3
     first_seed: int = 0
     """Number of the first; a row is of all seeds of it that are written down, these and others."""
+    again: bool = False
+    """Whether seeds whose method was trained by an earlier budget are measured again."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -89,7 +92,7 @@ def reproduce(
     """
     if jobs < 1:
         raise InvalidArgumentError(f"jobs={jobs} must be at least 1")
-    seeds = Seeds(part.scale, folder)
+    seeds = Seeds(part.scale, folder, current_only=part.again)
     rows = _unfinished(part, seeds)
     failed: dict[str, str] = {}
     if jobs > 1:
@@ -113,7 +116,7 @@ def _unfinished(part: Part, seeds: Seeds) -> dict[results.Key, list[Cell]]:
     written = results.read(part.table, part.scale, seeds.folder)
     unfinished = {}
     for key, cells in part.rows().items():
-        lacking = part.first_seed > 0 and any(seeds.get(cell) is None for cell in cells)
+        lacking = (part.first_seed > 0 or part.again) and any(seeds.get(cell) is None for cell in cells)
         if lacking or results.num_seeds(written, key) < part.seeds:
             unfinished[key] = cells
     return unfinished
@@ -183,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0, help="number of the first")
+    parser.add_argument("--again", action="store_true", help="measure again what an earlier budget trained")
     parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     parser.add_argument("--device", default="auto", help="a torch device")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")
@@ -199,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         envs=given.env,
         seeds=given.seeds,
         first_seed=given.first_seed,
+        again=given.again,
     )
     problems = reproduce(part, device=given.device, jobs=given.jobs, folder=given.results, cache=given.cache)
     print(report(table, scale, given.results))

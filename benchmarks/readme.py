@@ -181,7 +181,7 @@ def _trained_otherwise(
     """Return the data sets by (table, env, method, training, seeds), where the training is not that of today."""
     found: dict[tuple[int, str, str, str, str], set[int]] = {}
     for line in seeds.seeds_file(scale, folder).read():
-        if line.training != seeds.in_words(scale.training(line.method)):
+        if seeds.outdated(line, scale):
             found.setdefault((line.table, line.env, line.method, line.training, line.data), set()).add(line.seed)
     grouped: dict[tuple[int, str, str, str, tuple[int, ...]], list[str]] = {}
     for (*row, data), numbers in sorted(found.items()):

@@ -52,6 +52,8 @@ class Seeds:
 
     scale: Scale
     folder: Path = RESULTS
+    current_only: bool = False
+    """Whether scores count as not measured where their method was trained for longer or shorter than it is today."""
 
     def get(self, cell: Cell) -> Measured | None:
         """Return what was measured of a cell, None if nothing was."""
@@ -82,9 +84,14 @@ class Seeds:
         """Return what was measured of a cell and of those that differ from it by the seed."""
         lines: dict[int, list[SeedScore]] = {}
         for line in seeds_file(self.scale, self.folder).read():
-            if _method_of(line) == _method_of_cell(cell):
+            if _method_of(line) == _method_of_cell(cell) and not (self.current_only and outdated(line, self.scale)):
                 lines.setdefault(line.seed, []).append(line)
         return {seed: _measured(of_seed) for seed, of_seed in lines.items()}
+
+
+def outdated(line: SeedScore, scale: Scale) -> bool:
+    """Return whether a line's method was trained for longer or shorter than it is today."""
+    return line.training != in_words(scale.training(line.method))
 
 
 def in_words(training: Mapping[str, Any]) -> str:

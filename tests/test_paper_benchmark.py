@@ -139,6 +139,34 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
         ).read()
 
 
+def test_what_an_earlier_budget_trained_is_measured_again_when_asked_for(benchmark, folders, tmp_path, monkeypatch):
+    """And what was trained as it is today is not; a row never mixes the two."""
+    cells, scales = benchmark["cells"], benchmark["protocol"].SCALES
+
+    def pretend(cell, **_):
+        calls.append(cell.seed)
+        return cells.Measured((cells.Score("0", "return", float(len(calls))),), "abc", 10.0)
+
+    def longer(steps):
+        quick = scales["quick"]
+        budgets = {**quick.budgets, "BCQ-A": {"steps": steps}}
+        monkeypatch.setitem(scales, "quick", dataclasses.replace(quick, budgets=budgets))
+
+    calls = []
+    monkeypatch.setattr(benchmark["paper"], "measure", pretend)
+    arguments = ("--table", "10", "--data", "random", "--method", "BCQ-A", "--seeds")
+    run(benchmark, folders, *arguments, "2")
+    longer(7)
+    assert run(benchmark, folders, *arguments, "1", "--again") == 1, "one seed of the two would be of another budget"
+    run(benchmark, folders, *arguments, "2")
+    assert calls == [0, 1, 0], "without being asked nothing is measured again"
+    run(benchmark, folders, *arguments, "2", "--again")
+    run(benchmark, folders, *arguments, "2", "--again")
+    assert calls == [0, 1, 0, 1]
+    (row,) = rows_of(benchmark, tmp_path, 10)
+    assert (row.mean, row.seeds) == (3.5, 2)
+
+
 def test_a_row_names_the_versions_of_all_its_seeds(benchmark, folders, tmp_path, monkeypatch):
     cells = benchmark["cells"]
     commits = iter(["old", "old new", "new-dirty"])
