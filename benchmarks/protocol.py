@@ -245,7 +245,7 @@ SCALES = {
             **dict.fromkeys(
                 CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
             ),
-            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000}),
+            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000, "trial_steps": 200_000}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 20_000},
             CQL_P: {"steps": 20_000, "target_update_interval": 200},
@@ -283,7 +283,9 @@ SCALES = {
             **dict.fromkeys(
                 CADM, {"futures_per_context": 2, "max_gradient_steps": 20_000, "matmul_precision": "medium"}
             ),
-            **dict.fromkeys((MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000}),
+            **dict.fromkeys(
+                (MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000, "trial_steps": 200_000}
+            ),
             **dict.fromkeys((BCQ_P, CQL_P), {"steps": 5_000}),
             **dict.fromkeys((BCQ_A, CQL_A, *SIMULATOR_OF), {"steps": 1_000}),
         },
