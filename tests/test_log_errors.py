@@ -10,7 +10,7 @@ from support import perfect_walk_ensemble, random_actions, random_ensemble, refe
 import persim_gym
 from persim_gym import errors, log_error
 from persim_gym.baselines.cadm_training import fit_cadm
-from persim_gym.cli.app import _measure_along
+from persim_gym.cli.app import _measured_along
 from persim_gym.envs import PersonalizedEnv
 from persim_gym.evaluation.records import to_records
 
@@ -138,5 +138,5 @@ def test_a_synthetic_log_is_noted(tmp_path, capsys):
     walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
     replace(log, provenance={"synthetic": "in part"}).save(tmp_path / "log")
     with pytest.warns(RuntimeWarning, match="the log is synthetic, at least in part"):
-        _measure_along(tmp_path / "log", walk, None, horizon=5)
+        list(_measured_along(tmp_path / "log", walk, None, horizon=5))
     assert "log, synthetic in part, up to 5 steps" in " ".join(capsys.readouterr().out.split())
