@@ -51,19 +51,23 @@ def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **setti
 
 
 def learner(method: str) -> Callable[..., LearnedPolicy]:
-    """Return what trains the policy of a method, whose name contains that of BCQ, CQL or MOReL."""
+    """Return what trains the policy of a method."""
+    return FITS[_learner_name(method)]
+
+
+def _learner_name(method: str) -> str:
+    """Return "BCQ", "CQL" or "MOReL", whichever a method's name contains."""
     (name,) = (name for name in FITS if name in method)
-    return FITS[name]
+    return name
 
 
 def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> LearnedPolicy:
     """Return the policy learned from one agent's data, or from everyone's, trained now or earlier."""
     method, training = _trained_method(cell), seeds.in_words(cell.scale.training(cell.method))
-    kind = MOReLPolicy if learner(method) is FITS["MOReL"] else OfflinePolicy
+    kind = MOReLPolicy if _learner_name(method) == "MOReL" else OfflinePolicy
     whose = "" if agent is None else f"-agent{agent}"
-    path = models_folder(cache, cell.env) / (
-        f"{method}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
-    )
+    name = f"{method}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
+    path = models_folder(cache, cell.env) / name
     with locked_model(path):
         if not path.exists():
             log = logged(cell.env, cell.data, cell.scale)
@@ -83,7 +87,7 @@ def _trained_method(cell: Cell) -> str:
 def _settings(cell: Cell, device: str) -> dict[str, Any]:
     """Return how a cell's policy is trained."""
     found = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(cell.method)}
-    return found if learner(cell.method) is FITS["MOReL"] else found | {"device": device}
+    return found if _learner_name(cell.method) == "MOReL" else found | {"device": device}
 
 
 def _score(cell: Cell, policy: Policy, agent: int) -> Score:

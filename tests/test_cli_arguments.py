@@ -171,7 +171,7 @@ def test_evaluate_keeps_what_it_has_measured_when_it_is_interrupted(typed, cart_
 
 
 def test_evaluate_says_before_it_measures_what_it_cannot(typed, half_cheetah, capsys):
-    """Measurements are written when all are made, and would be lost."""
+    """Nothing is printed, and no hour spent, before the option that cannot be met is refused."""
     half_cheetah.save("cheetah.persim")
     typed(1, "evaluate", "cheetah.persim", "--policy", "random", "--value-iteration-episodes", 2)
     told = capsys.readouterr()

@@ -58,7 +58,7 @@ def test_covariates_that_the_task_does_not_have(cart_pole_log):
     np.testing.assert_array_equal(kept.covariates, cart_pole_log.covariates)
     task = persim_gym.Task("Poles", spaces.Box(-100, 100, (4,)), spaces.Discrete(2), 200)
     aged = renamed(cart_pole_log, ["age"])
-    with pytest.warns(RuntimeWarning, match=r"Covariate\('age', 0, 19, 9.5\)"):
+    with pytest.warns(RuntimeWarning, match=r"Covariate\('age', 0, 19, 9.5, positive=False\)"):
         ensemble = persim_gym.fit(aged, task=task, config=TINY, validation_fraction=0, progress=False)
     synthetic = persim_gym.generate(ensemble, [0], 1, "random", progress=False)
     assert ensemble.covariates is None and synthetic.covariates is None

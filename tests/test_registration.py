@@ -255,11 +255,17 @@ def test_a_changed_task_takes_the_place_of_the_old_one_only_when_told(home, regi
     registration.register_ensemble(first, install=True)
     with pytest.raises(errors.InvalidArgumentError, match="replace=True"):
         registration.register_ensemble(second, install=True)
+
+    def rewarded():
+        env = gymnasium.make("PerSim-Notebook-agent0-v0")
+        env.reset(seed=0)
+        return env.step(1)[1]
+
+    assert rewarded() == 1.0
     persim_gym.register_task(second.task, replace=True)
+    assert rewarded() == 2.0, "the file is read again"
     registration.register_ensemble(second, install=True)
-    env = gymnasium.make("PerSim-Notebook-agent0-v0")
-    env.reset(seed=0)
-    assert env.step(1)[1] == 2.0
+    assert rewarded() == 2.0
     with pytest.raises(errors.InvalidArgumentError, match="built-in"):
         persim_gym.register_task(dataclasses.replace(second.task, name="CartPole"), replace=True)
 

@@ -18,7 +18,7 @@ from torch import nn
 from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
-from persim_gym.baselines.morel_ppo import check_installed, learn, new_network, new_ppo, ppo_settings
+from persim_gym.baselines.morel_ppo import check_installed, isolated_training, learn, new_network, new_ppo
 from persim_gym.baselines.morel_threshold import first_that_seldom_halts, halting, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
 from persim_gym.config import named_settings
@@ -182,7 +182,7 @@ def fit_morel(
         mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
         return new_ppo(env, found, mean=mean, scale=scale, seed=seed)
 
-    with ppo_settings():
+    with isolated_training():
         if settings.threshold_scale is None:
             threshold_scale, ppo = first_that_seldom_halts(
                 make_env,

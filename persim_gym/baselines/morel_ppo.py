@@ -87,7 +87,7 @@ def learn(ppo: Any, steps: int, *, progress: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def ppo_settings() -> Iterator[None]:
+def isolated_training() -> Iterator[None]:
     """Make PPO and train it in here: on one thread, and with everybody's random numbers put back at the end.
 
     Stable-Baselines3 seeds Python's, NumPy's and torch's when PPO is made, and draws from them when it learns.

@@ -16,6 +16,7 @@ from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.registration import model_file
 from persim_gym.simulators.aggregation import check_aggregate
+from persim_gym.tasks import Task, known_tasks
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
@@ -104,10 +105,10 @@ def load(model: str | Path | LearnedDynamics) -> LearnedDynamics:
     path = model_file(model)
     if not path.exists():
         raise MissingFileError(f"there is no file {path}: give an ensemble, a model's name or its file")
-    return _load_once(str(path), path.stat().st_mtime_ns)
+    return _load_once(str(path), path.stat().st_mtime_ns, known_tasks())
 
 
 @lru_cache(maxsize=8)
-def _load_once(path: str, modified: int) -> Ensemble:
-    """Load a file once for all environments of a process, and again when it has been written anew."""
+def _load_once(path: str, modified: int, tasks: tuple[Task, ...]) -> Ensemble:
+    """Load a file once for all environments of a process, and again when it or a task has been replaced."""
     return Ensemble.load(path)

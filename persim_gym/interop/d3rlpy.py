@@ -156,7 +156,8 @@ def from_d3rlpy(
 
     A buffer that `to_d3rlpy` made comes back bit for bit, also after d3rlpy's `dump` and `load`. d3rlpy's own episodes
     hold no observation after the last action: the last row of each is dropped, and the row before it ends the episode,
-    as truncated.
+    as truncated. In a buffer that has both, such as one that d3rlpy went on to collect into, all episodes are read so,
+    and lose what they say of termination: read it before that.
 
     Args:
         buffer: the data set.

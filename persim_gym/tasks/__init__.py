@@ -28,6 +28,7 @@ __all__ = [
     "get_task",
     "import_task",
     "is_built_in",
+    "known_tasks",
     "register_task",
     "task_fields",
     "task_names",
@@ -42,6 +43,11 @@ _TASKS: dict[str, Task] = {task.name: task for task in _BUILT_IN}
 def task_names() -> tuple[str, ...]:
     """Names of all known tasks."""
     return tuple(_TASKS)
+
+
+def known_tasks() -> tuple[Task, ...]:
+    """All known tasks; whatever is registered anew, the tuple is another one."""
+    return tuple(_TASKS.values())
 
 
 def get_task(task: str | Task) -> Task:
@@ -68,7 +74,8 @@ def register_task(task: Task, *, replace: bool = False) -> None:
     Args:
         task: of your own.
         replace: whether to replace another task of this name, for example an earlier version of this one. Ensembles
-            that are loaded afterwards use the new one.
+            that are loaded afterwards use the new one, and so do environments made afterwards by a file or an id
+            of one.
 
     Raises:
         InvalidArgumentError: another task has this name.
