@@ -68,8 +68,8 @@ def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:
         sign = "" if low > 0 else ", positive=False"
         warn_user(
             f"task {task.name} has no covariate {extra[0]!r}, so that of the log is left out; to keep it, make the "
-            f"task with covariates=(persim_gym.tasks.Covariate({extra[0]!r}, {low:g}, {high:g}, {middle:g}{sign}), …), which "
-            "are name, low, high and default",
+            f"task with covariates=(persim_gym.tasks.Covariate({extra[0]!r}, {low:g}, {high:g}, {middle:g}{sign}), …), "
+            "which are name, low, high and default",
         )
     if missing or not wanted:
         return replace(log, covariates=None, covariate_names=())
