@@ -144,13 +144,15 @@ def test_evaluate_does_what_its_options_say(typed, cart_pole, cart_pole_log):
     cart_pole.save("model.persim")
     cart_pole_log.select(["4", "7"]).save("log.st")
     given = ["evaluate", "model.persim", "--aggregate", "median", "--quiet", "--json", "out.json"]
-    true_systems = ["--agents", "1,4", "--seed", 3, "--policy", "random", "--episodes", 2, "--mpc-episodes", 0]
+    true_systems = ["--agents", "1,4", "--seed", 3, "--policy", "random", "--episodes", 2, "--mpc-episodes", 1]
     typed(0, *given, *true_systems)
-    found = json.loads(Path("out.json").read_text())["prediction_error"]
+    found = json.loads(Path("out.json").read_text())
     rows = persim_gym.prediction_error(
         cart_pole, policy="random", agents=[1, 4], episodes=2, seed=3, aggregate="median"
     )
-    assert [row["rmse"] for row in found] == [row.rmse for row in rows]
+    assert [row["rmse"] for row in found["prediction_error"]] == [row.rmse for row in rows]
+    rows = persim_gym.mpc_returns(cart_pole, agents=[1, 4], episodes=1, seed=3, aggregate="median")
+    assert [row["mean"] for row in found["mpc_returns"]] == [row.mean for row in rows]
     typed(0, *given, "--log", "log.st", "--horizon", 7)
     found = json.loads(Path("out.json").read_text())["log_error"]
     rows = persim_gym.log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=7, aggregate="median")

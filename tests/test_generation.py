@@ -165,7 +165,7 @@ def test_members_are_combined_as_asked_for(agents):
     assert np.abs(first[0] - first[1]).max() > 1e-4
 
 
-def test_value_iteration_combines_members_as_asked_for():
+def test_planners_combine_members_as_asked_for():
     """One of three members walks the other way, ten times as fast: the median outvotes it, the mean does not."""
     walk = perfect_walk_ensemble(walk_task(limit=6), members=3)
     action_weight = walk.parameters["action.weight"].copy()
@@ -176,7 +176,9 @@ def test_value_iteration_combines_members_as_asked_for():
     for aggregate in ("median", "mean"):
         log = quiet(spoiled, [1], 1, "value_iteration", starts="task", aggregate=aggregate, **settings)
         (row,) = persim_gym.value_iteration_returns(spoiled, agents=[1], episodes=1, aggregate=aggregate, **settings)
+        (plan,) = persim_gym.mpc_returns(spoiled, agents=[1], episodes=1, aggregate=aggregate, horizon=4)
         assert (row.mean == best) == (log.episode_returns[0] == best) == (aggregate == "median")
+        assert (plan.mean == best) == (aggregate == "median")
 
 
 def test_the_mark_stays(walk, tmp_path, cart_pole_log):

@@ -304,8 +304,9 @@ def risky(task):
 
 
 def plain_returns(simulator, objective, start, sequences, propagation):
-    """Score sequences (C, H) one by one, stepping the members' mean or each member through `step_members`."""
+    """Score sequences (C, H) one by one, stepping the members' aggregate or each member through `step_members`."""
     members, scores = simulator.num_members, []
+    middle = {"mean": np.mean, "median": np.median}[simulator.aggregate]
     for sequence in sequences:
         states = np.tile(start, (members, 1))
         total, alive = np.zeros(members), np.ones(members)
@@ -316,7 +317,9 @@ def plain_returns(simulator, objective, start, sequences, propagation):
             else:
                 after = np.array([simulator.step_members(states[[m]], [action])[m, 0] for m in range(members)])
             rewards = objective.reward(states, np.tile(action, (members, *[1] * np.ndim(action))), after)
-            reached = np.tile(after.mean(0), (members, 1)) if propagation == "mean_state" else after
+            reached = after
+            if propagation == "mean_state":
+                reached, rewards = np.tile(middle(after, axis=0), (members, 1)), middle(rewards)
             before = alive
             if objective.terminated is not None:
                 risk = getattr(objective.terminated, "probability", objective.terminated)
@@ -325,10 +328,11 @@ def plain_returns(simulator, objective, start, sequences, propagation):
             if best is not None:
                 best = np.maximum(best, objective.progress(reached))
             states = reached
-        scores.append(np.mean(total + (0 if best is None else len(sequence) * best)))
+        scores.append(middle(total + (0 if best is None else len(sequence) * best)))
     return np.array(scores)
 
 
+@pytest.mark.parametrize("aggregate", ["mean", "median"])
 @pytest.mark.parametrize("propagation", ["per_member", "mean_state"])
 @pytest.mark.parametrize("candidates", [12, 300])  # members in one product, and one product a member
 @pytest.mark.parametrize(
@@ -342,23 +346,43 @@ def plain_returns(simulator, objective, start, sequences, propagation):
         ("CartPole", DEEP, risky),
     ],
 )
-def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, propagation):
+def test_fast_rollouts_equal_a_plain_loop(name, config, objective, candidates, propagation, aggregate):
     """For two environments with an agent each; rollouts end at different steps."""
     ensemble, rng = random_ensemble(name, config, step_size=0.05), np.random.default_rng(0)
     task = ensemble.task
     objective = task.objective if objective is None else objective(task)
     starts = 0.05 * rng.normal(size=(2, task.observation_size))
     actions = random_actions(task, rng, 2, candidates, 8)
-    simulator = ensemble.simulator(agents=[2, 0])
+    simulator = ensemble.simulator(agents=[2, 0], aggregate=aggregate)
     fast = simulated_returns(simulator, starts, objective=objective, propagation=propagation)
     found = fast(np.array([1, 0]), actions)
     checked = [0, 1, candidates - 1]
     for row, (environment, agent) in enumerate([(1, 0), (0, 2)]):
-        expected = plain_returns(
-            ensemble.simulator(agent), objective, starts[environment], actions[row, checked], propagation
-        )
+        alone = ensemble.simulator(agent, aggregate=aggregate)
+        expected = plain_returns(alone, objective, starts[environment], actions[row, checked], propagation)
         np.testing.assert_allclose(found[row, checked], expected, rtol=1e-4, atol=1e-4)
-    assert len(np.unique(found.round(5))) > 2
+    assert len(np.unique(found.round(5))) > (2 if aggregate == "mean" else 1)  # medians of lengths are whole numbers
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("propagation", ["per_member", "mean_state"])
+def test_the_median_plans_without_a_member_that_diverges(propagation, together):
+    """One of three members gives no number, so that their mean has no return for any candidate."""
+    walk = perfect_walk_ensemble(walk_task(), members=3)
+    bias = walk.parameters["agent.bias"].copy()
+    bias[1] = np.nan
+    spoiled = dataclasses.replace(walk, parameters={**walk.parameters, "agent.bias": bias})
+    actions, chosen = np.random.default_rng(0).integers(3, size=(1, 400, 5)), np.array([0])
+
+    def scores(ensemble, aggregate):
+        simulator, settings = ensemble.simulator(1, aggregate=aggregate), {"propagation": propagation}
+        return simulated_returns(simulator, np.array([[3.0, 0.0]]), together=together, **settings)(chosen, actions)
+
+    whole = scores(walk, "mean")
+    np.testing.assert_allclose(scores(spoiled, "median"), whole)
+    assert np.isnan(scores(spoiled, "mean")).all()
+    agent = MPCAgent(spoiled.simulator(1, aggregate="median"), horizon=5, num_candidates=400, propagation=propagation)
+    assert agent.plan(np.array([[3.0, 0.0]])).returns[0] == whole.max()
 
 
 @pytest.mark.parametrize("pays", [lambda x: -1.0 - 100.0 * (x >= 5), lambda x: 1.0 * (x <= 0)])

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -329,14 +328,14 @@ def _predictions_measured(ensemble: Any, policy: str, **settings: Any) -> Iterat
 
 
 def _planners_measured(
-    ensemble: Any, mpc_episodes: int, value_iteration_episodes: int, *, aggregate: str, **settings: Any
+    ensemble: Any, mpc_episodes: int, value_iteration_episodes: int, **settings: Any
 ) -> Iterator[_Records]:
     """Print the returns of those planners that any episodes are asked of, and give each planner's for JSON."""
     from persim_gym import mpc_returns, value_iteration_returns
 
     planners = {
         "mpc_returns": (mpc_returns, mpc_episodes),
-        "value_iteration_returns": (partial(value_iteration_returns, aggregate=aggregate), value_iteration_episodes),
+        "value_iteration_returns": (value_iteration_returns, value_iteration_episodes),
     }
     for name, (measure, episodes) in planners.items():
         if episodes:

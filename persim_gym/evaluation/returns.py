@@ -40,6 +40,7 @@ def mpc_returns(
     episodes: int = 20,
     seed: int = 0,
     covariates: GivenCovariates | None = None,
+    aggregate: str = "mean",
     device: str = "cpu",
     progress: bool = False,
     **planner: Any,
@@ -55,6 +56,7 @@ def mpc_returns(
         seed: seed of the initial states, and of all that the policy or planner draws.
         covariates: the agents' covariates by label, where the ensemble does not know them: {name: value}, or (K,) in
             the task's order.
+        aggregate: "mean" (as in the paper) or "median" over the members.
         device: device to plan on.
         progress: whether to show a bar.
         **planner: settings of `persim_gym.MPCAgent`.
@@ -73,7 +75,7 @@ def mpc_returns(
     """
 
     def make(agent: int, _: System, rng: np.random.Generator) -> Policy:
-        return MPCAgent(ensemble.simulator(agent, device=device), seed=rng, **planner)
+        return MPCAgent(ensemble.simulator(agent, aggregate=aggregate, device=device), seed=rng, **planner)
 
     return _returns(ensemble, make, "MPC in the simulator", agents, episodes, seed, covariates, progress)
 
@@ -92,8 +94,8 @@ def value_iteration_returns(
 ) -> list[AverageReturn]:
     """Measure the return of value iteration that plans in the simulator and acts in the true system.
 
-    ``aggregate`` says how the members are combined, "mean" or "median", and the settings are those of
-    `persim_gym.ValueIterationAgent`. The other arguments, what is returned, and the errors are those of `mpc_returns`.
+    The settings are those of `persim_gym.ValueIterationAgent`. The other arguments, what is returned, and the errors
+    are those of `mpc_returns`.
     """
 
     def make(agent: int, _: System, rng: np.random.Generator) -> Policy:

@@ -14,6 +14,7 @@ from torch import Tensor
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.rollouts.loops import column_returns, group_returns, mean_state_returns, tensor_returns
 from persim_gym.rollouts.pruning import MembersFn, best_of_members, worth_pruning
+from persim_gym.simulators.aggregation import aggregated
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective
 from persim_gym.threads import run_in_threads, useful_threads
@@ -40,7 +41,8 @@ def simulated_returns(
         observations: (E, D) current observation of each environment.
         objective: by default the task's.
         propagation: "per_member", where every member follows its own trajectory and the returns are averaged (paper,
-            section 4), or "mean_state", where all members start each step from the mean of their predictions.
+            section 4), or "mean_state", where all members start each step from the mean of their predictions; from
+            their medians, either way, if the simulator's aggregate is the median.
         best_only: whether only the best candidate of each environment matters. One that cannot be the best, given what
             the first members say of it and the largest reward of a step, is then scored minus infinity and costs no
             more rollouts.
@@ -88,16 +90,16 @@ def simulated_returns(
     return returns
 
 
-# These three return the mean returns (C,) of candidates (C, H) or (C, H, A) of agents (C,) from states (C, D).
+# These three return the aggregated returns (C,) of candidates (C, H) or (C, H, A) of agents (C,) from states (C, D).
 
 
 def _score_on_mean_trajectory(
     simulator: Simulator, objective: PlanningObjective, agents: IntArray, origins: FloatArray, actions: np.ndarray
 ) -> FloatArray:
-    """Score candidates of one agent, all members starting each step from the mean of their predictions."""
+    """Score candidates of one agent, all members starting each step from the aggregate of their predictions."""
     network, moves = simulator.network(int(agents[0])), _moves(actions, simulator)
     start = torch.tensor(origins.T, device=simulator.device)
-    return mean_state_returns(network, objective, start, moves).cpu().numpy()
+    return mean_state_returns(network, objective, start, moves, simulator.aggregate).cpu().numpy()
 
 
 def _score_together(
@@ -106,8 +108,8 @@ def _score_together(
     """Score candidates of several environments in one batch, and of several agents if the simulator mixes them."""
     network, moves = simulator.network_of(agents), _moves(actions, simulator)
     start, members = torch.tensor(origins.T, device=simulator.device), simulator.num_members
-    total = group_returns(network, objective, start, moves, slice(0, members), drop=False)
-    return total.cpu().numpy().astype(np.float64) / members
+    returns = group_returns(network, objective, start, moves, slice(0, members), drop=False)
+    return aggregated(_as_array(returns), simulator.aggregate)
 
 
 def _score_one_environment(
@@ -122,10 +124,11 @@ def _score_one_environment(
     """Score candidates of one environment."""
     evaluate, at_once = _members_fn(simulator, int(agents[0]), objective, origins[0], actions)
     members, candidates, horizon = simulator.num_members, *actions.shape[:2]
-    most = objective.largest_return(horizon) if best_only else None
+    # What some members say bounds their mean, not their median.
+    most = objective.largest_return(horizon) if best_only and simulator.aggregate == "mean" else None
     if most is not None and worth_pruning(members, candidates, at_once):
         return best_of_members(evaluate, members, candidates, most, at_once)
-    return evaluate(np.arange(candidates), slice(0, members)) / members
+    return aggregated(evaluate(np.arange(candidates), slice(0, members)), simulator.aggregate)
 
 
 def pieces(together: IntArray, candidates: int, threads: int, most: int | None = None) -> list[slice]:
@@ -159,9 +162,13 @@ def _members_fn(
 
     def evaluate(chosen: IntArray, group: slice) -> FloatArray:
         part = moves if len(chosen) == moves.shape[-1] else moves[..., torch.as_tensor(chosen, device=moves.device)]
-        return tensor_returns(network, objective, origin, part, group).cpu().numpy().astype(np.float64)
+        return _as_array(tensor_returns(network, objective, origin, part, group))
 
     return evaluate, 1
+
+
+def _as_array(returns: Tensor) -> FloatArray:
+    return returns.cpu().numpy().astype(np.float64)
 
 
 def _moves(actions: np.ndarray, simulator: Simulator) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.rollouts.tally import Tally
+from persim_gym.simulators.aggregation import aggregated
 from persim_gym.simulators.networks.interfaces import CpuNetwork, MemberNetwork
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.types import FloatArray, IntArray, ReturnFn
@@ -40,7 +41,7 @@ def true_returns(system: System, task: Task, objective: PlanningObjective) -> Re
 def column_returns(
     network: CpuNetwork, objective: PlanningObjective, start: FloatArray, actions: IntArray, group: slice
 ) -> FloatArray:
-    """Return the summed returns (C,) of some members for candidates (H, C). Rollouts that are over are dropped."""
+    """Return the returns (m, C) of some members for candidates (H, C). Rollouts that are over are dropped."""
     horizon, candidates = actions.shape
     count = group.stop - group.start
     states = network.start(start[None], count * candidates)
@@ -59,20 +60,18 @@ def column_returns(
             tally.keep(kept)
             moving, states = moving[kept], states[:, kept]
             stops = np.searchsorted(tally.followed, candidates * np.arange(1, count + 1)).tolist()
-    return tally.returns(horizon, states[:-1].T).reshape(count, candidates).sum(axis=0)
+    return tally.returns(horizon, states[:-1].T).reshape(count, candidates)
 
 
 def tensor_returns(
     network: MemberNetwork, objective: PlanningObjective, start: Tensor, actions: Tensor, group: slice
 ) -> Tensor:
-    """Return the summed returns (C,) of some members for candidates (H, C) or (H, A, C) from a state (D, 1)."""
+    """Return the returns (m, C) of some members for candidates (H, C) or (H, A, C) from a state (D, 1)."""
     count = group.stop - group.start
     if count * actions.shape[-1] <= STACKED_COLUMNS:
         return group_returns(network, objective, start, actions, group)
-    total = torch.zeros(actions.shape[-1], device=start.device)
-    for member in range(group.start, group.stop):
-        total += group_returns(network, objective, start, actions, slice(member, member + 1))
-    return total
+    members = (slice(member, member + 1) for member in range(group.start, group.stop))
+    return torch.cat([group_returns(network, objective, start, actions, member) for member in members])
 
 
 def group_returns(
@@ -83,7 +82,7 @@ def group_returns(
     group: slice,
     drop: bool = True,
 ) -> Tensor:
-    """Return the summed returns (C,) of some members from one state (D, 1) or as many as candidates, (D, C).
+    """Return the returns (m, C) of some members from one state (D, 1) or as many as candidates, (D, C).
 
     A single member drops its rollouts that are over, unless told not to.
     """
@@ -105,11 +104,16 @@ def group_returns(
                 break
             tally.keep(kept)
             states = states.index_select(2, kept)
-    return tally.returns(horizon, states.transpose(1, 2)).sum(0)
+    return tally.returns(horizon, states.transpose(1, 2))
 
 
-def mean_state_returns(network: MemberNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor) -> Tensor:
-    """Return the members' mean return (C,) of candidates (H, C) or (H, A, C), on their mean trajectory from (D, C)."""
+def mean_state_returns(
+    network: MemberNetwork, objective: PlanningObjective, states: Tensor, actions: Tensor, aggregate: str
+) -> Tensor:
+    """Return the return (C,) of candidates (H, C) or (H, A, C) on the members' aggregated trajectory from (D, C).
+
+    A step pays the aggregate of what it would pay if each member's prediction came true.
+    """
     horizon, candidates = len(actions), actions.shape[-1]
     tally = Tally(objective, states.T, torch.zeros(candidates, device=states.device))
     inputs = actions if network.num_actions else _factors_of_steps(network, actions)
@@ -120,8 +124,8 @@ def mean_state_returns(network: MemberNetwork, objective: PlanningObjective, sta
         next_stacked = network.next_states(apart.expand(network.num_members, -1, -1), inputs[step])
         stacked = states.expand(network.num_members, -1, -1)
         rewards = objective.reward(stacked.transpose(1, 2), moves.movedim(-1, 0), next_stacked.transpose(1, 2))
-        states = next_stacked.mean(0)
-        tally.add(rewards.mean(0), states.T)
+        states = aggregated(next_stacked, aggregate)
+        tally.add(aggregated(rewards, aggregate), states.T)
     return tally.returns(horizon, states.T)
 
 

@@ -10,7 +10,7 @@ from persim_gym.rollouts.loops import STACKED_COLUMNS
 from persim_gym.types import FloatArray, IntArray
 
 MembersFn = Callable[[IntArray, slice], FloatArray]
-"""(candidates (n,), members) -> sum of these members' returns (n,)."""
+"""(candidates (n,), members) -> these members' returns (m, n)."""
 
 _SCOUTS = 16
 
@@ -27,10 +27,10 @@ def best_of_members(evaluate: MembersFn, members: int, candidates: int, limit: f
     reach the best of these even with the return ``limit`` from every member left is out; the rest are scored by some
     more members, and so on.
     """
-    first = _no_nan(evaluate(np.arange(candidates), slice(0, at_once)))
+    first = _summed(evaluate(np.arange(candidates), slice(0, at_once)))
     scouts = np.argsort(-first, kind="stable")[:_SCOUTS]
     total = np.full(candidates, -np.inf)
-    total[scouts] = _no_nan(first[scouts] + evaluate(scouts, slice(at_once, members)))
+    total[scouts] = first[scouts] + _summed(evaluate(scouts, slice(at_once, members)))
     best, asked = total[scouts].max(), at_once
     rest = np.setdiff1d(np.arange(candidates), scouts)
     known = first[rest]
@@ -41,11 +41,13 @@ def best_of_members(evaluate: MembersFn, members: int, candidates: int, limit: f
             break
         more = at_once * max(1, STACKED_COLUMNS // len(rest))
         group = slice(asked, min(members, asked + more))
-        known = _no_nan(known + evaluate(rest, group))
+        known = known + _summed(evaluate(rest, group))
         asked = group.stop
     total[rest] = known
     return total / members
 
 
-def _no_nan(returns: FloatArray) -> FloatArray:
-    return np.where(np.isnan(returns), -np.inf, returns)
+def _summed(returns: FloatArray) -> FloatArray:
+    """Return the sum (n,) of members' returns (m, n), minus infinity where one is not a number."""
+    total = returns.sum(axis=0)
+    return np.where(np.isnan(total), -np.inf, total)
