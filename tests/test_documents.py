@@ -12,6 +12,8 @@ import gymnasium as gym
 import pytest
 from rich.console import Console
 
+from persim_gym.errors import MissingExtraError
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL_EXAMPLES = {
@@ -74,6 +76,17 @@ def test_example_runs(name, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert any(tmp_path.iterdir())
+
+
+def test_demo_says_at_once_that_it_cannot_draw(tmp_path, monkeypatch):
+    """Before it collects, trains and evaluates."""
+    from persim_gym.cli.demo import run_demo
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    settings = {"num_agents": 8, "epochs": 2, "episodes": 1, "num_candidates": 20, "seed": 0, "progress": False}
+    with pytest.raises(MissingExtraError, match=r'matplotlib is needed for this: pip install "persim-gym\[plots\]"'):
+        run_demo(tmp_path, console=None, **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_goes_the_whole_road(tmp_path):

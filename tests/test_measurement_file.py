@@ -93,7 +93,9 @@ def slowly(record):
 def write_five(folder, env):
     file = file_of(folder, key=("env", "seed"), order=slowly)
     (folder / env).touch()
+    latest = time.monotonic() + 60
     while len(list(folder.glob("process-*"))) < 2:  # both begin at once
+        assert time.monotonic() < latest, "the other process has not begun"
         time.sleep(0.001)
     for seed in range(5):
         file.replace([Record(env, seed, 0.0)])

@@ -1,15 +1,18 @@
 """The map of agents: points, ellipses, colours, bad input."""
 
+import importlib
 from dataclasses import replace
 
-import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import errors, plot_agents, plotting
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
+image, pyplot = (importlib.import_module(f"matplotlib.{name}") for name in ("image", "pyplot"))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def ensemble():
 )
 def test_a_picture_is_drawn(ensemble, tmp_path, settings):
     path = plot_agents(ensemble, tmp_path / "agents.png", **settings)
-    assert matplotlib.image.imread(path).std() > 0.01
+    assert image.imread(path).std() > 0.01
 
 
 def test_an_ellipse_is_the_posterior_seen_through_the_map(ensemble, monkeypatch):

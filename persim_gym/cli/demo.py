@@ -16,6 +16,7 @@ from persim_gym.collection.logging_policies import test_policy
 from persim_gym.evaluation.prediction import HORIZON, PredictionError, prediction_error
 from persim_gym.evaluation.records import to_records
 from persim_gym.evaluation.returns import AverageReturn, mpc_returns, policy_returns, true_mpc_returns
+from persim_gym.extras import optional
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.plotting import plot_trajectories
 from persim_gym.terminal import table
@@ -60,7 +61,11 @@ def run_demo(
         console: to print on.
         progress: whether to show bars.
 
+    Raises:
+        MissingExtraError: matplotlib is not installed; that is told before minutes go by.
+
     """
+    optional("matplotlib", "plots")
     start = time.perf_counter()
     data_path, model_path = out / "cartpole-random.safetensors", out / "cartpole.persim"
     _heading(console, "1. one random trajectory of each agent")

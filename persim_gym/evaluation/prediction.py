@@ -65,7 +65,7 @@ def prediction_error(
         policy: "random", an object with `predict`, or a function of observations (B, D).
         agents: list of indices or labels, each agent once; by default the task's test agents.
         episodes: number of episodes per agent.
-        seed: seed of the initial states and random actions.
+        seed: seed of the initial states and random actions; each agent has its own of them, by its index.
         aggregate: "mean" (as in the paper) or "median" over the members.
         covariates: the agents' covariates by label, where the ensemble does not know them: {name: value}, or (K,) in
             the task's order.

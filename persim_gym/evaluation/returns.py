@@ -53,7 +53,8 @@ def mpc_returns(
         ensemble: model whose agents are measured.
         agents: list of indices or labels, each agent once; by default the task's test agents.
         episodes: number of episodes per agent.
-        seed: seed of the initial states, and of all that the policy or planner draws.
+        seed: seed of the initial states, and of all that the policy or planner draws. Each agent has its own of
+            them, by its index in the ensemble: among other agents it may begin elsewhere.
         covariates: the agents' covariates by label, where the ensemble does not know them: {name: value}, or (K,) in
             the task's order.
         aggregate: "mean" (as in the paper) or "median" over the members.
