@@ -11,7 +11,7 @@ import torch
 from persim_gym.arguments import checked_seed
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
-from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray
@@ -19,8 +19,6 @@ from persim_gym.user_warnings import warn_user
 
 KINDS = ("gp", "ridge", "mlp")
 """Gaussian process, Bayesian linear regression, and the paper's network."""
-BY_COVARIATES = "known_by_covariates"
-"""Where an ensemble's provenance has the labels of the agents of whom a map has predicted anything."""
 _LITTLE = 0.01
 """Part of the prior's variance from which an agent's factor counts as hardly known."""
 _ENOUGH = 5

@@ -13,11 +13,11 @@ from persim_gym.data.log_checks import check_log, with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
-from persim_gym.factors.covariates import BY_COVARIATES, CovariateMap, fit_covariate_map, known_by_transitions_only
+from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents
-from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.ensemble import BY_COVARIATES, Ensemble, provenance_of_agents
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
 from persim_gym.tasks.covariates import covariate_array
@@ -301,13 +301,12 @@ def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> F
 
 def _grown_provenance(ensemble: Ensemble, log: Trajectories | None, described: Sequence[str]) -> dict[str, Any]:
     """Return the provenance of the ensemble with newcomers of a log, some of whom a covariate map describes."""
-    provenance = dict(ensemble.provenance)
+    # Earlier files may name agents that are long gone.
+    provenance = provenance_of_agents(ensemble.provenance, ensemble.agent_labels)
     if log is not None:
         provenance = with_update(provenance, log.source, again=False)
     if described:
-        still_there = set(ensemble.agent_labels)
-        earlier = [label for label in provenance.get(BY_COVARIATES, ()) if label in still_there]
-        provenance[BY_COVARIATES] = [*earlier, *described]
+        provenance[BY_COVARIATES] = [*provenance.get(BY_COVARIATES, ()), *described]
     return provenance
 
 

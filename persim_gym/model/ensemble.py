@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_INITIAL_OBSERVATIONS = 10_000
 """How many first observations of a log a model keeps, for its episodes to begin in."""
+BY_COVARIATES = "known_by_covariates"
+"""Where an ensemble's provenance has the labels of the agents of whom a covariate map has predicted anything."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,13 +157,15 @@ class Ensemble(LearnedDynamics):
             InvalidArgumentError: no list of agents, an empty one, or one with an agent twice.
 
         """
-        chosen = find_listed(agents, self.agent_labels).tolist()
+        chosen: list[int] = find_listed(agents, self.agent_labels).tolist()
+        labels = tuple(self.agent_labels[agent] for agent in chosen)
         return replace(
             self,
             parameters={**self.parameters, "agent.weight": self.parameters["agent.weight"][:, chosen]},
-            agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
+            agent_labels=labels,
             covariates=None if self.covariates is None else self.covariates[chosen],
             outcomes={name: outcome.of_agents(chosen) for name, outcome in self.outcomes.items()},
+            provenance=provenance_of_agents(self.provenance, labels),
             posterior=None if self.posterior is None else self.posterior.with_agents(chosen),
         )
 
@@ -201,6 +205,14 @@ class Ensemble(LearnedDynamics):
             f"{outcomes_note(self.provenance)}"
             f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
+
+
+def provenance_of_agents(provenance: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return an ensemble's provenance for those of its agents only: another of the same label may come later."""
+    if BY_COVARIATES not in provenance:
+        return dict(provenance)
+    still_there = set(labels)
+    return {**provenance, BY_COVARIATES: [label for label in provenance[BY_COVARIATES] if label in still_there]}
 
 
 def _members(parameters: Mapping[str, np.ndarray], chosen: list[int]) -> dict[str, np.ndarray]:
