@@ -387,7 +387,11 @@ def test_a_termination_that_recognizes_no_end(tmp_path, monkeypatch):
 def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):
     """Taken out, written and read again."""
     ensemble.with_members([1]).save(tmp_path / "one.persim")
-    assert persim_gym.load(tmp_path / "one.persim").outcomes["reward"].parameters["agent.weight"].shape[:2] == (1, 3)
+    reward = persim_gym.load(tmp_path / "one.persim").outcomes["reward"]
+    assert reward.parameters["agent.weight"].shape[:2] == (1, 3)
+    whole = ensemble.outcomes["reward"].posterior.moments([2, 0])
+    for one, other in zip(reward.posterior.moments([2, 0]), whole, strict=True):
+        np.testing.assert_array_equal(one, other[[1]])
 
 
 def test_other_agents_have_learned_rewards_too(ensemble, tmp_path):
@@ -446,6 +450,111 @@ def test_more_rewards_of_a_trained_agent_change_little(ensemble):
     assert 0 < np.abs(after - before).max() < 0.05 * log.rewards.std()
 
 
+def reward_factors(model, *labels):
+    """Return u of the reward (M, n, r)."""
+    parameters = model.outcomes["reward"].parameters
+    return parameters["agent.weight"][:, list(map(model.agent_index, labels))] + parameters["agent.bias"][:, None]
+
+
+def newcomers_log():
+    """Episodes of three newcomers, of prices like the trained agents'."""
+    return dataclasses.replace(own_log(seed=5, episodes=9), agent_labels=("dora", "eve", "finn"))
+
+
+@pytest.mark.filterwarnings("ignore:the ensemble has")
+@pytest.mark.filterwarnings("ignore:newcomer")
+def test_a_newcomers_reward_does_not_depend_on_other_newcomers(ensemble):
+    """Whether they come before it, with it, or are not known at all, and when trained agents have gone."""
+    log = newcomers_log()
+    alone = persim_gym.personalize(ensemble, log.select(["finn"]))
+    expected = reward_factors(alone, "finn")
+    in_turn = persim_gym.personalize(
+        persim_gym.personalize(ensemble, log.select(["dora", "eve"])), log.select(["finn"])
+    )
+    for model in (
+        in_turn,
+        persim_gym.personalize(ensemble, log),
+        persim_gym.personalize(ensemble, log.select(["finn"]), agents=[*map(str, range(50)), "finn"]),
+        persim_gym.personalize(persim_gym.personalize(ensemble, log).with_agents(["dora"]), log.select(["finn"])),
+    ):
+        np.testing.assert_allclose(reward_factors(model, "finn"), expected, rtol=1e-5, atol=1e-6)
+    strangers = (persim_gym.personalize(model, agents=["x"]) for model in (ensemble, in_turn))
+    np.testing.assert_allclose(*(reward_factors(model, "x") for model in strangers), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:the ensemble has")
+def test_rewards_count_as_evidence_if_they_were_logged(ensemble, tmp_path):
+    """In any order as if all had been there at once; transitions without rewards tell nothing of them."""
+    log = newcomers_log().select(["finn"])
+    first, last = (slice_episodes(log, chosen) for chosen in ([0, 1], [2]))
+    unpaid = dataclasses.replace(first, rewards=np.zeros_like(first.rewards))
+    persim_gym.update(persim_gym.personalize(ensemble, unpaid), last).save(tmp_path / "late.persim")
+    late, only_last = persim_gym.load(tmp_path / "late.persim"), persim_gym.personalize(ensemble, last)
+    np.testing.assert_allclose(reward_factors(late, "finn"), reward_factors(only_last, "finn"), rtol=1e-5, atol=1e-6)
+    expected = reward_factors(persim_gym.personalize(ensemble, log), "finn")
+    for model in (
+        persim_gym.update(persim_gym.personalize(ensemble, first), last),
+        persim_gym.update(only_last, first),
+        persim_gym.update(late, first),
+    ):
+        np.testing.assert_allclose(reward_factors(model, "finn"), expected, rtol=1e-5, atol=1e-6)
+
+
+def slice_episodes(log, chosen):
+    """Return some of the episodes of a log of one agent."""
+    rows = np.concatenate([np.arange(log.episode_starts[one], log.episode_ends[one]) for one in chosen])
+    names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated")
+    return Trajectories.from_arrays(
+        agents=np.zeros(len(rows), int),
+        **{name: getattr(log, name)[rows] for name in names},
+        agent_labels=log.agent_labels,
+        task=log.task,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the ensemble has")
+def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
+    """Of rewards on what the reward predicts with one of the factors 1 and the others 0."""
+    log = newcomers_log().select(["eve"])
+    grown = persim_gym.personalize(ensemble, log)
+    reward, member = grown.outcomes["reward"], 1
+    one = reward.with_members([member]).of_agents([0, 0, 0])
+    table = one.table_rows(np.eye(3)[None])
+    one = dataclasses.replace(one, parameters={**one.parameters, "agent.weight": table}, posterior=None)
+    columns = log.observations, log.actions, log.next_observations
+    design = np.stack([outcomes.LearnedReward(one, [place])(*columns) for place in range(3)], axis=1)
+    design = (design - reward.output_mean) / reward.output_scale
+    targets = (log.rewards - reward.output_mean) / reward.output_scale
+    prior = reward.posterior.prior
+    penalty, noise = np.linalg.inv(prior.covariance[member]), ensemble.provenance["reward_rmse"] / reward.output_scale
+    mean = ensemble.outcomes["reward"].factors()[member].mean(0)
+    precision = penalty + design.T @ design / noise**2
+    expected = np.linalg.solve(precision, penalty @ mean + design.T @ targets / noise**2)
+    np.testing.assert_allclose(reward_factors(grown, "eve")[member, 0], expected, rtol=1e-3, atol=1e-4)
+    assert reward.posterior.num_transitions[-1] == log.num_transitions
+
+
+@pytest.mark.filterwarnings("ignore:the ensemble has")
+def test_a_file_that_does_not_tell_what_rewards_have_said(ensemble, tmp_path):
+    """It is read; transitions count as having had rewards; the log it was trained on makes it exact."""
+    unknown = dataclasses.replace(ensemble.outcomes["reward"], posterior=None)
+    dataclasses.replace(ensemble, outcomes={**ensemble.outcomes, "reward": unknown}).save(tmp_path / "old.persim")
+    old = persim_gym.load(tmp_path / "old.persim")
+    assert old.outcomes["reward"].posterior is None and set(old.parameters) == set(ensemble.parameters)
+    log = newcomers_log()
+    newcomers = (reward_factors(persim_gym.personalize(model, log), *log.agent_labels) for model in (old, ensemble))
+    np.testing.assert_allclose(*newcomers, rtol=1e-4, atol=1e-5)
+    more = dataclasses.replace(log, agent_labels=ensemble.agent_labels)
+    updated = persim_gym.update(old, more)
+    np.testing.assert_allclose(reward_factors(updated, "a"), reward_factors(old, "a"), atol=0.1)
+    assert (reward_factors(updated, "a") != reward_factors(old, "a")).all()
+    counts = ensemble.posterior.num_transitions + np.bincount(log.agents)
+    assert updated.outcomes["reward"].posterior.num_transitions.tolist() == counts.tolist()
+    exact = persim_gym.refit_factors(old, own_log(), replace_factors=False)
+    both = (reward_factors(persim_gym.update(model, more), *ensemble.agent_labels) for model in (exact, ensemble))
+    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
+
+
 def test_an_outcome_of_other_agents(ensemble):
     """Some of those in the log, and one that was never seen, whose reward is between theirs."""
     states = np.array([[2.0, 0.1]], np.float32)
@@ -466,6 +575,10 @@ def test_a_file_without_its_outcomes(ensemble, tmp_path):
     wrong = dataclasses.replace(reward, input_mean=reward.input_mean[:1])
     dataclasses.replace(ensemble, outcomes={"reward": wrong}).save(tmp_path / "wrong.persim")
     with pytest.raises(errors.FileFormatError, match="reward.input_mean"):
+        persim_gym.load(tmp_path / "wrong.persim")
+    cut = dataclasses.replace(reward, posterior=reward.posterior.with_agents([0]))
+    dataclasses.replace(ensemble, outcomes={"reward": cut}).save(tmp_path / "wrong.persim")
+    with pytest.raises(errors.FileFormatError, match=r"reward\.posterior\.information"):
         persim_gym.load(tmp_path / "wrong.persim")
 
 

@@ -14,7 +14,7 @@ from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
-from persim_gym.factors.rewards import with_own_rewards
+from persim_gym.factors.rewards import with_assumed_posterior, with_own_rewards, with_reward_posterior
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble, provenance_of_agents
@@ -38,7 +38,8 @@ def refit_factors(
     """Return the ensemble with the posterior of its agents' factors, given the log it was trained on.
 
     Prior and noise are the most likely ones for the log, or for 5000 of its agents where there are more; v and w
-    stay as they were. One pass over the data.
+    stay as they were. One pass over the data. A reward that was learned by agent gets the posterior of its factors,
+    too, which themselves stay; another pass.
 
     Args:
         ensemble: trained.
@@ -71,6 +72,7 @@ def refit_factors(
     else:
         posterior = posterior_given(ensemble, trajectories, prior, rows, device=device)
     known = replace(ensemble, posterior=posterior, calibration=None)  # widths are in deviations of the former posterior
+    known = with_reward_posterior(known, trajectories, rows=rows, device=device)
     if not replace_factors:
         return known
     from_log = {key: value for key, value in ensemble.provenance.items() if key != BY_COVARIATES}
@@ -92,8 +94,9 @@ def personalize(
     agents or, where covariates are given, the one predicted from them (paper, appendix F.5). Warns if the ensemble has
     too few agents (at most ``rank``) to tell how agents differ.
 
-    Where the reward was learned with factors of each agent's own, a newcomer's are a ridge regression of its rewards in
-    the log towards the agents' mean; without any, and for the termination, they are that mean.
+    Where the reward was learned with factors of each agent's own, a newcomer's are the posterior means given its
+    rewards in the log, under the distribution of the trained agents'; without any they are those agents' mean. For the
+    termination they are the mean of the ensemble's agents. A log whose rewards are all zero has none.
 
     Args:
         ensemble: trained, with the posterior of its agents' factors; covariates alone need none.
@@ -122,6 +125,8 @@ def personalize(
     described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
     if len(described) and covariate_map is None:
         covariate_map = fit_covariate_map(ensemble)
+    if trajectories is not None:
+        ensemble = with_assumed_posterior(ensemble, trajectories, device=device)
     first, weight = ensemble.num_agents, ensemble.parameters["agent.weight"]
     empty = np.zeros((weight.shape[0], len(labels), weight.shape[2]), weight.dtype)
     grown = replace(
@@ -150,7 +155,7 @@ def personalize(
         predicted = _as_information(posterior.prior, *covariate_map.predict(values[described]))
         known = known.with_information(predicted, described)
     if trajectories is not None:
-        grown = with_own_rewards(grown, trajectories, newcomers, np.zeros_like(newcomers), device=device)
+        grown = with_own_rewards(grown, trajectories, newcomers, device=device)
     return _with_posterior_means(replace(grown, posterior=FactorPosterior.concatenate([posterior, known])), newcomers)
 
 
@@ -159,8 +164,10 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
 
     Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
 
-    A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`. That is not
-    exact: their earlier transitions are taken to have been like these.
+    A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`, exactly, too;
+    a log whose rewards are all zero has none. Approximate it is for a file of an earlier version only, which does not
+    tell how many rewards an agent has had: all its earlier transitions count as having had some, and been like these.
+    `refit_factors`, with the log that the ensemble was trained on, makes it exact.
 
     Args:
         ensemble: with the posterior of its agents' factors.
@@ -176,7 +183,8 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     chosen = known_agents(ensemble, trajectories)
     posterior = ensemble.known_posterior()
     known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
-    adapted = with_own_rewards(ensemble, trajectories, chosen, posterior.num_transitions[chosen], device=device)
+    adapted = with_assumed_posterior(ensemble, trajectories, device=device)
+    adapted = with_own_rewards(adapted, trajectories, chosen, device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
     return _with_posterior_means(
         replace(adapted, posterior=posterior.with_information(known, chosen), provenance=provenance), chosen
@@ -264,21 +272,14 @@ def _known_by_transitions(
             f"newcomer {unknown[0]!r} has no transition ({len(unknown)} such agents): "
             "its simulator is that of the mean agent",
         )
-    prior = ensemble.known_posterior().prior
-    members, rank = prior.mean.shape
-    count = len(labels)
-    nothing = FactorPosterior(
-        prior,
-        np.zeros((members, count, rank, rank)),
-        np.zeros((members, count, rank)),
-        np.zeros(count, np.int64),
-    )
+    posterior = ensemble.known_posterior()
+    nothing = posterior.with_agents([None] * len(labels))
     wanted = [label for label in labels if label in in_log]
     if log is None or not wanted:
         return nothing
     chosen = log if tuple(wanted) == log.agent_labels else log.select(wanted)
     places = np.array([place for place, label in enumerate(labels) if label in in_log])
-    return nothing.with_information(posterior_given(ensemble, chosen, prior, device=device), places)
+    return nothing.with_information(posterior_given(ensemble, chosen, posterior.prior, device=device), places)
 
 
 def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> FactorPosterior:

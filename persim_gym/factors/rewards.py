@@ -1,4 +1,8 @@
-"""What agents' own rewards say of their factors, where the reward was learned with factors of each agent's own."""
+"""What agents' own rewards say of their factors, where the reward was learned with factors of each agent's own.
+
+For given v and w the reward is linear in u, as the changes are, and its factors have a posterior of the same kind
+(`persim_gym.model.posterior`). The prior is of the agents that the reward was learned from.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import on_device, resolve_device
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import agent_features, member_actions
-from persim_gym.model.outcomes import reward_inputs
-from persim_gym.types import FloatArray, IntArray
+from persim_gym.model.outcomes import Outcome, reward_inputs
+from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
+from persim_gym.threads import limited_threads
+from persim_gym.types import IntArray
 
 _BATCH = 512
 _NOISE, _LEAST_NOISE = 0.1, 1e-3
@@ -21,65 +27,114 @@ _LEAST_VARIANCE = 0.01
 """Smallest variance of the factors in any direction, relative to the mean one: a few agents do not show all."""
 
 
-def with_own_rewards(
-    ensemble: Ensemble, log: Trajectories, agents: IntArray, earlier: IntArray, *, device: str = "cpu"
+def with_reward_posterior(
+    ensemble: Ensemble, log: Trajectories, *, rows: IntArray | None = None, device: str = "cpu"
 ) -> Ensemble:
-    """Return the ensemble with the reward's factors of some agents adapted to their rewards in a log.
+    """Return the ensemble with the posterior of its reward's factors, given the log it was trained on.
 
-    For given v and w the reward is linear in u, too: u is the ridge regression towards the factor that it was, which
-    for a newcomer is the agents' mean. The penalty is the factors' covariance among the agents. Earlier transitions of
-    an agent are no longer there; the factor they led to counts as if they had been like the log's.
+    The prior has mean and covariance of the factors there are, unless there is one already. The factors stay.
+
+    Args:
+        ensemble: one whose reward was not learned, or is common to all agents, stays as it is.
+        log: of exactly the ensemble's agents; one whose rewards are all zero has none to learn from.
+        rows: (n,) of the transitions to use; by default all.
+        device: to compute on.
+
+    """
+    if not _tells_rewards(ensemble, log):
+        return ensemble
+    outcome = ensemble.outcomes["reward"]
+    prior = _prior(ensemble) if outcome.posterior is None else outcome.posterior.prior
+    posterior = FactorPosterior.of(prior, _statistics(ensemble, log, rows, device=device))
+    return _with_reward(ensemble, replace(outcome, posterior=posterior))
+
+
+def with_assumed_posterior(ensemble: Ensemble, log: Trajectories, *, device: str = "cpu") -> Ensemble:
+    """Return an ensemble of an earlier file, which has no posterior of its reward's factors, with one that is assumed.
+
+    Its agents count as those that the reward was learned from, and all transitions that the dynamics know of them as
+    having had rewards and been like the log's. Any other ensemble, and one given a log without rewards, stays as it is.
+
+    Args:
+        ensemble: with the posterior of the dynamics' factors.
+        log: of any agents.
+        device: to compute on.
+
+    """
+    if not _tells_rewards(ensemble, log) or ensemble.outcomes["reward"].posterior is not None:
+        return ensemble
+    outcome = ensemble.outcomes["reward"]
+    prior = _prior(ensemble)
+    told = FactorPosterior.of(prior, _statistics(ensemble, log, device=device))
+    counts = ensemble.known_posterior().num_transitions
+    information = counts[:, None, None] * (told.information.sum(1) / log.num_transitions)[:, None]
+    # Of such a vector that the factors there are are the posterior means.
+    offset = np.linalg.solve(prior.covariance[:, None], (outcome.factors() - prior.mean[:, None])[..., None])[..., 0]
+    vector = np.einsum("mnij,mnj->mni", information, outcome.factors()) + offset
+    return _with_reward(ensemble, replace(outcome, posterior=FactorPosterior(prior, information, vector, counts)))
+
+
+def with_own_rewards(ensemble: Ensemble, log: Trajectories, agents: IntArray, *, device: str = "cpu") -> Ensemble:
+    """Return the ensemble with the reward's factors of some agents set to their posterior means, given more rewards.
 
     Args:
         ensemble: one whose reward was not learned, or is common to all agents, stays as it is.
         log: one whose rewards are all zero has none to learn from.
         agents: (n,) indices of those to adapt, as far as they are in the log.
-        earlier: (n,) how many transitions each has had before.
         device: to compute on.
 
     """
-    if "reward" not in ensemble.provenance.get("outcomes_by_agent", ()) or not np.any(log.rewards):
+    places = {label: place for place, label in enumerate(log.agent_labels)}
+    chosen = np.array([agent for agent in agents if ensemble.agent_labels[int(agent)] in places], np.int64)
+    if not len(chosen) or not _tells_rewards(ensemble, log):
         return ensemble
-    found = {label: index for index, label in enumerate(log.agent_labels)}
-    places = [place for place, agent in enumerate(agents) if ensemble.agent_labels[int(agent)] in found]
-    if not places:
-        return ensemble
-    outcome, chosen = ensemble.outcomes["reward"], agents[places]
-    table = np.asarray(outcome.parameters["agent.weight"], np.float64)
-    factors = table + np.asarray(outcome.parameters["agent.bias"], np.float64)[:, None]
-    scale = float(outcome.output_scale[0])
-    noise = max(ensemble.provenance.get("reward_rmse", _NOISE * scale) / scale, _LEAST_NOISE)
-    rows = [found[ensemble.agent_labels[int(agent)]] for agent in chosen]
-    sums, counts = (part[rows] for part in _sums(ensemble, log, device))
-    gram, product = sums[..., :-1, :-1] / noise**2, sums[..., :-1, -1] / noise**2  # (n, M, r, r), (n, M, r)
-    own = factors[:, chosen].swapaxes(0, 1)
-    mean_gram = gram.sum(0) / max(int(counts.sum()), 1)
-    precision = _penalty(factors) + gram + earlier[places, None, None, None] * mean_gram
-    residual = product - np.einsum("nmij,nmj->nmi", gram, own)
-    adapted = table.copy()
-    adapted[:, chosen] += np.linalg.solve(precision, residual[..., None])[..., 0].swapaxes(0, 1)
-    parameters = {**outcome.parameters, "agent.weight": adapted.astype(np.float32)}
-    return replace(ensemble, outcomes={**ensemble.outcomes, "reward": replace(outcome, parameters=parameters)})
+    outcome = ensemble.outcomes["reward"]
+    assert outcome.posterior is not None  # `with_assumed_posterior` made one for an earlier file
+    told = FactorPosterior.of(outcome.posterior.prior, _statistics(ensemble, log, device=device))
+    told = told.with_agents([places[ensemble.agent_labels[int(agent)]] for agent in chosen])
+    posterior = outcome.posterior.with_information(told, chosen)
+    table = np.array(outcome.parameters["agent.weight"])
+    table[:, chosen] = outcome.table_rows(posterior.moments(chosen)[0])
+    parameters = {**outcome.parameters, "agent.weight": table}
+    return _with_reward(ensemble, replace(outcome, parameters=parameters, posterior=posterior))
 
 
-def _penalty(factors: FloatArray) -> FloatArray:
-    """Return the inverse (M, r, r) of the covariance of factors (M, N, r)."""
-    centred = factors - factors.mean(1, keepdims=True)
+def _tells_rewards(ensemble: Ensemble, log: Trajectories) -> bool:
+    """Return whether the ensemble's reward was learned by agent, and the log has rewards."""
+    return "reward" in ensemble.provenance.get("outcomes_by_agent", ()) and bool(np.any(log.rewards))
+
+
+def _with_reward(ensemble: Ensemble, outcome: Outcome) -> Ensemble:
+    return replace(ensemble, outcomes={**ensemble.outcomes, "reward": outcome})
+
+
+def _prior(ensemble: Ensemble) -> Prior:
+    """Return the distribution of the reward's factors among the ensemble's agents, and the noise of rewards."""
+    outcome = ensemble.outcomes["reward"]
+    factors = outcome.factors()
+    mean = factors.mean(1)
+    centred = factors - mean[:, None]
     covariance = np.einsum("mni,mnj->mij", centred, centred) / factors.shape[1]
     size = np.maximum(np.einsum("mii->m", covariance) / factors.shape[2], 1e-12)
-    return np.linalg.inv(covariance + _LEAST_VARIANCE * size[:, None, None] * np.eye(factors.shape[2]))
+    covariance += _LEAST_VARIANCE * size[:, None, None] * np.eye(factors.shape[2])
+    scale = float(outcome.output_scale[0])
+    noise = max(ensemble.provenance.get("reward_rmse", _NOISE * scale) / scale, _LEAST_NOISE)
+    return Prior(mean, covariance, np.full((len(mean), 1), noise**2))
 
 
-def _sums(ensemble: Ensemble, log: Trajectories, device: str) -> tuple[FloatArray, IntArray]:
-    """Return Σ (φ, reward)(φ, reward)ᵀ (N, M, r + 1, r + 1) over each agent's rows, and how many (N,) these are."""
+def _statistics(
+    ensemble: Ensemble, log: Trajectories, rows: IntArray | None = None, *, device: str
+) -> SufficientStatistics:
+    """Return what the rewards in some rows, by default all, say of the factors of the log's agents; D is 1."""
     outcome, place = ensemble.outcomes["reward"], resolve_device(device)
     parameters = on_device(outcome.parameters, place)
     members, _, rank = outcome.parameters["agent.weight"].shape
     sums = torch.zeros(log.num_agents, members, rank + 1, rank + 1, dtype=torch.float64, device=place)
-    agents = np.asarray(log.agents, np.int64)
-    with torch.inference_mode():
-        for start in range(0, log.num_transitions, _BATCH):
-            part = slice(start, start + _BATCH)
+    used = np.arange(log.num_transitions) if rows is None else rows
+    agents = np.asarray(log.agents[used], np.int64)
+    with torch.inference_mode(), limited_threads(ensemble.config.state_hidden):
+        for start in range(0, len(used), _BATCH):
+            part = used[start : start + _BATCH]
             before, after = (
                 np.asarray(column[part], np.float64) for column in (log.observations, log.next_observations)
             )
@@ -92,6 +147,8 @@ def _sums(ensemble: Ensemble, log: Trajectories, device: str) -> tuple[FloatArra
             features = agent_features(parameters, states, moves)[:, 0].permute(2, 0, 1).double()  # (B, M, r)
             targets = torch.tensor(rewards, device=place)[:, None, None].expand(-1, members, -1)
             joint = torch.cat([features, targets], dim=2)
-            rows = torch.tensor(agents[part], device=place)
-            sums.index_add_(0, rows, joint[..., :, None] * joint[..., None, :])
-    return sums.cpu().numpy(), np.bincount(agents, minlength=log.num_agents)
+            owners = torch.tensor(agents[start : start + _BATCH], device=place)
+            sums.index_add_(0, owners, joint[..., :, None] * joint[..., None, :])
+    found = sums.cpu().numpy().swapaxes(0, 1)[:, :, None]  # (M, N, 1, r + 1, r + 1)
+    counts = np.bincount(agents, minlength=log.num_agents)
+    return SufficientStatistics(found[..., :-1, :-1], found[..., :-1, -1], found[..., -1, -1], counts)

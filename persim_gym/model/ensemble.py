@@ -140,11 +140,8 @@ class Ensemble(LearnedDynamics):
         return replace(
             self,
             config=self.config.with_changes(num_members=len(chosen)),
-            parameters=_members(self.parameters, chosen),
-            outcomes={
-                name: replace(outcome, parameters=_members(outcome.parameters, chosen))
-                for name, outcome in self.outcomes.items()
-            },
+            parameters={name: array[chosen] for name, array in self.parameters.items()},
+            outcomes={name: outcome.with_members(chosen) for name, outcome in self.outcomes.items()},
             posterior=None if self.posterior is None else self.posterior.with_members(chosen),
             calibration=self.calibration if sorted(chosen) == list(range(self.num_members)) else None,
         )
@@ -213,7 +210,3 @@ def provenance_of_agents(provenance: Mapping[str, Any], labels: Sequence[str]) -
         return dict(provenance)
     still_there = set(labels)
     return {**provenance, BY_COVARIATES: [label for label in provenance[BY_COVARIATES] if label in still_there]}
-
-
-def _members(parameters: Mapping[str, np.ndarray], chosen: list[int]) -> dict[str, np.ndarray]:
-    return {name: array[chosen] for name, array in parameters.items()}

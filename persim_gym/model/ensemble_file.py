@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _KIND = "ensemble"
 _NORMALIZER = tuple(field.name for field in fields(Normalizer))
-_SCALING = tuple(field.name for field in fields(Outcome) if field.name != "parameters")
+_SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
 _POSTERIOR = "posterior."
 _READ_AT_ONCE = 1_000_000
 """Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
@@ -62,9 +62,9 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
     arrays, document = storage.read(path, _KIND)
     config, labels, provenance = _header(path, document)
     known = task_of_file(path, document, task)
-    has_posterior = any(name.startswith(_POSTERIOR) for name in arrays)
-    _check_shapes(path, arrays, _shapes(known, config, len(labels), has_posterior))
+    _check_shapes(path, arrays, _shapes(known, config, len(labels)))
     _check_arrays(path, arrays, document.get("digests", {}))  # earlier files have none
+    posterior = _take_posterior(path, arrays, _POSTERIOR, config, len(labels), known.observation_size)
     names = document.get("outcomes", [])
     if not isinstance(names, list):
         raise FileFormatError(f"{path}: the header is damaged (outcomes is {names!r})")
@@ -81,7 +81,7 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
         "normalizer": Normalizer(**{name: np.array(arrays.pop(f"normalizer.{name}")) for name in _NORMALIZER}),
         "initial_observations": np.array(arrays.pop("initial_observations")),
         "covariates": covariates,
-        "posterior": _take_posterior(arrays) if has_posterior else None,
+        "posterior": posterior,
         "calibration": arrays.pop("calibration", None),
         "parameters": arrays,  # what is left of them
     }
@@ -96,6 +96,8 @@ def _arrays(ensemble: Ensemble) -> dict[str, np.ndarray]:
     for name, outcome in ensemble.outcomes.items():
         arrays |= {f"{name}.{key}": array for key, array in outcome.parameters.items()}
         arrays |= {f"{name}.{key}": getattr(outcome, key) for key in _SCALING}
+        if outcome.posterior is not None:
+            arrays |= {f"{name}.{_POSTERIOR}{key}": array for key, array in outcome.posterior.to_arrays().items()}
     if ensemble.posterior is not None:
         arrays |= {f"{_POSTERIOR}{name}": array for name, array in ensemble.posterior.to_arrays().items()}
     if ensemble.calibration is not None:
@@ -118,8 +120,8 @@ def _header(path: str | Path, document: Mapping[str, Any]) -> tuple[PerSimConfig
     return config, labels, provenance
 
 
-def _shapes(task: Task, config: PerSimConfig, num_agents: int, has_posterior: bool) -> dict[str, tuple[int, ...]]:
-    """Return the leading axes of every array but those of outcomes."""
+def _shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[str, tuple[int, ...]]:
+    """Return the leading axes of every array but those of outcomes and posteriors."""
     size = task.observation_size
     dynamics = parameter_shapes(
         config,
@@ -131,9 +133,6 @@ def _shapes(task: Task, config: PerSimConfig, num_agents: int, has_posterior: bo
     shapes = {name: shape for name, (shape, _) in dynamics.items()}
     shapes |= {f"normalizer.{name}": (size,) for name in _NORMALIZER}
     shapes["initial_observations"] = ()
-    if has_posterior:
-        of_posterior = FactorPosterior.array_shapes(config.num_members, num_agents, config.rank, size)
-        shapes |= {f"{_POSTERIOR}{name}": shape for name, shape in of_posterior.items()}
     return shapes
 
 
@@ -161,10 +160,15 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.blake2b(np.asarray(array, order="C").tobytes(), digest_size=16).hexdigest()
 
 
-def _take_posterior(arrays: dict[str, np.ndarray]) -> FactorPosterior:
-    """Take the posterior out of a file's arrays."""
-    names = [name for name in arrays if name.startswith(_POSTERIOR)]
-    return FactorPosterior.from_arrays({name.removeprefix(_POSTERIOR): arrays.pop(name) for name in names})
+def _take_posterior(
+    path: str | Path, arrays: dict[str, np.ndarray], prefix: str, config: PerSimConfig, num_agents: int, size: int
+) -> FactorPosterior | None:
+    """Take the posterior out of a file's arrays, if it has one; ``size`` is D."""
+    if not any(name.startswith(prefix) for name in arrays):
+        return None
+    shapes = FactorPosterior.array_shapes(config.num_members, num_agents, config.rank, size)
+    _check_shapes(path, arrays, {f"{prefix}{name}": shape for name, shape in shapes.items()})
+    return FactorPosterior.from_arrays({name: arrays.pop(f"{prefix}{name}") for name in shapes})
 
 
 def _take_outcomes(
@@ -185,6 +189,7 @@ def _take_outcomes(
         outcomes[name] = Outcome(
             {key: arrays.pop(f"{name}.{key}") for key in shapes},
             **{key: np.array(arrays.pop(f"{name}.{key}")) for key in scaling},
+            posterior=_take_posterior(path, arrays, f"{name}.{_POSTERIOR}", config, num_agents, size=1),
         )
     if "reward" in task.learned and "reward" not in outcomes:
         raise FileFormatError(f"{path} has no learned reward, and task {task.name} has no reward function: give one")

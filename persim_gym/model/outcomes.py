@@ -19,6 +19,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.parameters import parameter_shapes
+from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import PlanningObjective, Task, ToLearn
 from persim_gym.tasks.rules import TerminationRisk, never_terminated
 from persim_gym.types import FloatArray
@@ -46,15 +47,42 @@ class Outcome:
     """(1,)."""
     output_scale: FloatArray
     """(1,); 0 for a reward that is the same in all rows."""
+    posterior: FactorPosterior | None = None
+    """Of a reward's factors, D being 1, if each agent has its own. Its prior is of the agents learned from; its means
+    are the factors of those whose rewards came later, while the others' stay as training left them."""
+
+    def factors(self) -> FloatArray:
+        """Return u (M, N, r), shared bias included."""
+        return np.asarray(self.parameters["agent.weight"], np.float64) + self.parameters["agent.bias"][:, None]
+
+    def table_rows(self, factors: FloatArray) -> FloatArray:
+        """Return the rows (M, n, r) float32 of an agent table by which n agents have the factors u (M, n, r)."""
+        return (factors - self.parameters["agent.bias"][:, None]).astype(np.float32)
 
     def of_agents(self, agents: Sequence[int | None]) -> Outcome:
         """Return the outcome of some agents, in the order given; None for one that the log never saw.
 
-        An agent that was never seen has the mean of the others' factors.
+        An agent that was never seen has the prior's mean or, without a posterior, the mean of the others' factors.
         """
         table = self.parameters["agent.weight"]
-        rows = [table.mean(axis=1) if agent is None else table[:, agent] for agent in agents]
-        return replace(self, parameters={**self.parameters, "agent.weight": np.stack(rows, axis=1)})
+        mean = table.mean(axis=1)
+        if self.posterior is not None:
+            mean = self.table_rows(self.posterior.prior.mean[:, None])[:, 0]
+        rows = [mean if agent is None else table[:, agent] for agent in agents]
+        return replace(
+            self,
+            parameters={**self.parameters, "agent.weight": np.stack(rows, axis=1)},
+            posterior=None if self.posterior is None else self.posterior.with_agents(agents),
+        )
+
+    def with_members(self, members: Sequence[int]) -> Outcome:
+        """Return the outcome in some of the members only."""
+        chosen = list(members)
+        return replace(
+            self,
+            parameters={name: array[chosen] for name, array in self.parameters.items()},
+            posterior=None if self.posterior is None else self.posterior.with_members(chosen),
+        )
 
 
 def outcome_shapes(

@@ -130,12 +130,14 @@ class FactorPosterior:
         prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
         return FactorPosterior(prior, self.information[chosen], self.information_vector[chosen], self.num_transitions)
 
-    def with_agents(self, agents: Sequence[int]) -> FactorPosterior:
-        """Return the posteriors of some of the agents only."""
-        chosen = list(agents)
-        return FactorPosterior(
-            self.prior, self.information[:, chosen], self.information_vector[:, chosen], self.num_transitions[chosen]
-        )
+    def with_agents(self, agents: Sequence[int | None]) -> FactorPosterior:
+        """Return the posteriors of some of the agents, in the order given; None for one of whom nothing is known."""
+        chosen = [0 if agent is None else agent for agent in agents]
+        unknown = [agent is None for agent in agents]
+        information, vector = self.information[:, chosen], self.information_vector[:, chosen]
+        counts = self.num_transitions[chosen]
+        information[:, unknown], vector[:, unknown], counts[unknown] = 0, 0, 0
+        return FactorPosterior(self.prior, information, vector, counts)
 
     def with_information(self, other: FactorPosterior, agents: IntArray) -> FactorPosterior:
         """Return the posteriors with what ``other`` knows of its n agents added to ``agents`` (n,) of this one."""

@@ -20,6 +20,7 @@ from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factors.inference import refit_factors
 from persim_gym.factors.refit import refit_in_turns
+from persim_gym.factors.rewards import with_reward_posterior
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.ensemble import Ensemble
@@ -129,6 +130,8 @@ def fit(
             "too, give a log with more ends, or Task(terminated=...)",
         )
     learned = replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
+    rows = kept if len(held_out) and not refit else None
+    learned = with_reward_posterior(learned, log, rows=rows, device=device)
     runs.forget_checkpoints()  # last, for a warning may be an error
     return learned
 
