@@ -19,7 +19,7 @@ from support import (
 from test_storage import rewrite_header
 
 import persim_gym
-from persim_gym import errors, nearest_agents, personalize, refit_factors, update
+from persim_gym import errors, nearest_agents, personalize, refit_factors, storage, update
 from persim_gym.factors import inference, statistics
 from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
@@ -145,8 +145,26 @@ def test_few_agents_do_not_make_the_posterior_of_a_newcomer_sure(agents):
 def test_personalize_warns_of_an_ensemble_of_too_few_agents(refitted):
     ensemble, log = refitted
     three = refit_factors(ensemble.with_agents(range(3)), log.select(range(3)))
-    with pytest.warns(RuntimeWarning, match="the ensemble has 3 agents for rank 3, too few to tell how agents differ"):
-        personalize(three, renamed(log.select([3]), "someone"))
+    told = "the ensemble was trained on 3 agents for rank 3, too few to tell how agents differ"
+    with pytest.warns(RuntimeWarning, match=told):
+        grown = personalize(three, renamed(log.select([3]), "someone"))
+    with pytest.warns(RuntimeWarning, match=told):  # however many newcomers there are
+        personalize(grown, renamed(log.select([2]), "someone else"))
+
+
+def test_personalize_knows_on_how_many_agents_an_ensemble_was_trained(refitted, tmp_path):
+    """When most of them have been left out, too; a file that does not tell counts as trained on those it has."""
+    ensemble, log = refitted
+    known = replace(ensemble, task=persim_gym.get_task(ensemble.task.name))
+    known.with_agents([0]).save(tmp_path / "one.persim")
+    read_again = replace(persim_gym.load(tmp_path / "one.persim"), task=ensemble.task)
+    for one in (ensemble.with_agents([0]), read_again):
+        assert personalize(one, renamed(log.select([3]), "someone")).num_agents == 2  # and no warning
+    known.save(tmp_path / "new.persim")
+    arrays, document = storage.read(tmp_path / "new.persim", "ensemble")
+    assert arrays.pop("posterior.prior_agents").tolist() == [4]
+    storage.write(tmp_path / "old.persim", "ensemble", arrays, document)
+    assert persim_gym.load(tmp_path / "old.persim").posterior.prior.num_agents == 4
 
 
 def test_refitting_finds_the_factors_that_made_the_data():

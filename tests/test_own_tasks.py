@@ -407,7 +407,7 @@ def test_other_agents_have_learned_rewards_too(ensemble, tmp_path):
         truncated=newcomer.truncated,
         task="Glucose",
     )
-    with pytest.warns(RuntimeWarning, match="the ensemble has 3 agents for rank"):
+    with pytest.warns(RuntimeWarning, match="the ensemble was trained on 3 agents for rank"):
         larger = persim_gym.personalize(ensemble, renamed)
     larger.with_agents(["dora", "b"]).save(tmp_path / "two.persim")
     two = persim_gym.load(tmp_path / "two.persim")
@@ -418,7 +418,7 @@ def test_other_agents_have_learned_rewards_too(ensemble, tmp_path):
     assert np.isfinite(two.simulator("dora").task.reward(*still)).all()
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble has 3 agents")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
 def test_a_newcomers_reward_is_its_own(ensemble):
     """The one in its log, at once or later; of a log without rewards that of the mean agent. Others keep theirs."""
     logged = own_log(seed=5).select(["patient-17"])
@@ -461,7 +461,7 @@ def newcomers_log():
     return dataclasses.replace(own_log(seed=5, episodes=9), agent_labels=("dora", "eve", "finn"))
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble has")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
 @pytest.mark.filterwarnings("ignore:newcomer")
 def test_a_newcomers_reward_does_not_depend_on_other_newcomers(ensemble):
     """Whether they come before it, with it, or are not known at all, and when trained agents have gone."""
@@ -482,7 +482,7 @@ def test_a_newcomers_reward_does_not_depend_on_other_newcomers(ensemble):
     np.testing.assert_allclose(*(reward_factors(model, "x") for model in strangers), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble has")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
 def test_rewards_count_as_evidence_if_they_were_logged(ensemble, tmp_path):
     """In any order as if all had been there at once; transitions without rewards tell nothing of them."""
     log = newcomers_log().select(["finn"])
@@ -512,7 +512,7 @@ def slice_episodes(log, chosen):
     )
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble has")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
 def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
     """Of rewards on what the reward predicts with one of the factors 1 and the others 0."""
     log = newcomers_log().select(["eve"])
@@ -534,7 +534,7 @@ def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
     assert reward.posterior.num_transitions[-1] == log.num_transitions
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble has")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
 def test_a_file_that_does_not_tell_what_rewards_have_said(ensemble, tmp_path):
     """It is read; transitions count as having had rewards; the log it was trained on makes it exact."""
     unknown = dataclasses.replace(ensemble.outcomes["reward"], posterior=None)

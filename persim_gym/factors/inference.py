@@ -91,8 +91,8 @@ def personalize(
     """Return the ensemble with new agents appended, known by transitions, by covariates, or by both. No gradient steps.
 
     A new agent gets the posterior mean of its factors. Their prior is the distribution estimated from the trained
-    agents or, where covariates are given, the one predicted from them (paper, appendix F.5). Warns if the ensemble has
-    too few agents (at most ``rank``) to tell how agents differ.
+    agents or, where covariates are given, the one predicted from them (paper, appendix F.5). Warns if these were too
+    few agents (at most ``rank``) to tell how agents differ.
 
     Where the reward was learned with factors of each agent's own, a newcomer's are the posterior means given its
     rewards in the log, under the distribution of the trained agents'; without any they are those agents' mean. For the
@@ -145,10 +145,12 @@ def personalize(
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
         return grown.with_factors(covariate_map.predict(values)[0], newcomers)
     posterior = ensemble.known_posterior()
-    if first <= ensemble.config.rank:
+    prior_agents = first if posterior.prior.num_agents is None else posterior.prior.num_agents
+    if prior_agents <= ensemble.config.rank:
         warn_user(
-            f"the ensemble has {first} agents for rank {ensemble.config.rank}, too few to tell how agents differ; it "
-            f"is assumed to be by {ASSUMED_DEVIATION:.0%} of their factors: train on more agents than the rank",
+            f"the ensemble was trained on {prior_agents} agents for rank {ensemble.config.rank}, too few to tell how "
+            f"agents differ; it is assumed to be by {ASSUMED_DEVIATION:.0%} of their factors: train on more agents "
+            "than the rank",
         )
     known = _known_by_transitions(ensemble, trajectories, labels, silent_unless=given, device=device)
     if len(described):

@@ -119,7 +119,7 @@ def _prior(ensemble: Ensemble) -> Prior:
     covariance += _LEAST_VARIANCE * size[:, None, None] * np.eye(factors.shape[2])
     scale = float(outcome.output_scale[0])
     noise = max(ensemble.provenance.get("reward_rmse", _NOISE * scale) / scale, _LEAST_NOISE)
-    return Prior(mean, covariance, np.full((len(mean), 1), noise**2))
+    return Prior(mean, covariance, np.full((len(mean), 1), noise**2), num_agents=factors.shape[1])
 
 
 def _statistics(

@@ -166,6 +166,7 @@ def _take_posterior(
     """Take the posterior out of a file's arrays, if it has one; ``size`` is D."""
     if not any(name.startswith(prefix) for name in arrays):
         return None
+    arrays.setdefault(f"{prefix}prior_agents", np.array([num_agents]))  # earlier files do not tell
     shapes = FactorPosterior.array_shapes(config.num_members, num_agents, config.rank, size)
     _check_shapes(path, arrays, {f"{prefix}{name}": shape for name, shape in shapes.items()})
     return FactorPosterior.from_arrays({name: arrays.pop(f"{prefix}{name}") for name in shapes})

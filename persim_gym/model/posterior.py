@@ -56,6 +56,8 @@ class Prior:
     """(M, r, r)."""
     noise: FloatArray
     """(M, D): variance of a change around the model's; infinite for a coordinate that says nothing of the factors."""
+    num_agents: int | None = None
+    """From how many agents it was learned, if that is known; an ensemble may have lost some of them, or won others."""
 
     @classmethod
     def estimate(cls, statistics: SufficientStatistics, factors: FloatArray, informative: BoolArray) -> Prior:
@@ -73,7 +75,7 @@ class Prior:
 
         """
         members = [_estimate_member(statistics, factors, informative, member) for member in range(len(factors))]
-        return cls(*(np.stack(parts) for parts in zip(*members, strict=True)))
+        return cls(*(np.stack(parts) for parts in zip(*members, strict=True)), num_agents=factors.shape[1])
 
     @property
     def noise_of_predictions(self) -> FloatArray:
@@ -127,7 +129,12 @@ class FactorPosterior:
     def with_members(self, members: Sequence[int]) -> FactorPosterior:
         """Return the posteriors in some of the members only."""
         chosen = list(members)
-        prior = Prior(self.prior.mean[chosen], self.prior.covariance[chosen], self.prior.noise[chosen])
+        prior = replace(
+            self.prior,
+            mean=self.prior.mean[chosen],
+            covariance=self.prior.covariance[chosen],
+            noise=self.prior.noise[chosen],
+        )
         return FactorPosterior(prior, self.information[chosen], self.information_vector[chosen], self.num_transitions)
 
     def with_agents(self, agents: Sequence[int | None]) -> FactorPosterior:
@@ -160,10 +167,12 @@ class FactorPosterior:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays."""
+        prior_agents = len(self.num_transitions) if self.prior.num_agents is None else self.prior.num_agents
         return {
             "prior_mean": self.prior.mean,
             "prior_covariance": self.prior.covariance,
             "noise": self.prior.noise,
+            "prior_agents": np.array([prior_agents]),
             "information": self.information,
             "weighted": self.information_vector,
             "num_transitions": self.num_transitions,
@@ -172,7 +181,8 @@ class FactorPosterior:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FactorPosterior:
         """Return what `to_arrays` wrote."""
-        prior = Prior(*(np.array(arrays[name]) for name in ("prior_mean", "prior_covariance", "noise")))
+        mean, covariance, noise = (np.array(arrays[name]) for name in ("prior_mean", "prior_covariance", "noise"))
+        prior = Prior(mean, covariance, noise, int(arrays["prior_agents"][0]))
         return cls(prior, arrays["information"], arrays["weighted"], np.array(arrays["num_transitions"]))
 
     @staticmethod
@@ -182,6 +192,7 @@ class FactorPosterior:
             "prior_mean": (members, rank),
             "prior_covariance": (members, rank, rank),
             "noise": (members, size),
+            "prior_agents": (1,),
             "information": (members, agents, rank, rank),
             "weighted": (members, agents, rank),
             "num_transitions": (agents,),
