@@ -320,6 +320,22 @@ def test_newcomers_keep_or_lack_covariates(cart_pole, cart_pole_log):
         unknown.agent_covariates("x")
 
 
+def test_an_update_tells_covariates_that_were_not_known(cart_pole, cart_pole_log):
+    """In whatever order the log has them; those of other agents stay as they are."""
+    log = renamed(persim_gym.collect("CartPole", num_agents=2, seed=5), "x", "y")
+    more = replace(log.select(["y"]), covariates=log.covariates[1:, ::-1], covariate_names=log.covariate_names[::-1])
+    bare = replace(log, covariates=None, covariate_names=())
+    trained = refit_factors(cart_pole, cart_pole_log)
+    for ensemble in (trained, replace(trained, covariates=None)):
+        updated = update(personalize(ensemble, bare), more)
+        np.testing.assert_array_equal(updated.agent_covariates("y"), log.covariates[1])
+        assert np.isnan(updated.covariates[-2]).all()
+        expected = np.nan if ensemble.covariates is None else ensemble.covariates
+        np.testing.assert_array_equal(updated.covariates[:-2], np.broadcast_to(expected, (trained.num_agents, 2)))
+    unknown = replace(trained, covariates=None)
+    assert update(unknown, renamed(bare.select(["x"]), "0")).covariates is None
+
+
 @pytest.mark.parametrize(
     ("kind", "message", "call"),
     [

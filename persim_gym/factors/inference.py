@@ -164,7 +164,8 @@ def personalize(
 def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu") -> Ensemble:
     """Return the ensemble after more transitions of some of its agents: exact, as if all had been there at once.
 
-    Prior and noise stay as they are, and so do the other agents. Warns of a log that it was given before.
+    Prior and noise stay as they are, and so do the other agents. Covariates of an agent that were not known so far are
+    taken from the log. Warns of a log that it was given before.
 
     A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`, exactly, too;
     a log whose rewards are all zero has none. Approximate it is for a file of an earlier version only, which does not
@@ -188,9 +189,13 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     adapted = with_assumed_posterior(ensemble, trajectories, device=device)
     adapted = with_own_rewards(adapted, trajectories, chosen, device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
-    return _with_posterior_means(
-        replace(adapted, posterior=posterior.with_information(known, chosen), provenance=provenance), chosen
+    updated = replace(
+        adapted,
+        posterior=posterior.with_information(known, chosen),
+        covariates=_completed_covariates(ensemble, trajectories, chosen),
+        provenance=provenance,
     )
+    return _with_posterior_means(updated, chosen)
 
 
 def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list[tuple[str, float]]:
@@ -320,6 +325,20 @@ def _joined_covariates(ensemble: Ensemble, covariates: FloatArray) -> FloatArray
     if not np.isfinite(covariates).any():
         return None
     return np.concatenate([np.full((ensemble.num_agents, covariates.shape[1]), np.nan), covariates])
+
+
+def _completed_covariates(ensemble: Ensemble, log: Trajectories, agents: IntArray) -> FloatArray | None:
+    """Return the covariates of the ensemble's agents, those it does not know from a log, whose are ``agents`` (n,)."""
+    names = ensemble.task.covariate_names
+    if log.covariates is None or not set(names) & set(log.covariate_names):
+        return ensemble.covariates
+    logged = np.full((ensemble.num_agents, len(names)), np.nan)
+    for name, values in zip(log.covariate_names, np.asarray(log.covariates).T, strict=True):
+        if name in names:
+            logged[agents, names.index(name)] = values
+    if ensemble.covariates is None:
+        return logged
+    return np.where(np.isfinite(ensemble.covariates), ensemble.covariates, logged)
 
 
 def _with_posterior_means(ensemble: Ensemble, agents: IntArray) -> Ensemble:
