@@ -221,6 +221,8 @@ def test_agents_known_by_covariates_change_no_distance():
     after = [pair for pair in persim_gym.nearest_agents(grown, 0, 30) if not pair[0].startswith("n")]
     assert [label for label, _ in after] == [label for label, _ in before]
     np.testing.assert_allclose([distance for _, distance in after], [distance for _, distance in before])
+    with pytest.raises(errors.MissingStatisticsError, match="none of the ensemble's 2 agents is known by transitions"):
+        persim_gym.nearest_agents(grown.with_agents(["n0", "n9"]), "n0")  # not that they are alike
 
 
 def refit_walkers(ensemble):

@@ -12,7 +12,7 @@ from persim_gym.arguments import as_list, whole_number
 from persim_gym.data.log_checks import check_log, with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_assumed_posterior, with_own_rewards, with_reward_posterior
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
@@ -212,7 +212,7 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     Raises:
         UnknownNameError: there is no such agent.
         InvalidArgumentError: a count below 1.
-        MissingStatisticsError: the ensemble has no posterior.
+        MissingStatisticsError: the ensemble has no posterior, or no agent that is known by transitions alone.
 
     """
     check_is_ensemble(ensemble)
@@ -220,6 +220,11 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     index, posterior = ensemble.agent_index(agent), ensemble.known_posterior()
     means, _ = posterior.moments(np.arange(ensemble.num_agents))
     seen = known_by_transitions_only(ensemble)  # what covariates say of an agent is no transition
+    if not seen.any():
+        raise MissingStatisticsError(
+            f"none of the ensemble's {ensemble.num_agents} agents is known by transitions alone, over which distances "
+            "are measured: keep some that are (with_agents), or ask the ensemble that had them"
+        )
     weight = posterior.information[:, seen].sum(1) / max(int(posterior.num_transitions[seen].sum()), 1)
     difference = means - means[:, [index]]
     squared = (
