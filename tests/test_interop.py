@@ -234,6 +234,30 @@ def test_d3rlpy_goes_on_online(cart_pole_log):
     assert len(picked) > 40 and all(np.abs(one.next_observation - one.observation).max() < 5 for one in picked)
 
 
+def continued(log):
+    """A buffer with a log's episodes and two of d3rlpy's own, of 4 rows each, the last of them terminated."""
+    buffer = interop.to_d3rlpy(log)
+    for terminated in (False, True):
+        for step in range(4):
+            buffer.append(np.full(log.observations.shape[1], step, np.float32), 1, 0.5)
+        buffer.clip_episode(terminated)
+    return buffer
+
+
+def test_a_log_that_d3rlpy_went_on_with_keeps_all_it_had(cart_pole_log):
+    """Only d3rlpy's own episodes lose their last rows."""
+    pytest.importorskip("d3rlpy")
+    log = dataclasses.replace(cart_pole_log, covariates=None, covariate_names=())
+    labels = [log.agent_labels[agent] for agent in log.episode_agents]
+    found = interop.from_d3rlpy(continued(log), agents=[*labels, "online", "online"])
+    assert log.terminated.any()
+    assert_same(found.select(log.agent_labels), log)
+    online = found.select(["online"])
+    assert online.observations[:, 0].tolist() == [0, 1, 2] * 2
+    assert online.next_observations[:, 0].tolist() == [1, 2, 3] * 2
+    assert not online.terminated.any() and online.truncated.tolist() == [False, False, True] * 2
+
+
 def test_foreign_d3rlpy_data_sets():
     """Agents must be named; the row whose next observation d3rlpy does not keep is dropped; pictures are refused."""
     d3rlpy = pytest.importorskip("d3rlpy")
@@ -254,6 +278,9 @@ def test_foreign_d3rlpy_data_sets():
     refuses("names 3 agents for 2 episodes", lambda: interop.from_d3rlpy(foreign, agents=["a", "b", "c"]))
     refuses("action 2 in row", lambda: interop.from_d3rlpy(data_set(observations, actions[::-1].copy()), agents="a",
                                                            task=own_task_of_two_actions()))  # fmt: skip
+    rows = (observations[:3], actions[:3], np.ones(3, np.float32), np.array([0, 1, 1]))
+    single = d3rlpy.dataset.MDPDataset(*rows)
+    refuses("episode 1 has a single row and no next obs", lambda: interop.from_d3rlpy(single, agents="a"))
     pictures = data_set(np.zeros((6, 1, 4, 4), np.uint8), actions)
     refuses(r"observations of episode 0 have shape \(3, 1, 4, 4\)", lambda: interop.from_d3rlpy(pictures, agents="a"))
 

@@ -154,10 +154,9 @@ def from_d3rlpy(
 ) -> Trajectories:
     """Return the log in a d3rlpy `ReplayBuffer` or `MDPDataset`.
 
-    A buffer that `to_d3rlpy` made comes back bit for bit, also after d3rlpy's `dump` and `load`. d3rlpy's own episodes
-    hold no observation after the last action: the last row of each is dropped, and the row before it ends the episode,
-    as truncated. In a buffer that has both, such as one that d3rlpy went on to collect into, all episodes are read so,
-    and lose what they say of termination: read it before that.
+    A buffer that `to_d3rlpy` made comes back bit for bit, also after d3rlpy's `dump` and `load`. d3rlpy's own episodes,
+    such as those that it collects into such a buffer, hold no observation after the last action: the last row of each
+    is dropped, and the row before it ends the episode, as truncated.
 
     Args:
         buffer: the data set.
@@ -165,7 +164,8 @@ def from_d3rlpy(
         task: what it is a log of.
 
     Raises:
-        InvalidDataError: no agents, observations that are not vectors, values outside the task.
+        InvalidDataError: no agents, observations that are not vectors, an own episode of d3rlpy with a single row,
+            values outside the task.
 
     """
     extras.d3rlpy()

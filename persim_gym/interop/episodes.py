@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,8 @@ def join(
 ) -> Trajectories:
     """Return the log of some episodes.
 
+    An episode without next observations loses its last row, and the row before it ends it, as truncated.
+
     Args:
         episodes: in the order of the log.
         agents: (E,) a label for each episode, or one label for all; what the episodes say if not given.
@@ -86,7 +88,8 @@ def join(
         provenance: instead of what the episodes say.
 
     Raises:
-        InvalidDataError: nobody says whose the episodes are, episodes of different shapes, values outside the task.
+        InvalidDataError: nobody says whose the episodes are, episodes of different shapes, a single row without its
+            next observation, values outside the task.
 
     """
     if not episodes:
@@ -95,22 +98,18 @@ def join(
     known = [episode.description for episode in episodes if episode.description is not None]
     whose, labels, covariates = _agents_of(episodes, known, agents)
     named = next((one.task for one in known), None) if task is None else task
-    successors = [episode.next_observations for episode in episodes]
-    unknown = any(column is None for column in successors)
+    episodes = [_with_successors(index, episode) for index, episode in enumerate(episodes)]
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(episode, name) for episode in episodes])
-        for name in ("observations", "actions", "rewards")
+        for name in ("observations", "actions", "rewards", "next_observations")
     }
     lengths = [len(episode.observations) for episode in episodes]
     last = np.cumsum(lengths) - 1
     for name in ("terminated", "truncated"):
         columns[name] = np.zeros(len(columns["observations"]), bool)
         columns[name][last] = [getattr(episode, name) for episode in episodes]
-    if unknown:
-        columns["terminated"] = None  # the rows that reach a terminal state have no next observation: they are dropped
     log = Trajectories.from_arrays(
         **columns,
-        next_observations=None if unknown else np.concatenate([column for column in successors if column is not None]),
         agents=np.repeat(whose, lengths),
         agent_labels=labels,
         episode_starts=np.append(0, last[:-1] + 1),
@@ -170,6 +169,23 @@ def _check_shapes(episodes: Sequence[LoggedEpisode]) -> None:
                 )
         if len(episode.observations) == 0:
             raise InvalidDataError(f"episode {index} has no transition; leave it out")
+
+
+def _with_successors(index: int, episode: LoggedEpisode) -> LoggedEpisode:
+    """Return an episode whose every row has its next observation."""
+    if episode.next_observations is not None:
+        return episode
+    if len(episode.observations) == 1:
+        raise InvalidDataError(f"episode {index} has a single row and no next observation; leave it out")
+    return replace(
+        episode,
+        observations=episode.observations[:-1],
+        actions=episode.actions[:-1],
+        rewards=episode.rewards[:-1],
+        next_observations=episode.observations[1:],
+        terminated=False,
+        truncated=True,
+    )
 
 
 def _agents_of(
