@@ -195,12 +195,13 @@ def test_a_policy_whose_actions_have_the_wrong_shape(shape):
 
 
 def test_logs_of_different_kinds_do_not_join():
-    """Other tasks, other sizes, and one label with two sets of covariates."""
+    """Other tasks, other sizes, other covariates, and one label with two sets of them."""
     known = {"covariate_names": ["mass"], "agent_labels": ["a", "b"]}
     for message, one, other in (
         ("tasks", {}, {"task": "Mine"}),
         ("observation sizes", {}, {"observations": np.zeros((6, 3)), "next_observations": np.zeros((6, 3))}),
         ("kinds of actions", {}, {"actions": np.zeros((6, 1))}),
+        ("covariate names.*'mass'.* and \\(\\); leave them out", {"covariates": [[1], [2]], **known}, {}),
         ("'b' has covariates", {"covariates": [[1], [2]], **known}, {"covariates": [[1], [3]], **known}),
     ):
         logs = [small_log(**one), small_log(**other)]

@@ -99,6 +99,16 @@ def test_concatenate(log):
     np.testing.assert_array_equal(joined.covariates, log.covariates)
 
 
+def test_covariates_in_another_order_are_joined_by_name(log):
+    """As those of a log and of the synthetic data of a task that names them otherwise."""
+    values = np.array([[1.0, 2.0], [3.0, 4.0]])
+    one = dataclasses.replace(log, covariates=values, covariate_names=("mass", "age"))
+    other = dataclasses.replace(log, covariates=values[:, ::-1], covariate_names=("age", "mass"))
+    joined = Trajectories.concatenate([one.select(["b"]), other])
+    assert joined.covariate_names == ("mass", "age") and joined.agent_labels == ("b", "a")
+    np.testing.assert_array_equal(joined.covariates, values)
+
+
 def test_a_saved_log_is_loaded_to_the_bit(log, tmp_path):
     """Every column to the bit, mapped and not read, and everything else."""
     path = tmp_path / "folder" / "log.safetensors"

@@ -258,6 +258,27 @@ def test_a_log_that_d3rlpy_went_on_with_keeps_all_it_had(cart_pole_log):
     assert not online.terminated.any() and online.truncated.tolist() == [False, False, True] * 2
 
 
+def test_covariates_of_a_buffer_are_told_by_name(cart_pole_log):
+    """Episodes of two logs that name them in another order; others, or two values of one agent, are refused."""
+    d3rlpy = pytest.importorskip("d3rlpy")
+    named = {"covariates": cart_pole_log.covariates[:, ::-1], "covariate_names": cart_pole_log.covariate_names[::-1]}
+    swapped = dataclasses.replace(cart_pole_log, **named)
+
+    def together(*logs):
+        episodes = [episode for log in logs for episode in interop.to_d3rlpy(log).episodes]
+        buffer = d3rlpy.dataset.ReplayBuffer(d3rlpy.dataset.InfiniteBuffer(), episodes=episodes)
+        return interop.from_d3rlpy(buffer)
+
+    assert_same(together(cart_pole_log.select([0]), swapped.select([1])), cart_pole_log.select([0, 1]))
+    refuses = partial(_refuses, errors.InvalidDataError, ValueError)
+    other = dataclasses.replace(cart_pole_log, covariate_names=("force", "mass"))
+    refuses("episode 1 has the covariates force, mass, those before it have force, length",
+            lambda: together(cart_pole_log.select([0]), other.select([1])))  # fmt: skip
+    heavier = dataclasses.replace(cart_pole_log, covariates=cart_pole_log.covariates + 1)
+    refuses("agent '0' has covariates {'force'.*in episode 1; give different agents",
+            lambda: together(cart_pole_log.select([0]), heavier.select([0])))  # fmt: skip
+
+
 def test_foreign_d3rlpy_data_sets():
     """Agents must be named; the row whose next observation d3rlpy does not keep is dropped; pictures are refused."""
     d3rlpy = pytest.importorskip("d3rlpy")

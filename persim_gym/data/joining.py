@@ -50,18 +50,25 @@ def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
         ("tasks", first.task, log.task),
         ("observation sizes", first.observations.shape[1], log.observations.shape[1]),
         ("kinds of actions", first.actions.shape[1:], log.actions.shape[1:]),
-        ("covariate names", first.covariate_names, log.covariate_names),
     ):
         if one != other:
             raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
+    if set(first.covariate_names) != set(log.covariate_names):
+        raise InvalidDataError(
+            f"logs of different covariate names cannot be joined: {first.covariate_names} and {log.covariate_names}; "
+            "leave them out of each, dataclasses.replace(log, covariates=None, covariate_names=()), or add what is "
+            "missing"
+        )
 
 
 def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:
+    """Return covariates (N, K) in the order of the first log's names."""
     known: dict[str, FloatArray] = {}
     for log in logs:
         if log.covariates is None:
             return None
-        for label, row in zip(log.agent_labels, log.covariates, strict=True):
+        places = [log.covariate_names.index(name) for name in logs[0].covariate_names]
+        for label, row in zip(log.agent_labels, log.covariates[:, places], strict=True):
             if label in known and not np.array_equal(known[label], row):
                 raise InvalidDataError(
                     f"agent {label!r} has covariates {known[label].tolist()} in one log and {row.tolist()} in another; "

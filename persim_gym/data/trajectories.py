@@ -254,6 +254,8 @@ class Trajectories:
     def concatenate(logs: Sequence[Trajectories]) -> Trajectories:
         """Join logs of the same kind; agents with the same label are the same agent.
 
+        The covariates come in the order of the first log's.
+
         Raises:
             InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
 

@@ -88,15 +88,17 @@ def join(
         provenance: instead of what the episodes say.
 
     Raises:
-        InvalidDataError: nobody says whose the episodes are, episodes of different shapes, a single row without its
-            next observation, values outside the task.
+        InvalidDataError: nobody says whose the episodes are, episodes of different shapes or covariates, an agent with
+            two values of one, a single row without its next observation, values outside the task.
 
     """
     if not episodes:
         raise InvalidDataError("the data set has no episode")
     _check_shapes(episodes)
     known = [episode.description for episode in episodes if episode.description is not None]
-    whose, labels, covariates = _agents_of(episodes, known, agents)
+    of_episodes, labels = _agents_of(episodes, known, agents)
+    names, covariates = ((), None) if agents is not None else _covariates_of(labels, known)
+    position = {label: index for index, label in enumerate(labels)}
     named = next((one.task for one in known), None) if task is None else task
     episodes = [_with_successors(index, episode) for index, episode in enumerate(episodes)]
     columns: dict[str, Any] = {
@@ -110,11 +112,11 @@ def join(
         columns[name][last] = [getattr(episode, name) for episode in episodes]
     log = Trajectories.from_arrays(
         **columns,
-        agents=np.repeat(whose, lengths),
+        agents=np.repeat([position[label] for label in of_episodes], lengths),
         agent_labels=labels,
         episode_starts=np.append(0, last[:-1] + 1),
         covariates=covariates,
-        covariate_names=tuple(known[0].covariates or ()) if covariates is not None else (),
+        covariate_names=names,
         task=named.name if isinstance(named, Task) else named,
         provenance=joint_provenance([one.provenance for one in known]) if provenance is None else provenance,
     )
@@ -190,24 +192,43 @@ def _with_successors(index: int, episode: LoggedEpisode) -> LoggedEpisode:
 
 def _agents_of(
     episodes: Sequence[LoggedEpisode], known: Sequence[Description], agents: str | Sequence[str] | None
-) -> tuple[np.ndarray, tuple[str, ...], FloatArray | None]:
-    """Return the index of each episode's agent (E,), the agents' labels, and covariates (N, K) where all are known."""
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the label of each episode's agent (E,), and the agents' labels (N,)."""
     if agents is None:
         if len(known) < len(episodes):
             raise InvalidDataError(
                 "the data set does not say whose its episodes are: give agents=, a label for each of its "
                 f"{len(episodes)} episodes, or a single label if they are all of one agent"
             )
-        named = [one.agent for one in known]
-        labels = tuple(dict.fromkeys(one.agent for one in sorted(known, key=lambda one: one.agent_index)))
-        values = {one.agent: one.covariates for one in known}
-        covariates = None
-        if all(value is not None for value in values.values()):
-            covariates = np.array([list((values[label] or {}).values()) for label in labels], np.float64)
-    else:
-        named = [agents] * len(episodes) if isinstance(agents, str) else [str(agent) for agent in agents]
-        if len(named) != len(episodes):
-            raise InvalidDataError(f"agents= names {len(named)} agents for {len(episodes)} episodes; give one for each")
-        labels, covariates = tuple(dict.fromkeys(named)), None
-    position = {label: index for index, label in enumerate(labels)}
-    return np.array([position[label] for label in named], np.int64), labels, covariates
+        in_order = sorted(known, key=lambda one: one.agent_index)
+        return [one.agent for one in known], tuple(dict.fromkeys(one.agent for one in in_order))
+    named = [agents] * len(episodes) if isinstance(agents, str) else [str(agent) for agent in agents]
+    if len(named) != len(episodes):
+        raise InvalidDataError(f"agents= names {len(named)} agents for {len(episodes)} episodes; give one for each")
+    return named, tuple(dict.fromkeys(named))
+
+
+def _covariates_of(
+    labels: Sequence[str], descriptions: Sequence[Description]
+) -> tuple[tuple[str, ...], FloatArray | None]:
+    """Return the covariates' names (K,), in the order of the first episode's, and values (N, K) where all are known."""
+    known: dict[str, Mapping[str, float]] = {}
+    for index, one in enumerate(descriptions):
+        if one.covariates is None:
+            continue
+        first = next(iter(known.values()), one.covariates)
+        if set(one.covariates) != set(first):
+            raise InvalidDataError(
+                f"episode {index} has the covariates {', '.join(one.covariates)}, those before it have "
+                f"{', '.join(first)}: a log has one set of them; read episodes with others from a buffer of their own"
+            )
+        before = known.setdefault(one.agent, one.covariates)
+        if before != one.covariates:
+            raise InvalidDataError(
+                f"agent {one.agent!r} has covariates {dict(before)} in one episode and {dict(one.covariates)} in "
+                f"episode {index}; give different agents different labels, agents="
+            )
+    if not set(labels) <= set(known):
+        return (), None
+    names = tuple(next(iter(known.values())))
+    return names, np.array([[known[label][name] for name in names] for label in labels], np.float64)
