@@ -58,13 +58,13 @@ def test_covariates_that_the_task_does_not_have(cart_pole_log):
     np.testing.assert_array_equal(kept.covariates, cart_pole_log.covariates)
     task = persim_gym.Task("Poles", spaces.Box(-100, 100, (4,)), spaces.Discrete(2), 200)
     aged = renamed(cart_pole_log, ["age"])
-    with pytest.warns(RuntimeWarning, match=r"Covariate\('age', 0, 19, 9.5, positive=False\)"):
+    with pytest.warns(RuntimeWarning, match=r"Covariate\('age', 0, 19, 9.5\), …"):
         ensemble = persim_gym.fit(aged, task=task, config=TINY, validation_fraction=0, progress=False)
     synthetic = persim_gym.generate(ensemble, [0], 1, "random", progress=False)
     assert ensemble.covariates is None and synthetic.covariates is None
     newcomer = dataclasses.replace(synthetic, agent_labels=("new",))
     assert persim_gym.personalize(ensemble, newcomer).num_agents == 21
-    declared = dataclasses.replace(task, covariates=(Covariate("age", 0, 19, 9.5, positive=False),))
+    declared = dataclasses.replace(task, covariates=(Covariate("age", 0, 19, 9.5),))
     ensemble = persim_gym.fit(aged, task=declared, config=TINY, validation_fraction=0, progress=False)
     assert ensemble.agent_covariates(7).tolist() == [7.0]
 

@@ -18,7 +18,7 @@ from persim_gym.baselines.joint import fit_joint
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
-from persim_gym.tasks import find_task
+from persim_gym.tasks import Covariate, find_task
 from persim_gym.training.preparation import split
 from persim_gym.training.trainer import Trainer
 
@@ -588,12 +588,53 @@ def test_a_definition_goes_through_json():
     for action_space in (spaces.Discrete(4), spaces.Box(-2, 2, (3,), np.float32)):
         task = own_task(
             observation_space=space, action_space=action_space, observation_names=("glucose", "insulin"),
-            covariates=(persim_gym.tasks.Covariate("weight", 40, 120, 70),),
+            covariates=(Covariate("weight", 40, 120, 70),),
         )  # fmt: skip
         found = Task.from_json(json.loads(json.dumps(task.to_json())))
         assert found.observation_space == space and found.action_space == action_space
         assert found.to_json() == task.to_json() and found.covariates == task.covariates
     assert find_task("CartPole", None) is persim_gym.get_task("CartPole")
+
+
+def test_a_covariate_may_be_what_it_is_declared_to_be():
+    """One of 0 and 1 needs no more than its range; only where that is above zero, other values make no sense."""
+    smoker, age = Covariate("smoker", 0, 1, 0), Covariate("age", np.int64(18), np.float32(90), 50)
+    assert smoker.positive is False and age.positive is True
+    assert smoker == Covariate("smoker", 0.0, 1.0, 0.0, positive=False)
+    task = own_task(covariates=(smoker, age))
+    assert task.covariate_vector({"smoker": 0}).tolist() == [0, 50]
+    assert Task.from_json(json.loads(json.dumps(task.to_json()))).covariates == (smoker, age)
+    with pytest.raises(errors.InvalidArgumentError, match="age=0 of task .* above 0.*positive=False"):
+        task.covariate_vector({"age": 0})
+
+
+@pytest.mark.parametrize(
+    ("message", "declared"),
+    [
+        ("'age': low=nan must be a finite number", ("age", np.nan, 90, 50)),
+        ("'age': high=inf must be a finite number", ("age", 18, np.inf, 50)),
+        ("'age': default='old' must be a finite number", ("age", 18, 90, "old")),
+        ("'age': low=90 is above high=18", ("age", 90, 18, 50)),
+        ("'smoker': low=0 and default=1 must be above 0.*positive=False", ("smoker", 0, 1, 1, True)),
+        ("'age': low=18 and default=0 must be above 0", ("age", 18, 90, 0)),
+        ("'age': positive='yes' must be True or False", ("age", 18, 90, 50, "yes")),
+    ],
+)
+def test_covariates_that_contradict_themselves(message, declared):
+    with pytest.raises(errors.InvalidArgumentError, match=message):
+        Covariate(*declared)
+
+
+def test_covariates_of_a_file_of_an_earlier_version_stay_what_they_were():
+    """It refused none, and said of each that it is positive if nothing else was given."""
+    document = own_task().to_json()
+    earlier = {"name": "smoker", "low": 0, "high": 1, "default": 0, "positive": True}
+    open_ended = {"name": "age", "low": 0, "high": float("inf"), "default": 50, "positive": False}
+    task = Task.from_json({**document, "covariates": [earlier, open_ended]})
+    assert task.to_json()["covariates"] == [earlier, open_ended]
+    assert task.covariate_vector({"smoker": 1}).tolist() == [1, 50]
+    with pytest.raises(errors.InvalidArgumentError, match="smoker=0 of task .* above 0.*positive=False"):
+        task.covariate_vector({"smoker": 0})
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,9 @@ def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:
     if extra:
         values = log.covariates[:, names.index(extra[0])]
         low, high, middle = values.min(), values.max(), np.median(values)
-        sign = "" if low > 0 else ", positive=False"
         warn_user(
             f"task {task.name} has no covariate {extra[0]!r}, so that of the log is left out; to keep it, make the "
-            f"task with covariates=(persim_gym.tasks.Covariate({extra[0]!r}, {low:g}, {high:g}, {middle:g}{sign}), …), "
+            f"task with covariates=(persim_gym.tasks.Covariate({extra[0]!r}, {low:g}, {high:g}, {middle:g}), …), "
             "which are name, low, high and default",
         )
     if missing or not wanted:

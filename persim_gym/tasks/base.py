@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import finite_number, whole_number, yes_or_no
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -28,14 +28,46 @@ from persim_gym.types import FloatArray
 
 @dataclass(frozen=True)
 class Covariate:
-    """A hidden property in which agents differ, drawn uniformly from [low, high]."""
+    """A hidden property in which agents differ, drawn uniformly from [low, high].
+
+    Agents outside this range can be asked for, too, such as the textbook system, which ``default`` is.
+
+    Raises:
+        InvalidArgumentError: a number that is not finite, ``low`` above ``high``, or ``low`` or ``default`` not above
+            zero although only such values make sense.
+
+    """
 
     name: str
     low: float
     high: float
     default: float
-    positive: bool = True
-    """Whether only values above zero make physical sense."""
+    positive: bool | None = None
+    """Whether only values above zero make sense; if not given, whether ``low`` is above zero."""
+
+    def __post_init__(self) -> None:
+        for what in ("low", "high", "default"):
+            number = finite_number(f"covariate {self.name!r}: {what}", getattr(self, what))
+            object.__setattr__(self, what, number)
+        if self.low > self.high:
+            raise InvalidArgumentError(
+                f"covariate {self.name!r}: low={self.low:g} is above high={self.high:g}: exchange them"
+            )
+        positive = self.low > 0 if self.positive is None else self.positive
+        object.__setattr__(self, "positive", yes_or_no(f"covariate {self.name!r}: positive", positive))
+        if self.positive and min(self.low, self.default) <= 0:
+            raise InvalidArgumentError(
+                f"covariate {self.name!r}: low={self.low:g} and default={self.default:g} must be above 0 where only "
+                "such values make sense; if zero or less does too, give positive=False"
+            )
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Covariate:
+        """Return the covariate of a file. One of an earlier version stays what it was declared, whatever that is."""
+        covariate = object.__new__(cls)
+        for field in fields(cls):
+            object.__setattr__(covariate, field.name, document[field.name])
+        return covariate
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +240,17 @@ class Task:
         return np.array(checked, dtype=np.float64).reshape(len(rows), len(self.covariates))
 
     def _check_covariate(self, covariate: Covariate, value: Any) -> float:
-        wanted = "a finite number above 0" if covariate.positive else "a finite number"
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = float("nan")
-        if not np.isfinite(number) or (covariate.positive and number <= 0):
-            raise InvalidArgumentError(f"{covariate.name}={value} of task {self.name} must be {wanted}")
+        if not np.isfinite(number):
+            raise InvalidArgumentError(f"{covariate.name}={value} of task {self.name} must be a finite number")
+        if covariate.positive and number <= 0:
+            raise InvalidArgumentError(
+                f"{covariate.name}={value} of task {self.name} must be above 0; one that may be zero or less is "
+                "declared with positive=False"
+            )
         return number
 
     def system(self, covariates: FloatArray) -> System:
@@ -388,7 +424,7 @@ class Task:
             action_space=space_from_json(document["action_space"]),
             max_episode_steps=document["max_episode_steps"],
             observation_names=tuple(document["observation_names"]),
-            covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
+            covariates=tuple(Covariate.from_json(covariate) for covariate in document["covariates"]),
             reference=document["reference"],
             # Files of earlier versions lack these.
             grid_bounds=None if document.get("grid_bounds") is None else _rows(document["grid_bounds"]),
