@@ -205,6 +205,15 @@ def test_d3rlpys_recipe_for_reading_a_buffer_back(continuous_log, tmp_path):
     np.testing.assert_array_equal([one.next_observation for one in picked], continuous_log.next_observations)
 
 
+@pytest.mark.parametrize("coordinates", [1, 2])
+def test_continuous_actions_that_are_whole_numbers_stay_continuous(coordinates, tmp_path):
+    """Of a buffer that it loads d3rlpy itself takes them for discrete ones."""
+    actions = np.array([[-1.0], [1.0], [0.0], [1.0]]).repeat(coordinates, 1)
+    states = np.arange(4.0)[:, None]
+    log = Trajectories.from_arrays(agents=[0] * 4, observations=states, actions=actions, next_observations=states + 1)
+    assert_same(through_d3rlpy_file(log, tmp_path), log)
+
+
 def test_an_episode_that_an_earlier_version_wrote_is_read(cart_pole_log):
     """It holds the covariates' names twice."""
     pytest.importorskip("d3rlpy")

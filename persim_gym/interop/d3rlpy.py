@@ -198,13 +198,13 @@ def _episode(episode: LoggedEpisode) -> Episode:
 
 def _logged(episode: Any, discrete: bool) -> LoggedEpisode:
     observations, actions = np.asarray(episode.observations), np.asarray(episode.actions)
+    successors, truncated, description = None, not episode.terminated, None
+    if isinstance(episode, Episode):
+        successors, truncated, description = episode.next_observations, episode.truncated, episode.description
+        discrete = actions.dtype.kind == "i"  # d3rlpy's `load` takes whole numbers of any type for discrete actions
     if discrete:
         actions = actions.reshape(len(actions)).astype(np.int64)
     rewards = np.asarray(episode.rewards).reshape(-1)
-    if isinstance(episode, Episode):
-        successors, truncated, description = episode.next_observations, episode.truncated, episode.description
-    else:
-        successors, truncated, description = None, not episode.terminated, None
     return LoggedEpisode(
         observations, actions, rewards, successors, bool(episode.terminated), bool(truncated), description
     )
