@@ -120,7 +120,8 @@ class TransitionPicker:
 def to_d3rlpy(log: Trajectories, *, task: str | Task | None = None, action_size: int | None = None) -> Any:
     """Return a log as a d3rlpy `ReplayBuffer`, with all T transitions: ``CQLConfig().create().fit(buffer, …)``.
 
-    ``fit_online(env, buffer)`` may go on with it. `Episode.deserialize` says how to read it back after ``buffer.dump``.
+    `Episode.deserialize` says how to read it back after ``buffer.dump``. ``fit_online(env, buffer)`` may go on with it;
+    d3rlpy cannot dump it then: save what `from_d3rlpy` makes of it.
 
     Args:
         log: the trajectories.
