@@ -288,6 +288,19 @@ def test_covariates_of_a_buffer_are_told_by_name(cart_pole_log):
             lambda: together(cart_pole_log.select([0]), heavier.select([0])))  # fmt: skip
 
 
+def test_covariates_outlast_labels_that_a_user_gives(cart_pole_log):
+    """A buffer that d3rlpy went on with needs them; an agent without covariates, or made of several, is told."""
+    pytest.importorskip("d3rlpy")
+    log = cart_pole_log.select([0, 1])
+    buffer, labels = continued(log), [log.agent_labels[agent] for agent in log.episode_agents]
+    found = interop.from_d3rlpy(buffer, agents=[*labels, "1", "1"])
+    assert found.covariate_names == log.covariate_names
+    np.testing.assert_array_equal(found.covariates, log.covariates)
+    for agents, unknown in (([*labels, "online", "online"], "online"), ("all", "all")):
+        with pytest.warns(RuntimeWarning, match=f"covariates of agent '{unknown}' are not known.*are left out"):
+            assert interop.from_d3rlpy(buffer, agents=agents).covariates is None
+
+
 def test_foreign_d3rlpy_data_sets():
     """Agents must be named; the row whose next observation d3rlpy does not keep is dropped; pictures are refused."""
     d3rlpy = pytest.importorskip("d3rlpy")

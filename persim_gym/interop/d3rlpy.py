@@ -157,7 +157,8 @@ def from_d3rlpy(
 
     A buffer that `to_d3rlpy` made comes back bit for bit, also after d3rlpy's `dump` and `load`. d3rlpy's own episodes,
     such as those that it collects into such a buffer, hold no observation after the last action: the last row of each
-    is dropped, and the row before it ends the episode, as truncated.
+    is dropped, and the row before it ends the episode, as truncated. Covariates are kept if those of all agents are
+    known.
 
     Args:
         buffer: the data set.

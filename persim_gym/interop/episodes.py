@@ -14,6 +14,7 @@ from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task, get_task, task_names
 from persim_gym.types import FloatArray
+from persim_gym.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def join(
     _check_shapes(episodes)
     known = [episode.description for episode in episodes if episode.description is not None]
     of_episodes, labels = _agents_of(episodes, known, agents)
-    names, covariates = ((), None) if agents is not None else _covariates_of(labels, known)
+    names, covariates = _covariates_of(labels, of_episodes, episodes, named=agents is not None)
     position = {label: index for index, label in enumerate(labels)}
     named = next((one.task for one in known), None) if task is None else task
     episodes = [_with_successors(index, episode) for index, episode in enumerate(episodes)]
@@ -209,26 +210,39 @@ def _agents_of(
 
 
 def _covariates_of(
-    labels: Sequence[str], descriptions: Sequence[Description]
+    labels: Sequence[str], of_episodes: Sequence[str], episodes: Sequence[LoggedEpisode], *, named: bool
 ) -> tuple[tuple[str, ...], FloatArray | None]:
-    """Return the covariates' names (K,), in the order of the first episode's, and values (N, K) where all are known."""
+    """Return the covariates' names (K,), in the order of the first episode's, and values (N, K) where all are known.
+
+    Warns where only some are. An agent whose episodes differ is refused, or not known if the user ``named`` the agents.
+    """
     known: dict[str, Mapping[str, float]] = {}
-    for index, one in enumerate(descriptions):
-        if one.covariates is None:
+    joined: set[str] = set()
+    for index, (label, episode) in enumerate(zip(of_episodes, episodes, strict=True)):
+        if episode.description is None or episode.description.covariates is None:
             continue
-        first = next(iter(known.values()), one.covariates)
-        if set(one.covariates) != set(first):
+        covariates = episode.description.covariates
+        first = next(iter(known.values()), covariates)
+        if set(covariates) != set(first):
             raise InvalidDataError(
-                f"episode {index} has the covariates {', '.join(one.covariates)}, those before it have "
-                f"{', '.join(first)}: a log has one set of them; read episodes with others from a buffer of their own"
+                f"episode {index} has the covariates {', '.join(covariates)}, those before it have {', '.join(first)}: "
+                "a log has one set of them; read episodes with others from a buffer of their own"
             )
-        before = known.setdefault(one.agent, one.covariates)
-        if before != one.covariates:
+        before = known.setdefault(label, covariates)
+        if before != covariates and not named:
             raise InvalidDataError(
-                f"agent {one.agent!r} has covariates {dict(before)} in one episode and {dict(one.covariates)} in "
-                f"episode {index}; give different agents different labels, agents="
+                f"agent {label!r} has covariates {dict(before)} in one episode and {dict(covariates)} in episode "
+                f"{index}; give different agents different labels, agents="
             )
-    if not set(labels) <= set(known):
+        if before != covariates:
+            joined.add(label)
+    unknown = [label for label in labels if label not in known or label in joined]
+    if unknown:
+        if known:
+            warn_user(
+                f"the covariates of agent {unknown[0]!r} are not known, or differ between its episodes, so that those "
+                "of all agents are left out: a log has them of every agent or of none",
+            )
         return (), None
     names = tuple(next(iter(known.values())))
     return names, np.array([[known[label][name] for name in names] for label in labels], np.float64)
