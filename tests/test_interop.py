@@ -260,21 +260,21 @@ def test_a_log_that_d3rlpy_went_on_with_keeps_all_it_had(cart_pole_log):
     labels = [log.agent_labels[agent] for agent in log.episode_agents]
     found = interop.from_d3rlpy(continued(log), agents=[*labels, "online", "online"])
     assert log.terminated.any()
-    assert_same(found.select(log.agent_labels), log)
+    assert_same(found.select(log.agent_labels), log, provenance=False)
     online = found.select(["online"])
     assert online.observations[:, 0].tolist() == [0, 1, 2] * 2
     assert online.next_observations[:, 0].tolist() == [1, 2, 3] * 2
     assert not online.terminated.any() and online.truncated.tolist() == [False, False, True] * 2
 
 
-def test_covariates_of_a_buffer_are_told_by_name(cart_pole_log):
-    """Episodes of two logs that name them in another order; others, or two values of one agent, are refused."""
+def test_a_buffer_of_episodes_of_two_logs(cart_pole_log):
+    """Covariates are told by name; other ones, two values of one agent, and two tasks are refused."""
     d3rlpy = pytest.importorskip("d3rlpy")
     named = {"covariates": cart_pole_log.covariates[:, ::-1], "covariate_names": cart_pole_log.covariate_names[::-1]}
     swapped = dataclasses.replace(cart_pole_log, **named)
 
     def together(*logs):
-        episodes = [episode for log in logs for episode in interop.to_d3rlpy(log).episodes]
+        episodes = [episode for log in logs for episode in interop.to_d3rlpy(log, task="CartPole").episodes]
         buffer = d3rlpy.dataset.ReplayBuffer(d3rlpy.dataset.InfiniteBuffer(), episodes=episodes)
         return interop.from_d3rlpy(buffer)
 
@@ -283,9 +283,21 @@ def test_covariates_of_a_buffer_are_told_by_name(cart_pole_log):
     other = dataclasses.replace(cart_pole_log, covariate_names=("force", "mass"))
     refuses("episode 1 has the covariates force, mass, those before it have force, length",
             lambda: together(cart_pole_log.select([0]), other.select([1])))  # fmt: skip
+    mine = dataclasses.replace(cart_pole_log, task=None)
+    refuses("different tasks, CartPole and None: give task=",
+            lambda: together(cart_pole_log.select([0]), mine.select([1])))  # fmt: skip
     heavier = dataclasses.replace(cart_pole_log, covariates=cart_pole_log.covariates + 1)
     refuses("agent '0' has covariates {'force'.*in episode 1; give different agents",
             lambda: together(cart_pole_log.select([0]), heavier.select([0])))  # fmt: skip
+
+
+@pytest.mark.parametrize(("mark", "joint"), [({}, None), ({"synthetic": True}, "in part")])
+def test_what_d3rlpy_adds_does_not_pass_for_the_log(cart_pole_log, mark, joint):
+    """Nothing is known of where its episodes come from."""
+    pytest.importorskip("d3rlpy")
+    log = dataclasses.replace(cart_pole_log.select([0]), provenance={"policy": "nurses", **mark})
+    found = interop.from_d3rlpy(continued(log), agents="0").provenance
+    assert found["concatenated"] == [log.provenance, {}] and found.get("synthetic") == joint
 
 
 def test_covariates_outlast_labels_that_a_user_gives(cart_pole_log):

@@ -166,8 +166,8 @@ def from_d3rlpy(
         task: what it is a log of.
 
     Raises:
-        InvalidDataError: no agents, observations that are not vectors, an own episode of d3rlpy with a single row,
-            values outside the task.
+        InvalidDataError: no agents, episodes of different tasks or covariates, observations that are not vectors, an
+            own episode of d3rlpy with a single row, values outside the task.
 
     """
     extras.d3rlpy()

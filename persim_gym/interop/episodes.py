@@ -89,8 +89,8 @@ def join(
         provenance: instead of what the episodes say.
 
     Raises:
-        InvalidDataError: nobody says whose the episodes are, episodes of different shapes or covariates, an agent with
-            two values of one, a single row without its next observation, values outside the task.
+        InvalidDataError: nobody says whose the episodes are, episodes of different tasks, shapes or covariates, an
+            agent with two values of one, a single row without its next observation, values outside the task.
 
     """
     if not episodes:
@@ -100,7 +100,10 @@ def join(
     of_episodes, labels = _agents_of(episodes, known, agents)
     names, covariates = _covariates_of(labels, of_episodes, episodes, named=agents is not None)
     position = {label: index for index, label in enumerate(labels)}
-    named = next((one.task for one in known), None) if task is None else task
+    tasks = list(dict.fromkeys(one.task for one in known)) if task is None else [task]
+    if len(tasks) > 1:
+        raise InvalidDataError(f"the episodes are of different tasks, {tasks[0]} and {tasks[1]}: give task=")
+    named = tasks[0] if tasks else None
     episodes = [_with_successors(index, episode) for index, episode in enumerate(episodes)]
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(episode, name) for episode in episodes])
@@ -111,6 +114,7 @@ def join(
     for name in ("terminated", "truncated"):
         columns[name] = np.zeros(len(columns["observations"]), bool)
         columns[name][last] = [getattr(episode, name) for episode in episodes]
+    origins = [{} if episode.description is None else episode.description.provenance for episode in episodes]
     log = Trajectories.from_arrays(
         **columns,
         agents=np.repeat([position[label] for label in of_episodes], lengths),
@@ -119,7 +123,7 @@ def join(
         covariates=covariates,
         covariate_names=names,
         task=named.name if isinstance(named, Task) else named,
-        provenance=joint_provenance([one.provenance for one in known]) if provenance is None else provenance,
+        provenance=joint_provenance(origins) if provenance is None else provenance,
     )
     if task is not None:
         check_log(log, get_task(task))
