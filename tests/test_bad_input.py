@@ -129,6 +129,7 @@ def test_logs_with_what_is_not_a_number(column, value):
         ("agents", {"agents": [0, 0, 0, 1, 1, np.nan]}),
         ("agents", {"agents": ["a", "a", "a", "b", "b", None]}),
         (r"covariates have shape \(3, 1\)", {"covariates": np.ones((3, 1)), "covariate_names": ["mass"]}),
+        ("'mass' twice", {"covariates": np.ones((3, 2)), "covariate_names": ["mass", "mass"]}),
         ("covariates", {"covariates": [["heavy"], ["light"]], "covariate_names": ["mass"]}),
         ("episode_starts", {"episode_starts": [1, 3]}),
         ("episode_starts", {"episode_starts": [0, 3, 3]}),
@@ -194,6 +195,16 @@ def test_a_policy_whose_actions_have_the_wrong_shape(shape):
         collect("CartPole", num_agents=3, policy=lambda observations: np.ones(shape, int))
 
 
+def test_a_table_of_covariates_names_them_itself():
+    """In another order than the user it is refused."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"mass": [1.0, 2.0], "age": [30, 40]})
+    known = {"covariates": table, "agent_labels": ["a", "b"]}
+    assert small_log(covariate_names=["mass", "age"], **known).covariates.tolist() == [[1, 30], [2, 40]]
+    message = r"columns \['mass', 'age'\], but covariate_names=\['age', 'mass'\]"
+    refuses(errors.InvalidDataError, ValueError, message, lambda: small_log(covariate_names=["age", "mass"], **known))
+
+
 def test_logs_of_different_kinds_do_not_join():
     """Other tasks, other sizes, other covariates, and one label with two sets of them."""
     known = {"covariate_names": ["mass"], "agent_labels": ["a", "b"]}
@@ -201,7 +212,8 @@ def test_logs_of_different_kinds_do_not_join():
         ("tasks", {}, {"task": "Mine"}),
         ("observation sizes", {}, {"observations": np.zeros((6, 3)), "next_observations": np.zeros((6, 3))}),
         ("kinds of actions", {}, {"actions": np.zeros((6, 1))}),
-        ("covariate names.*'mass'.* and \\(\\); leave them out", {"covariates": [[1], [2]], **known}, {}),
+        ("covariates.*'mass'.* and \\(\\); leave them out", {"covariates": [[1], [2]], **known}, {}),
+        ("covariates.*'mass'.* and \\(\\); leave them out", {"covariates": [[1], [2]], **known}, known),
         ("'b' has covariates", {"covariates": [[1], [2]], **known}, {"covariates": [[1], [3]], **known}),
     ):
         logs = [small_log(**one), small_log(**other)]

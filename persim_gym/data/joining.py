@@ -53,11 +53,11 @@ def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
     ):
         if one != other:
             raise InvalidDataError(f"logs of different {what} cannot be joined: {one} and {other}")
-    if set(first.covariate_names) != set(log.covariate_names):
+    one, other = (log.covariate_names if log.covariates is not None else () for log in (first, log))
+    if set(one) != set(other):
         raise InvalidDataError(
-            f"logs of different covariate names cannot be joined: {first.covariate_names} and {log.covariate_names}; "
-            "leave them out of each, dataclasses.replace(log, covariates=None, covariate_names=()), or add what is "
-            "missing"
+            f"logs of different covariates cannot be joined: {one} and {other}; leave them out of each, "
+            "dataclasses.replace(log, covariates=None, covariate_names=()), or add what is missing"
         )
 
 

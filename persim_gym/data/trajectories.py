@@ -20,10 +20,10 @@ from persim_gym.data.reprs import synthetic_note
 from persim_gym.data.validation import (
     action_column,
     agent_indices,
-    as_float64,
     check_agent_indices,
     check_finite,
     check_resolution,
+    covariate_rows,
     flags,
     numbers,
 )
@@ -115,7 +115,7 @@ class Trajectories:
                 terminated one are refused.
             agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
             covariates: (N, K) known properties of the agents, in the order of their labels.
-            covariate_names: (K,) their names.
+            covariate_names: (K,) their names, none twice.
             task: name of the task.
             provenance: anything JSON can hold that says where the log comes from.
 
@@ -130,7 +130,7 @@ class Trajectories:
             what = "transition" if count == 0 else "observation coordinate"
             raise InvalidDataError(f"the log has no {what}: observations have shape {observations.shape}")
         indices, labels = agent_indices(agents, agent_labels, count)
-        covariates = None if covariates is None else as_float64("covariates", covariates)
+        covariates = covariate_rows(covariates, covariate_names)
         ended = flags("terminated", terminated, count)
         cut = flags("truncated", truncated, count)
         starts = first_rows(episode_starts, indices, ended, cut, with_last=next_observations is None)

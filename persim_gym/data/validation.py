@@ -140,6 +140,22 @@ def as_float64(name: str, values: Any) -> FloatArray:
         raise InvalidDataError(f"{name} must be numbers; {error}") from error
 
 
+def covariate_rows(covariates: Any, names: Sequence[str]) -> FloatArray | None:
+    """Return covariates (N, K) as float64, None if not given, after a check that they are told apart by ``names``."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise InvalidDataError(f"covariate_names has {twice!r} twice: give each covariate a name of its own")
+    if covariates is None:
+        return None
+    columns = getattr(covariates, "columns", None)
+    if columns is not None and list(columns) != list(names):
+        raise InvalidDataError(
+            f"covariates is a table with the columns {list(columns)}, but covariate_names={list(names)}: give its "
+            f"columns in that order, table[{list(names)}]"
+        )
+    return as_float64("covariates", covariates)
+
+
 def check_actions(
     actions: np.ndarray,
     action_size: int,
