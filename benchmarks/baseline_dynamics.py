@@ -26,7 +26,7 @@ from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.types import Policy
 
-METHODS = (*protocol.CADM, *protocol.CADM_VI, protocol.JOINT, protocol.VANILLA_CADM_PLAIN)
+METHODS = (*protocol.CADM, *protocol.CADM_VI, *protocol.JOINTS, protocol.VANILLA_CADM_PLAIN)
 
 
 def measure_dynamics(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
@@ -42,13 +42,15 @@ def measure_dynamics(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
 def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     """Return the trained dynamics of a cell, which two tables share."""
     method = protocol.VARIANT_OF.get(cell.method, cell.method)
-    kind = JointModel if method == protocol.JOINT else CaDM
-    letters = "".join(filter(str.isalnum, method))
-    name = f"{letters}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
+    kind = JointModel if method in protocol.JOINTS else CaDM
+    plain_name = method.replace("+", "plus").replace(" ", "")
+    name = f"{plain_name}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
     path = models_folder(cache, cell.env) / name
     config: PerSimConfig | CaDMConfig
     if kind is JointModel:
-        config = get_config(cell.env, cell.env).with_changes(**cell.scale.changes)
+        config = get_config(protocol.config_name(cell.env, method), cell.env).with_changes(**cell.scale.changes)
+        if method == protocol.JOINT_PLUS:
+            config = config.with_changes(normalize=True)
     else:
         config = get_cadm_config(method, cell.env).with_changes(**cell.scale.training(method))
     with locked_model(path):

@@ -6,7 +6,8 @@ A trained policy is kept beside the trained models, and scored as it is read fro
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,27 @@ def measure_policy(cell: Cell, folder: Path, *, device: str, cache: Path) -> Mea
     """Return the scores of one policy learned from all agents' data (-P) or of one of each agent's (-A)."""
     agents = range(len(get_task(cell.env).test_agents))
     own = _trained_method(cell).endswith("-A")
-    policies = [_trained(cell, agent, device, cache) for agent in (agents if own else [None])]
+    policies = {agent: _trained(cell, agent, device, cache) for agent in (agents if own else [None])}
 
     def returns(agent: int) -> Score:
-        policy = policies[agent if own else 0]
+        policy = policies[agent if own else None]
         return _score(cell, policy if cell.method not in protocol.MOREL_SAMPLED else _Sampling(policy), agent)
 
     measured = by_agent(cell, folder, returns)
-    for policy in policies:
+    for policy in policies.values():
         measured = with_training(measured, policy)
-    return measured
+    choices = [] if cell.method in protocol.VARIANT_OF else _choices(policies)
+    return replace(measured, scores=(*measured.scores, *choices))
+
+
+def _choices(policies: Mapping[int | None, LearnedPolicy]) -> list[Score]:
+    """Return, by the index of whose data each is learned from or None for everyone's, what trainings have chosen."""
+    return [
+        Score(protocol.EVERYONE if agent is None else str(agent), metric, float(policy.provenance[metric]))
+        for agent, policy in policies.items()
+        for metric in protocol.CHOICES
+        if metric in policy.provenance
+    ]
 
 
 def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **settings: Any) -> Score:

@@ -22,6 +22,11 @@ NO_DATA = "-"
 """Data of the methods that plan in the true system."""
 DATA = (*LOGGING_POLICIES, NO_DATA)
 
+CHOICES = ("threshold_scale", "halted")
+"""What a policy's provenance says of its training: kept beside its scores, in no table of the paper."""
+EVERYONE = "all"
+"""In place of an agent, where it is a training on all agents' data."""
+
 LOG = "log"
 PERSIM = "PerSim"
 PERSIM_PLUS = "PerSim+"
@@ -37,8 +42,9 @@ BCQ_P, BCQ_A = "BCQ-P", "BCQ-A"
 CQL_P, CQL_A = "CQL-P", "CQL-A"
 MOREL_SAMPLED = {f"{method}, sampled": method for method in (MOREL_P, MOREL_A)}
 """The same policies acting at random, as they learned to, instead of by their most likely action."""
-JOINT = "Joint network"
-"""PerSim without its factorization."""
+JOINT, JOINT_PLUS = "Joint network", "Joint network+"
+JOINTS = {JOINT: PERSIM, JOINT_PLUS: PERSIM_PLUS}
+"""PerSim without its factorization, and whose settings it has, as far as it knows them; with ours also standardized."""
 PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
 """Planners without MountainCar's position bonus and CartPole's done mask."""
 VANILLA_CADM_VI, PE_TS_CADM_VI = "Vanilla CaDM + VI", "PE-TS CaDM + VI"
@@ -84,7 +90,7 @@ PAPER_METHOD = {
     **{method: method for method in POLICIES},
     **MOREL_SAMPLED,
     **{method: f"PerSim-{'BCQ' if 'BCQ' in method else 'CQL'}-5" for method in SIMULATOR_OF},
-    JOINT: "PerSim",
+    **dict.fromkeys(JOINTS, "PerSim"),
     PERSIM_PLAIN: "PerSim",
     VANILLA_CADM_PLAIN: VANILLA_CADM,
 }
@@ -119,7 +125,7 @@ PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)
 
 def config_name(env: str, method: str) -> str:
     """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if base_method(method) in OURS else env
+    return f"{env}+" if JOINTS.get(method, base_method(method)) in OURS else env
 
 
 @dataclass(frozen=True)
@@ -210,11 +216,11 @@ TABLES = {
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
         ("return", "length"), (LOG,),
     ),
-    6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
-    7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, JOINT)),
+    6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, *JOINTS)),
+    7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, *JOINTS)),
     8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM)),
-    9: _returns(9, "MountainCar", (*_RETURN_METHODS, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
-    10: _returns(10, "CartPole", (*_RETURN_METHODS, *MOREL_SAMPLED, JOINT, *PLAIN), (TRUE_MPC, TRUE_VI)),
+    9: _returns(9, "MountainCar", (*_RETURN_METHODS, *JOINTS, *PLAIN), (TRUE_MPC, TRUE_VI)),
+    10: _returns(10, "CartPole", (*_RETURN_METHODS, *MOREL_SAMPLED, *JOINTS, *PLAIN), (TRUE_MPC, TRUE_VI)),
     11: _returns(11, "HalfCheetah", (PERSIM, PERSIM_PLUS, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
     12: Table(
         12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),
@@ -245,7 +251,7 @@ SCALES = {
             **dict.fromkeys(
                 CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
             ),
-            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000, "trial_steps": 200_000}),
+            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000, "max_halted": 0.1}),
             BCQ_P: {"steps": 50_000},
             BCQ_A: {"steps": 20_000},
             CQL_P: {"steps": 20_000, "target_update_interval": 200},
@@ -284,7 +290,7 @@ SCALES = {
                 CADM, {"futures_per_context": 2, "max_gradient_steps": 20_000, "matmul_precision": "medium"}
             ),
             **dict.fromkeys(
-                (MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000, "trial_steps": 200_000}
+                (MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000, "max_halted": 0.1}
             ),
             **dict.fromkeys((BCQ_P, CQL_P), {"steps": 5_000}),
             **dict.fromkeys((BCQ_A, CQL_A, *SIMULATOR_OF), {"steps": 1_000}),

@@ -45,7 +45,7 @@ def tables(folder: Path = RESULTS) -> str:
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
     rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder, (full, small)))
-    sections += [_published_twins(), _budgets((full, small), folder), *rest]
+    sections += [_published_twins(), *_thresholds((full, small), folder), _budgets((full, small), folder), *rest]
     return "\n\n".join([_contents(sections), *sections])
 
 
@@ -150,6 +150,31 @@ def _published_twins() -> str:
         "In Tables 9 and 10 the published return of MOReL is within 1 % of that of CQL with the same suffix in "
         f"{' and in '.join(parts)}; cells in which both never reach the goal (−500) are among them."
     )
+
+
+def _thresholds(scales: Sequence[protocol.Scale], folder: Path) -> list[str]:
+    """Return which thresholds MOReL has chosen, and how often its policies halt in the end."""
+    found: dict[tuple[str, ...], dict[int, dict[str, dict[str, float]]]] = {}
+    for scale in scales:
+        for line in seeds.seeds_file(scale, folder).read():
+            if line.metric in protocol.CHOICES:
+                policies = found.setdefault((scale.name, line.env, line.data, line.method), {})
+                policies.setdefault(line.seed, {}).setdefault(line.agent, {})[line.metric] = line.value
+    if not found:
+        return []
+    lines = [
+        [*key, str(seed), *(f"{one['threshold_scale']:g} ({one['halted']:.2f})" for one in policies.values())]
+        for key, by_seed in found.items()
+        for seed, policies in by_seed.items()
+    ]
+    width = max(map(len, lines)) - 5
+    heading = ["scale", "env", "data", "method", "seed", *(f"agent {agent}" for agent in range(width))]
+    table = results.markdown([heading, *(line + [""] * (len(heading) - len(line)) for line in lines)])
+    return [
+        "## MOReL's thresholds\n\n"
+        "c, the threshold in units of the log's largest discrepancy, and in parentheses the part of the learned "
+        f"policy's episodes in the pessimistic MDP that end by halting; of MOReL-P there is one policy.\n\n{table}"
+    ]
 
 
 def _budgets(scales: Sequence[protocol.Scale], folder: Path) -> str:

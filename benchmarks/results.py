@@ -72,7 +72,7 @@ def num_seeds(rows: Sequence[Row], key: Key) -> int:
 
 
 def rows_of(cell: Cell, measured: Sequence[Measured]) -> list[Row]:
-    """Return the rows of one method and data set, from its seeds' scores."""
+    """Return the rows of one method and data set, from its seeds' scores in the table's metrics."""
     scores: dict[tuple[str, str], list[float]] = {}
     for one in measured:
         for score in one.scores:
@@ -85,6 +85,7 @@ def rows_of(cell: Cell, measured: Sequence[Measured]) -> list[Row]:
             len(values), cell.scale.name, versions(one.commit for one in measured), wall,
         )
         for (agent, metric), values in scores.items()
+        if metric in cell.table.metrics
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from persim_gym.baselines import CaDM, CaDMAgent, MOReLPolicy
+from persim_gym.config import get_config
 from persim_gym.tasks import get_task
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -66,6 +67,24 @@ def test_a_policy_is_trained_once_for_all_rows_that_act_with_it(benchmark, run, 
     assert "-agent0.policy was trained with other settings; delete it" in capsys.readouterr().err
 
 
+def test_the_thresholds_that_were_chosen_are_written_down(benchmark, run, tmp_path):
+    """Beside the scores, in no table of the paper, and in one of the README's."""
+    pytest.importorskip("stable_baselines3")
+    rows = run(10, "MOReL-A", "MOReL-P", "MOReL-A, sampled")
+    assert {row.metric for row in rows} == {"return"} and len(rows) == 3 * 5
+    (text,) = importlib.import_module("readme")._thresholds(
+        [benchmark["protocol"].SCALES["quick"]], tmp_path / "results"
+    )
+    lines = {line.split(" | ")[3].strip(): line for line in text.splitlines() if "CartPole" in line}
+    for whose, method in ((range(5), "MOReL-A"), (["all"], "MOReL-P")):
+        name = f"{method}-CartPole-random-quick-seed0"
+        paths = [f"{name}{'' if one == 'all' else f'-agent{one}'}.policy" for one in whose]
+        chosen = [MOReLPolicy.load(next((tmp_path / "cache").rglob(path))).provenance for path in paths]
+        found = re.findall(r"([\d.]+) \(([\d.]+)\)", lines.pop(method))
+        assert found == [(f"{one['threshold_scale']:g}", f"{one['halted']:.2f}") for one in chosen]
+    assert not lines
+
+
 def test_sampled_rows_draw_their_actions(run, monkeypatch):
     pytest.importorskip("stable_baselines3")
     asked = []
@@ -83,7 +102,7 @@ def test_sampled_rows_draw_their_actions(run, monkeypatch):
 
 
 def test_cadm_is_trained_once_for_both_its_tables(run, tmp_path):
-    errors = run(7, "Vanilla CaDM", "PE-TS CaDM", "Joint network")
+    errors = run(7, "Vanilla CaDM", "PE-TS CaDM", "Joint network", "Joint network+")
     models = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")}
     assert len(errors) == 3 * 5 * 2 and len(models) == 2
     variants = "Vanilla CaDM, plain objective", "Vanilla CaDM + VI", "PE-TS CaDM + VI", "PerSim, plain objective"
@@ -104,6 +123,24 @@ def test_value_iteration_in_cadm_is_in_the_simulator_of_each_agents_log(run, mon
     rows = run(9, "Vanilla CaDM + VI", "PE-TS CaDM + VI")
     assert asked == [(members, agent) for members in (1, 5) for agent in range(5)]
     assert all(-500 <= row.mean < 0 for row in rows) and len(rows) == 10
+
+
+def test_the_joint_networks_have_the_settings_of_the_factorized_ones(run, benchmark, monkeypatch):
+    """The paper's, and ours with states and changes standardized, whatever ours say of that."""
+    dynamics, configs = benchmark["baseline_dynamics"], []
+
+    def noting(log, *, config, **settings):
+        configs.append(config)
+        return fit_joint(log, config=config, **settings)
+
+    fit_joint = dynamics.fit_joint
+    monkeypatch.setattr(dynamics, "fit_joint", noting)
+    rows = run(7, "Joint network", "Joint network+")
+    quick = benchmark["protocol"].get_scale("quick").changes
+    wanted = [get_config("CartPole", "CartPole"), get_config("CartPole+", "CartPole").with_changes(normalize=True)]
+    assert configs == [config.with_changes(**quick) for config in wanted]
+    plain, plus = ([row.mean for row in rows if row.method == name] for name in ("Joint network", "Joint network+"))
+    assert len(plain) == len(plus) == 10 and plain != plus
 
 
 def test_the_plain_objective_is_the_reward_alone(benchmark):

@@ -354,28 +354,35 @@ def test_a_policy_learns_in_the_pessimistic_mdp():
 
 
 @pytest.mark.parametrize(
-    ("parts", "chosen", "tried"),
+    ("after_trial", "in_the_end", "chosen", "learned"),
     [
-        ([0.1, 0.0], 1.0, 1),
-        ([0.8, 0.9, 0.05, 0.0], 4.0, 3),
-        ([0.8, 0.9, 0.5, 0.3, 0.3, 0.4], 8.0, 6),
+        ([0.1], [0.1], 1.0, [90]),
+        ([0.8, 0.9, 0.05], [None, None, 0.0], 4.0, [70, 70, 90]),
+        ([0.0, 0.0], [0.2, 0.0], 2.0, [90, 90]),
+        ([0.8, 0.9, 0.5, 0.3, 0.3, 0.0], [None, None, None, None, None, 0.4], 8.0, [70, 70, 70, 90, 70, 90]),
     ],
 )
-def test_the_threshold_is_the_first_with_which_episodes_seldom_halt(monkeypatch, parts, chosen, tried):
-    """The one that halts least, and of two the lower, where all halt more often."""
-    monkeypatch.setattr(morel_threshold, "learn", lambda ppo, steps, progress: ppo.learned.append(steps))
-    ended = dict(zip(THRESHOLD_SCALES, parts, strict=False))
-    monkeypatch.setattr(morel_threshold, "halting", lambda env, policy, seed: Halting(ended[env], 9.0))
+def test_the_threshold_is_the_first_with_which_episodes_seldom_halt(
+    monkeypatch, after_trial, in_the_end, chosen, learned
+):
+    """After the trial and in the end; where all halt more often, the one that halts least, and of two the lower."""
     made = []
 
     def make_ppo(env):
-        made.append(SimpleNamespace(env=env, policy=None, learned=[]))
+        made.append(SimpleNamespace(env=env, policy=env, learned=0))
         return made[-1]
 
-    settings = {"trial_steps": 70, "max_halted": 0.1, "seed": 0, "progress": False}
+    def halted(env, policy, seed):
+        assert env == policy == made[-1].env
+        return Halting((after_trial if made[-1].learned == 70 else in_the_end)[len(made) - 1], 9.0)
+
+    monkeypatch.setattr(morel_threshold, "learn", lambda ppo, steps, progress: setattr(ppo, "learned", steps))
+    monkeypatch.setattr(morel_threshold, "halting", halted)
+    settings = {"trial_steps": 70, "policy_steps": 90, "max_halted": 0.1, "seed": 0, "progress": False}
     scale, ppo = first_that_seldom_halts(lambda scale: scale, make_ppo, **settings)
-    assert (scale, ppo.env, len(made)) == (chosen, chosen, tried)
-    assert all(one.learned == [70] for one in made)
+    assert (scale, ppo.env) == (chosen, chosen)
+    assert [one.env for one in made] == list(THRESHOLD_SCALES[: len(learned)])
+    assert [one.learned for one in made] == learned
 
 
 def test_after_the_trial_ppo_goes_on_as_if_there_had_been_none(cart_pole_log):

@@ -45,10 +45,10 @@ class MOReLConfig(Settings):
     """Of Adam, for the dynamics."""
     threshold_scale: float | None = checked(at_least_zero, None, optional=True)
     """c: pairs whose discrepancy is above c times the largest of the log's are unknown; at 1 no logged pair halts. The
-    paper does not give c. By default it is the lowest of 1, 2, 4, …, 32 with which a policy seldom halts: after
-    ``trial_steps`` in at most ``max_halted`` of its episodes."""
+    paper does not give c. By default it is the lowest of 1, 2, 4, …, 32 with which a policy seldom halts: in at most
+    ``max_halted`` of its episodes, after ``trial_steps`` and when it has learned."""
     trial_steps: int = whole(200_000)
-    """Of ``policy_steps``, those after which the choice of c looks at how episodes end."""
+    """Of ``policy_steps``, those after which the choice of c looks at how episodes end for the first time."""
     max_halted: float = checked(zero_to_one, 0.1)
     penalty: float = finite(50.0)
     """κ, the cost of halting."""
@@ -187,7 +187,8 @@ def fit_morel(
             threshold_scale, ppo = first_that_seldom_halts(
                 make_env,
                 make_ppo,
-                trial_steps=min(settings.trial_steps, settings.policy_steps),
+                trial_steps=settings.trial_steps,
+                policy_steps=settings.policy_steps,
                 max_halted=settings.max_halted,
                 seed=seed,
                 progress=progress,
@@ -195,7 +196,7 @@ def fit_morel(
         else:
             threshold_scale = settings.threshold_scale
             ppo = make_ppo(make_env(threshold_scale))
-        learn(ppo, settings.policy_steps, progress=progress)
+            learn(ppo, settings.policy_steps, progress=progress)
     env = make_env(threshold_scale)
     provenance = {
         **log.source,

@@ -49,31 +49,36 @@ def first_that_seldom_halts(
     make_ppo: Callable[[PessimisticVectorEnv], Any],
     *,
     trial_steps: int,
+    policy_steps: int,
     max_halted: float,
     seed: int,
     progress: bool,
 ) -> tuple[float, Any]:
-    """Return the lowest c whose policy seldom halts, and its PPO, which has learned for ``trial_steps``.
+    """Return the lowest c whose policy seldom halts, and its PPO, which has learned for ``policy_steps``.
 
     Nothing but the learned dynamics is asked, as when the method's own threshold was chosen by how long episodes last.
-    Where all of `THRESHOLD_SCALES` halt more often, it is the one that halts least.
+    Where all of `THRESHOLD_SCALES` halt more often, it is the one that halted least when it was given up.
 
     Args:
         make_env: returns the pessimistic MDP of a threshold scale c.
         make_ppo: returns PPO, not trained yet, in one.
-        trial_steps: that PPO learns from before its episodes are looked at.
-        max_halted: the part of them that may end by halting.
+        trial_steps: that PPO learns from before its episodes are looked at, so that most c are given up early.
+        policy_steps: after which they are looked at again: a policy goes on to learn that halting ends what costs more.
+        max_halted: the part of them that may end by halting, each time.
         seed: of these episodes.
         progress: whether to show bars.
 
     """
-    trials = []
+    given_up = []
     for scale in THRESHOLD_SCALES:
-        ppo = make_ppo(make_env(scale))
-        learn(ppo, trial_steps, progress=progress)
-        halted = halting(make_env(scale), ppo.policy, seed).halted  # elsewhere than where PPO goes on
-        trials.append((halted, scale, ppo))
+        ppo, halted = make_ppo(make_env(scale)), 0.0
+        for steps in (min(trial_steps, policy_steps), policy_steps):
+            if halted <= max_halted:
+                learn(ppo, steps, progress=progress)
+                halted = halting(make_env(scale), ppo.policy, seed).halted  # elsewhere than where PPO goes on
         if halted <= max_halted:
-            break
-    _, scale, ppo = min(trials, key=lambda trial: trial[:2])
+            return scale, ppo
+        given_up.append((halted, scale, ppo))
+    _, scale, ppo = min(given_up, key=lambda one: one[:2])
+    learn(ppo, policy_steps, progress=progress)
     return scale, ppo
