@@ -104,7 +104,7 @@ def test_sampled_rows_draw_their_actions(run, monkeypatch):
 def test_cadm_is_trained_once_for_both_its_tables(run, tmp_path):
     errors = run(7, "Vanilla CaDM", "PE-TS CaDM", "Joint network", "Joint network+")
     models = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")}
-    assert len(errors) == 3 * 5 * 2 and len(models) == 2
+    assert len(errors) == 4 * 5 * 2 and len(models) == 2
     variants = "Vanilla CaDM, plain objective", "Vanilla CaDM + VI", "PE-TS CaDM + VI", "PerSim, plain objective"
     returns = run(10, "Vanilla CaDM", "PE-TS CaDM", *variants)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.cadm")} == models
