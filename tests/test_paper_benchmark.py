@@ -562,7 +562,7 @@ def test_a_table_without_such_data(benchmark, folders, capsys):
     assert "table 15 has no rows on random data; give one of pure" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble was trained on . agents for rank")  # of the few that the scale trains on
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on . agents for rank")  # of the few
 def test_newcomers_are_measured(benchmark, folders, tmp_path, monkeypatch, capsys):
     """Coverage and the few-shot curve at a small scale: every line of their files, and a picture."""
     calibration, few_shot = (importlib.import_module(name) for name in ("calibration", "few_shot"))
