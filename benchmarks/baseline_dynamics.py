@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import protocol
 import torch
-from cells import Cell, Measured, Score, by_agent, once, with_training
+from cells import Cell, Measured, Score, by_agent, method_in_file_name, once, with_training
 from models import locked_model, logged, models_folder, other_settings
 from scores import episodes_of, objective_of, score_episodes, score_predictions
 
@@ -43,8 +43,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     """Return the trained dynamics of a cell, which two tables share."""
     method = protocol.VARIANT_OF.get(cell.method, cell.method)
     kind = JointModel if method in protocol.JOINTS else CaDM
-    plain_name = method.replace("+", "plus").replace(" ", "")
-    name = f"{plain_name}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
+    name = f"{method_in_file_name(method)}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
     path = models_folder(cache, cell.env) / name
     config: PerSimConfig | CaDMConfig
     if kind is JointModel:

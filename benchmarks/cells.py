@@ -38,8 +38,13 @@ class Cell:
     def name(self) -> str:
         """A file name."""
         data = "true" if self.data == protocol.NO_DATA else self.data
-        method = self.method.replace("+", "plus").replace(" ", "")
+        method = method_in_file_name(self.method)
         return f"table{self.table.number}-{self.env}-{data}-{method}-{self.scale.name}-seed{self.seed}"
+
+
+def method_in_file_name(method: str) -> str:
+    """Return a method's name as names of files have it."""
+    return method.replace("+", "plus").replace(" ", "")
 
 
 @dataclass(frozen=True)

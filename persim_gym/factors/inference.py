@@ -168,7 +168,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     taken from the log. Warns of a log that it was given before.
 
     A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`, exactly, too;
-    a log whose rewards are all zero has none. Approximate it is for a file of an earlier version only, which does not
+    a log whose rewards are all zero has none. It is approximate only for a file of an earlier version, which does not
     tell how many rewards an agent has had: all its earlier transitions count as having had some, and been like these.
     `refit_factors`, with the log that the ensemble was trained on, makes it exact.
 

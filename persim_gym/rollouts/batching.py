@@ -41,8 +41,8 @@ def simulated_returns(
         observations: (E, D) current observation of each environment.
         objective: by default the task's.
         propagation: "per_member", where every member follows its own trajectory and the returns are averaged (paper,
-            section 4), or "mean_state", where all members start each step from the mean of their predictions; from
-            their medians, either way, if the simulator's aggregate is the median.
+            section 4), or "mean_state", where all members start each step from the mean of their predictions. If the
+            simulator's aggregate is the median, it takes the place of the mean in both.
         best_only: whether only the best candidate of each environment matters. One that cannot be the best, given what
             the first members say of it and the largest reward of a step, is then scored minus infinity and costs no
             more rollouts.
