@@ -57,7 +57,7 @@ class Prior:
     noise: FloatArray
     """(M, D): variance of a change around the model's; infinite for a coordinate that says nothing of the factors."""
     num_agents: int | None = None
-    """From how many agents it was learned, if that is known; an ensemble may have lost some of them, or gained others."""
+    """From how many agents it was learned, if that is known; an ensemble may have lost some since, or gained others."""
 
     @classmethod
     def estimate(cls, statistics: SufficientStatistics, factors: FloatArray, informative: BoolArray) -> Prior:
