@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import protocol
 import torch
-from cells import Cell, Measured, Score, by_agent, method_in_file_name, once, with_training
+from cells import Cell, Measured, Score, by_agent, episodes_of, method_in_file_name, once, with_training
 from models import locked_model, logged, models_folder, other_settings
-from scores import episodes_of, objective_of, score_episodes, score_predictions
+from scores import objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, ValueIterationAgent, get_task
 from persim_gym.baselines.cadm import CaDM

@@ -76,18 +76,26 @@ def canonical(cell: Cell) -> Cell:
     return cell
 
 
+def episodes_of(cell: Cell) -> int:
+    """Return how many episodes of an agent a cell's scores are of."""
+    table, scale = cell.table, cell.scale
+    if cell.method == protocol.LOG:
+        return 1
+    if "rmse" in table.metrics:
+        return scale.prediction_episodes
+    if protocol.is_policy(cell.method):
+        return scale.policy_episodes
+    wanted = scale.method_episodes.get(cell.method, scale.return_episodes)
+    return min(wanted, table.max_episodes or wanted)
+
+
 def budget(cell: Cell) -> dict[str, Any]:
     """Return how much a cell's method is trained and tried, as JSON has it."""
     scale = cell.scale
     found = {
         "training": {**scale.changes, **scale.training(cell.method)},
         "agents": protocol.scale_of(scale, cell.method).num_agents,
-        "episodes": [
-            scale.prediction_episodes,
-            scale.method_episodes.get(cell.method, scale.return_episodes),
-            scale.policy_episodes,
-            cell.table.max_episodes,
-        ],
+        "episodes": episodes_of(cell),
         "planner": scale.planner,
         "grid": scale.grids.get(cell.env),
     }

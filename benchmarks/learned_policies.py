@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import protocol
 import seeds
-from cells import Cell, Measured, Score, by_agent, with_training
+from cells import Cell, Measured, Score, by_agent, episodes_of, with_training
 from models import locked_model, logged, models_folder, other_settings
 from scores import score_episodes
 
@@ -104,7 +104,7 @@ def _settings(cell: Cell, device: str) -> dict[str, Any]:
 
 def _score(cell: Cell, policy: Policy, agent: int) -> Score:
     task = get_task(cell.env)
-    system = task.system(np.tile(task.test_agents[agent], (cell.scale.policy_episodes, 1)))
+    system = task.system(np.tile(task.test_agents[agent], (episodes_of(cell), 1)))
     return score_episodes(cell, agent, system, policy)
 
 

@@ -10,9 +10,9 @@ import learned_policies
 import numpy as np
 import protocol
 import unseen
-from cells import CACHE, Cell, Measured, Score, by_agent, cache_folder, canonical, once, with_training
+from cells import CACHE, Cell, Measured, Score, by_agent, cache_folder, canonical, episodes_of, once, with_training
 from models import logged, trained
-from scores import episodes_of, objective_of, score_episodes, score_predictions
+from scores import objective_of, score_episodes, score_predictions
 
 from persim_gym import Ensemble, MPCAgent, ValueIterationAgent, get_task
 from persim_gym.errors import InvalidDataError

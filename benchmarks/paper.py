@@ -4,8 +4,9 @@
 
 Writes benchmarks/results/table6.csv after every finished method, and each finished seed to results/seeds.csv there.
 What is in these files is not measured again, but with --again what was trained for longer or shorter than it is today,
-or has no line in seeds.csv, is. An interrupted run goes on: trained ensembles and finished agents are kept
-in benchmarks/.cache, which all tables share. With --jobs 8, eight models are trained and measured at once.
+or tried for more or fewer episodes, or has no line in seeds.csv, is. An interrupted run goes on: trained ensembles and
+finished agents are kept in benchmarks/.cache, which all tables share. With --jobs 8, eight models are trained and
+measured at once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Part:
     first_seed: int = 0
     """Number of the first; a row is of all seeds of it that are written down, these and others."""
     again: bool = False
-    """Whether seeds whose method was trained by an earlier budget are measured again."""
+    """Whether seeds of an earlier budget are measured again."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0, help="number of the first")
-    parser.add_argument("--again", action="store_true", help="measure again what an earlier budget trained")
+    parser.add_argument("--again", action="store_true", help="measure again what is of an earlier budget")
     parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
     parser.add_argument("--device", default="auto", help="a torch device")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")

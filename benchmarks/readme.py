@@ -190,25 +190,26 @@ def _budgets(scales: Sequence[protocol.Scale], folder: Path) -> str:
         table,
     ]
     others = [
-        [scale.name, str(table), env, method, training, ", ".join(data), ", ".join(map(str, numbers))]
+        [scale.name, str(table), env, method, training, str(episodes), ", ".join(data), ", ".join(map(str, numbers))]
         for scale in scales
-        for (table, env, method, training, numbers), data in _trained_otherwise(scale, folder).items()
+        for (table, env, method, training, episodes, numbers), data in _measured_otherwise(scale, folder).items()
     ]
     if others:
-        heading = ["scale", "table", "env", "method", "training", "data", "seeds"]
+        heading = ["scale", "table", "env", "method", "training", "episodes", "data", "seeds"]
         texts += ["Measured under an earlier budget:", results.markdown([heading, *others])]
     return "\n\n".join(texts)
 
 
-def _trained_otherwise(
+def _measured_otherwise(
     scale: protocol.Scale, folder: Path
-) -> dict[tuple[int, str, str, str, tuple[int, ...]], list[str]]:
-    """Return the data sets by (table, env, method, training, seeds), where the training is not that of today."""
-    found: dict[tuple[int, str, str, str, str], set[int]] = {}
+) -> dict[tuple[int, str, str, str, int, tuple[int, ...]], list[str]]:
+    """Return the data sets by (table, env, method, training, episodes, seeds), where these are not those of today."""
+    found: dict[tuple[int, str, str, str, int, str], set[int]] = {}
     for line in seeds.seeds_file(scale, folder).read():
         if seeds.outdated(line, scale):
-            found.setdefault((line.table, line.env, line.method, line.training, line.data), set()).add(line.seed)
-    grouped: dict[tuple[int, str, str, str, tuple[int, ...]], list[str]] = {}
+            row = line.table, line.env, line.method, line.training, line.episodes, line.data
+            found.setdefault(row, set()).add(line.seed)
+    grouped: dict[tuple[int, str, str, str, int, tuple[int, ...]], list[str]] = {}
     for (*row, data), numbers in sorted(found.items()):
         grouped.setdefault((*row, tuple(sorted(numbers))), []).append(data)
     return grouped

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import protocol
-from cells import Cell, Score
+from cells import Cell, Score, episodes_of
 
 from persim_gym import get_task, prediction_error
 from persim_gym.collection.logging_policies import test_policy
@@ -21,7 +21,7 @@ def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> lis
     rows = prediction_error(
         ensemble,
         policy=test_policy(cell.env, seed=cell.seed).act,
-        episodes=cell.scale.prediction_episodes,
+        episodes=episodes_of(cell),
         seed=cell.seed,
         aggregate="median" if cell.method == protocol.PERSIM_MEDIAN else "mean",
         device=device,
@@ -34,12 +34,6 @@ def score_episodes(cell: Cell, agent: int, system: System, policy: Policy) -> Sc
     task = get_task(cell.env)
     returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
     return Score(str(agent), "return", float(returns.mean()))
-
-
-def episodes_of(cell: Cell) -> int:
-    """Return how many episodes of an agent a planner's return is the mean of."""
-    wanted = cell.scale.method_episodes.get(cell.method, cell.scale.return_episodes)
-    return min(wanted, cell.table.max_episodes or wanted)
 
 
 def objective_of(cell: Cell) -> PlanningObjective:

@@ -11,9 +11,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, Measured, Score, canonical
+from cells import Cell, Measured, Score, canonical, episodes_of
 from measurement_file import RESULTS, MeasurementFile
-from protocol import Scale
+from protocol import Scale, get_table
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class SeedScore:
     agent: str
     metric: str
     value: float
+    episodes: int
+    """How many of the agent it is of."""
     commit: str
     wall_s: float
     """Seconds to come by all numbers of this seed from nothing."""
@@ -53,7 +55,7 @@ class Seeds:
     scale: Scale
     folder: Path = RESULTS
     current_only: bool = False
-    """Whether scores count as not measured where their method was trained for longer or shorter than it is today."""
+    """Whether scores count as not measured where their method was trained or tried otherwise than it is today."""
 
     def get(self, cell: Cell) -> Measured | None:
         """Return what was measured of a cell, None if nothing was."""
@@ -72,6 +74,7 @@ class Seeds:
                 one.agent,
                 one.metric,
                 one.value,
+                episodes_of(cell),
                 measured.commit,
                 measured.wall_s,
                 in_words(self.scale.training(cell.method)),
@@ -90,8 +93,9 @@ class Seeds:
 
 
 def outdated(line: SeedScore, scale: Scale) -> bool:
-    """Return whether a line's method was trained for longer or shorter than it is today."""
-    return line.training != in_words(scale.training(line.method))
+    """Return whether a line's method was trained or tried for longer or shorter than it is today."""
+    cell = Cell(get_table(line.table), line.env, line.data, line.method, line.seed, scale)
+    return (line.training, line.episodes) != (in_words(scale.training(line.method)), episodes_of(cell))
 
 
 def in_words(training: Mapping[str, Any]) -> str:

@@ -131,32 +131,33 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     assert (row.seeds, row.mean, row.commit) == (2, -0.333333, "abc")
     lines = (tmp_path / "results" / "seeds-quick.csv").read_text().splitlines()
     trained = '"steps = 2, batch_size = 4"'
-    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,abc,10,{trained}" for seed in (0, 1)]
-    (tmp_path / "results" / "seeds-quick.csv").write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,abc,10,\n")
+    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,2,abc,10,{trained}" for seed in (0, 1)]
+    damaged = tmp_path / "results" / "seeds-quick.csv"
+    damaged.write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,2,abc,10,\n")
     with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
         importlib.import_module("seeds").seeds_file(
             benchmark["protocol"].get_scale("quick"), tmp_path / "results"
         ).read()
 
 
-def test_what_an_earlier_budget_trained_is_measured_again_when_asked_for(benchmark, folders, tmp_path, monkeypatch):
-    """And what was trained as it is today is not; a row never mixes the two."""
+@pytest.mark.parametrize(
+    "change", [lambda quick: {"budgets": {**quick.budgets, "BCQ-A": {"steps": 7}}}, lambda _: {"policy_episodes": 3}]
+)
+def test_what_is_of_an_earlier_budget_is_measured_again_when_asked_for(
+    benchmark, folders, tmp_path, monkeypatch, change
+):
+    """And what was trained and tried as it is today is not; a row never mixes the two."""
     cells, scales = benchmark["cells"], benchmark["protocol"].SCALES
 
     def pretend(cell, **_):
         calls.append(cell.seed)
         return cells.Measured((cells.Score("0", "return", float(len(calls))),), "abc", 10.0)
 
-    def longer(steps):
-        quick = scales["quick"]
-        budgets = {**quick.budgets, "BCQ-A": {"steps": steps}}
-        monkeypatch.setitem(scales, "quick", dataclasses.replace(quick, budgets=budgets))
-
     calls = []
     monkeypatch.setattr(benchmark["paper"], "measure", pretend)
     arguments = ("--table", "10", "--data", "random", "--method", "BCQ-A", "--seeds")
     run(benchmark, folders, *arguments, "2")
-    longer(7)
+    monkeypatch.setitem(scales, "quick", dataclasses.replace(scales["quick"], **change(scales["quick"])))
     assert run(benchmark, folders, *arguments, "1", "--again") == 1, "one seed of the two would be of another budget"
     run(benchmark, folders, *arguments, "2")
     assert calls == [0, 1, 0], "without being asked nothing is measured again"
