@@ -241,6 +241,21 @@ def test_unknown_truth_can_be_given():
         policy_returns(ensemble, "random", covariates={"1": {}}, **common)
 
 
+def test_the_test_agents_are_measured_if_none_are_named():
+    """By their covariates, wherever they stand; all agents where no test agent is among them."""
+    ensemble = dataclasses.replace(
+        random_ensemble("CartPole", num_agents=7),
+        covariates=np.array([(7.0, 0.3), *get_task("CartPole").test_agents, (13.0, 0.7)]),
+    )
+
+    def measured(ensemble):
+        return [row.agent for row in policy_returns(ensemble, balance, episodes=1)]
+
+    assert measured(ensemble) == [f"agent {index}" for index in range(1, 6)]
+    assert measured(ensemble.with_agents([6, 3, 0])) == ["agent 3"]
+    assert measured(ensemble.with_agents([6, 0])) == ["agent 6", "agent 0"]
+
+
 def test_rows_are_json():
     """Every number is a plain one."""
     ensemble = perfect_walk_ensemble(walk_task(limit=100))

@@ -139,7 +139,9 @@ def evaluate(
     model: Model,
     agents: Annotated[
         str | None,
-        typer.Option(help=f"{_WHICH_AGENTS} Default: the task's test agents; without any, or with --log, all."),
+        typer.Option(
+            help=f"{_WHICH_AGENTS} Default: those like the task's test agents; without any, or with --log, all."
+        ),
     ] = None,
     log: Annotated[
         Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")

@@ -63,7 +63,7 @@ def prediction_error(
     Args:
         ensemble: model to be measured.
         policy: "random", an object with `predict`, or a function of observations (B, D).
-        agents: list of indices or labels, each agent once; by default the task's test agents.
+        agents: list of indices or labels, each agent once; by default those like the task's test agents, or else all.
         episodes: number of episodes per agent.
         seed: seed of the initial states and random actions; each agent has its own of them, by its index.
         aggregate: "mean" (as in the paper) or "median" over the members.

@@ -51,7 +51,7 @@ def mpc_returns(
 
     Args:
         ensemble: model whose agents are measured.
-        agents: list of indices or labels, each agent once; by default the task's test agents.
+        agents: list of indices or labels, each agent once; by default those like the task's test agents, or else all.
         episodes: number of episodes per agent.
         seed: seed of the initial states, and of all that the policy or planner draws. Each agent has its own of
             them, by its index in the ensemble: among other agents it may begin elsewhere.

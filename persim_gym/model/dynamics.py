@@ -155,12 +155,20 @@ def check_is_ensemble(ensemble: Any) -> None:
 
 
 def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
-    """Return the indices of the agents to measure: those given, else the task's test agents, else all."""
+    """Return the indices of the agents to measure: those given, else those like the task's test agents, else all."""
     check_is_ensemble(ensemble)
-    if agents is None:
-        count = min(len(ensemble.task.test_agents) or ensemble.num_agents, ensemble.num_agents)
-        return [AgentIndex(agent) for agent in range(count)]
-    return [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
+    if agents is not None:
+        return [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
+    return [AgentIndex(agent) for agent in _test_agents(ensemble) or range(ensemble.num_agents)]
+
+
+def _test_agents(ensemble: LearnedDynamics) -> list[int]:
+    """Return the indices of the agents that have a test agent's covariates."""
+    tests = np.array(ensemble.task.test_agents, np.float64)
+    if ensemble.covariates is None or not len(tests):
+        return []
+    same = np.isclose(np.asarray(ensemble.covariates)[:, None], tests).all(axis=2)  # (agents, test agents)
+    return np.flatnonzero(same.any(axis=1)).tolist()
 
 
 def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCovariates | None) -> FloatArray:
