@@ -10,7 +10,8 @@ from typing import Any
 
 from persim_gym.errors import FileFormatError, InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.tasks import cart_pole, half_cheetah, mountain_car
-from persim_gym.tasks.base import Covariate, Task
+from persim_gym.tasks.base import Task
+from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.objective import PlanningObjective, RewardFn, TerminationFn, ToLearn
 from persim_gym.tasks.system import Renderer, System
 from persim_gym.user_warnings import warn_user

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.arguments import finite_number, whole_number, yes_or_no
+from persim_gym.arguments import whole_number
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -20,54 +20,11 @@ from persim_gym.errors import (
     PerSimError,
     UnknownNameError,
 )
+from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.objective import TO_LEARN, PlanningObjective, RewardFn, TerminationFn, ToLearn
 from persim_gym.tasks.spaces import as_float32, check_spaces, outside, space_from_json, space_to_json
 from persim_gym.tasks.system import Renderer, System
 from persim_gym.types import FloatArray
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """A hidden property in which agents differ, drawn uniformly from [low, high].
-
-    Agents outside this range can be asked for, too, such as the textbook system, which ``default`` is.
-
-    Raises:
-        InvalidArgumentError: a number that is not finite, ``low`` above ``high``, or ``low`` or ``default`` not above
-            zero although only such values make sense.
-
-    """
-
-    name: str
-    low: float
-    high: float
-    default: float
-    positive: bool | None = None
-    """Whether only values above zero make sense; if not given, whether ``low`` is above zero."""
-
-    def __post_init__(self) -> None:
-        for what in ("low", "high", "default"):
-            number = finite_number(f"covariate {self.name!r}: {what}", getattr(self, what))
-            object.__setattr__(self, what, number)
-        if self.low > self.high:
-            raise InvalidArgumentError(
-                f"covariate {self.name!r}: low={self.low:g} is above high={self.high:g}: exchange them"
-            )
-        positive = self.low > 0 if self.positive is None else self.positive
-        object.__setattr__(self, "positive", yes_or_no(f"covariate {self.name!r}: positive", positive))
-        if self.positive and min(self.low, self.default) <= 0:
-            raise InvalidArgumentError(
-                f"covariate {self.name!r}: low={self.low:g} and default={self.default:g} must be above 0 where only "
-                "such values make sense; if zero or less does too, give positive=False"
-            )
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Covariate:
-        """Return the covariate of a file. One of an earlier version stays what it was declared, whatever that is."""
-        covariate = object.__new__(cls)
-        for field in fields(cls):
-            object.__setattr__(covariate, field.name, document[field.name])
-        return covariate
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +179,7 @@ class Task:
             )
         vector = self.default_covariates
         for index, covariate in enumerate(self.covariates):
-            vector[index] = self._check_covariate(covariate, values.get(covariate.name, covariate.default))
+            vector[index] = covariate.checked(values.get(covariate.name, covariate.default), self.name)
         return vector
 
     def check_covariates(self, covariates: Any) -> FloatArray:
@@ -236,22 +193,11 @@ class Task:
                 f"covariates of task {self.name} must have shape (agents, {len(self.covariates)}): "
                 f"{', '.join(self.covariate_names)}"
             )
-        checked = [[self._check_covariate(*pair) for pair in zip(self.covariates, row, strict=True)] for row in rows]
+        checked = [
+            [covariate.checked(value, self.name) for covariate, value in zip(self.covariates, row, strict=True)]
+            for row in rows
+        ]
         return np.array(checked, dtype=np.float64).reshape(len(rows), len(self.covariates))
-
-    def _check_covariate(self, covariate: Covariate, value: Any) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not np.isfinite(number):
-            raise InvalidArgumentError(f"{covariate.name}={value} of task {self.name} must be a finite number")
-        if covariate.positive and number <= 0:
-            raise InvalidArgumentError(
-                f"{covariate.name}={value} of task {self.name} must be above 0; one that may be zero or less is "
-                "declared with positive=False"
-            )
-        return number
 
     def system(self, covariates: FloatArray) -> System:
         """Return the true system of B copies with covariates (B, K)."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.tasks.base import Covariate, Task
+from persim_gym.tasks.base import Task
+from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.equations import EquationSystem
 from persim_gym.tasks.objective import PlanningObjective
 from persim_gym.tasks.rendering import GymnasiumRenderer

@@ -17,7 +17,8 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym.extras import optional
-from persim_gym.tasks.base import Covariate, Task
+from persim_gym.tasks.base import Task
+from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.objective import PlanningObjective
 from persim_gym.tasks.rendering import GymnasiumRenderer
 from persim_gym.tasks.rules import never_terminated
