@@ -167,8 +167,8 @@ def _test_agents(ensemble: LearnedDynamics) -> list[int]:
     tests = np.array(ensemble.task.test_agents, np.float64)
     if ensemble.covariates is None or not len(tests):
         return []
-    same = np.isclose(np.asarray(ensemble.covariates)[:, None], tests).all(axis=2)  # (agents, test agents)
-    return np.flatnonzero(same.any(axis=1)).tolist()
+    same = np.isclose(np.asarray(ensemble.covariates)[:, None], tests)  # (agents, test agents, K)
+    return np.flatnonzero(np.any(np.all(same, axis=2), axis=1)).tolist()
 
 
 def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCovariates | None) -> FloatArray:
