@@ -148,11 +148,8 @@ def best_of(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], Row]:
 
 
 def tied(one: Row, other: Row) -> bool:
-    """Return whether figures of one cell print the same, or are no further apart than different episodes put them."""
-    if _format(one.mean, np.nan, one.metric) == _format(other.mean, np.nan, other.metric):
-        return True
-    other_episodes = one.metric == "return" and protocol.is_policy(one.method) != protocol.is_policy(other.method)
-    return other_episodes and abs(one.mean - other.mean) < _OTHER_EPISODES
+    """Return whether figures of one cell print the same."""
+    return _format(one.mean, np.nan, one.metric) == _format(other.mean, np.nan, other.metric)
 
 
 @dataclass(frozen=True)
@@ -265,8 +262,6 @@ def intervals(rows: Sequence[Row]) -> str:
     return " ".join(texts)
 
 
-_OTHER_EPISODES = 0.2
-"""What returns of planners (20 episodes) and of policies (100) differ by where both are the best possible (Table 9)."""
 _TOO_LONG = 1e5
 """Figures from which on only the magnitude is printed: a model that diverges."""
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
