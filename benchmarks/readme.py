@@ -17,6 +17,7 @@ import factors
 import numpy as np
 import plateau
 import policy_scale
+import policy_values
 import protocol
 import results
 import seeds
@@ -44,7 +45,8 @@ def tables(folder: Path = RESULTS) -> str:
         if results.results_file(table, scale, folder).path.exists()
     ]
     sections = [_section(table, scale, folder) for table, scale in measured]
-    rest = (*_settings(folder), *_policy_scale(folder), *_plateau(folder), *_factors(folder, (full, small)))
+    own = *_settings(folder), *_policy_scale(folder), *_policy_values(folder), *_plateau(folder)
+    rest = (*own, *_factors(folder, (full, small)))
     sections += [_published_twins(), *_thresholds((full, small), folder), _budgets((full, small), folder), *rest]
     return "\n\n".join([_contents(sections), *sections])
 
@@ -245,6 +247,20 @@ def _policy_scale(folder: Path) -> list[str]:
     return [
         "## How far the test policies' trajectories spread\n\nThe error of predicting an episode's own mean, and what "
         f"the paper's RMSE and R² say of it (`policy_scale.py`).\n\n{table}"
+    ]
+
+
+def _policy_values(folder: Path) -> list[str]:
+    """Return what policies earn in the shipped simulators and in the true systems."""
+    file = policy_values.results_file(folder)
+    rows = file.read()
+    if not rows:
+        return []
+    table = results.markdown([file.columns, *map(file.texts, rows)])
+    return [
+        "## What policies earn in the shipped simulators\n\nAnd in the true systems of the same agents, from the same "
+        "first states: means over the agents, of the absolute difference too; Spearman's rank correlation over the "
+        f"agents; and the standard deviation over the ensemble's members (`policy_values.py`).\n\n{table}"
     ]
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         true_mpc_returns,
         value_iteration_returns,
     )
+    from persim_gym.evaluation.simulated_returns import SimulatedReturn, simulated_policy_returns
     from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
     from persim_gym.factors.inference import nearest_agents, personalize, refit_factors, update
     from persim_gym.generation import generate
@@ -55,6 +56,7 @@ __all__ = [
     "PerSimConfig",
     "PlanningObjective",
     "PredictionError",
+    "SimulatedReturn",
     "Simulator",
     "Task",
     "Trajectories",
@@ -80,6 +82,7 @@ __all__ = [
     "refit_factors",
     "register_ensemble",
     "register_task",
+    "simulated_policy_returns",
     "task_names",
     "true_mpc_returns",
     "update",
@@ -101,6 +104,7 @@ _NAMES = {
         "true_mpc_returns",
         "value_iteration_returns",
     ),
+    "evaluation.simulated_returns": ("SimulatedReturn", "simulated_policy_returns"),
     "factors.covariates": ("CovariateMap", "fit_covariate_map"),
     "factors.inference": ("nearest_agents", "personalize", "refit_factors", "update"),
     "generation": ("generate",),

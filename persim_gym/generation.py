@@ -14,8 +14,7 @@ from persim_gym.collection.policies import as_policy, rows_of_state
 from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
-from persim_gym.model.dynamics import check_is_ensemble
-from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import Task
@@ -29,7 +28,7 @@ STARTS = ("log", "spread", "task")
 
 
 def generate(
-    ensemble: Ensemble,
+    ensemble: LearnedDynamics,
     agents: Sequence[int | str],
     episodes_per_agent: int = 5,
     policy: str | Policy | Callable[[FloatArray], Any] = "plan",
@@ -50,7 +49,7 @@ def generate(
     probability.
 
     Args:
-        ensemble: the simulators.
+        ensemble: the simulators; a baseline's model is one, too.
         agents: list of indices or labels, each agent once.
         episodes_per_agent: number of episodes per agent.
         policy: "plan", the paper's way (section F.4): search from the simulated state, apply the whole best sequence,
@@ -117,7 +116,7 @@ def generate(
 
 
 def _provenance(
-    ensemble: Ensemble, policy: Any, planner: dict[str, Any], starts: Any, max_disagreement: Any
+    ensemble: LearnedDynamics, policy: Any, planner: dict[str, Any], starts: Any, max_disagreement: Any
 ) -> dict[str, Any]:
     """Return what JSON can hold of who acted, from where, and of what the simulators learned from."""
     settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in planner.items()}
@@ -135,7 +134,7 @@ Actor = Callable[[Simulator, FloatArray, Any, bool], tuple[Any, Any]]
 """(simulator, observations (B, D), the policy's state, whether episodes begin here) -> (actions, state)."""
 
 
-def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: dict[str, Any]) -> Actor:
+def _actor(policy: Any, ensemble: LearnedDynamics, rng: np.random.Generator, planner: dict[str, Any]) -> Actor:
     if isinstance(policy, str) and policy not in POLICIES:
         raise InvalidArgumentError(f"policy={policy!r} must be one of {', '.join(POLICIES)}, an object or a function")
     if planner and not (isinstance(policy, str) and policy != "random"):
@@ -163,7 +162,7 @@ def _actor(policy: Any, ensemble: Ensemble, rng: np.random.Generator, planner: d
     return ask
 
 
-def _greedy(ensemble: Ensemble, settings: dict[str, Any]) -> Actor:
+def _greedy(ensemble: LearnedDynamics, settings: dict[str, Any]) -> Actor:
     """Return the actor that solves each agent's simulator when it first meets it."""
     solved: dict[int, ValueIterationAgent] = {}
 
@@ -184,7 +183,7 @@ class _Run:
     """All episodes, stepped together until each is over."""
 
     def __init__(
-        self, ensemble: Ensemble, agents: IntArray, aggregate: str, device: str, bound: FloatArray | None
+        self, ensemble: LearnedDynamics, agents: IntArray, aggregate: str, device: str, bound: FloatArray | None
     ) -> None:
         self._ensemble, self._agents, self._bound = ensemble, agents, bound
         self._aggregate, self._device = aggregate, device
@@ -245,7 +244,7 @@ def _cut(record: dict[str, np.ndarray], episodes: IntArray) -> None:
 
 
 def _first_states(
-    ensemble: Ensemble, starts: str | FloatArray, shape: tuple[int, int], rng: np.random.Generator
+    ensemble: LearnedDynamics, starts: str | FloatArray, shape: tuple[int, int], rng: np.random.Generator
 ) -> FloatArray:
     """Return (E, D) float32, agent after agent."""
     task, count = ensemble.task, shape[0] * shape[1]
@@ -291,7 +290,7 @@ def _spread(states: FloatArray, count: int) -> FloatArray:
     return states[np.resize(chosen, count)]
 
 
-def _bound(ensemble: Ensemble, given: float | Sequence[float] | None) -> FloatArray | None:
+def _bound(ensemble: LearnedDynamics, given: float | Sequence[float] | None) -> FloatArray | None:
     if given is None:
         return None
     try:

@@ -687,6 +687,13 @@ def test_synthetic_trajectories_of_its_simulators(model, policy):
     np.testing.assert_array_equal(made.terminated, get_task("CartPole").terminated(made.next_observations))
 
 
+def test_what_a_policy_earns_in_its_simulators(model):
+    """It is one model: there are no members to ask."""
+    rows = persim_gym.simulated_policy_returns(model, "random", agents=[2, "5"], episodes=2, max_episode_steps=4)
+    assert [(row.agent, row.members, row.episodes) for row in rows] == [("2", (), 2), ("5", (), 2)]
+    assert all(1 <= row.mean == row.length <= 4 for row in rows)
+
+
 @pytest.mark.parametrize("name", ["parameters.input_mean", "parameters.target_scale", "histories", "covariates"])
 def test_damaged_files(model, tmp_path, name):
     """An array that is missing, or of another shape; covariates need not be there."""

@@ -121,12 +121,15 @@ def committed():
     module = {
         name: importlib.import_module(name)
         for name in (
-            "calibration", "factors", "few_shot", "plateau", "policy_scale", "protocol", "results", "seeds", "settings",
-            "speed", "startup",
+            "calibration", "factors", "few_shot", "plateau", "policy_scale", "policy_values", "protocol", "results",
+            "seeds", "settings", "speed", "startup",
         )
     }  # fmt: skip
     scales = [module["protocol"].get_scale(name) for name in ("full", "small")]
-    files = [module[name].results_file() for name in ("plateau", "policy_scale", "settings", "speed", "startup")]
+    files = [
+        module[name].results_file()
+        for name in ("plateau", "policy_scale", "policy_values", "settings", "speed", "startup")
+    ]
     for scale in scales:
         files += [module[name].results_file(scale) for name in ("calibration", "factors", "few_shot")]
         files += [module["results"].results_file(table, scale) for table in module["protocol"].TABLES.values()]

@@ -340,6 +340,7 @@ def test_a_smaller_scale_says_beside_its_table_what_it_changes(benchmark):
         ),
         ("settings", "CartPole --agents 0", "agents=0 must be at least 1"),
         ("policy_scale", "--episodes 0", "episodes=0 must be at least 1"),
+        ("policy_values", "--agents 0", "agents=0 must be at least 1"),
         ("calibration", "--agents -1", "agents=-1 must be at least 1"),
         ("few_shot", "--agents 0", "agents=0 must be at least 1"),
         ("startup", "--runs 0", "runs=0 must be at least 1"),
