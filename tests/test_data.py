@@ -144,10 +144,11 @@ def test_digest_sees_every_column(log):
 
 
 def test_repr_says_what_a_log_is(log):
-    """Task, sizes, mean length and mean return."""
+    """Task, sizes, mean length and mean return, which a log without rewards does not have."""
     text = repr(log)
     for part in ("Mine", "2 agents", "3 episodes", "6 transitions", "2 observations", "length 2.0", "return 7.0"):
         assert part in text
+    assert "(2–2), no rewards)" in repr(dataclasses.replace(log, rewards=np.zeros(6, np.float32)))
 
 
 @pytest.mark.parametrize(

@@ -330,11 +330,12 @@ class Trajectories:
 
     def __repr__(self) -> str:
         action = "discrete actions" if self.discrete else f"{self.actions.shape[1]} continuous actions"
-        lengths, returns = self.episode_lengths, self.episode_returns
+        lengths = self.episode_lengths
+        earned = f"return {self.episode_returns.mean():.1f}" if np.any(self.rewards) else "no rewards"
         return (
             f"Trajectories({self.task or 'no task'}: {self.num_agents} agents, {self.num_episodes} episodes, "
             f"{self.num_transitions} transitions; {self.observations.shape[1]} observations, {action}; "
-            f"episode length {lengths.mean():.1f} ({lengths.min()}–{lengths.max()}), return {returns.mean():.1f}"
+            f"episode length {lengths.mean():.1f} ({lengths.min()}–{lengths.max()}), {earned}"
             f"{synthetic_note(self.provenance)})"
         )
 
