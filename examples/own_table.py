@@ -72,15 +72,3 @@ for dose in range(3):
         observation, *_ = env.step(dose)
     print(f"{last}, a dose of {dose} every hour: {observation[0]:.0f} mg/dl after 6 hours")
 print(f"also {ids[1]} … {ids[-1]}")
-
-
-def dose_above(limit):
-    """Return the rule that gives one unit whenever glucose is above a limit."""
-    return lambda observations: (observations[:, 0] > limit).astype(int)
-
-
-# Which rule for whom? Both begin in the same states, so their returns can be compared, also in each member alone.
-early, late = (persim_gym.simulated_policy_returns(ensemble, dose_above(limit), episodes=5) for limit in (100, 130))
-gains = np.array([np.subtract(one.members, other.members) for one, other in zip(early, late, strict=True)])
-better, worse = int((gains > 0).all(axis=1).sum()), int((gains < 0).all(axis=1).sum())
-print(f"a dose above 100 mg/dl is better than above 130 for {better} patients and worse for {worse}, say all members")

@@ -148,7 +148,7 @@ def test_repr_says_what_a_log_is(log):
     text = repr(log)
     for part in ("Mine", "2 agents", "3 episodes", "6 transitions", "2 observations", "length 2.0", "return 7.0"):
         assert part in text
-    assert "(2–2), no rewards)" in repr(dataclasses.replace(log, rewards=np.zeros(6, np.float32)))
+    assert "(1–3), no rewards)" in repr(dataclasses.replace(log, rewards=np.zeros(6, np.float32)))
 
 
 @pytest.mark.parametrize(

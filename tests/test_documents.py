@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
 SMALL_EXAMPLES = {
     "quickstart.py": ["--agents", "8", "--epochs", "2"],
     "what_if.py": ["--out", "picture.png"],
+    "compare_policies.py": ["--agents", "2", "--episodes", "2"],
     "own_table.py": ["--patients", "4", "--epochs", "2"],
     "learned_reward.py": ["--agents", "6", "--epochs", "2"],
     "train_sb3.py": ["--steps", "128", "--episodes", "2", "--json", "result.json"],
