@@ -1,9 +1,10 @@
 """Which of two policies suits which agent? Ask the simulators, then the true systems.
 
-python examples/compare_policies.py [--agents 12] [--episodes 20]
+python examples/compare_policies.py [--agents 12] [--episodes 20] [--out gains.csv]
 """
 
 import argparse
+import csv
 
 import numpy as np
 
@@ -12,6 +13,7 @@ import persim_gym
 parser = argparse.ArgumentParser()
 parser.add_argument("--agents", type=int, default=12)
 parser.add_argument("--episodes", type=int, default=20)
+parser.add_argument("--out", default="gains.csv")
 arguments = parser.parse_args()
 
 
@@ -31,8 +33,12 @@ policies = (where_it_leans, where_it_will_lean)
 simulated = [persim_gym.simulated_policy_returns(ensemble, policy, starts="task", **how) for policy in policies]
 true = [persim_gym.policy_returns(ensemble, policy, **how) for policy in policies]  # nobody has these of real agents
 
-print("agent    gain of looking ahead, in the simulator (least … most of its members) and in the true system")
+rows = [("agent", "gain in the simulator", "least member", "most", "gain in the true system")]
 for now, ahead, now_true, ahead_true in zip(*simulated, *true, strict=True):
     gains = np.subtract(ahead.members, now.members)
-    in_simulator = f"{ahead.mean - now.mean:7.1f}  ({gains.min():.1f} … {gains.max():.1f})"
-    print(f"{now.agent:8s} {in_simulator:30s} {ahead_true.mean - now_true.mean:7.1f}")
+    gain, true_gain = ahead.mean - now.mean, ahead_true.mean - now_true.mean
+    rows.append((now.agent, *(f"{number:.1f}" for number in (gain, gains.min(), gains.max(), true_gain))))
+for row in rows:
+    print("".join(f"{text:26s}" for text in row))
+with open(arguments.out, "w", newline="") as file:
+    csv.writer(file).writerows(rows)
