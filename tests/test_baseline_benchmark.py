@@ -371,7 +371,7 @@ def test_the_budgets_name_the_rows_that_were_trained_otherwise(benchmark, tmp_pa
             cell = cells.Cell(protocol.get_table(6), "MountainCar", data, "Vanilla CaDM", seed, trained)
             seeds.Seeds(trained, tmp_path).put(cell, measured)
     text = importlib.import_module("readme").tables(tmp_path)
-    row = "| full | 6 | MountainCar | Vanilla CaDM | max_gradient_steps = 9,000 | pure, random | 0, 2 |"
+    row = "| full | 6 | MountainCar | Vanilla CaDM | max_gradient_steps = 9,000 | 200 | pure, random | 0, 2 |"
     assert row in " ".join(text.split())
     assert "| Vanilla CaDM | futures_per_context" not in " ".join(text.split("earlier budget")[1].split())
 
