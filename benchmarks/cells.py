@@ -78,6 +78,7 @@ def canonical(cell: Cell) -> Cell:
 
 def episodes_of(cell: Cell) -> int:
     """Return how many episodes of an agent a cell's scores are of."""
+    cell = canonical(cell)
     table, scale = cell.table, cell.scale
     if cell.method == protocol.LOG:
         return 1

@@ -18,6 +18,8 @@ from persim_gym.errors import InvalidArgumentError, UnknownNameError
 PROTOCOL = {"MountainCar": 2, "CartPole": 2, "HalfCheetah": 4}
 DATA_SEED = 0
 """All of a table's models learn from the same data sets; what differs from seed to seed is the training."""
+POLICY_EPISODES = 100
+"""Of an agent, for what acts without planning anew at every step: policies and, at full scale, value iteration."""
 NO_DATA = "-"
 """Data of the methods that plan in the true system."""
 DATA = (*LOGGING_POLICIES, NO_DATA)
@@ -166,7 +168,7 @@ class Scale:
     """To the task's `persim_gym.config.CONFIGS`."""
     planner: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `persim_gym.MPCAgent` other than the paper's."""
-    policy_episodes: int = 100
+    policy_episodes: int = POLICY_EPISODES
     """Of the methods that learn a policy."""
     method_episodes: Mapping[str, int] = field(default_factory=dict)
     """By method, the episodes of a return where they are not ``return_episodes``."""
@@ -244,7 +246,7 @@ SCALES = {
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
         # Each of PE-TS CaDM's plans is twenty times as dear as Vanilla CaDM's. Value iteration plans once and then acts
         # for nothing, so it runs the episodes that policies run, from which it differs by less than these differ.
-        method_episodes={PE_TS_CADM: 5, **dict.fromkeys(VALUE_ITERATION, 100)},
+        method_episodes={PE_TS_CADM: 5, **dict.fromkeys(VALUE_ITERATION, POLICY_EPISODES)},
         # The paper runs BCQ for 550,000 steps, and says nothing of CQL's. With a target network replaced every 8,000
         # steps, d3rlpy's default, they are 69 replacements; every 200 steps, 20,000 are 100 and 10,000 are 50. How the
         # returns grow is in results/plateau.csv.

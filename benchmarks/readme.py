@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cells
 import factors
@@ -22,7 +23,7 @@ import protocol
 import results
 import seeds
 import settings
-from measurement_file import RESULTS
+from measurement_file import RESULTS, MeasurementFile
 from paper import report
 from script import script
 
@@ -239,29 +240,27 @@ def _settings(folder: Path) -> list[str]:
 
 def _policy_scale(folder: Path) -> list[str]:
     """Return the spread of the test policies' trajectories beside the authors'."""
-    file = policy_scale.results_file(folder)
-    rows = file.read()
-    if not rows:
-        return []
-    table = results.markdown([file.columns, *map(file.texts, rows)])
-    return [
+    return _as_written(
+        policy_scale.results_file(folder),
         "## How far the test policies' trajectories spread\n\nThe error of predicting an episode's own mean, and what "
-        f"the paper's RMSE and R² say of it (`policy_scale.py`).\n\n{table}"
-    ]
+        "the paper's RMSE and R² say of it (`policy_scale.py`).",
+    )
 
 
 def _policy_values(folder: Path) -> list[str]:
     """Return what policies earn in the shipped simulators and in the true systems."""
-    file = policy_values.results_file(folder)
-    rows = file.read()
-    if not rows:
-        return []
-    table = results.markdown([file.columns, *map(file.texts, rows)])
-    return [
+    return _as_written(
+        policy_values.results_file(folder),
         "## What policies earn in the shipped simulators\n\nAnd in the true systems of the same agents, from the same "
         "first states: means over the agents, of the absolute difference too; Spearman's rank correlation over the "
-        f"agents; and the standard deviation over the ensemble's members (`policy_values.py`).\n\n{table}"
-    ]
+        "agents; and the standard deviation over the ensemble's members (`policy_values.py`).",
+    )
+
+
+def _as_written(file: MeasurementFile[Any], introduction: str) -> list[str]:
+    """Return a results file as a table below its heading, nothing if there is no file."""
+    rows = file.read()
+    return [f"{introduction}\n\n{results.markdown([file.columns, *map(file.texts, rows)])}"] if rows else []
 
 
 def _plateau(folder: Path) -> list[str]:
