@@ -633,3 +633,16 @@ def test_cells_of_one_model_are_measured_in_one_process(benchmark):
     ]  # fmt: skip
     assert len({persim, *map(model_of, others)}) == len(others) + 1
     assert model_of(cell(9, "Vanilla CaDM, plain objective")) == model_of(cell(6, "Vanilla CaDM"))
+
+
+def test_a_shared_measurement_has_the_episodes_of_the_row_it_is_kept_under(benchmark):
+    """With as many training agents as there are, Table 14's value iteration is Table 9's; with fewer it is not."""
+    cells, protocol = benchmark["cells"], benchmark["protocol"]
+    scale = dataclasses.replace(protocol.get_scale("full"), num_agents=250)
+
+    def episodes(number, method):
+        cell = cells.Cell(protocol.get_table(number), "MountainCar", "random", method, 0, scale)
+        return cells.episodes_of(cell)
+
+    assert episodes(9, "PerSim + VI") == episodes(14, "PerSim + VI (N=250)") == scale.policy_episodes
+    assert episodes(14, "PerSim + VI (N=100)") == episodes(9, "PerSim") == scale.return_episodes
