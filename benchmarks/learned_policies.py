@@ -83,7 +83,7 @@ def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> Learned
     with locked_model(path):
         if not path.exists():
             log = logged(cell.env, cell.data, cell.scale)
-            policy = learner(method)(log, agent=agent, **_settings(cell, device))
+            policy = learner(method)(log, agent=agent, checkpoint=path, **_settings(cell, device))
             policy.provenance["training"] = training
             policy.save(path)
     policy = kind.load(path, seed=cell.seed)
@@ -98,8 +98,8 @@ def _trained_method(cell: Cell) -> str:
 
 def _settings(cell: Cell, device: str) -> dict[str, Any]:
     """Return how a cell's policy is trained."""
-    found = {"seed": cell.seed, "progress": sys.stderr.isatty(), **cell.scale.training(cell.method)}
-    return found if _learner_name(cell.method) == "MOReL" else found | {"device": device}
+    training = cell.scale.training(cell.method)
+    return {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty(), **training}
 
 
 def _score(cell: Cell, policy: Policy, agent: int) -> Score:

@@ -10,7 +10,10 @@ from support import interrupt_after
 import persim_gym
 from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
+from persim_gym.baselines.context_network import Scaling
 from persim_gym.baselines.joint import fit_joint
+from persim_gym.baselines.morel import fit_morel
+from persim_gym.baselines.plain_dynamics import PlainDynamics
 from persim_gym.config import get_config
 from persim_gym.devices import resolve_device
 from persim_gym.planning import MPCAgent
@@ -186,6 +189,36 @@ def test_the_joint_network(cart_pole_log, monkeypatch):
     monkeypatch.setattr("persim_gym.training.graphs._WARM_UP", 10**9)
     plain = fit_joint(cart_pole_log, config=config, device="cuda", progress=False)
     assert model.provenance["training_loss"] == pytest.approx(plain.provenance["training_loss"], rel=1e-3)
+
+
+def test_morel(cart_pole_log, tmp_path, monkeypatch):
+    """Its dynamics learn on the GPU, and go on there when they were interrupted."""
+    pytest.importorskip("stable_baselines3")
+    settings = {
+        "device": "cuda",
+        "epochs": 40,
+        "batch_size": 32,
+        "policy_steps": 1024,
+        "threshold_scale": 1.0,
+        "progress": False,
+    }
+    whole = fit_morel(cart_pole_log, **settings).env.dynamics
+    columns = cart_pole_log.observations, cart_pole_log.actions
+    found = whole.predict(*columns)
+    assert whole.states.mean.is_cuda and np.isfinite(found[1]).all()
+    change = np.square(cart_pole_log.next_observations - cart_pole_log.observations).mean()
+    assert np.square(found[0] - cart_pole_log.next_observations).mean() < 0.2 * change
+    parameters = {name: part.cpu() for name, part in whole.parameters.items()}
+    scalings = (Scaling(one.mean.cpu(), one.scale.cpu()) for one in (whole.states, whole.changes))
+    moved = PlainDynamics(whole.task, parameters, *scalings)
+    for one, two in zip(found, moved.predict(*columns), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    interrupt_after(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit_morel(cart_pole_log, checkpoint=tmp_path / "one", **settings)
+    resumed = fit_morel(cart_pole_log, checkpoint=tmp_path / "one", **settings).env.dynamics
+    for one, two in zip(found, resumed.predict(*columns), strict=True):
+        np.testing.assert_allclose(one, two, rtol=0.01, atol=0.01)
 
 
 def test_forecasts_and_newcomers_on_the_gpu(cart_pole, cart_pole_log, tmp_path):

@@ -8,7 +8,8 @@ from gymnasium import spaces
 from support import walk_task
 
 import persim_gym
-from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv
+from persim_gym.baselines.plain_dynamics import fit_plain_dynamics
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import as_policy
 from persim_gym.config import PerSimConfig

@@ -4,25 +4,22 @@ import itertools
 import sys
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import partial
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from support import interrupt_after
 
 import persim_gym
 from persim_gym import storage
-from persim_gym.baselines import OfflinePolicy, morel, morel_threshold, pessimistic
+from persim_gym.baselines import OfflinePolicy, morel, morel_threshold, plain_dynamics
 from persim_gym.baselines.context_network import mlp
 from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel
-from persim_gym.baselines.morel_threshold import (
-    THRESHOLD_SCALES,
-    Halting,
-    first_that_seldom_halts,
-    largest_discrepancy,
-)
-from persim_gym.baselines.pessimistic import PessimisticVectorEnv, _BestWeights, discrepancy, fit_plain_dynamics
+from persim_gym.baselines.morel_threshold import THRESHOLD_SCALES, first_that_seldom_halts, largest_discrepancy
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv
+from persim_gym.baselines.plain_dynamics import _BestWeights, discrepancy, fit_plain_dynamics
 from persim_gym.errors import (
     EpisodeOverError,
     FileFormatError,
@@ -76,13 +73,13 @@ def test_the_next_state_is_the_members_mean(dynamics, cart_pole_log):
 def test_members_have_weights_and_batches_of_their_own(cart_pole_log, own, monkeypatch):
     """Either alone makes them differ: all rows in each batch, or the same first weights."""
     if own == "batches":
-        initial = pessimistic._initial_parameters
+        initial = plain_dynamics._initial_parameters
 
         def equal(*arguments):
             parameters = initial(*arguments)
             return {name: part.detach()[:1].repeat(4, 1, 1).requires_grad_() for name, part in parameters.items()}
 
-        monkeypatch.setattr(pessimistic, "_initial_parameters", equal)
+        monkeypatch.setattr(plain_dynamics, "_initial_parameters", equal)
     size = 10_000 if own == "weights" else 64
     learned = fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(8,), epochs=2, batch_size=size)
     for name, part in learned.parameters.items():
@@ -99,7 +96,7 @@ def test_the_best_epoch_is_chosen_by_rows_that_are_not_learned_from(cart_pole_lo
         seen += [tuple(row) for row in inputs.transpose(1, 2).reshape(-1, inputs.shape[1]).tolist()]
         return mlp(parameters, name, inputs, activation)
 
-    monkeypatch.setattr(pessimistic, "mlp", noting)
+    monkeypatch.setattr(plain_dynamics, "mlp", noting)
     fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(8,), epochs=3)
     rows = cart_pole_log.num_transitions
     assert len(set(judged)) == int(0.1 * rows) and len(set(learned)) == rows - int(0.1 * rows)
@@ -362,26 +359,26 @@ def test_a_policy_learns_in_the_pessimistic_mdp():
         ([0.8, 0.9, 0.5, 0.3, 0.3, 0.0], [None, None, None, None, None, 0.4], 8.0, [70, 70, 70, 90, 70, 90]),
     ],
 )
-def test_the_threshold_is_the_first_with_which_episodes_seldom_halt(
-    monkeypatch, after_trial, in_the_end, chosen, learned
-):
+def test_the_threshold_is_the_first_with_which_episodes_seldom_halt(after_trial, in_the_end, chosen, learned):
     """After the trial and in the end; where all halt more often, the one that halts least, and of two the lower."""
     made = []
 
-    def make_ppo(env):
-        made.append(SimpleNamespace(env=env, policy=env, learned=0))
-        return made[-1]
+    class Run:
+        def __init__(self, scale):
+            self.index, self.scale, self.learned = len(made), scale, 0
+            made.append(self)
 
-    def halted(env, policy, seed):
-        assert env == policy == made[-1].env
-        return Halting((after_trial if made[-1].learned == 70 else in_the_end)[len(made) - 1], 9.0)
+        def learn(self, steps, progress):
+            self.learned = steps
 
-    monkeypatch.setattr(morel_threshold, "learn", lambda ppo, steps, progress: setattr(ppo, "learned", steps))
-    monkeypatch.setattr(morel_threshold, "halting", halted)
-    settings = {"trial_steps": 70, "policy_steps": 90, "max_halted": 0.1, "seed": 0, "progress": False}
-    scale, ppo = first_that_seldom_halts(lambda scale: scale, make_ppo, **settings)
-    assert (scale, ppo.env) == (chosen, chosen)
-    assert [one.env for one in made] == list(THRESHOLD_SCALES[: len(learned)])
+        def halted_after(self, steps, progress):
+            self.learned = steps
+            return (after_trial if steps == 70 else in_the_end)[self.index]
+
+    settings = {"trial_steps": 70, "policy_steps": 90, "max_halted": 0.1, "progress": False}
+    scale, run = first_that_seldom_halts(Run, **settings)
+    assert (scale, run.scale) == (chosen, chosen)
+    assert [one.scale for one in made] == list(THRESHOLD_SCALES[: len(learned)])
     assert [one.learned for one in made] == learned
 
 
@@ -407,6 +404,31 @@ def test_same_seed_same_morel_policy_and_nobody_elses_numbers_are_touched(policy
     again = fit_morel(cart_pole_log, agent=0, progress=False, **QUICK)
     for one, two in zip(policy.ppo.policy.parameters(), again.ppo.policy.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("after", [2, 4, 5, 7, 9, 11])
+def test_interrupted_morel_resumes_to_the_same_bits(cart_pole_log, after, tmp_path, monkeypatch):
+    """In the dynamics and at their end, in a trial and after each, and where what was given up goes on after all."""
+    pytest.importorskip("stable_baselines3")
+    monkeypatch.setattr(morel_threshold, "THRESHOLD_SCALES", (0.05, 0.1))
+    sizes = {"hidden": (8, 8), "num_envs": 64, "trial_steps": 2048, "policy_steps": 3072, "max_halted": 0.0}
+    learn = partial(fit_morel, cart_pole_log, agent=0, seed=3, epochs=4, progress=False, **sizes)
+    whole = learn()
+    written = interrupt_after(after, monkeypatch)
+    path = tmp_path / "one.policy"
+    with pytest.raises(KeyboardInterrupt):
+        learn(checkpoint=path)
+    with pytest.raises(FileFormatError, match=r"one\.policy\.\w+(\.05)?\.part .*\(different config\)"):
+        learn(checkpoint=path, penalty=3.0)
+    resumed = learn(checkpoint=path)
+    stages = [name.removeprefix("one.policy.").removesuffix(".part") for name in written]
+    low, high = "threshold0.05", "threshold0.1"
+    assert stages == ["dynamics"] * 4 + [low] * 3 + [high] * 3 + [low]  # nothing is done twice
+    for one, two in zip(whole.ppo.policy.parameters(), resumed.ppo.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+    told = [{**one.provenance, "wall_seconds": 0} for one in (whole, resumed)]
+    assert told[0] == told[1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_log, monkeypatch):

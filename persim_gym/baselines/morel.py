@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,17 @@ from torch import nn
 from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
-from persim_gym.baselines.morel_ppo import check_installed, isolated_training, learn, new_network, new_ppo
-from persim_gym.baselines.morel_threshold import first_that_seldom_halts, halting, largest_discrepancy
-from persim_gym.baselines.pessimistic import PessimisticVectorEnv, fit_plain_dynamics
+from persim_gym.baselines.morel_ppo import check_installed, new_network, new_ppo
+from persim_gym.baselines.morel_run import PolicyRun, isolated_training
+from persim_gym.baselines.morel_threshold import first_that_seldom_halts, largest_discrepancy
+from persim_gym.baselines.pessimistic import PessimisticVectorEnv
+from persim_gym.baselines.plain_dynamics import fit_plain_dynamics
 from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
+from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task
+from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.types import FloatArray
 
 
@@ -117,6 +123,8 @@ def fit_morel(
     task: str | Task | None = None,
     config: str | MOReLConfig | None = None,
     seed: int = 0,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **changes: Any,
 ) -> MOReLPolicy:
@@ -128,6 +136,9 @@ def fit_morel(
         task: the task that the log was recorded in; by default the one named in it.
         config: the settings or their name, "default" or "HalfCheetah"; by default the task's own.
         seed: of weights, batches and episodes.
+        device: "auto", "cpu", "cuda", … , for the dynamics; PPO's small networks learn on the processor.
+        checkpoint: a file name; unfinished training is kept in files beside it and the same call continues where it
+            stopped.
         progress: whether to show a bar.
         **changes: to the configuration.
 
@@ -138,10 +149,12 @@ def fit_morel(
 
     Raises:
         InvalidDataError: too little data, no terminal flags, or a log that does not fit the task.
-        InvalidArgumentError: a setting out of its range, or a task whose reward or termination is to be learned.
+        InvalidArgumentError: a setting out of its range, no such device, or a task whose reward or termination is to
+            be learned.
         UnknownNameError: there is no such agent, task, configuration or setting.
         TrainingDivergedError: the dynamics do not learn.
         MissingExtraError: Stable-Baselines3 is not installed.
+        FileFormatError: a checkpoint is damaged, or of another run.
 
     """
     seed = checked_seed(seed)
@@ -153,7 +166,17 @@ def fit_morel(
         )
     settings = named_settings(config, MOReLConfig, CONFIGS, usual=(found.name, "default")).with_changes(**changes)
     check_installed()
-    start = time.perf_counter()
+    start, where = time.perf_counter(), resolve_device(device)
+    kept: list[Checkpoint] = []
+
+    def stage(name: str) -> Checkpoint:
+        kept.append(
+            Checkpoint.of(
+                checkpoint, log, found, seed=seed, device=where, suffix=f".{name}", stage=name, config=asdict(settings)
+            )
+        )
+        return kept[-1]
+
     dynamics = fit_plain_dynamics(
         log,
         found,
@@ -164,12 +187,15 @@ def fit_morel(
         learning_rate=settings.learning_rate,
         max_gradient_steps=settings.max_gradient_steps,
         seed=seed,
+        device=where,
+        checkpoint=stage("dynamics"),
         progress=progress,
     )
     largest = largest_discrepancy(dynamics, log)
 
-    def make_env(threshold_scale: float) -> PessimisticVectorEnv:
-        return PessimisticVectorEnv(
+    def make_run(threshold_scale: float) -> PolicyRun:
+        make_env = partial(
+            PessimisticVectorEnv,
             dynamics,
             log,
             threshold=threshold_scale * largest,
@@ -177,34 +203,33 @@ def fit_morel(
             num_envs=settings.num_envs,
             max_episode_steps=settings.max_episode_steps,
         )
-
-    def make_ppo(env: PessimisticVectorEnv) -> Any:
         mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
-        return new_ppo(env, found, mean=mean, scale=scale, seed=seed)
+        make_ppo = partial(new_ppo, task=found, mean=mean, scale=scale, seed=seed)
+        return PolicyRun(make_env, make_ppo, seed=seed, checkpoint=stage(f"threshold{threshold_scale:g}"))
 
     with isolated_training():
         if settings.threshold_scale is None:
-            threshold_scale, ppo = first_that_seldom_halts(
-                make_env,
-                make_ppo,
+            threshold_scale, run = first_that_seldom_halts(
+                make_run,
                 trial_steps=settings.trial_steps,
                 policy_steps=settings.policy_steps,
                 max_halted=settings.max_halted,
-                seed=seed,
                 progress=progress,
             )
         else:
             threshold_scale = settings.threshold_scale
-            ppo = make_ppo(make_env(threshold_scale))
-            learn(ppo, settings.policy_steps, progress=progress)
-    env = make_env(threshold_scale)
+            run = make_run(threshold_scale)
+            run.learn(settings.policy_steps, progress=progress)
+        halting = run.halting()
     provenance = {
         **log.source,
         "seed": seed,
         "config": {**asdict(settings), "hidden": list(settings.hidden)},
         "threshold_scale": threshold_scale,
-        "threshold": env.threshold,
-        **asdict(halting(env, ppo.policy, seed)),
-        "wall_seconds": round(time.perf_counter() - start, 1),
+        "threshold": run.trial_env.threshold,
+        **asdict(halting),
+        "wall_seconds": round(time.perf_counter() - start + sum(one.earlier_seconds for one in kept), 1),
     }
-    return MOReLPolicy(ppo.policy, found, OwnRandomness(seed), provenance, ppo=ppo, env=env)
+    for one in kept:
+        one.remove()
+    return MOReLPolicy(run.ppo.policy, found, OwnRandomness(seed), provenance, ppo=run.ppo, env=run.trial_env)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +12,6 @@ from persim_gym.extras import optional
 from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
-from persim_gym.terminal import ProgressBar
-from persim_gym.threads import single_thread
 from persim_gym.types import FloatArray
 
 
@@ -46,6 +40,7 @@ def new_ppo(
     """
     check_installed()
     from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import Logger
 
     rollout = max(4, 1024 // env.num_envs // 4 * 4)  # a multiple of the number of mini-batches
     ppo = PPO(
@@ -66,39 +61,12 @@ def new_ppo(
         seed=seed,
         device="cpu",
     )
+    ppo.set_logger(Logger(folder=None, output_formats=[]))  # its usual one makes a folder for what is not written
     network: Any = ppo.policy
     network.features_extractor.mean.copy_(mean)
     network.features_extractor.scale.copy_(scale)
     _keep_within_bounds(network, task)
     return ppo
-
-
-def learn(ppo: Any, steps: int, *, progress: bool = False) -> None:
-    """Train PPO until it has learned from so many steps over all environments; it goes on from those it has."""
-    if ppo.num_timesteps >= steps:
-        return
-    with ProgressBar("policy", steps, progress) as bar:
-
-        def show(inner: dict[str, Any], _: Any) -> bool:
-            bar.complete(inner["self"].num_timesteps)
-            return True
-
-        ppo.learn(steps - ppo.num_timesteps, callback=show, reset_num_timesteps=ppo.num_timesteps == 0)
-
-
-@contextlib.contextmanager
-def isolated_training() -> Iterator[None]:
-    """Make PPO and train it in here: on one thread, and with everybody's random numbers put back at the end.
-
-    Stable-Baselines3 seeds Python's, NumPy's and torch's when PPO is made, and draws from them when it learns.
-    """
-    states = random.getstate(), np.random.get_state()
-    try:
-        with single_thread(), torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def new_network(task: Task) -> Any:

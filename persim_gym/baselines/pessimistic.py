@@ -4,158 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium.vector.utils import batch_space
-from torch import Tensor
 
 from persim_gym.arguments import at_least_zero, whole_number
-from persim_gym.baselines.context_network import Scaling, action_features, layer_shapes, mlp
+from persim_gym.baselines.plain_dynamics import PlainDynamics
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.envs.vector import autoreset_metadata
-from persim_gym.errors import EpisodeOverError, TrainingDivergedError
-from persim_gym.model.factorization import initialize_layer
-from persim_gym.tasks import Task
-from persim_gym.terminal import ProgressBar
-from persim_gym.threads import single_thread
+from persim_gym.errors import EpisodeOverError
 from persim_gym.types import BoolArray, FloatArray
-
-_EVALUATION_BATCH = 8192
-_MIN_TO_VALIDATE = 200
-
-
-@dataclass(frozen=True)
-class PlainDynamics:
-    """M networks [state, action] -> standardized change of state; nothing tells them who acts."""
-
-    task: Task
-    parameters: Mapping[str, Tensor]
-    """"net.0.weight" …, (M, outputs, inputs)."""
-    states: Scaling
-    changes: Scaling
-
-    def predict(self, observations: FloatArray, actions: np.ndarray) -> tuple[FloatArray, FloatArray]:
-        """Return the members' mean next observation (B, D) float32, and their discrepancy (B,).
-
-        The discrepancy is the largest distance between two members' predictions, max_{i,j} ‖f_i − f_j‖₂, in units of
-        the standardized change.
-        """
-        following, discrepancies = np.empty(observations.shape, np.float32), np.empty(len(observations), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(observations), _EVALUATION_BATCH):
-                rows = slice(start, start + _EVALUATION_BATCH)
-                states = torch.tensor(np.asarray(observations[rows], np.float32).T)
-                moves = action_features(self.task, actions[rows])
-                members = len(self.parameters["net.0.weight"])
-                inputs = torch.cat([self.states(states), moves]).expand(members, -1, -1)
-                outputs = mlp(self.parameters, "net", inputs, torch.relu)
-                change = outputs.mean(0) * self.changes.scale + self.changes.mean
-                following[rows] = (states + change).T.numpy()
-                discrepancies[rows] = discrepancy(outputs).numpy()
-        return following, discrepancies
-
-
-def discrepancy(outputs: Tensor) -> Tensor:
-    """Return max_{i,j} ‖f_i − f_j‖₂ (B,) of members' outputs (M, D, B)."""
-    largest = torch.zeros(outputs.shape[2])
-    for index in range(1, len(outputs)):
-        distances = (outputs[index:] - outputs[:-index]).square().sum(1).sqrt()
-        largest = torch.maximum(largest, distances.amax(0))
-    return largest
-
-
-def fit_plain_dynamics(
-    log: Trajectories,
-    task: Task,
-    *,
-    hidden: tuple[int, ...],
-    num_members: int = 4,
-    epochs: int = 100,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    validation_fraction: float = 0.1,
-    max_gradient_steps: int | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> PlainDynamics:
-    """Train the networks on a log, each with batches of its own; the weights of each member's best epoch are kept.
-
-    With fewer than 200 transitions there is no validation, and the last weights are kept.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.tensor(np.asarray(log.observations, np.float32).T.copy())
-    changes = torch.tensor(np.asarray(log.next_observations, np.float32).T.copy()) - states
-    scalings = Scaling.of(states), Scaling.of(changes)
-    inputs = torch.cat([scalings[0](states), action_features(task, log.actions)]).T.contiguous()
-    targets = scalings[1](changes).T.contiguous()
-    parameters = _initial_parameters(num_members, (inputs.shape[1], *hidden, targets.shape[1]), generator)
-    optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate, fused=True)
-    order = torch.randperm(len(inputs), generator=generator)
-    held = int(validation_fraction * len(order)) if len(order) >= _MIN_TO_VALIDATE else 0
-    held_out, kept = order[:held], order[held:]
-    if max_gradient_steps is not None:
-        epochs = max(1, min(epochs, max_gradient_steps // -(-len(kept) // batch_size)))
-
-    def member_losses(rows: Tensor) -> Tensor:
-        outputs = mlp(parameters, "net", inputs[rows].transpose(1, 2), torch.relu)
-        return (outputs - targets[rows].transpose(1, 2)).square().mean(dim=(1, 2))
-
-    @torch.no_grad()
-    def errors_on(rows: Tensor) -> Tensor:
-        parts = [member_losses(part.expand(num_members, -1)) * len(part) for part in rows.split(4096)]
-        return torch.stack(parts).sum(0) / len(rows)
-
-    best = _BestWeights(parameters)
-    with ProgressBar("dynamics", epochs, progress) as bar, single_thread():
-        for _ in range(epochs):
-            shuffled = torch.stack([kept[torch.randperm(len(kept), generator=generator)] for _ in range(num_members)])
-            for rows in shuffled.split(batch_size, dim=1):
-                optimizer.zero_grad(set_to_none=False)
-                loss = member_losses(rows).sum()
-                loss.backward()
-                optimizer.step()
-            if not torch.isfinite(loss):
-                raise TrainingDivergedError(f"the loss is {float(loss)}; lower learning_rate={learning_rate}")
-            if held:
-                best.offer(parameters, errors_on(held_out))
-            bar.advance(f"loss {float(loss.detach()) / num_members:.3e}")
-        if not held:
-            best.offer(parameters, errors_on(kept))
-    if not best.finite:
-        raise TrainingDivergedError(f"the networks' outputs are not finite; lower learning_rate={learning_rate}")
-    return PlainDynamics(task, best.parameters, *scalings)
-
-
-class _BestWeights:
-    """The weights with which each of M members has erred least."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self.parameters = {name: tensor.detach().clone() for name, tensor in parameters.items()}
-        self._errors = torch.full((len(next(iter(parameters.values()))),), torch.inf)
-
-    def offer(self, parameters: Mapping[str, Tensor], errors: Tensor) -> None:
-        """Keep the weights of the members whose errors (M,) are the lowest so far."""
-        better = errors < self._errors
-        self._errors = torch.where(better, errors, self._errors)
-        for name, tensor in parameters.items():
-            self.parameters[name][better] = tensor[better]
-
-    @property
-    def finite(self) -> bool:
-        """Whether every member has had an error that is a finite number."""
-        return bool(self._errors.isfinite().all())
-
-
-def _initial_parameters(members: int, sizes: tuple[int, ...], generator: torch.Generator) -> dict[str, Tensor]:
-    parameters = {}
-    for name, shape in layer_shapes("net", members, sizes).items():
-        fan_in = sizes[int(name.split(".")[1])]
-        parameters[name] = initialize_layer(torch.empty(shape), fan_in, generator).requires_grad_()
-    return parameters
 
 
 class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -241,6 +101,16 @@ class PessimisticVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, np
             self._steps[ended] = 0
         self._observations = after
         return after.copy(), rewards, terminated, truncated, info
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the observations (B, D) and the steps (B,) of the episodes going on, for `restore`."""
+        if self._observations is None:
+            raise EpisodeOverError("call reset() before state()")
+        return {"observations": self._observations.copy(), "steps": self._steps.copy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Be where `state` was taken."""
+        self._observations, self._steps = np.array(state["observations"]), np.array(state["steps"])
 
     def unknown(self, discrepancies: FloatArray) -> BoolArray:
         """Return which pairs (B,) count as unknown."""
