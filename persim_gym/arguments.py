@@ -69,6 +69,27 @@ def zero_to_one(name: str, value: Any) -> float:
     return number
 
 
+def by_coordinate(name: str, value: Any, size: int, *, above: bool = False) -> np.ndarray:
+    """Return one number for all coordinates, or one for each, as floats (size,), or raise `InvalidArgumentError`.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        size: the number of coordinates.
+        above: whether the numbers must be above 0, infinity too; else they must be finite and at least 0.
+
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists within a list that are not of one length
+        array = np.empty(0, object)
+    within = array.dtype.kind in "iuf" and ((array > 0) if above else (array >= 0) & np.isfinite(array)).all()
+    if array.shape not in ((), (size,)) or not within:
+        bound = "above 0" if above else "finite and at least 0"
+        raise InvalidArgumentError(f"{name}={value!r} must be {bound}: one number, or {size} of them")
+    return np.broadcast_to(array.astype(np.float64), (size,))
+
+
 def yes_or_no(name: str, value: Any) -> bool:
     """Return a truth value, a Python or a NumPy one, or raise `InvalidArgumentError`."""
     if not isinstance(value, (bool, np.bool_)):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import checked_seed, whole_number
+from persim_gym.arguments import by_coordinate, checked_seed, whole_number
 from persim_gym.collection.episodes import Step, in_episode_order
 from persim_gym.collection.policies import as_policy, rows_of_state
 from persim_gym.data.labels import AgentIndex, find_listed
@@ -89,7 +89,9 @@ def generate(
     start_seed, action_seed, end_seed = np.random.SeedSequence(seed).spawn(3)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
-    run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, _bound(ensemble, max_disagreement))
+    bound, size = max_disagreement, ensemble.task.observation_size
+    bound = None if bound is None else by_coordinate("max_disagreement", bound, size, above=True)
+    run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, bound)
     columns = run.record(first, act, limit, np.random.default_rng(end_seed), progress)
     episodes = columns.pop("agents")
     labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
@@ -288,20 +290,6 @@ def _spread(states: FloatArray, count: int) -> FloatArray:
         distances = np.minimum(distances, np.square(points - points[chosen[-1]]).sum(axis=1))
         chosen.append(int(distances.argmax()))
     return states[np.resize(chosen, count)]
-
-
-def _bound(ensemble: LearnedDynamics, given: float | Sequence[float] | None) -> FloatArray | None:
-    if given is None:
-        return None
-    try:
-        bound = np.asarray(given, np.float64)
-    except (TypeError, ValueError):
-        bound = np.zeros(0)
-    if bound.shape not in ((), (ensemble.task.observation_size,)) or not (bound > 0).all():
-        raise InvalidArgumentError(
-            f"max_disagreement={given!r} must be above 0: one number, or {ensemble.task.observation_size} of them"
-        )
-    return bound
 
 
 def _check_all_there(present: IntArray, labels: Sequence[str], max_disagreement: Any) -> None:

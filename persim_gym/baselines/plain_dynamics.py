@@ -90,8 +90,8 @@ def fit_plain_dynamics(
 ) -> PlainDynamics:
     """Train the networks on a log, each with batches of its own; the weights of each member's best epoch are kept.
 
-    With fewer than 200 transitions there is no validation, and the last weights are kept. The checkpoint, which is
-    whoever's who gives it to remove, is written after the last epoch, too: then the same call only reads it.
+    With fewer than 200 transitions there is no validation, and the last weights are kept. The checkpoint is written
+    after the last epoch, too, so that the same call then only reads it; whoever calls removes it.
     """
     held = int(validation_fraction * log.num_transitions) if log.num_transitions >= _MIN_TO_VALIDATE else 0
     if max_gradient_steps is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import inf, sqrt
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
+from persim_gym.envs.caution import Caution
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
@@ -36,7 +37,10 @@ class PersonalizedEnv(TaskEnv):
     A termination that was learned is a probability at each state: whether the episode ends there is drawn with it from
     ``np_random``, so that the risk in each state is that of the log.
 
-    ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions.
+    ``info`` after a step holds ``disagreement`` (D,): the standard deviation of the members' predictions. With
+    ``disagreement_penalty`` it costs reward, and ``info["penalty"]`` says how much; with ``max_disagreement`` an
+    episode is truncated after the first step with more, and ``info["unknown"]`` is True.
+
     ``reset(options={"state": observation})`` starts from any observed state.
     """
 
@@ -49,6 +53,8 @@ class PersonalizedEnv(TaskEnv):
         aggregate: str = "mean",
         ensemble: str = "aggregate",
         uncertainty: bool = False,
+        disagreement_penalty: float | Sequence[float] | None = None,
+        max_disagreement: float | Sequence[float] | None = None,
         render_mode: str | None = None,
         time_limit: int | None = None,
     ) -> None:
@@ -64,6 +70,9 @@ class PersonalizedEnv(TaskEnv):
                 "posterior": one member and a factor drawn from the agent's posterior do.
             uncertainty: whether ``info`` holds ``standard_deviation`` (D,) of the next observation, by disagreement,
                 the uncertainty of the agent's factor and noise together.
+            disagreement_penalty: what each unit of disagreement costs, one number or D of them; in the observation's
+                units, as the disagreement is.
+            max_disagreement: one number or D of them, in the same units.
             render_mode: None, "rgb_array" or "human".
             time_limit: steps after which an episode is truncated; the task's if not given, −1 for no limit, as ids
                 have it: theirs is ``gym.make``'s ``max_episode_steps``.
@@ -88,6 +97,7 @@ class PersonalizedEnv(TaskEnv):
         if recorded is not None and np.isfinite(recorded[self.agent]).all():
             hidden = recorded[self.agent]
         super().__init__(task, hidden, render_mode, time_limit)
+        self._caution = Caution.of(task, disagreement_penalty, max_disagreement)
         self.aggregate = aggregate
         self._mode = ensemble
         self._uncertainty = uncertainty
@@ -105,6 +115,14 @@ class PersonalizedEnv(TaskEnv):
         """Standard deviations from their mean within which all members lie (Samuelson's inequality)."""
         self._far = True
         """Whether the state may be so large that the model overflows, which must not warn."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        cost = self._caution.cost(info["disagreement"])
+        if cost is not None:
+            info["penalty"] = float(cost)
+            reward -= info["penalty"]
+        return observation, reward, terminated, truncated, info
 
     @cached_property
     def simulator(self) -> Simulator:
@@ -136,7 +154,7 @@ class PersonalizedEnv(TaskEnv):
     def _advance(self, observation: FloatArray, action: Any) -> tuple[FloatArray, bool, dict[str, Any]]:
         step = None if self._mean is None else self._step_of_mean(self._mean, observation, action)
         proposed, disagreement = self._step_of_members(observation, action) if step is None else step
-        info = {"disagreement": disagreement}
+        info: dict[str, Any] = {"disagreement": disagreement}
         if self._uncertainty:
             prediction = self.simulator.step(observation[None], np.asarray(action)[None], uncertainty=True)
             info["standard_deviation"] = prediction.standard_deviation[0]
@@ -144,7 +162,10 @@ class PersonalizedEnv(TaskEnv):
             if not np.isfinite(proposed).all():
                 return observation, True, {**info, "diverged": True}
             proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
-        return proposed, False, info
+        unknown = self._caution.limit is not None and bool(self._caution.exceeded(disagreement))
+        if unknown:
+            info["unknown"] = True
+        return proposed, unknown, info
 
     def _step_of_mean(
         self, stepper: MeanStepper | CompiledMeanStepper, observation: FloatArray, action: Any

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from persim_gym.arguments import whole_number
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
+from persim_gym.envs.caution import Caution
 from persim_gym.errors import (
     EpisodeOverError,
     InvalidArgumentError,
@@ -65,7 +66,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
     ``info`` is what Gymnasium's own vector environments make of single ones': ``disagreement`` (B, D), the members'
     standard deviation, and ``_disagreement`` (B,), which says where it means anything. An environment whose model
     diverges is truncated; after a step in which that happened, and only then, ``diverged`` (B,) and ``_diverged`` (B,)
-    say where. In "same_step" mode ``final_info`` holds these of the episodes that ended.
+    say where; ``unknown`` and ``_unknown`` do so where there was more than ``max_disagreement``. In "same_step" mode
+    ``final_info`` holds these of the episodes that ended.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": autoreset_metadata("next_step")}
@@ -80,6 +82,8 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         aggregate: str = "mean",
         ensemble: str = "aggregate",
         uncertainty: bool = False,
+        disagreement_penalty: float | Sequence[float] | None = None,
+        max_disagreement: float | Sequence[float] | None = None,
         time_limit: int | None = None,
         max_episode_steps: int | None = None,
         device: str = "cpu",
@@ -99,6 +103,9 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
                 is drawn here at the reset of each environment.
             uncertainty: whether ``info`` holds ``standard_deviation`` (B, D), as for `PersonalizedEnv`, and where it
                 means anything, ``_standard_deviation`` (B,).
+            disagreement_penalty: what each unit of disagreement costs, as for `PersonalizedEnv`; ``info`` then holds
+                ``penalty`` (B,).
+            max_disagreement: with more an episode is truncated, as for `PersonalizedEnv`.
             time_limit: steps after which an episode is truncated; the task's if not given, −1 for no limit.
             max_episode_steps: the same by the name that ``gym.make_vec`` has for it; of two limits the lesser holds.
             device: to simulate on.
@@ -127,6 +134,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self.task = self.simulator.task
         self.max_episode_steps = step_limit(self.task, time_limit, max_episode_steps)
         self._uncertainty = uncertainty
+        self._caution = Caution.of(self.task, disagreement_penalty, max_disagreement)
         self.single_observation_space = copy.deepcopy(self.task.observation_space)
         self.single_action_space = copy.deepcopy(self.task.action_space)
         self._observations: FloatArray | None = None
@@ -190,8 +198,12 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
         terminated = np.asarray(ended(self.task, after, self.np_random), bool)
+        cost = self._caution.cost(prediction.disagreement)
+        if cost is not None:
+            rewards -= cost
         self._steps += 1
-        truncated = diverged | (self._steps >= self.max_episode_steps)
+        unknown = self._caution.exceeded(prediction.disagreement) & ~diverged
+        truncated = diverged | unknown | (self._steps >= self.max_episode_steps)
         if resetting.any():  # next-step autoreset
             self._begin(after, resetting)
             rewards[resetting], terminated[resetting], truncated[resetting] = 0.0, False, False
@@ -200,8 +212,12 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         told = {"disagreement": prediction.disagreement}
         if prediction.standard_deviation is not None:
             told["standard_deviation"] = prediction.standard_deviation
-        diverged = diverged & ~resetting
-        broken = _masked({"diverged": diverged}, diverged) if diverged.any() else {}
+        if cost is not None:
+            told["penalty"] = cost
+        broken = {}
+        for name, where in (("diverged", diverged & ~resetting), ("unknown", unknown & ~resetting)):
+            if where.any():
+                broken |= _masked({name: where}, where)
         if self.autoreset_mode == "same_step" and self._ended.any():
             final = {"final_obs": self._reset_at_once(after), "final_info": {**_masked(told, over), **broken}}
             info = {**_masked(told, ~over), **_masked(final, over)}

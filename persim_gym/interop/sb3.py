@@ -135,7 +135,8 @@ def to_sb3_vec_env(env: Any) -> Any:
     vectorization_mode="vector_entry_point", autoreset_mode="same_step"))``
 
     An episode's last info holds ``terminal_observation`` and, in every info, ``TimeLimit.truncated`` says whether the
-    episode was cut off and not terminated, by the time limit or because the model diverged, when ``diverged`` is True.
+    episode was cut off and not terminated: by the time limit, because the model diverged, when ``diverged`` is True, or
+    because of its ``max_disagreement``, when ``unknown`` is.
     What else the info of a `PersonalizedEnv` holds is there at every step, such as ``disagreement`` (D,). One generator
     draws all start states: a seed gives the same episodes every time, but not those of `DummyVecEnv`.
 
@@ -197,11 +198,12 @@ def _vec_env_class() -> Any:
         def step_wait(self) -> Any:
             observations, rewards, terminated, truncated, info = self.env.step(self._moves)
             infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated & ~terminated]
-            for name in ("disagreement", "standard_deviation"):
+            for name in ("disagreement", "standard_deviation", "penalty"):
                 for own, row in zip(infos, info.get(name, ()), strict=False):
                     own[name] = row
-            for row in np.flatnonzero(info.get("final_info", {}).get("diverged", ())):
-                infos[row]["diverged"] = True
+            for name in ("diverged", "unknown"):
+                for row in np.flatnonzero(info.get("final_info", {}).get(name, ())):
+                    infos[row][name] = True
             ended = terminated | truncated
             for row in np.flatnonzero(ended):
                 infos[row]["terminal_observation"] = info["final_obs"][row]
