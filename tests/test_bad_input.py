@@ -116,6 +116,7 @@ def test_logs_with_what_is_not_a_number(column, value):
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
+        ("task=3 must be a Task or the name of one", {"task": 3}),
         ("observations must have 2 axes", {"observations": np.zeros(6)}),
         ("observations must be numbers", {"observations": [["a", "b"]] * 6}),
         ("observations must be numbers", {"observations": [[0.0], [0.0, 1.0]]}),

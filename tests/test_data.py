@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from persim_gym import Trajectories, errors, storage
+from persim_gym.tasks import get_task
 
 COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
 
@@ -39,6 +40,17 @@ def test_from_arrays(log):
     np.testing.assert_array_equal(log.initial_observations, [[0, 1], [6, 7], [8, 9]])
     np.testing.assert_array_equal(log.truncated, [False, False, False, True, False, True])
     assert log.agent_index("a") == log.agent_index(1) == 1
+
+
+def test_a_log_keeps_the_name_of_a_task_given_as_it_is(tmp_path):
+    """So that it can be written and shown."""
+    task = get_task("MountainCar")
+    log = Trajectories.from_arrays(
+        agents=[0], observations=[[0.0, 0.0]], actions=[1], next_observations=[[0.1, 0.0]], task=task
+    )
+    log.save(tmp_path / "log.safetensors")
+    assert log.task == Trajectories.load(tmp_path / "log.safetensors").task == "MountainCar"
+    assert repr(log).startswith("Trajectories(MountainCar: 1 agents")
 
 
 def test_next_observations_are_successors():

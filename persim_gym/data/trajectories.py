@@ -28,6 +28,7 @@ from persim_gym.data.validation import (
     numbers,
 )
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
+from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
 
 _KIND = "trajectories"
@@ -93,7 +94,7 @@ class Trajectories:
         agent_labels: Sequence[Any] | None = None,
         covariates: Any = None,
         covariate_names: Sequence[str] = (),
-        task: str | None = None,
+        task: str | Task | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Trajectories:
         """Make trajectories from a user's own log, in time order within each episode.
@@ -116,7 +117,7 @@ class Trajectories:
             agent_labels: (N,) names of the agents; taken from ``agents``, in order of first appearance, if not given.
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names, none twice.
-            task: name of the task.
+            task: what it is a log of; the log keeps its name.
             provenance: anything JSON can hold that says where the log comes from.
 
         Raises:
@@ -156,7 +157,7 @@ class Trajectories:
             agent_labels=labels,
             covariates=covariates,
             covariate_names=tuple(covariate_names),
-            task=task,
+            task=task.name if isinstance(task, Task) else task,
             provenance=dict(provenance or {}),
         )
         log._validate()
@@ -354,6 +355,8 @@ class Trajectories:
             raise InvalidDataError(
                 f"next_observations have shape {self.next_observations.shape}, observations {self.observations.shape}"
             )
+        if not isinstance(self.task, str | None):
+            raise InvalidDataError(f"task={self.task!r} must be a Task or the name of one")
         self._validate_agents()
         self._validate_episodes()
 
