@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from persim_gym.baselines.morel_ppo import check_installed, new_network, new_ppo
 from persim_gym.baselines.morel_run import PolicyRun, isolated_training
 from persim_gym.baselines.morel_threshold import first_that_seldom_halts, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv
-from persim_gym.baselines.plain_dynamics import fit_plain_dynamics
+from persim_gym.baselines.plain_dynamics import PlainDynamics, fit_plain_dynamics
 from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device
@@ -166,47 +166,10 @@ def fit_morel(
         )
     settings = named_settings(config, MOReLConfig, CONFIGS, usual=(found.name, "default")).with_changes(**changes)
     check_installed()
-    start, where = time.perf_counter(), resolve_device(device)
-    kept: list[Checkpoint] = []
-
-    def stage(name: str) -> Checkpoint:
-        kept.append(
-            Checkpoint.of(
-                checkpoint, log, found, seed=seed, device=where, suffix=f".{name}", stage=name, config=asdict(settings)
-            )
-        )
-        return kept[-1]
-
-    dynamics = fit_plain_dynamics(
-        log,
-        found,
-        hidden=settings.hidden,
-        num_members=settings.num_members,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        max_gradient_steps=settings.max_gradient_steps,
-        seed=seed,
-        device=where,
-        checkpoint=stage("dynamics"),
-        progress=progress,
-    )
-    largest = largest_discrepancy(dynamics, log)
-
-    def make_run(threshold_scale: float) -> PolicyRun:
-        make_env = partial(
-            PessimisticVectorEnv,
-            dynamics,
-            log,
-            threshold=threshold_scale * largest,
-            penalty=settings.penalty,
-            num_envs=settings.num_envs,
-            max_episode_steps=settings.max_episode_steps,
-        )
-        mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
-        make_ppo = partial(new_ppo, task=found, mean=mean, scale=scale, seed=seed)
-        return PolicyRun(make_env, make_ppo, seed=seed, checkpoint=stage(f"threshold{threshold_scale:g}"))
-
+    start = time.perf_counter()
+    training = _Training(log, found, settings, seed, resolve_device(device), checkpoint, progress)
+    dynamics = training.dynamics()
+    make_run = partial(training.policy_run, dynamics, largest_discrepancy(dynamics, log))
     with isolated_training():
         if settings.threshold_scale is None:
             threshold_scale, run = first_that_seldom_halts(
@@ -228,8 +191,80 @@ def fit_morel(
         "threshold_scale": threshold_scale,
         "threshold": run.trial_env.threshold,
         **asdict(halting),
-        "wall_seconds": round(time.perf_counter() - start + sum(one.earlier_seconds for one in kept), 1),
+        "wall_seconds": round(time.perf_counter() - start + training.earlier_seconds, 1),
     }
-    for one in kept:
-        one.remove()
+    training.forget()
     return MOReLPolicy(run.ppo.policy, found, OwnRandomness(seed), provenance, ppo=run.ppo, env=run.trial_env)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the stages of one training share, and the checkpoints of those begun."""
+
+    log: Trajectories
+    task: Task
+    settings: MOReLConfig
+    seed: int
+    device: torch.device
+    path: str | Path | None
+    progress: bool
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    def dynamics(self) -> PlainDynamics:
+        """Learn the dynamics, or read what was learned of them before."""
+        settings = self.settings
+        return fit_plain_dynamics(
+            self.log,
+            self.task,
+            hidden=settings.hidden,
+            num_members=settings.num_members,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            max_gradient_steps=settings.max_gradient_steps,
+            seed=self.seed,
+            device=self.device,
+            checkpoint=self._begin("dynamics"),
+            progress=self.progress,
+        )
+
+    def policy_run(self, dynamics: PlainDynamics, largest: float, threshold_scale: float) -> PolicyRun:
+        """Return PPO in the pessimistic MDP with so many times the log's largest discrepancy for a threshold."""
+        settings = self.settings
+        make_env = partial(
+            PessimisticVectorEnv,
+            dynamics,
+            self.log,
+            threshold=threshold_scale * largest,
+            penalty=settings.penalty,
+            num_envs=settings.num_envs,
+            max_episode_steps=settings.max_episode_steps,
+        )
+        mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
+        make_ppo = partial(new_ppo, task=self.task, mean=mean, scale=scale, seed=self.seed)
+        checkpoint = self._begin(f"threshold{threshold_scale:g}")
+        return PolicyRun(make_env, make_ppo, seed=self.seed, checkpoint=checkpoint)
+
+    @property
+    def earlier_seconds(self) -> float:
+        """That earlier calls took for what the stages were resumed from."""
+        return sum(checkpoint.earlier_seconds for checkpoint in self.checkpoints)
+
+    def forget(self) -> None:
+        """Remove the checkpoints."""
+        for checkpoint in self.checkpoints:
+            checkpoint.remove()
+
+    def _begin(self, stage: str) -> Checkpoint:
+        checkpoint = Checkpoint.of(
+            self.path,
+            self.log,
+            self.task,
+            seed=self.seed,
+            device=self.device,
+            suffix=f".{stage}",
+            stage=stage,
+            config=asdict(self.settings),
+        )
+        self.checkpoints.append(checkpoint)
+        return checkpoint
