@@ -665,6 +665,15 @@ def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
         model.simulator(0).step(cart_pole_log.observations[:1], [0], uncertainty=True)
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         persim_gym.nearest_agents(model, 0)
+    newcomer = dataclasses.replace(cart_pole_log.select([0]), agent_labels=("new",))
+    for call in (
+        lambda: persim_gym.personalize(model, newcomer),
+        lambda: persim_gym.personalize(model, covariates={"new": {}}),
+        lambda: persim_gym.refit_factors(model, cart_pole_log),
+        lambda: persim_gym.update(model, cart_pole_log),
+    ):
+        with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
+            call()
     for wanted in ({"ensemble": "posterior"}, {"uncertainty": True}):
         with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
             PersonalizedEnv(model, 0, **wanted)
@@ -707,3 +716,25 @@ def test_damaged_files(model, tmp_path, name):
         storage.write(tmp_path / f"{index}.cadm", "cadm", contents, document)
         with pytest.raises(FileFormatError, match=f"{name.removeprefix('parameters.')!r} is missing or has the wrong"):
             CaDM.load(tmp_path / f"{index}.cadm")
+
+
+def test_a_caller_may_change_the_actions_it_gets(model, cart_pole_log):
+    """The context is of those that the agent returned."""
+    agent = CaDMAgent(model, horizon=3, num_candidates=8)
+    actions, state = agent.predict(cart_pole_log.observations[:3])
+    kept = actions.copy()
+    actions += 1
+    np.testing.assert_array_equal(state.actions, kept)
+
+
+def test_a_conditioned_simulator_computes_as_the_one_it_is_made_from(model, cart_pole_log):
+    simulator = model.simulator_of(model.histories[:1], device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert simulator.conditioned_on(cart_pole_log.observations[None, :4], cart_pole_log.actions[None, :3])._dtype is (
+        torch.bfloat16
+    )
+
+
+def test_models_are_shown_in_a_line(model):
+    assert repr(model).startswith("CaDM(CartPole: 20 agents, ")
+    assert repr(model.simulator(3)).startswith("CaDMSimulator(CartPole: agent 3, ")
+    assert repr(persim_gym.MPCAgent(model.simulator(3))).startswith("MPCAgent(random_shooting, horizon 50, in CaDMSim")

@@ -386,3 +386,14 @@ def test_intervals_stay_within_the_observation_space():
 def test_a_forecast_begins_in_a_state():
     with pytest.raises(errors.InvalidStateError, match="must be finite, got nan as x"):
         forecast(walkers(spread=0.1), 1, [[np.nan, 0.0]], np.ones((1, 3), int))
+    beyond = walkers(spread=0.1).task.observation_space.high + np.ones((1, 2))
+    with pytest.raises(errors.InvalidStateError, match="x = .* is outside its range"):
+        forecast(walkers(spread=0.1), 1, beyond, np.ones((1, 3), int))
+
+
+def test_calibrating_on_the_training_log_is_told():
+    quiet = np.random.default_rng(0)
+    log = walk_log(quiet.uniform(0.5, 2, 30), lambda rng, shape: 0.1 * rng.normal(size=shape), 0)
+    trained = replace(walkers(spread=1e-3, noise=0.1), provenance=log.source)
+    with pytest.warns(RuntimeWarning, match="was trained on this very log"):
+        calibrate(trained, log, draws=3)

@@ -10,7 +10,7 @@ from support import random_ensemble
 
 import persim_gym
 from persim_gym import errors
-from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
+from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv, caution
 
 WEIGHTS = [1.0, 0.5, 0.0, 2.0]
 
@@ -113,6 +113,43 @@ def test_what_diverges_costs_nothing():
     vector.reset(seed=0)
     _, rewards, _, truncated, info = vector.step(np.zeros(2, int))
     assert (rewards == 1.0).all() and truncated.all() and "unknown" not in info and not info["penalty"].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+@pytest.mark.parametrize("settings", [{"aggregate": "median"}, {"ensemble": "member"}])
+def test_one_member_that_diverges_is_not_for_free(value, settings):
+    """The step is made, by the others: it costs as much as can be counted, or is unknown."""
+    ensemble = random_ensemble("CartPole")
+    spoiled = {name: array.copy() for name, array in ensemble.parameters.items()}
+    spoiled["agent.bias"][0] = value
+    ensemble = dataclasses.replace(ensemble, parameters=spoiled)
+    for more in ({"disagreement_penalty": 2.0}, {"max_disagreement": 0.5}):
+        env = PersonalizedEnv(ensemble, **settings, **more)
+        vector = PersonalizedVectorEnv(ensemble, 2, **settings, **more)
+        for seed in range(9):
+            env.reset(seed=seed)
+            _, reward, _, truncated, info = env.step(0)
+            if not info.get("diverged"):
+                break
+        vector.reset(seed=0)
+        _, rewards, _, cut, told = vector.step(np.zeros(2, int))
+        made = ~told.get("diverged", np.zeros(2, bool))
+        assert "diverged" not in info and made.any()
+        if "disagreement_penalty" in more:
+            assert reward == 1 - info["penalty"] and np.isfinite(rewards).all()
+            assert info["penalty"] == pytest.approx(2 * 4 * caution.MOST, rel=1e-6)
+            np.testing.assert_allclose(told["penalty"], np.where(made, info["penalty"], 0.0), rtol=1e-6)
+        else:
+            assert truncated and info["unknown"] and cut.all() and told["unknown"][made].all()
+
+
+def test_planners_refuse_what_they_know_nothing_of(ensemble):
+    for settings in ({"disagreement_penalty": 1.0}, {"max_disagreement": 0.1}):
+        with pytest.raises(errors.InvalidArgumentError, match="know nothing of disagreement_penalty"):
+            persim_gym.MPCAgent(PersonalizedEnv(ensemble, 1, **settings))
+        with pytest.raises(errors.InvalidArgumentError, match="know nothing of disagreement_penalty"):
+            persim_gym.ValueIterationAgent(PersonalizedEnv(ensemble, 1, **settings))
+    persim_gym.MPCAgent(PersonalizedEnv(ensemble, 1))
 
 
 def test_ids_take_both(cart_pole_log, ensemble, tmp_path):

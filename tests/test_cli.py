@@ -188,3 +188,22 @@ def test_train_takes_a_task_of_ones_own(workshop):
     assert done.returncode == 1 and "task Poles has no true system to measure in; give --log" in done.stderr
     done = run("evaluate", "own.persim", "--log", "log.safetensors", "--agents", "0", **settings)
     assert done.returncode == 0 and "ratio" in done.stdout, done.stderr
+
+
+def test_a_trained_model_finds_the_functions_of_its_task(workshop):
+    """By the words that `train` was given, in every later command; the task need not know them."""
+    (workshop / "ruled.py").write_text(
+        "from gymnasium import spaces\nimport persim_gym\n"
+        "TASK = persim_gym.Task('Ruled', spaces.Box(-100, 100, (4,)), spaces.Discrete(2), 200,\n"
+        "    reward=lambda before, actions, after: 1.0 + 0 * after[..., 0],\n"
+        "    terminated=lambda after: after[..., 2] > 1)\n"
+    )
+    settings = {"cwd": workshop, "home": workshop / "home"}
+    train = ["train", "log.safetensors", "--out", "ruled.persim", "--task", "ruled:TASK", "--epochs", 1, "--quiet"]
+    done = run(*train, **settings)
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", "ruled.persim", "--log", "log.safetensors", "--agents", "0", **settings)
+    assert done.returncode == 0 and "ratio" in done.stdout, done.stderr
+    made = ["ruled.persim", "--agents", "0", "--episodes", 1, "--policy", "random", "--out", "made.safetensors"]
+    done = run("generate", *made, **settings)
+    assert done.returncode == 0, done.stderr

@@ -213,6 +213,8 @@ def test_morel(cart_pole_log, tmp_path, monkeypatch):
     moved = PlainDynamics(whole.task, parameters, *scalings)
     for one, two in zip(found, moved.predict(*columns), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+    few = cart_pole_log.select([0, 1, 2, 3, 4, 5, 6, 7])  # two or three steps an epoch are recorded after the first one
+    assert fit_morel(few, **{**settings, "batch_size": 64}).env.dynamics.states.mean.is_cuda
     interrupt_after(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fit_morel(cart_pole_log, checkpoint=tmp_path / "one", **settings)

@@ -1,5 +1,6 @@
 """MOReL: the detector of unknown states, the pessimistic MDP, and the policy learned in it."""
 
+import copy
 import itertools
 import sys
 from collections import Counter
@@ -113,6 +114,13 @@ def test_training_keeps_each_members_best_epoch():
     for weights, error in zip(epochs, errors, strict=True):
         best.offer(weights, torch.tensor(error))
     assert best.finite and best.parameters["net.0.weight"][:, 0, 0].tolist() == [2.0, 0.0]
+
+
+def test_what_was_learned_needs_no_gradients(dynamics):
+    """So that it can be copied, and nothing of the training is kept alive by it."""
+    assert not any(part.requires_grad or part.grad_fn for part in dynamics.parameters.values())
+    copied = copy.deepcopy(dynamics)
+    assert all(torch.equal(copied.parameters[name], part) for name, part in dynamics.parameters.items())
 
 
 def test_the_dynamics_learn_a_linear_system():

@@ -327,8 +327,33 @@ def test_training_ends_when_the_score_stays_where_it_is(discrete, method):
 def test_a_score_that_is_no_number(discrete):
     """It could never be compared."""
     task, log = discrete
-    with pytest.raises(InvalidArgumentError, match="select returned what is not a number"):
-        fit_bcq(log, task=task, steps=1, select=lambda policy: float("nan"), progress=False, **SMALL)
+    for score in (float("nan"), None):
+        with pytest.raises(InvalidArgumentError, match=f"select returned {score}, which is not a number"):
+            fit_bcq(log, task=task, steps=1, select=lambda policy, score=score: score, progress=False, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "wrong"),
+    [
+        ("BCQ", "gamma=2.0 must be from 0 to 1", {"gamma": 2.0}),
+        ("BCQ", "learning_rate=-1 must be", {"learning_rate": -1}),
+        ("BCQ", "action_flexibility=0.0 must be", {"action_flexibility": 0.0}),
+        ("BCQ", "action_flexibility=2.0 must be from 0 to 1", {"action_flexibility": 2.0}),
+        ("BCQ", "beta=-1 must be", {"beta": -1}),
+        ("CQL", "alpha=-3 must be", {"alpha": -3}),
+        ("CQL", "reward_scaler='any' is not fitted to the log here", {"reward_scaler": "any"}),
+    ],
+)
+def test_settings_of_d3rlpy_out_of_their_range(discrete, method, message, wrong):
+    task, log = discrete
+    with pytest.raises(InvalidArgumentError, match=message):
+        {"BCQ": fit_bcq, "CQL": fit_cql}[method](log, task=task, steps=1, progress=False, **wrong)
+
+
+def test_a_policy_says_what_learned_it(discrete):
+    task, log = discrete
+    policy = fit_cql(log, task=task, steps=1, progress=False, **SMALL)
+    assert repr(policy) == f"OfflinePolicy({task.name}: DiscreteCQL)"
 
 
 @pytest.mark.parametrize("method", METHODS)

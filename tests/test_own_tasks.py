@@ -824,3 +824,32 @@ def test_forecasts_where_the_reward_is_learned(ensemble):
     """More draws of factors than there are agents; the reward plays no part."""
     future = persim_gym.forecast(ensemble, ["a", "patient-17"], np.zeros((2, 2)), np.full((2, 5), 2), draws=40)
     assert np.isfinite(future.standard_deviations).all() and future.means.shape == (2, 5, 2)
+
+
+def test_a_task_is_shown_in_a_line():
+    assert repr(own_task()) == "Task(Glucose: 2 observations, 3 actions, 25 steps, reward and terminated to be learned)"
+
+
+def test_names_of_a_task():
+    for wrong, message in (
+        ({"name": ""}, "name='' is no name"),
+        ({"observation_names": ("x", "x")}, "has two coordinates named 'x'"),
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match=message):
+            own_task(**wrong)
+
+
+def test_episodes_beyond_the_time_limit_are_told():
+    log = own_log(episodes=6)
+    longest = int(log.episode_lengths.max())
+    tiny = CONFIG.with_changes(epochs=1)
+    with pytest.warns(RuntimeWarning, match=f"longer than the time limit of task Glucose, {longest - 1} steps"):
+        persim_gym.fit(log, task=own_task(max_episode_steps=longest - 1), config=tiny, refit=False, progress=False)
+
+
+def test_a_learned_reward_that_has_diverged_is_told(monkeypatch):
+    monkeypatch.setattr("persim_gym.training.outcomes.outcome_errors", lambda *_: {"reward_rmse": 1e9})
+    with pytest.warns(RuntimeWarning, match=r"the learned reward errs by 1e\+09 .*: it is of no use"):
+        persim_gym.fit(
+            own_log(episodes=6), task=own_task(), config=CONFIG.with_changes(epochs=1), refit=False, progress=False
+        )

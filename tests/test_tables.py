@@ -1,5 +1,7 @@
 """Tables that people have: terminal states, wrong columns, words and marks among numbers, rows to be found again."""
 
+import warnings
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -248,3 +250,31 @@ def test_files_of_other_dialects(tmp_path, table):
             from_dataframe(tmp_path / f"{name}.csv", observations=["x"])
     with pytest.raises(errors.FileFormatError, match=r"latin.csv is a table: make a log of it, .*from_dataframe"):
         Trajectories.load(tmp_path / "latin.csv")
+
+
+def test_states_that_do_not_follow_each_other_are_told(table):
+    """Shifted the wrong way, of rows that do not belong together, or across an episode's end; rounding is not told."""
+    states = ["x", "y"]
+    following = table.groupby("agent")[states].shift(-1)
+    before = table.groupby("agent")[states].shift(1)
+    table["next x"], table["next y"] = following.x * (1 + 1e-7), following.y
+    table["old x"], table["old y"] = before.x, before.y
+    whole, names = table.dropna(subset=["next x"]).reset_index(drop=True), ["next x", "next y"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_dataframe(whole, observations=states, next_observations=names)
+    wrong = table.dropna(subset=["old x"]).reset_index(drop=True)
+    with pytest.warns(RuntimeWarning, match=r"but what the row before has: shift them the other way, shift\(-1\)"):
+        from_dataframe(wrong, observations=states, next_observations=["old x", "old y"])
+    whole.loc[1, "next y"] = -77.0
+    with pytest.warns(RuntimeWarning, match=r"in row 1 \(1 of \d+ such rows\): if an episode ends there, name its col"):
+        from_dataframe(whole, observations=states, next_observations=names)
+
+
+def test_what_to_do_about_missing_values_depends_on_the_column(table):
+    table["age"], table["note"] = 40.0, np.nan
+    table.loc[table.agent == table.agent[0], "age"] = np.nan
+    with pytest.raises(errors.InvalidDataError, match="'age' has no value in row 0 .*fill it in for this agent in all"):
+        from_dataframe(table, observations=["x"], covariates=["age"])
+    with pytest.raises(errors.InvalidDataError, match="column 'note' has no value in any row: leave it out"):
+        from_dataframe(table, observations=["x"], reward="note")

@@ -48,7 +48,7 @@ def fit_bcq(
         select: a score of the policy, the higher the better, such as its return in the agent's simulator; the weights
             that scored best are returned instead of the last.
         patience: training ends before ``steps`` when so many scores in a row stay at or below the best; never if None.
-        **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``.
+        **settings: to change in d3rlpy's ``DiscreteBCQConfig`` or ``BCQConfig``; its scalers are refused.
 
     Raises:
         InvalidDataError: too little data, no terminal flags, no rewards, or a log that does not fit the task.

@@ -154,5 +154,9 @@ class CaDMSimulator(ContextSimulator):
         for step in range(moves.shape[1]):
             history = history.after(states[:, step], moves[:, step], states[:, step + 1])
         return self.model.simulator_of(
-            history.values, aggregate=self.aggregate, device=self.device, seed=self._generator.initial_seed()
+            history.values,
+            aggregate=self.aggregate,
+            device=self.device,
+            seed=self._generator.initial_seed(),
+            dtype=self._dtype,
         )

@@ -96,7 +96,8 @@ class CaDMAgent:
                 history = history.restarted(truth_values("episode_start", episode_start, len(observations)))
         planner = self._planner_in(history, step)
         actions, plans = planner.predict(observations, plans, episode_start, running=running)
-        return (actions[0] if single else actions), _Memory(plans, history, observations, actions, step + 1)
+        memory = _Memory(plans, history, observations, actions.copy(), step + 1)  # the caller may change its own
+        return (actions[0] if single else actions), memory
 
     def _planner_in(self, history: History, step: int) -> MPCAgent:
         """Return the planner in the simulator of environments with these histories."""

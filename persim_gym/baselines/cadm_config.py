@@ -59,7 +59,8 @@ class CaDMConfig(Settings):
     """Of all iterations, each of which gets the same number of epochs."""
     validation_fraction: float = checked(below_one, 0.1)
     max_validation: int = whole(5000, least=0)
-    """Contexts held out for early stopping."""
+    """Contexts held out for early stopping, at random rows as in the authors' code: what follows such a row is also
+    trained on, as the future of the rows before it, so that their loss says little of overfitting."""
     absolute: tuple[int, ...] = checked(_coordinates, ())
     """Coordinates of the observation whose next value is predicted itself and that are no input."""
     angles: tuple[int, ...] = checked(_coordinates, ())
@@ -72,7 +73,7 @@ class CaDMConfig(Settings):
             raise InvalidArgumentError(f"coordinate {min(both)} is in absolute and in angles; it can be in one of them")
         if self.num_particles % self.num_members:
             raise InvalidArgumentError(
-                f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}"
+                f"num_particles={self.num_particles} must be a multiple of num_members={self.num_members}: change both"
             )
         if self.futures_per_context > self.future_steps:
             raise InvalidArgumentError(

@@ -54,6 +54,10 @@ class ContextModel(LearnedDynamics):
     config: Any = None
     """The settings, of type ``config_type``."""
 
+    def __repr__(self) -> str:
+        members = self.config.num_members
+        return f"{type(self).__name__}({self.task.name}: {len(self.agent_labels)} agents, {members} members)"
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
         arrays = {f"{_PARAMETERS}{name}": array for name, array in self.parameters.items()}

@@ -2,7 +2,7 @@
 
 Everything else is PerSim's: as many members, embeddings as long as its factors, hidden layers as wide as its state
 encoder's, the same batches, epochs, learning rate, decay of the weights and loss. Settings without a counterpart here
-(``linear_skip``, ``num_candidates``, ``refit_factors``, ``refit_rounds``) are ignored.
+(``action_hidden``, ``linear_skip``, ``num_candidates``, ``refit_factors``, ``refit_rounds``) are ignored.
 """
 
 from __future__ import annotations

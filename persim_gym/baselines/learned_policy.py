@@ -40,7 +40,7 @@ class OwnRandomness:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Let torch's global numbers be this stream's."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=None if self._on_gpu else []):
             torch.set_rng_state(self.state)
             if self._on_gpu:  # its numbers begin anew each time, from one of this stream
                 torch.cuda.manual_seed_all(int(torch.randint(2**62, ())))
@@ -74,6 +74,14 @@ class LearnedPolicy(ABC):
         """What it was learned from, and how long that took."""
         self.randomness = randomness
         """What `predict` draws from."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.task.name}: {self.learner})"
+
+    @property
+    @abstractmethod
+    def learner(self) -> str:
+        """The algorithm that learned it."""
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True

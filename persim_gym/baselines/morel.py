@@ -63,7 +63,7 @@ class MOReLConfig(Settings):
     policy_steps: int = whole(1_000_000)
     """Steps in the pessimistic MDP that PPO learns from."""
     num_envs: int = whole(64)
-    """Episodes side by side; PPO learns after every 1024 steps of all together."""
+    """Episodes side by side; PPO learns after about 1024 steps of all together, and at least four of each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +97,10 @@ class MOReLPolicy(LearnedPolicy):
         """Stable-Baselines3's own object; None if the policy was loaded from a file."""
         self.env = env
         """The pessimistic MDP it was learned in; None if the policy was loaded from a file."""
+
+    @property
+    def learner(self) -> str:
+        return "MOReL's PPO"
 
     def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
         return self.network.predict(observations, deterministic=deterministic)[0]
@@ -209,6 +213,7 @@ class _Training:
     path: str | Path | None
     progress: bool
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    runs: list[PolicyRun] = field(default_factory=list)
 
     def dynamics(self) -> PlainDynamics:
         """Learn the dynamics, or read what was learned of them before."""
@@ -243,12 +248,14 @@ class _Training:
         mean, scale = dynamics.states.mean[:, 0], dynamics.states.scale[:, 0]
         make_ppo = partial(new_ppo, task=self.task, mean=mean, scale=scale, seed=self.seed)
         checkpoint = self._begin(f"threshold{threshold_scale:g}")
-        return PolicyRun(make_env, make_ppo, seed=self.seed, checkpoint=checkpoint)
+        self.runs.append(PolicyRun(make_env, make_ppo, seed=self.seed, checkpoint=checkpoint))
+        return self.runs[-1]
 
     @property
     def earlier_seconds(self) -> float:
         """That earlier calls took for what the stages were resumed from."""
-        return sum(checkpoint.earlier_seconds for checkpoint in self.checkpoints)
+        dynamics = self.checkpoints[0]
+        return dynamics.earlier_seconds + sum(run.earlier_seconds for run in self.runs)
 
     def forget(self) -> None:
         """Remove the checkpoints."""

@@ -25,8 +25,8 @@ def new_ppo(
 ) -> Any:
     """Return Stable-Baselines3's PPO, not trained yet, with the settings of the MOReL code that the paper cites.
 
-    What differs from that code: PPO learns from 1024 steps of all environments together, with 64 of them 16 steps of
-    each, so that advantages are estimated over 16 steps where theirs see one rollout of 1024; and of
+    What differs from that code: PPO learns from about 1024 steps of all environments together, with 64 of them
+    16 steps of each, so that advantages are estimated over 16 steps where theirs see one rollout of 1024; and of
     Stable-Baselines3 stay the advantages normalized in each mini-batch, the orthogonal first weights and Adam's
     ε = 1e-5.
 

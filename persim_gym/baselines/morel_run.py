@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class PolicyRun:
         self._seed, self._checkpoint = seed, checkpoint
         self._halted: dict[str, float] = {}
         """By the steps after which they were looked at."""
+        self.earlier_seconds = self._seconds = 0.0
+        """That the run has taken in earlier calls, and in all."""
         checkpoint.resume(self)
 
     def learn(self, steps: int, *, progress: bool = False) -> None:
@@ -85,11 +88,13 @@ class PolicyRun:
         return halting(self.trial_env, self.ppo.policy, self._seed)
 
     def _learn_from_a_rollout(self) -> None:
+        start = time.perf_counter()
         rng = np.random.default_rng([self._seed, self.ppo.num_timesteps])
         torch.manual_seed(int(rng.integers(2**63)))
         np.random.seed(rng.integers(2**32, size=4, dtype=np.uint32))
         self._env.np_random = rng
         self.ppo.learn(1, reset_num_timesteps=False)
+        self._seconds += time.perf_counter() - start
 
     def state(self) -> dict[str, Tensor]:
         """Return, with `progress`, everything that the steps to come depend on."""
@@ -99,7 +104,7 @@ class PolicyRun:
 
     def progress(self) -> dict[str, Any]:
         """Return how far the run has come."""
-        return {"steps": self.ppo.num_timesteps, "halted": self._halted}
+        return {"steps": self.ppo.num_timesteps, "halted": self._halted, "learning_seconds": self._seconds}
 
     def resume(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Continue from what `state` and `progress` returned."""
@@ -110,6 +115,7 @@ class PolicyRun:
         state = self._env.state()
         self.ppo._last_obs, self.ppo._last_episode_starts = state["observations"], state["steps"] == 0
         self.ppo.num_timesteps, self._halted = int(progress["steps"]), dict(progress["halted"])
+        self.earlier_seconds = self._seconds = float(progress["learning_seconds"])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import check_settings_known, whole_number
+from persim_gym.arguments import check_settings_known, finite_number, whole_number, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
@@ -28,13 +29,33 @@ def configured(config: Any, settings: dict[str, Any]) -> Any:
 
     Raises:
         UnknownNameError: there is no such setting.
-        InvalidArgumentError: a count that is no whole number of at least 1.
+        InvalidArgumentError: a count that is no whole number of at least 1, a learning rate, discount or weight out of
+            its range, or a scaler.
 
     """
     check_settings_known(settings, {field.name for field in fields(config)}, of=f"d3rlpy's {type(config).__name__}")
     for name, value in settings.items():
-        setattr(config, name, whole_number(name, value) if name in _COUNTS else value)
+        setattr(config, name, _checked(name, value))
     return config
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return the value of a setting of d3rlpy's, as far as it is one that can be checked here."""
+    if name in _COUNTS:
+        return whole_number(name, value)
+    if name.endswith("learning_rate"):
+        return finite_number(name, value, 0.0, above=True)
+    if name == "gamma":
+        return zero_to_one(name, value)
+    if name in ("alpha", "beta"):
+        return finite_number(name, value, 0.0)
+    if name == "action_flexibility":
+        return zero_to_one(name, finite_number(name, value, 0.0, above=True))
+    if name.endswith("_scaler") and value is not None:
+        raise InvalidArgumentError(
+            f"{name}={value!r} is not fitted to the log here: scale the log's own columns instead"
+        )
+    return value
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -59,6 +80,10 @@ class OfflinePolicy(LearnedPolicy):
         super().__init__(task, randomness, provenance)
         self.algorithm = algorithm
         """d3rlpy's own object."""
+
+    @property
+    def learner(self) -> str:
+        return type(self.algorithm).__name__
 
     def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
         actions = np.asarray(self.algorithm.predict(observations))

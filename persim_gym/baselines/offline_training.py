@@ -121,7 +121,7 @@ def _take_steps(run: _Run, training: Training, saved: Checkpoint) -> None:
                 if training.callback is not None:
                     training.callback(run.policy, run.done)
                 if training.select is not None:
-                    run.best.offer(float(training.select(run.policy)))
+                    run.best.offer(training.select(run.policy))
             if saved.due:
                 saved.write(run)
     run.best.restore()
@@ -198,10 +198,14 @@ class _Best:
         self.since = 0
         """Offers since then."""
 
-    def offer(self, score: float) -> None:
-        """Keep the present weights if their score is above all before."""
+    def offer(self, given: Any) -> None:
+        """Keep the present weights if the score given, a number, is above all before."""
+        try:
+            score = float(given)
+        except (TypeError, ValueError):
+            score = np.nan
         if np.isnan(score):
-            raise InvalidArgumentError("select returned what is not a number; it must return a score")
+            raise InvalidArgumentError(f"select returned {given!r}, which is not a number; it must return a score")
         self.since += 1
         if not self.weights or score > self.score:
             self.score, self.since = score, 0

@@ -231,6 +231,7 @@ class _BestWeights:
         self.errors = torch.full((len(first),), torch.inf, device=first.device)
         """(M,)."""
 
+    @torch.no_grad()
     def offer(self, parameters: Mapping[str, Tensor], errors: Tensor) -> None:
         """Keep the weights of the members whose errors (M,) are the lowest so far."""
         better = errors < self.errors

@@ -289,7 +289,11 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; an error of the user's is one line on the error stream and exit status 1."""
+    """Run the command line; an error of the user's is one line on the error stream and exit status 1.
+
+    Modules in the current folder are found, for tasks of a user's own are imported from there.
+    """
+    sys.path.insert(0, "")
     try:
         app()
     except (PerSimError, OSError) as error:

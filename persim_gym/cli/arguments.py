@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def refuse_options(context: Any, names: Sequence[str], reason: str) -> None:
 
 
 def own_task(reference: str) -> Any:
-    """Import a task by "module:attribute"; a module in the current folder is found, too."""
+    """Import a task by "module:attribute", and let it be known by that, as its functions are in no file."""
     from persim_gym.tasks import import_task
 
-    sys.path.insert(0, "")
-    return import_task(reference)
+    task = import_task(reference)
+    return replace(task, reference=task.reference or reference) if task.has_own_functions else task
 
 
 def policy_of(policy: str, task: Any, seed: int) -> Any:

@@ -125,6 +125,19 @@ def warn_of_terminal_flags(log: Trajectories, task: Task) -> None:
         )
 
 
+def warn_of_long_episodes(log: Trajectories, task: Task) -> None:
+    """Warn of episodes beyond a task's time limit: several may have been taken for one."""
+    longer = np.flatnonzero(log.episode_lengths > task.max_episode_steps)
+    if len(longer):
+        first = longer[0]
+        warn_user(
+            f"{len(longer)} of the log's {log.num_episodes} episodes are longer than the time limit of task "
+            f"{task.name}, {task.max_episode_steps} steps; the first begins at row {log.episode_starts[first]} and has "
+            f"{log.episode_lengths[first]}: give the task a larger max_episode_steps or, if several episodes were "
+            "taken for one, say where they end (from_dataframe(episode=...), truncated=, episode_starts=)"
+        )
+
+
 def _warn_of_endless_ends(log: Trajectories, task: Task) -> None:
     ends = np.asarray(task.terminated(np.asarray(log.next_observations, np.float64)), bool)
     if 2 * ends.sum() > len(ends):

@@ -12,6 +12,9 @@ from persim_gym.arguments import by_coordinate
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray
 
+MOST = 1e6
+"""Of a coordinate's disagreement that is counted, so that a member that diverges leaves rewards to learn from."""
+
 
 @dataclass(frozen=True)
 class Caution:
@@ -45,15 +48,21 @@ class Caution:
             None if limit is None else by_coordinate("max_disagreement", limit, size, above=True),
         )
 
-    def cost(self, disagreement: FloatArray) -> FloatArray | None:
-        """Return what disagreement (…, D) costs (…); nothing where it is no number, for no step was made there."""
+    def __bool__(self) -> bool:
+        return self.penalty is not None or self.limit is not None
+
+    def cost(self, disagreement: FloatArray, diverged: Any) -> FloatArray | None:
+        """Return what disagreement (…, D) costs (…), a finite number; nothing where ``diverged`` (…): no step was made.
+
+        Where one member alone has diverged, disagreement is no number, or infinite: it then costs as much as `MOST`.
+        """
         if self.penalty is None:
             return None
-        cost = disagreement @ self.penalty
-        return np.where(np.isfinite(cost), cost, 0.0)
+        known = np.minimum(np.nan_to_num(disagreement.astype(np.float64), nan=MOST), MOST)
+        return np.where(diverged, 0.0, known @ self.penalty)
 
-    def exceeded(self, disagreement: FloatArray) -> Any:
-        """Return where (…) disagreement (…, D) is above the limit in a coordinate."""
+    def exceeded(self, disagreement: FloatArray, diverged: Any) -> Any:
+        """Return where (…) disagreement (…, D) is not within the limit in a coordinate, but not ``diverged`` (…)."""
         if self.limit is None:
             return np.zeros(disagreement.shape[:-1], bool)
-        return (disagreement > self.limit).any(axis=-1)
+        return ~(disagreement <= self.limit).all(axis=-1) & ~np.asarray(diverged, bool)

@@ -97,7 +97,7 @@ class PersonalizedEnv(TaskEnv):
         if recorded is not None and np.isfinite(recorded[self.agent]).all():
             hidden = recorded[self.agent]
         super().__init__(task, hidden, render_mode, time_limit)
-        self._caution = Caution.of(task, disagreement_penalty, max_disagreement)
+        self.caution = Caution.of(task, disagreement_penalty, max_disagreement)
         self.aggregate = aggregate
         self._mode = ensemble
         self._uncertainty = uncertainty
@@ -118,7 +118,7 @@ class PersonalizedEnv(TaskEnv):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         observation, reward, terminated, truncated, info = super().step(action)
-        cost = self._caution.cost(info["disagreement"])
+        cost = self.caution.cost(info["disagreement"], info.get("diverged", False))
         if cost is not None:
             info["penalty"] = float(cost)
             reward -= info["penalty"]
@@ -162,7 +162,7 @@ class PersonalizedEnv(TaskEnv):
             if not np.isfinite(proposed).all():
                 return observation, True, {**info, "diverged": True}
             proposed = np.clip(proposed, self.task.observation_space.low, self.task.observation_space.high)
-        unknown = self._caution.limit is not None and bool(self._caution.exceeded(disagreement))
+        unknown = self.caution.limit is not None and bool(self.caution.exceeded(disagreement, False))
         if unknown:
             info["unknown"] = True
         return proposed, unknown, info

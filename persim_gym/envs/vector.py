@@ -134,7 +134,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         self.task = self.simulator.task
         self.max_episode_steps = step_limit(self.task, time_limit, max_episode_steps)
         self._uncertainty = uncertainty
-        self._caution = Caution.of(self.task, disagreement_penalty, max_disagreement)
+        self.caution = Caution.of(self.task, disagreement_penalty, max_disagreement)
         self.single_observation_space = copy.deepcopy(self.task.observation_space)
         self.single_action_space = copy.deepcopy(self.task.action_space)
         self._observations: FloatArray | None = None
@@ -198,11 +198,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below
         terminated = np.asarray(ended(self.task, after, self.np_random), bool)
-        cost = self._caution.cost(prediction.disagreement)
+        cost = self.caution.cost(prediction.disagreement, diverged)
         if cost is not None:
             rewards -= cost
         self._steps += 1
-        unknown = self._caution.exceeded(prediction.disagreement) & ~diverged
+        unknown = self.caution.exceeded(prediction.disagreement, diverged)
         truncated = diverged | unknown | (self._steps >= self.max_episode_steps)
         if resetting.any():  # next-step autoreset
             self._begin(after, resetting)

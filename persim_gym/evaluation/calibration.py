@@ -30,6 +30,7 @@ from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.simulators.factor_simulator import FactorSimulator
 from persim_gym.types import BoolArray, FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the intervals that calibration measures."""
@@ -87,12 +88,12 @@ def forecast(
         MissingStatisticsError: the ensemble has no posterior.
         InvalidArgumentError: an argument out of its range, levels that are not known, or another number of agents
             than of rows.
-        InvalidStateError: start states of another shape, or not finite.
+        InvalidStateError: start states of another shape, not finite, or outside the observation space.
         InvalidActionError: actions of another shape, or outside the action space.
 
     """
     check_is_ensemble(ensemble)
-    observations = ensemble.task.check_observations(observations, "B", finite=True)
+    observations = ensemble.task.check_states(observations, "B").astype(np.float32)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
     if np.ndim(levels) != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
@@ -129,7 +130,7 @@ def calibrate(
     Args:
         ensemble: ensemble with the posterior of its agents' factors.
         trajectories: log of held-out agents; their labels do not matter. Calibrating on the training log makes the
-            intervals too narrow, because errors on training agents are smaller.
+            intervals too narrow, because errors on training agents are smaller; a warning says so.
         draws: number of paths per member, as in `forecast`.
         seed: seed of the draws and of where the segments begin.
         device: device to predict on.
@@ -144,6 +145,11 @@ def calibrate(
     check_is_ensemble(ensemble)
     check_log(trajectories, ensemble.task)
     posterior = ensemble.known_posterior()
+    if trajectories.digest == ensemble.provenance.get("data_digest"):
+        warn_user(
+            "the ensemble was trained on this very log, on which its errors are smaller than on others: the intervals "
+            "will be too narrow; calibrate on a log of agents that it has not seen"
+        )
     early, late = _halves(trajectories)
     statistics = sufficient_statistics(ensemble, trajectories, np.flatnonzero(early), device=device)
     known = FactorPosterior.of(posterior.prior, statistics)

@@ -16,7 +16,7 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingSta
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_assumed_posterior, with_own_rewards, with_reward_posterior
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
-from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents
+from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents, no_posterior
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble, provenance_of_agents
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
@@ -53,7 +53,7 @@ def refit_factors(
         InvalidDataError: the log does not fit the ensemble's task or has other agents.
 
     """
-    check_is_ensemble(ensemble)
+    _check_knows_factors(ensemble)
     check_log(trajectories, ensemble.task)
     if trajectories.agent_labels != ensemble.agent_labels:
         raise InvalidDataError(
@@ -115,7 +115,7 @@ def personalize(
         UnknownNameError: the task has no such covariate.
 
     """
-    check_is_ensemble(ensemble)
+    _check_knows_factors(ensemble)
     given = covariates or {}
     if trajectories is not None:
         check_log(trajectories, ensemble.task)
@@ -233,6 +233,13 @@ def nearest_agents(ensemble: Ensemble, agent: int | str, count: int = 5) -> list
     distance = np.sqrt(np.maximum(squared, 0).mean(0))
     order = [int(other) for other in np.argsort(distance, kind="stable") if other != index]
     return [(ensemble.agent_labels[other], float(distance[other])) for other in order[:count]]
+
+
+def _check_knows_factors(ensemble: Any) -> None:
+    """Raise an error for anything but PerSim's ensembles, other learned dynamics too."""
+    check_is_ensemble(ensemble)
+    if not isinstance(ensemble, Ensemble):
+        raise no_posterior(ensemble)
 
 
 def _newcomers(

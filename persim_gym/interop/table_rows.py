@@ -13,6 +13,9 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
 from persim_gym.user_warnings import warn_user
 
+_ROUNDING = 1e-3
+"""States that differ by less than this part of a coordinate's range are the same, however they were rounded."""
+
 
 class TableRows:
     """Whose the rows are, and where their episodes begin."""
@@ -131,7 +134,8 @@ class TableRows:
 
     def constants(self, names: Sequence[str]) -> np.ndarray:
         """Return covariates (N, K), which have one value for each agent."""
-        values = numbers(self._frame, names).astype(np.float64)
+        hint = "fill it in for this agent in all rows, or leave the covariate, or the agent, out"
+        values = numbers(self._frame, names, hint=hint).astype(np.float64)
         first = np.unique(self.agents, return_index=True)[1]
         differs = np.argwhere(values != values[first][self.agents])
         if len(differs):
@@ -170,15 +174,22 @@ def _clock(frame: Any, time: str, time_step: Any) -> Any:
     return column
 
 
-def _column(frame: Any, name: str, spare: np.ndarray | None = None) -> Any:
-    """Return a column without missing values; in ``spare`` rows (T,), if given, any other value stands in for them."""
+def _column(frame: Any, name: str, spare: np.ndarray | None = None, hint: str | None = None) -> Any:
+    """Return a column without missing values; in ``spare`` rows (T,), if given, any other value stands in for them.
+
+    The error of one with missing values says what to do: ``hint``, if given.
+    """
     if name not in frame.columns:
         raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
     if list(frame.columns).count(name) > 1:
         raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
     column = frame[name]
     absent = column.isna().to_numpy()
-    missing = np.flatnonzero(absent if spare is None or absent.all() else absent & ~spare)
+    missing = np.flatnonzero(absent if spare is None else absent & ~spare)
+    if absent.all():
+        raise InvalidDataError(f"column {name!r} has no value in any row: leave it out, or name another one")
+    if len(missing) and hint is not None:
+        raise InvalidDataError(f"column {name!r} has no value in row {missing[0]} ({len(missing)} such rows): {hint}")
     if len(missing):
         allowed = "" if spare is None else "; only the last row of an episode, which is dropped, may lack it"
         raise InvalidDataError(
@@ -191,15 +202,17 @@ def _column(frame: Any, name: str, spare: np.ndarray | None = None) -> Any:
     return column
 
 
-def numbers(frame: Any, names: Sequence[str], spare: np.ndarray | None = None) -> np.ndarray:
-    """Return columns (T, …) of numbers; what ``spare`` rows (T,), if given, lack is filled in with any."""
+def numbers(
+    frame: Any, names: Sequence[str], spare: np.ndarray | None = None, *, hint: str | None = None
+) -> np.ndarray:
+    """Return columns (T, …) of numbers; ``spare`` rows (T,) and ``hint`` are those of `_column`."""
     if isinstance(names, str):
         raise InvalidArgumentError(f"give a list of columns, [{names!r}]")
     columns = []
     for place, name in enumerate(names):
         if name in names[:place]:
             raise InvalidArgumentError(f"column {name!r} is given twice in {list(names)}")
-        column = _column(frame, name, spare)
+        column = _column(frame, name, spare, hint)
         if column.dtype.kind not in "fiub":
             raise InvalidDataError(_no_number(name, column))
         columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
@@ -270,7 +283,7 @@ def check_successors(
     """Raise `InvalidDataError` if the columns after the action (T, D) are those before it, or in another order.
 
     Within an episode a coordinate after the action is what the same coordinate is before the next one. Warns if nothing
-    ever changes.
+    ever changes, and where the state after the action is not the one that the next row begins with.
     """
     if list(names) == list(next_names):
         raise InvalidDataError(
@@ -284,6 +297,7 @@ def check_successors(
             f"the columns {list(next_names)} after the action are in every row what {list(names)} are before it: a "
             "simulator learns from this that nothing ever changes",
         )
+        return
     inner = np.setdiff1d(np.arange(1, len(states)), starts)
     later, told = states[inner], following[inner - 1]
     if len(inner) == 0:
@@ -295,3 +309,23 @@ def check_successors(
                 f"column {next_names[place]!r}, given as {names[place]!r} after the action, is what "
                 f"{names[int(other[0])]!r} is in the next row: give next_observations in the order of observations"
             )
+    _warn_of_breaks(states, following, inner, next_names)
+
+
+def _warn_of_breaks(states: np.ndarray, following: np.ndarray, inner: np.ndarray, next_names: Sequence[str]) -> None:
+    """Warn where rows ``inner``, which go on with an episode, begin in another state than the row before led to."""
+    later, told, tolerance = states[inner], following[inner - 1], _ROUNDING * np.ptp(states, axis=0)
+    broken = inner[(np.abs(later - told) > tolerance).any(axis=1)]
+    if len(broken) == 0:
+        return
+    what = (
+        f"the columns {list(next_names)} after the action are not what the next row of the episode has before it, in "
+        f"row {broken[0] - 1} ({len(broken)} of {len(inner)} such rows)"
+    )
+    if (np.abs(following[inner] - states[inner - 1]) <= tolerance).all():
+        warn_user(f"{what}, but what the row before has: shift them the other way, shift(-1)")
+    else:
+        warn_user(
+            f"{what}: if an episode ends there, name its column (episode=); else look whether these rows belong "
+            "together"
+        )

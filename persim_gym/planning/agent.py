@@ -86,6 +86,9 @@ class MPCAgent:
         self._rng = generator_of(seed)
         self._max_return = self._objective.largest_return(self.horizon)
 
+    def __repr__(self) -> str:
+        return f"MPCAgent({self._planner.name}, horizon {self.horizon}, in {self._model!r})"
+
     def predict(
         self,
         observation: Any,

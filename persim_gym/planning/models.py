@@ -24,10 +24,16 @@ def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | Sy
 
     Raises:
         InvalidArgumentError: it is none of these, or a system without a task, or an environment in a wrapper that may
-            change what is seen, done or earned, of which the model knows nothing.
+            change what is seen, done or earned, of which the model knows nothing, or one in which disagreement
+            costs reward or ends the episode.
 
     """
     inner = _without_wrappers(model)
+    if getattr(inner, "caution", None):
+        raise InvalidArgumentError(
+            "plans follow the task's own objective and would know nothing of disagreement_penalty and "
+            "max_disagreement: give an environment without them, or ensemble.simulator(agent)"
+        )
     source = getattr(inner, "simulator", None) or getattr(inner, "system", None) or inner
     found = task or getattr(inner, "task", None)
     if found is None or not (isinstance(source, Simulator) or hasattr(source, "branch")):

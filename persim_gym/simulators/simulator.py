@@ -55,6 +55,10 @@ class Simulator(ABC):
         self.aggregate = aggregate
         self.device = resolve_device(str(device))
 
+    def __repr__(self) -> str:
+        whose = f"agent {self.agents[0]}" if len(self.agents) == 1 else f"{len(self.agents)} rows of agents"
+        return f"{type(self).__name__}({self.task.name}: {whose}, {self.num_members} members)"
+
     @property
     @abstractmethod
     def num_members(self) -> int:

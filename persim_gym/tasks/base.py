@@ -79,10 +79,22 @@ class Task:
         names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
         if len(names) != self.observation_size:
             raise InvalidArgumentError(f"task {self.name} has {self.observation_size} coordinates, {len(names)} names")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgumentError(f"task {self.name} has two coordinates named {twice!r}")
+        if not self.name:
+            raise InvalidArgumentError("name='' is no name for a task: ids and files are made of it")
         self.limit_of(self.max_episode_steps)
         if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
             raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
         object.__setattr__(self, "observation_names", names)
+
+    def __repr__(self) -> str:
+        sizes = (
+            f"{self.observation_size} observations, {self.action_size} {'' if self.discrete else 'continuous '}actions"
+        )
+        learned = f", {' and '.join(self.learned)} to be learned" if self.learned else ""
+        return f"Task({self.name}: {sizes}, {self.max_episode_steps} steps{learned})"
 
     @property
     def objective(self) -> PlanningObjective:

@@ -14,7 +14,13 @@ import torch
 
 from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data.log_checks import untried_actions, warn_of_jumps, warn_of_rewards, warn_of_terminal_flags
+from persim_gym.data.log_checks import (
+    untried_actions,
+    warn_of_jumps,
+    warn_of_long_episodes,
+    warn_of_rewards,
+    warn_of_terminal_flags,
+)
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import on_device, resolve_device
 from persim_gym.errors import InvalidArgumentError
@@ -98,6 +104,7 @@ def fit(
     untried = untried_actions(log, task)
     warn_of_jumps(log, task)
     warn_of_terminal_flags(log, task)
+    warn_of_long_episodes(log, task)
     warn_of_rounding(log, task)
     warn_of_rewards(log, task)
     warn_of_another_task(task)

@@ -25,10 +25,14 @@ from persim_gym.training.epochs import run_epochs
 from persim_gym.training.preparation import split
 from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 _Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 _TO_CHOOSE_BY = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
+
+_USELESS = 10.0
+"""A reward is of no use that errs by so many times what the log's rewards deviate from their mean."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,12 @@ def learn_outcomes(
     by_agent = [name for name, (_, own_factors) in chosen.items() if own_factors]
     outcomes = {name: outcome for name, (outcome, _) in chosen.items()}
     errors = outcome_errors(log, outcomes, held_out) if len(held_out) else {}
+    deviation = float(np.std(np.asarray(log.rewards, np.float64)))
+    if errors.get("reward_rmse", 0.0) > _USELESS * max(deviation, np.finfo(np.float32).eps):
+        warn_user(
+            f"the learned reward errs by {errors['reward_rmse']:.3g} along transitions held out, where the log's "
+            f"rewards deviate from their mean by {deviation:.3g}: it is of no use; lower the learning rate"
+        )
     if refit or not len(held_out):
         everything = np.arange(log.num_transitions)
         outcomes = {
