@@ -71,7 +71,7 @@ def test_epochs_are_torchs(log, changes, tile, monkeypatch):
 @pytest.mark.parametrize("size", [1, 2])
 def test_an_odd_number_of_outputs(size, tile, monkeypatch):
     """Three factors of one coordinate, and six of two."""
-    walk = walk_task()
+    walk = walk_task(limit=30)
     task = persim_gym.Task(
         name="Line", observation_space=spaces.Box(-1e3, 1e3, (size,)), action_space=walk.action_space,
         max_episode_steps=walk.max_episode_steps,

@@ -189,7 +189,7 @@ def test_changes_that_float32_cannot_tell_apart():
     log = Trajectories.from_arrays(
         agents=np.zeros(60, int), observations=before, actions=rng.integers(3, size=60), next_observations=after
     )
-    wide = dataclasses.replace(walk_task(), observation_space=spaces.Box(-1e7, 1e7, (2,), np.float32))
+    wide = dataclasses.replace(walk_task(limit=60), observation_space=spaces.Box(-1e7, 1e7, (2,), np.float32))
     with pytest.warns(RuntimeWarning, match=r"idle changes by 0\.0\d+ on average.* of values up to 1e\+06") as told:
         persim_gym.fit(log, task=wide, config=TINY, validation_fraction=0, progress=False)
     assert len(told) == 1

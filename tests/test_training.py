@@ -181,7 +181,7 @@ def test_finds_a_system_of_its_own_form():
     """Change = speed of the agent × direction of the action: every agent's speed comes out, at states never seen."""
     speeds, log = walk_log()
     config = PerSimConfig(rank=2, state_hidden=(16,), num_members=3, batch_size=32, learning_rate=5e-3, normalize=False)
-    ensemble = fit(log, task=walk_task(), config=config, epochs=80, validation_fraction=0.2, progress=False)
+    ensemble = fit(log, task=walk_task(limit=80), config=config, epochs=80, validation_fraction=0.2, progress=False)
     states = np.random.default_rng(9).uniform(-1, 1, (30, 2))
     for agent, (speed,) in enumerate(speeds):
         for action in (0, 1, 2):
@@ -328,7 +328,8 @@ def test_a_checkpoint_of_other_spaces_is_refused(tmp_path, monkeypatch):
     """Policies are learned from actions scaled by the space, whatever its task is called."""
     keep_checkpoints(monkeypatch)
     wide, narrow = (
-        dataclasses.replace(walk_task(), action_space=spaces.Box(-bound, bound, (1,), np.float32)) for bound in (5, 1)
+        dataclasses.replace(walk_task(limit=80), action_space=spaces.Box(-bound, bound, (1,), np.float32))
+        for bound in (5, 1)
     )
     pushes = dataclasses.replace(walk_log()[1], actions=np.linspace(-1, 1, 480, dtype=np.float32)[:, None])
     fit(pushes, task=narrow, config=TINY, checkpoint=tmp_path / "run", progress=False)
