@@ -847,6 +847,12 @@ def test_episodes_beyond_the_time_limit_are_told():
         persim_gym.fit(log, task=own_task(max_episode_steps=longest - 1), config=tiny, refit=False, progress=False)
 
 
+def test_a_reward_that_never_varies_is_not_doubted():
+    """Although what is learned of it differs by rounding."""
+    log = dataclasses.replace(own_log(episodes=6), rewards=np.full_like(own_log(episodes=6).rewards, 1000.1))
+    persim_gym.fit(log, task=own_task(), config=CONFIG.with_changes(epochs=1), refit=False, progress=False)
+
+
 def test_a_learned_reward_that_has_diverged_is_told(monkeypatch):
     monkeypatch.setattr("persim_gym.training.outcomes.outcome_errors", lambda *_: {"reward_rmse": 1e9})
     with pytest.warns(RuntimeWarning, match=r"the learned reward errs by 1e\+09 .*: it is of no use"):

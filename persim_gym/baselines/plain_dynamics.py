@@ -16,13 +16,7 @@ from persim_gym.errors import TrainingDivergedError
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.tasks import Task
 from persim_gym.threads import single_thread
-from persim_gym.training.checkpoint import (
-    Checkpoint,
-    network_state,
-    restore_network,
-    with_prefix,
-    without_prefix,
-)
+from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network, with_prefix, without_prefix
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.graphs import RecordedStep
 from persim_gym.types import FloatArray

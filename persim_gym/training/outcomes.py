@@ -148,12 +148,7 @@ def learn_outcomes(
     by_agent = [name for name, (_, own_factors) in chosen.items() if own_factors]
     outcomes = {name: outcome for name, (outcome, _) in chosen.items()}
     errors = outcome_errors(log, outcomes, held_out) if len(held_out) else {}
-    deviation = float(np.std(np.asarray(log.rewards, np.float64)))
-    if errors.get("reward_rmse", 0.0) > _USELESS * max(deviation, np.finfo(np.float32).eps):
-        warn_user(
-            f"the learned reward errs by {errors['reward_rmse']:.3g} along transitions held out, where the log's "
-            f"rewards deviate from their mean by {deviation:.3g}: it is of no use; lower the learning rate"
-        )
+    _warn_of_useless_reward(log, errors.get("reward_rmse", 0.0))
     if refit or not len(held_out):
         everything = np.arange(log.num_transitions)
         outcomes = {
@@ -161,6 +156,16 @@ def learn_outcomes(
             for name in learner.names(everything)
         }
     return outcomes, {**errors, "outcomes_by_agent": by_agent}
+
+
+def _warn_of_useless_reward(log: Trajectories, error: float) -> None:
+    """Warn of a learned reward that errs far more than the mean of the log's rewards would."""
+    rewards = np.asarray(log.rewards, np.float64)
+    if varies(rewards[:, None])[0] and error > _USELESS * rewards.std():
+        warn_user(
+            f"the learned reward errs by {error:.3g} along transitions held out, where the log's rewards deviate from "
+            f"their mean by {rewards.std():.3g}: it is of no use; lower the learning rate"
+        )
 
 
 def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArray) -> dict[str, float]:
