@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persim_gym.baselines import CaDM, CaDMAgent, MOReLPolicy
+from persim_gym.baselines import CaDMAgent, MOReLPolicy
+from persim_gym.baselines.cadm import CaDMSimulator
 from persim_gym.config import get_config
 from persim_gym.tasks import get_task
 
@@ -111,18 +112,26 @@ def test_cadm_is_trained_once_for_both_its_tables(run, tmp_path):
     assert len(returns) == 6 * 5
 
 
-def test_value_iteration_in_cadm_is_in_the_simulator_of_each_agents_log(run, monkeypatch):
-    asked = []
-    simulator = CaDM.simulator
+def test_value_iteration_in_cadm_has_contexts_of_ten_random_steps_of_each_agent(run, monkeypatch):
+    seen = []
+    conditioned_on = CaDMSimulator.conditioned_on
 
-    def noting(self, agent, **settings):
-        asked.append((self.config.num_members, agent))
-        return simulator(self, agent, **settings)
+    def noting(self, observations, actions):
+        seen.append((self.model.config.num_members, observations, actions))
+        return conditioned_on(self, observations, actions)
 
-    monkeypatch.setattr(CaDM, "simulator", noting)
+    monkeypatch.setattr(CaDMSimulator, "conditioned_on", noting)
     rows = run(9, "Vanilla CaDM + VI", "PE-TS CaDM + VI")
-    assert asked == [(members, agent) for members in (1, 5) for agent in range(5)]
     assert all(-500 <= row.mean < 0 for row in rows) and len(rows) == 10
+    assert [members for members, _, _ in seen] == [1] * 25 + [5] * 25
+    task = get_task("MountainCar")
+    for place, (_, states, actions) in enumerate(seen):
+        assert states.shape == (1, 11, 2) and actions.shape == (1, 10)
+        system = task.system([task.test_agents[place // 5 % 5]])
+        system.set_observations(states[:, 0])
+        followed = [system.step(actions[:, step]) for step in range(10)]
+        np.testing.assert_allclose(states[:, 1:], np.stack(followed, axis=1))
+    assert len({states.tobytes() for _, states, _ in seen}) == 25  # the same for both, another for each
 
 
 def test_the_joint_networks_have_the_settings_of_the_factorized_ones(run, benchmark, monkeypatch):
