@@ -25,7 +25,7 @@ from measurement_file import RESULTS, locked
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from script import script
-from seeds import Seeds
+from seeds import Seeds, values_of
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
@@ -171,7 +171,7 @@ def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     measured = {row.method for row in rows}
     tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
     ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
-    tallies += map(str, results.leads(table, rows, ours))
+    tallies += map(str, results.leads(table, rows, ours, values_of(table, scale, folder)))
     more = results.not_measured(table, scale, rows), results.intervals(rows)
     facts = [fact for fact in (*tallies, *more) if fact]
     return "\n\n".join([text, results.comparison(table, rows), *facts])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import protocol
 from cells import Cell, Measured, versions
 from measurement_file import RESULTS, MeasurementFile
 from protocol import PAPER_METHOD, Scale, Table
+from seeds import ByRow
 
 from persim_gym.errors import FileFormatError
 
@@ -180,8 +183,11 @@ class Lead:
         )
 
 
-def leads(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> list[Lead]:
+def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByRow = MappingProxyType({})) -> list[Lead]:
     """Return where some methods, all of the factorized model, lead, and after them the strongest other one.
+
+    Seeds have first states of their own, which are harder or easier for everybody: two rows are compared by the seeds
+    that both have, as far as their ``values`` are known.
 
     Where plans by MPC stand beside those by value iteration or beside learned policies, the methods of either planner
     are compared with one another first, and then by planner with all rows.
@@ -204,15 +210,15 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str]) -> list[Lea
     found = []
     for compared, group, ours in asked:
         others = dict.fromkeys(row.method for row in group if not protocol.is_persim(row.method))
-        rivals = [lead(compared, group, [other]) for other in others]
+        rivals = [lead(compared, group, [other], values) for other in others]
         if rivals:
-            found += [lead(compared, group, some) for some in ours if some]
+            found += [lead(compared, group, some, values) for some in ours if some]
             found.append(max(rivals, key=lambda lead: (lead.near, lead.alone, lead.tied)))
     return [lead for lead in found if lead.cells]
 
 
-def lead(compared: str, rows: Sequence[Row], methods: Sequence[str]) -> Lead:
-    """Count the cells in which methods of one family lead the rows of all others."""
+def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByRow = MappingProxyType({})) -> Lead:
+    """Count the cells in which methods of one family lead the rows of all others; ``values`` as in `leads`."""
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.env, row.data, row.agent), []).append(row)
@@ -222,13 +228,28 @@ def lead(compared: str, rows: Sequence[Row], methods: Sequence[str]) -> Lead:
         ours = [row for row in group if row.method in methods]
         theirs = [row for row in group if protocol.family(row.method) != family]
         if ours and theirs:
-            best = _best([*ours, *theirs])
-            leading, level = (any(tied(best, row) for row in side) for side in (ours, theirs))
+            own = _best(ours)
+            ahead, strongest = max(((_ahead(rival, own, values), rival) for rival in theirs), key=itemgetter(0))
             count += 1
-            alone += leading and not level
-            both += leading and level
-            near += abs(_best(ours).mean - best.mean) <= np.nan_to_num(best.std)
+            alone += ahead < 0
+            both += ahead == 0
+            near += ahead <= np.nan_to_num(strongest.std)
     return Lead(compared, " or ".join(methods), count, alone, both, near)
+
+
+def _ahead(one: Row, other: Row, values: ByRow) -> float:
+    """Return by how much a row is better than another of its cell on the seeds of both; 0 where that prints the same.
+
+    Where they have no seed in common, or not all are known, their means over all they have are compared.
+    """
+    by_seed = [values.get((row.env, row.data, row.method, row.agent), {}) for row in (one, other)]
+    common = by_seed[0].keys() & by_seed[1].keys()
+    means = [one.mean, other.mean]
+    if common and [len(known) for known in by_seed] == [one.seeds, other.seeds]:
+        means = [float(np.mean([known[seed] for seed in sorted(common)])) for known in by_seed]
+    if len({_format(mean, np.nan, one.metric) for mean in means}) == 1:
+        return 0.0
+    return means[1] - means[0] if one.metric == "rmse" else means[0] - means[1]
 
 
 def _best(rows: Sequence[Row]) -> Row:

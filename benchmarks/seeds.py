@@ -13,7 +13,7 @@ from typing import Any
 
 from cells import Cell, Measured, Score, canonical, episodes_of
 from measurement_file import RESULTS, MeasurementFile
-from protocol import Scale, get_table
+from protocol import Scale, Table, get_table
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class SeedScore:
     """How much its method was trained, in words; "" where the scale had no budget for it."""
 
 
+ByRow = Mapping[tuple[str, str, str, str], Mapping[int, float]]
+"""(env, data, method, agent) -> seed -> value."""
 _METHOD = ("table", "env", "data", "method")
 _method_of = attrgetter(*_METHOD)
 
@@ -90,6 +92,20 @@ class Seeds:
             if _method_of(line) == _method_of_cell(cell) and not (self.current_only and outdated(line, self.scale)):
                 lines.setdefault(line.seed, []).append(line)
         return {seed: _measured(of_seed) for seed, of_seed in lines.items()}
+
+
+def values_of(table: Table, scale: Scale, folder: Path = RESULTS) -> ByRow:
+    """Return what is written down of a table's first metric, each seed's mean."""
+    found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
+    for line in seeds_file(scale, folder).read():
+        if line.metric == table.metrics[0]:
+            found.setdefault(_method_of(line), {}).setdefault(line.agent, {})[line.seed] = line.value
+    values: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for _, env, data, method in found:
+        if env in table.envs:
+            lines = found.get(_method_of_cell(Cell(table, env, data, method, 0, scale)), {})
+            values |= {(env, data, method, agent): seeds for agent, seeds in lines.items()}
+    return values
 
 
 def outdated(line: SeedScore, scale: Scale) -> bool:

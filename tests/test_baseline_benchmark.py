@@ -324,6 +324,42 @@ def test_ties_are_counted_as_ties_and_all_bold(benchmark):
     assert results.intervals(single).endswith("†: of one seed, so without an interval.")
 
 
+def test_rows_are_compared_by_the_seeds_that_both_have(benchmark):
+    """Each seed has first states of its own: a seed with easy ones is no lead over rows that have hard ones, too."""
+    results, table = benchmark["results"], benchmark["protocol"].get_table(9)
+    ours = row(benchmark, "PerSim + VI", -50.0)
+    rows = [ours, dataclasses.replace(row(benchmark, "PE-TS CaDM + VI", -49.0), std=float("nan"), seeds=1)]
+    known = {
+        (ours.env, ours.data, "PerSim + VI", ours.agent): {0: -51.0, 1: -50.0, 2: -49.0},
+        (ours.env, ours.data, "PE-TS CaDM + VI", ours.agent): {2: -49.0},
+    }
+
+    def counted(values):
+        found = results.leads(table, rows, ["PerSim + VI"], values)[0]
+        return found.alone, found.tied, found.near
+
+    assert counted({}) == (0, 0, 0)
+    assert counted(known) == (0, 1, 1)
+    known[ours.env, ours.data, "PE-TS CaDM + VI", ours.agent] = {2: -49.5}
+    assert counted(known) == (1, 0, 1)
+    known[ours.env, ours.data, "PE-TS CaDM + VI", ours.agent] = {7: -51.5}
+    assert counted(known) == (0, 0, 0), "no seed in common: the means are compared"
+    del known[ours.env, ours.data, "PerSim + VI", ours.agent][0]
+    assert counted(known) == (0, 0, 0), "not all of the row's seeds are known"
+
+
+def test_values_of_seeds_are_those_of_the_table_that_a_row_was_measured_for(benchmark, tmp_path):
+    """Table 3's rows of CQL are those of Tables 9 and 10."""
+    seeds, protocol = importlib.import_module("seeds"), benchmark["protocol"]
+    scale = protocol.get_scale("full")
+    line = seeds.SeedScore(9, "MountainCar", "random", "CQL-A", 4, "2", "return", -70.0, 100, "abc", 1.0, "")
+    seeds.seeds_file(scale, tmp_path).replace([line, dataclasses.replace(line, table=10, env="CartPole", value=90.0)])
+    for table in (3, 9):
+        values = seeds.values_of(protocol.get_table(table), scale, tmp_path)
+        assert values["MountainCar", "random", "CQL-A", "2"] == {4: -70.0}
+    assert list(seeds.values_of(protocol.get_table(9), scale, tmp_path)) == [("MountainCar", "random", "CQL-A", "2")]
+
+
 def test_the_readme_sums_the_leads_up(benchmark, tmp_path):
     """The issue's figure, what it rests on, and what of it is MPC's."""
     results, protocol = benchmark["results"], benchmark["protocol"]
