@@ -105,6 +105,19 @@ def truth_values(name: str, value: Any, count: int) -> np.ndarray:
     return np.broadcast_to(array, count)
 
 
+def as_array(values: Any, dtype: Any = None) -> np.ndarray:
+    """Return what a user gave as an array, or raise `ValueError` with the reason.
+
+    NumPy itself takes what lies under a mask for a value, and says no to a tensor in a way of its own.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError("some entries are masked: fill them in, or leave them out")
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, RuntimeError) as error:  # a tensor that requires a gradient
+        raise ValueError(str(error)) from error
+
+
 def layer_widths(name: str, value: Any, *, empty: bool = True) -> tuple[int, ...]:
     """Return the widths of layers, each a whole number of at least 1, or raise `InvalidArgumentError`.
 

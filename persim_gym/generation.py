@@ -159,7 +159,8 @@ def _actor(policy: Any, ensemble: LearnedDynamics, rng: np.random.Generator, pla
     other = as_policy(policy, ensemble.task, int(rng.integers(2**31)))
 
     def ask(simulator: Simulator, observations: FloatArray, state: Any, begin: bool) -> tuple[Any, Any]:
-        return other.predict(observations, state, np.full(len(observations), begin), deterministic=True)
+        own = observations.copy()  # the policy may scale them in place
+        return other.predict(own, state, np.full(len(observations), begin), deterministic=True)
 
     return ask
 
@@ -259,9 +260,7 @@ def _first_states(
         return np.asarray(known[rng.integers(len(known), size=count)], np.float32)
     if starts == "spread":
         return np.tile(_spread(np.asarray(ensemble.initial_observations, np.float32), shape[1]), (shape[0], 1))
-    if task.initial_observations is None:
-        raise InvalidArgumentError(f"task {task.name} has no initial states of its own; use starts='log'")
-    return task.initial_observations(rng, count).astype(np.float32)
+    return task.draw_initial_observations(rng, count).astype(np.float32)
 
 
 def _given_states(task: Task, starts: Any, shape: tuple[int, int]) -> FloatArray:

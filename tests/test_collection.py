@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from support import walk_task
 from test_tasks import gymnasium_cart_pole, gymnasium_mountain_car
 
 import persim_gym
@@ -46,6 +47,50 @@ def test_same_seed_same_log():
     """And another seed, another log; no global generator is touched."""
     first, second, third = (persim_gym.collect("CartPole", num_agents=6, seed=seed) for seed in (5, 5, 6))
     assert first.digest == second.digest != third.digest
+
+
+def test_policies_and_systems_may_use_an_array_again():
+    """What is recorded is what was done, though a policy answers in one array and a system steps its own state."""
+    buffer = np.zeros(8, np.int64)
+
+    def anew(observations):
+        return (observations[:, 2] > 0).astype(np.int64)
+
+    def again(observations):
+        buffer[: len(observations)] = anew(observations)
+        observations[:] = 0
+        return buffer[: len(observations)]
+
+    first, second = (persim_gym.collect("CartPole", policy=policy, num_agents=8, seed=0) for policy in (anew, again))
+    assert first.digest == second.digest
+
+    walk = walk_task()
+    plain = walk.make_system
+
+    class InPlace:
+        """Shows one array, which every step changes."""
+
+        def __init__(self, system):
+            self._system, self.num_copies = system, system.num_copies
+
+        def reset(self, rng):
+            self._state = self._system.reset(rng)
+            return self._state
+
+        def step(self, actions):
+            self._state[:] = self._system.step(actions)
+            return self._state
+
+        def branch(self, copies):
+            other = InPlace(self._system.branch(copies))
+            other._state = self._state[copies]
+            return other
+
+    logs = [
+        persim_gym.collect(dataclasses.replace(walk, make_system=make), policy="random", num_agents=3, seed=0)
+        for make in (plain, lambda covariates: InPlace(plain(covariates)))
+    ]
+    assert logs[0].digest == logs[1].digest and np.ptp(logs[0].observations[:, 0]) > 0
 
 
 def test_a_policy_sees_the_running_agents_and_acts():

@@ -343,6 +343,16 @@ def test_far_outside_the_range_warns_with_the_distance():
         personalize(walkers(), covariates={"fast": {"speed": 8.0}})
 
 
+def test_a_covariate_that_never_varied_says_nothing_of_its_effect():
+    """However small its unit; the map is that of the agents alike, and one like them is no extrapolation."""
+    ensemble = walkers()
+    alike = fit_covariate_map(replace(ensemble, covariates=np.full_like(ensemble.covariates, 0.0025)))
+    assert alike.distance(np.array([[0.0025], [0.00250000001], [0.2], [0.001]])).tolist() == [0, 0, np.inf, np.inf]
+    with pytest.warns(RuntimeWarning, match=r"speed=0.2: a covariate that all known agents have alike \(speed=0.0025"):
+        mean, _ = alike.predict(np.array([[0.2]]))
+    np.testing.assert_array_equal(mean, alike.predict(np.array([[0.0025]]))[0])
+
+
 @pytest.mark.parametrize(
     ("kind", "message", "call"),
     [

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from persim_gym import Trajectories, errors, storage
 from persim_gym.tasks import get_task
@@ -169,7 +170,16 @@ def test_repr_says_what_a_log_is(log):
         (r"terminated holds 'False' in row 0; it must be True or False", {"terminated": ["False"] * 4}),
         (r"terminated holds nan in row 1", {"terminated": [0, np.nan, 0, 1]}),
         (r"truncated holds 5 in row 3", {"truncated": [0, 0, 0, 5]}),
-        (r"observations has masked entries", {"observations": np.ma.masked_values(np.eye(4, 2), 1.0)}),
+        (r"observations must .* some entries are masked", {"observations": np.ma.masked_values(np.eye(4, 2), 1.0)}),
+        (r"actions must .* some entries are masked", {"actions": np.ma.masked_equal([0, 1, 9, 1], 9)}),
+        (r"actions must .* some entries are masked", {"actions": np.ma.masked_values(np.eye(4, 2), 1.0)}),
+        (r"terminated must .* some entries are masked", {"terminated": np.ma.masked_equal([0, 0, 1, 0], 1)}),
+        (r"agents must .* some entries are masked", {"agents": np.ma.masked_equal([0, 0, 1, 1], 1)}),
+        (
+            r"covariates must .* some entries are masked",
+            {"covariates": np.ma.masked_values([[1.0], [2.0]], 2.0), "covariate_names": ["age"]},
+        ),
+        (r"rewards must be an array; .* requires grad", {"rewards": torch.zeros(4, requires_grad=True)}),
         (r"rewards must be real numbers, got complex128", {"rewards": np.ones(4) * 1j}),
         (r"rewards must be real numbers, got datetime64", {"rewards": np.zeros(4, "datetime64[s]")}),
         (r"observations holds \[1e\+40, 0.0\] in row 0: too large for float32", {"observations": np.eye(4, 2) * 1e40}),
@@ -182,6 +192,32 @@ def test_columns_that_would_mean_something_else(message, changes):
     columns["next_observations"] = np.zeros_like(changes.get("observations", columns["observations"]))
     with pytest.raises(errors.InvalidDataError, match=message):
         Trajectories.from_arrays(**{**columns, **changes})
+
+
+def test_a_flag_that_is_not_known():
+    pandas = pytest.importorskip("pandas")
+    unknown = pandas.Series([True, False, None, False], dtype="boolean")
+    with pytest.raises(errors.InvalidDataError, match="terminated holds <NA> in row 2"):
+        Trajectories.from_arrays(
+            agents=[0] * 4, observations=np.zeros((4, 1)), actions=[0] * 4, next_observations=np.zeros((4, 1)),
+            terminated=unknown,
+        )  # fmt: skip
+
+
+def test_a_log_keeps_no_array_of_its_makers():
+    """Who fills the same arrays again, in whatever type, does not change the log that was made of them before."""
+    given = {
+        "observations": np.zeros((4, 2), np.float32),
+        "next_observations": np.zeros((4, 2), np.float32),
+        "actions": np.zeros((4, 1), np.float32),
+        "rewards": np.zeros(4, np.float32),
+        "terminated": np.zeros(4, bool),
+        "covariates": np.zeros((1, 1)),
+    }
+    log = Trajectories.from_arrays(agents=[0] * 4, covariate_names=["age"], **given)
+    for column in given.values():
+        column[...] = 1
+    assert not any(np.any(getattr(log, name)) for name in given)
 
 
 def test_agents_of_any_type():

@@ -46,6 +46,36 @@ def test_a_whole_plan_is_searched_once(walk, monkeypatch):
         assert len(searches) == expected
 
 
+def test_a_policy_may_change_the_observations_it_is_given(walk):
+    """As one does that scales them in place."""
+
+    def scaled(observations):
+        observations -= 3.0
+        return (observations[:, 0] < 0).astype(int) * 2
+
+    log = quiet(walk, [0, 1], 2, scaled, starts="task")
+    same = quiet(walk, [0, 1], 2, lambda observations: (observations[:, 0] < 3).astype(int) * 2, starts="task")
+    assert log.digest == same.digest
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        ([[3.0, 0.0]] * 4, None),
+        (np.full((4, 2), np.nan), "initial_observations of task Walk, asked for 4: .* must be finite, got nan as x"),
+        (np.zeros((2, 2)), r"initial_observations of task Walk, asked for 4: .* must have shape \(4, 2\)"),
+        (np.full((4, 2), 1e4), "initial_observations of task Walk, asked for 4: x = 10000 is outside its range"),
+    ],
+)
+def test_a_tasks_own_first_states_are_checked(walk, drawn, message):
+    changed = replace(walk, task=replace(walk.task, initial_observations=lambda rng, count: drawn))
+    if message is None:
+        assert quiet(changed, [0, 1], 2, "random", starts="task").observations[0].tolist() == [3.0, 0.0]
+        return
+    with pytest.raises(errors.InvalidStateError, match=message):
+        quiet(changed, [0, 1], 2, "random", starts="task")
+
+
 def test_episodes_end_at_the_terminal_state(walk):
     """Walking up from 3: agents reach the goal after 2, 1 and 1 steps, and those that are over no longer act."""
     seen = []

@@ -9,6 +9,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.training.preparation import task_of
+from persim_gym.types import IntArray
 
 MIN_TRANSITIONS = 5
 """Fewer are refused: there is nothing to learn from them."""
@@ -31,8 +32,11 @@ def policy_log(
     """
     found = task_of(trajectories, task)
     check_log(trajectories, found)
-    log = trajectories if agent is None else trajectories.select([agent])
-    check_terminal_flags(log, found)
+    log, rows = trajectories, np.arange(trajectories.num_transitions)
+    if agent is not None:
+        log = trajectories.select([agent])
+        rows = rows[trajectories.agents == trajectories.agent_index(agent)]
+    check_terminal_flags(log, found, rows)
     warn_of_terminal_flags(trajectories, found)  # of all agents, whose rows are those that the user knows
     if log.num_transitions < MIN_TRANSITIONS:
         whose = "the log" if agent is None else f"agent {log.agent_labels[0]!r}"
@@ -43,10 +47,10 @@ def policy_log(
     return log, found
 
 
-def check_terminal_flags(log: Trajectories, task: Task) -> None:
+def check_terminal_flags(log: Trajectories, task: Task, rows: IntArray) -> None:
     """Raise `InvalidDataError` if the log reaches terminal states, yet no row of it is flagged as terminated.
 
-    A value learned from such a log goes on counting rewards after the end of the episode. Where termination is left to
+    The message says what ``rows`` (T,) has for the log's rows. A value learned from such a log goes on counting rewards after the end of the episode. Where termination is left to
     be learned from the log, its flags are all there is.
     """
     if np.asarray(log.terminated).any() or "terminated" in task.learned:
@@ -54,7 +58,7 @@ def check_terminal_flags(log: Trajectories, task: Task) -> None:
     reached = np.flatnonzero(task.terminated(np.asarray(log.next_observations, np.float64)))
     if len(reached):
         raise InvalidDataError(
-            f"row {reached[0]} reaches a terminal state of task {task.name} ({len(reached)} rows do), but no row is "
+            f"row {rows[reached[0]]} reaches a terminal state of task {task.name} ({len(reached)} rows do), but no row is "
             "flagged as terminated; give terminated=... when making the trajectories"
         )
 

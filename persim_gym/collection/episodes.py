@@ -88,14 +88,15 @@ def run(
 
     """
     episodes, running = np.arange(system.num_copies), np.ones(system.num_copies, bool)
-    observations, state = system.reset(rng), None
+    observations, state = np.array(system.reset(rng)), None
     plans = getattr(policy, "takes_running", False)
     for index in range(task.max_episode_steps if steps is None else steps):
         told: dict[str, Any] = {"running": running} if plans else {}
         begun = np.full(len(episodes), index == 0)
         given, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
-        actions = task.executed(given, len(episodes))
-        next_observations = system.step(actions)
+        # Copies, for what is yielded is kept: policies and systems may write to arrays of their own at every step.
+        actions = np.array(task.executed(given, len(episodes)))
+        next_observations = np.array(system.step(actions))
         terminated = np.asarray(task.terminated(next_observations), bool)
         step = Step(episodes, running, observations, actions, next_observations, terminated)
         yield step

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.arguments import as_array
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import BoolArray, FloatArray, IntArray
@@ -25,17 +26,13 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
     """Return numbers as float32 with so many axes, finite."""
     if values is None:
         raise InvalidDataError(f"{name} is not given")
-    if np.ma.is_masked(values):
-        raise InvalidDataError(f"{name} has masked entries: fill them in, or leave their rows out")
+    array = _array(name, values)
+    if array.dtype.kind in "cMm":
+        raise InvalidDataError(f"{name} must be real numbers, got {array.dtype}")
     try:
-        array = np.asarray(values)
-        if array.dtype.kind in "cMm":
-            raise InvalidDataError(f"{name} must be real numbers, got {array.dtype}")
         with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused below
-            array = array.astype(np.float32) if array.dtype != np.float32 else array
+            array = array.astype(np.float32)  # a copy: the caller may use its own array again
     except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidDataError):
-            raise
         raise InvalidDataError(f"{name} must be numbers; {error}") from error
     if array.ndim != axes:
         raise InvalidDataError(f"{name} must have {axes} axes, got shape {array.shape}")
@@ -43,6 +40,14 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
         raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
     check_finite(name, array, values)
     return array
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    """Return values given by a user as an array, of any type."""
+    try:
+        return as_array(values)
+    except ValueError as error:
+        raise InvalidDataError(f"{name} must be an array; {error}") from error
 
 
 def check_finite(name: str, array: FloatArray, given: Any = None) -> None:
@@ -60,11 +65,11 @@ def flags(name: str, values: Any, count: int) -> BoolArray:
     """Return a boolean column (T,); all False if not given."""
     if values is None:
         return np.zeros(count, bool)
-    array = np.asarray(values)
+    array = _array(name, values)
     if array.shape != (count,):
         raise InvalidDataError(f"{name} has shape {array.shape}, expected ({count},)")
     if array.dtype != bool:
-        wrong = [row for row, value in enumerate(array.tolist()) if value not in (0, 1)]
+        wrong = [row for row, value in enumerate(array.tolist()) if not _is_flag(value)]
         if wrong:
             raise InvalidDataError(
                 f"{name} holds {array.tolist()[wrong[0]]!r} in row {wrong[0]}; it must be True or False, or 1 or 0"
@@ -72,9 +77,16 @@ def flags(name: str, values: Any, count: int) -> BoolArray:
     return array.astype(bool)
 
 
+def _is_flag(value: Any) -> bool:
+    try:
+        return value in (0, 1)
+    except TypeError:  # of pandas' NA it is not known
+        return False
+
+
 def action_column(actions: Any, count: int) -> FloatArray | IntArray:
     """Return discrete actions as (T,) int64, continuous ones as (T, A) float32."""
-    array = np.asarray(actions)
+    array = _array("actions", actions)
     if array.ndim == 1 and array.dtype.kind in "iu":
         if len(array) != count:
             raise InvalidDataError(f"actions has {len(array)} rows, observations has {count}")
@@ -92,7 +104,7 @@ def action_column(actions: Any, count: int) -> FloatArray | IntArray:
 
 def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tuple[IntArray, tuple[str, ...]]:
     """Return the index of each row's agent (T,) int32, and the agents' labels."""
-    array = np.asarray(agents)
+    array = _array("agents", agents)
     if array.shape != (count,):
         raise InvalidDataError(f"agents has shape {array.shape}, expected ({count},): one agent for each row")
     if labels is not None:
@@ -133,10 +145,10 @@ def _numbered(agents: list[Any]) -> tuple[IntArray, tuple[str, ...]]:
 
 
 def as_float64(name: str, values: Any) -> FloatArray:
-    """Return values given by a user as float64."""
+    """Return values given by a user as float64, in an array of their own."""
     try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        return as_array(values, np.float64).copy()
+    except ValueError as error:
         raise InvalidDataError(f"{name} must be numbers; {error}") from error
 
 

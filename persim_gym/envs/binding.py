@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from persim_gym.data.labels import AgentIndex
-from persim_gym.errors import InvalidArgumentError, InvalidStateError, MissingFileError
+from persim_gym.errors import InvalidArgumentError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
 from persim_gym.factors.inference import personalize
 from persim_gym.model.dynamics import LearnedDynamics
@@ -29,18 +29,11 @@ def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generato
     """Draw (B, D) start states: the task's own, or first states of the log.
 
     Raises:
-        InvalidStateError: the task's own function returns something else.
+        InvalidStateError: the task's own function returns no such states.
 
     """
-    task = ensemble.task
-    if task.initial_observations is not None:
-        drawn = np.asarray(task.initial_observations(rng, count), np.float64)
-        if drawn.shape != (count, task.observation_size) or not np.isfinite(drawn).all():
-            raise InvalidStateError(
-                f"initial_observations of task {task.name} must return finite numbers of shape "
-                f"{(count, task.observation_size)} for {count} episodes; it returned {drawn.tolist()}"
-            )
-        return drawn
+    if ensemble.task.initial_observations is not None:
+        return ensemble.task.draw_initial_observations(rng, count)
     known = ensemble.initial_observations
     return known[rng.integers(len(known), size=count)].astype(np.float64)
 

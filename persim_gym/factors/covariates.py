@@ -28,6 +28,7 @@ _FAR = 0.25
 _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = np.logspace(-8, 1, 28)
 _NEGLIGIBLE = 1e-4
+_ROUNDING = 1e-6
 _PENALTY = 1e-6
 _MLP_WIDTH, _MLP_STEPS, _MLP_RATE, _MLP_DECAY = 64, 2000, 1e-3, 1e-4
 
@@ -74,8 +75,14 @@ class CovariateMap:
         Warns when an agent is far outside the range of those the map has learned from.
         """
         distances = self.distance(covariates)
-        if distances.max() > _FAR:
-            worst = int(distances.argmax())
+        worst = int(distances.argmax())
+        if np.isinf(distances[worst]):
+            warn_user(
+                f"{_named(self.task, covariates[worst])}: a covariate that all known agents have alike "
+                f"({_named(self.task, self.low)} to {_named(self.task, self.high)}) differs, and what it does is not "
+                "known: the simulator is that of an agent who has it, too",
+            )
+        elif distances[worst] > _FAR:
             warn_user(
                 f"{_named(self.task, covariates[worst])} lies {distances[worst]:.2g} times the known agents' range "
                 f"outside it ({_named(self.task, self.low)} to {_named(self.task, self.high)}): "
@@ -90,9 +97,15 @@ class CovariateMap:
         return mean, covariance + np.einsum("np,mpiqj,nq->mnij", design, self.unknown, design, optimize=True)
 
     def distance(self, covariates: FloatArray) -> FloatArray:
-        """Return how far (n,) agents with covariates (n, K) lie outside the known range, in widths of that range."""
-        excess = np.maximum(self.low - covariates, covariates - self.high) / _width(self.low, self.high)
-        return np.maximum(excess, 0).max(axis=1)
+        """Return how far (n,) agents with covariates (n, K) lie outside the known range, in widths of that range.
+
+        It is infinite where a covariate that never varied differs by more than rounding.
+        """
+        excess = np.maximum(self.low - covariates, covariates - self.high)
+        alone = self.high <= self.low
+        excess = np.where(alone & (excess <= _ROUNDING * np.abs(self.high)), 0.0, excess)
+        with np.errstate(divide="ignore"):
+            return np.divide(excess, self.high - self.low, out=np.zeros_like(excess), where=excess > 0).max(axis=1)
 
 
 def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float = 1.0, seed: int = 0) -> CovariateMap:
@@ -176,8 +189,8 @@ def _width(low: FloatArray, high: FloatArray) -> FloatArray:
 
 
 def _unit(covariates: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
-    """Return covariates (n, K) scaled so that the known agents lie from −1 to 1."""
-    return 2 * (np.asarray(covariates, np.float64) - low) / _width(low, high) - 1
+    """Return covariates (n, K) scaled so that the known agents lie from −1 to 1; −1 where they are all alike."""
+    return 2 * (np.where(high > low, covariates, low) - low) / _width(low, high) - 1
 
 
 def _named(task: Task, values: FloatArray) -> str:

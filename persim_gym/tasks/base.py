@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.arguments import whole_number
+from persim_gym.arguments import as_array, whole_number
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -245,8 +245,8 @@ class Task:
         """
         shape = (*leading, self.observation_size)
         try:
-            array = np.asarray(observations, dtype)
-        except (TypeError, ValueError) as error:
+            array = as_array(observations, dtype)
+        except ValueError as error:
             raise InvalidStateError(
                 f"{name} of task {self.name} must be numbers of shape {_shown(shape)}; "
                 f"{reprlib.repr(observations)} is not an array of numbers: {error}"
@@ -265,13 +265,13 @@ class Task:
         return array
 
     def check_states(self, states: Any, *leading: int | str) -> FloatArray:
-        """Return states to begin in, given by a user, as float64 (*leading, D).
+        """Return states to begin in, given by a user, as an array of their own, float64 (*leading, D).
 
         Raises:
             InvalidStateError: no finite numbers of this shape, or outside the observation space by more than rounding.
 
         """
-        given = self.check_observations(states, *leading, dtype=np.float64, finite=True, name="state")
+        given = self.check_observations(states, *leading, dtype=np.float64, finite=True, name="state").copy()
         low, high = self.observation_space.low, self.observation_space.high
         beyond = outside(given, self.observation_space)
         if beyond.any():
@@ -282,6 +282,22 @@ class Task:
                 "state, or widen the space"
             )
         return given
+
+    def draw_initial_observations(self, rng: np.random.Generator, count: int) -> FloatArray:
+        """Draw states to begin in, float64 (B, D), from the task's own distribution.
+
+        Raises:
+            InvalidArgumentError: the task has none.
+            InvalidStateError: its `initial_observations` returns no such states.
+
+        """
+        if self.initial_observations is None:
+            raise InvalidArgumentError(f"task {self.name} has no initial states of its own; use starts='log'")
+        drawn = self.initial_observations(rng, count)
+        try:
+            return self.check_states(drawn, count)
+        except InvalidStateError as error:
+            raise InvalidStateError(f"initial_observations of task {self.name}, asked for {count}: {error}") from error
 
     def check_actions(self, actions: Any, *leading: int | str) -> np.ndarray:
         """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).
@@ -297,8 +313,8 @@ class Task:
         """
         shape = (*leading, *self.action_shape)
         try:
-            array = np.asarray(actions)
-        except (TypeError, ValueError) as error:
+            array = as_array(actions)
+        except ValueError as error:
             raise self._no_actions(shape, f"{reprlib.repr(actions)}: {error}") from error
         discrete = self._num_actions > 0
         if array.dtype.kind not in ("iu" if discrete else "fiu") or not _has_shape(array, shape):
@@ -347,7 +363,7 @@ class Task:
         if isinstance(action, (np.integer, np.ndarray)) and action.shape == () and action.dtype.kind in "iu":
             return self.executed_action(int(action))
         try:
-            array = self.executed(np.asarray(action).reshape(self.action_shape))
+            array = self.executed(as_array(action).reshape(self.action_shape))
         except ValueError as error:  # of another size, or as `executed` says
             wanted = f"one integer from 0 to {self.action_size - 1}"
             if not self.discrete:
