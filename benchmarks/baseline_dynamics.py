@@ -77,7 +77,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
 
 
 def _planned_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
-    """Score the same planners as PerSim's; in MPC, CaDM's context follows each episode, in value iteration it is fixed."""
+    """Score the same planners as PerSim's; in MPC, CaDM's context follows each episode."""
     rng = np.random.default_rng([cell.seed, agent, 1])
     settings: dict[str, Any] = {"objective": objective_of(cell), "seed": rng, **cell.scale.planner}
     if cell.method in protocol.VALUE_ITERATION:

@@ -45,6 +45,7 @@ class Row:
 
 ONE_SEED = "†"
 """Behind the best figure where it is of a single seed, so without an interval."""
+_NO_VALUES: ByRow = MappingProxyType({})
 Key = tuple[str, str, str]
 """(env, data, method)."""
 
@@ -183,7 +184,7 @@ class Lead:
         )
 
 
-def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByRow = MappingProxyType({})) -> list[Lead]:
+def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByRow = _NO_VALUES) -> list[Lead]:
     """Return where some methods, all of the factorized model, lead, and after them the strongest other one.
 
     Seeds have first states of their own, which are harder or easier for everybody: two rows are compared by the seeds
@@ -217,7 +218,7 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByR
     return [lead for lead in found if lead.cells]
 
 
-def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByRow = MappingProxyType({})) -> Lead:
+def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByRow = _NO_VALUES) -> Lead:
     """Count the cells in which methods of one family lead the rows of all others; ``values`` as in `leads`."""
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:

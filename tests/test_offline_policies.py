@@ -405,7 +405,7 @@ def test_offline_learners_refuse_wrong_logs_and_settings(discrete, continuous, m
     flagged = log.terminated & (log.agents == 0)
     partly = dataclasses.replace(log, terminated=flagged, truncated=log.truncated | (log.terminated & ~flagged))
     row = np.flatnonzero(log.terminated & (log.agents == 1))[0]
-    with pytest.raises(InvalidDataError, match=f"row {row} reaches a terminal state of task Corridor .* terminated=..."):
+    with pytest.raises(InvalidDataError, match=f"row {row} reaches a terminal state of task Corridor"):
         fit(partly, task=task, agent=1, steps=1, progress=False)
     unpaid = dataclasses.replace(log, rewards=np.zeros_like(log.rewards))
     with pytest.raises(InvalidDataError, match="all rewards of the log are zero, but those of task Corridor are not"):

@@ -50,16 +50,16 @@ def policy_log(
 def check_terminal_flags(log: Trajectories, task: Task, rows: IntArray) -> None:
     """Raise `InvalidDataError` if the log reaches terminal states, yet no row of it is flagged as terminated.
 
-    The message says what ``rows`` (T,) has for the log's rows. A value learned from such a log goes on counting rewards after the end of the episode. Where termination is left to
-    be learned from the log, its flags are all there is.
+    The message says what ``rows`` (T,) has for the log's rows. A value learned from such a log goes on counting rewards
+    after the end of the episode. Where termination is left to be learned from the log, its flags are all there is.
     """
     if np.asarray(log.terminated).any() or "terminated" in task.learned:
         return
     reached = np.flatnonzero(task.terminated(np.asarray(log.next_observations, np.float64)))
     if len(reached):
         raise InvalidDataError(
-            f"row {rows[reached[0]]} reaches a terminal state of task {task.name} ({len(reached)} rows do), but no row is "
-            "flagged as terminated; give terminated=... when making the trajectories"
+            f"row {rows[reached[0]]} reaches a terminal state of task {task.name} ({len(reached)} rows do), but no row "
+            "is flagged as terminated; give terminated=... when making the trajectories"
         )
 
 
