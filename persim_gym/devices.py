@@ -1,14 +1,19 @@
-"""Which device to compute on, how arrays get there, and how precisely it multiplies."""
+"""Which device to compute on, how arrays get there, how precisely it multiplies, and torch's own defaults."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from persim_gym.errors import InvalidArgumentError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -42,3 +47,22 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def with_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function make float32 tensors and take gradients, whatever its caller has set for their own work.
+
+    The caller's default dtype and `torch.no_grad` or `torch.inference_mode` are put back; the dtype is the process's.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.inference_mode(False):  # which turns gradients on, too
+                return function(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(before)
+
+    return run

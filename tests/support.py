@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from persim_gym.config import PerSimConfig
@@ -19,6 +21,16 @@ from persim_gym.training.checkpoint import Checkpoint
 SMALL = PerSimConfig(rank=3, state_hidden=(8,), action_hidden=(8,), num_members=3, normalize=False)
 DEEP = SMALL.with_changes(state_hidden=(8, 7), action_hidden=(6, 5), normalize=True)
 SKIPPING, DEEP_SKIPPING = SMALL.with_changes(linear_skip=True), DEEP.with_changes(linear_skip=True)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """Let torch make tensors of this type, as a user may have told it."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def keep_often(monkeypatch):

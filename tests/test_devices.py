@@ -1,15 +1,18 @@
-"""Threads: who computes with how many, and that nobody's number stays changed."""
+"""Threads and torch's settings: who computes with which, and that nobody's stay changed."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
 import torch
-from support import DEEP, SMALL, random_ensemble
+from support import DEEP, SMALL, default_dtype, random_ensemble
 from threadpoolctl import threadpool_info
 
 import persim_gym
-from persim_gym import devices
+from persim_gym import MPCAgent, devices
+from persim_gym.baselines import fit_cadm, fit_joint
+from persim_gym.factors.covariates import fit_covariate_map
 from persim_gym.rollouts import simulated_returns
 from persim_gym.rollouts.batching import pieces
 from persim_gym.threads import limited_threads, run_in_threads, useful_threads
@@ -56,6 +59,65 @@ def test_the_precision_of_products_is_put_back():
         assert torch.get_float32_matmul_precision() == "medium"
         _ = 1 / 0
     assert torch.get_float32_matmul_precision() == before
+
+
+USERS_SETTINGS = [lambda: default_dtype(torch.float64), torch.no_grad, torch.inference_mode]
+SMALL_CADM = {"hidden": (8,), "encoder_hidden": (8,), "iterations": 1, "max_epochs": 1, "config": "PE-TS CaDM"}
+
+
+def learned(log, learner):
+    """What a learner finds, as arrays."""
+    if learner == "covariate map":
+        return [fit_covariate_map(personalized_by(log), kind="mlp").predict(np.array([[9.0, 0.5]]))[0]]
+    if learner == "cadm":
+        return list(fit_cadm(log, device="cpu", progress=False, **SMALL_CADM).parameters.values())
+    fit = {"fit": persim_gym.fit, "joint": fit_joint}[learner]
+    small = {"epochs": 1, "state_hidden": (8, 8), "num_members": 2}
+    return list(fit(log, device="cpu", progress=False, **small).parameters.values())
+
+
+def personalized_by(log):
+    """An ensemble that knows the covariates of a log's agents, without their posterior."""
+    ensemble = random_ensemble("CartPole", SMALL, num_agents=log.num_agents)
+    return dataclasses.replace(ensemble, covariates=log.covariates)
+
+
+@pytest.mark.parametrize("learner", ["fit", "joint", "cadm", "covariate map"])
+def test_training_is_the_same_whatever_torchs_settings_are(learner, monkeypatch):
+    monkeypatch.setattr("persim_gym.factors.covariates._MLP_STEPS", 20)
+    log = persim_gym.collect("CartPole", num_agents=6, seed=0)
+    expected = learned(log, learner)
+    for settings in USERS_SETTINGS:
+        with settings():
+            before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+            found = learned(log, learner)
+            assert before == (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_users_torch_settings_come_back_after_an_error():
+    with default_dtype(torch.float64), torch.no_grad():
+        with pytest.raises(ZeroDivisionError):
+            devices.with_torch_defaults(lambda: 1 / 0)()
+        assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("propagation", ["per_member", "mean_state"])
+def test_plans_are_the_same_whatever_torchs_default_dtype_is(propagation):
+    """Those of a model that draws its next states among them."""
+    log = persim_gym.collect("CartPole", num_agents=3, seed=0)
+    model = fit_cadm(log, device="cpu", progress=False, **SMALL_CADM)
+
+    def planned():
+        agent = MPCAgent(model.simulator(0), num_candidates=9, horizon=4, propagation=propagation)
+        return agent.plan(np.zeros((1, 4))), model.simulator(0).rollout(np.zeros((1, 4)), np.ones((1, 4), int))
+
+    plan, paths = planned()
+    with default_dtype(torch.float64):
+        other, others_paths = planned()
+    np.testing.assert_array_equal(paths, others_paths)
+    np.testing.assert_array_equal(plan.returns, other.returns)
 
 
 @pytest.mark.parametrize(("together", "candidates", "threads", "most", "count"), [

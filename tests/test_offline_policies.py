@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from support import interrupt_after, keep_often
+from support import default_dtype, interrupt_after, keep_often
 
 import persim_gym
 from persim_gym import extras, storage
@@ -139,6 +139,16 @@ def test_same_seed_same_offline_policy_and_nobody_elses_numbers_are_touched(cont
         runs.append([policy.predict(np.ones((4, 1)))[0] for _ in range(2)])
     np.testing.assert_array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_policy_is_learned_and_loaded_whatever_torchs_default_dtype_is(continuous, method, tmp_path):
+    task, log = continuous
+    with default_dtype(torch.float64):
+        METHODS[method](log, task=task, steps=2, progress=False, **SMALL).save(tmp_path / "one.policy")
+        loaded = OfflinePolicy.load(tmp_path / "one.policy", task=task).predict(np.ones((4, 1)))[0]
+    expected = OfflinePolicy.load(tmp_path / "one.policy", task=task).predict(np.ones((4, 1)))[0]
+    np.testing.assert_array_equal(loaded, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

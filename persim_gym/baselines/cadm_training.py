@@ -17,7 +17,7 @@ from persim_gym.baselines.cadm_config import CaDMConfig, check_coordinates, get_
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
 from persim_gym.baselines.context_network import mlp, soft_clamp
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import matmul_precision, resolve_device
+from persim_gym.devices import matmul_precision, resolve_device, with_torch_defaults
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -31,6 +31,7 @@ _ENCODER_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5)
 _MODEL_DECAY = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
+@with_torch_defaults
 def fit_cadm(
     trajectories: Trajectories,
     *,

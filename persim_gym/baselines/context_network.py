@@ -280,7 +280,7 @@ class ContextNetwork:
             outputs, log_variance = outputs.chunk(2, dim=-2)
             low, high = (bound.reshape(-1, 1) for bound in dynamics.log_variance_bounds)
             deviation = (0.5 * soft_clamp(log_variance, low, high)).exp()
-            noise = torch.randn(outputs.shape, generator=self._generator, device=outputs.device)
+            noise = torch.randn(outputs.shape, generator=self._generator, dtype=torch.float32, device=outputs.device)
             outputs = outputs + deviation * noise
         targets = outputs * dynamics.targets.scale + dynamics.targets.mean
         following = dynamics.features.base(states) + targets

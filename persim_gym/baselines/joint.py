@@ -21,7 +21,7 @@ from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp, one_hot
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import matmul_precision, on_device, resolve_device
+from persim_gym.devices import matmul_precision, on_device, resolve_device, with_torch_defaults
 from persim_gym.model.action_scaling import folded, scaled
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.model.normalizer import Normalizer
@@ -85,6 +85,7 @@ class JointModel(ContextModel):
         return {"normalizer": Normalizer(**parts)}
 
 
+@with_torch_defaults
 def fit_joint(
     trajectories: Trajectories,
     *,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym import storage
-from persim_gym.devices import resolve_device
+from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.threads import single_thread
@@ -83,6 +83,7 @@ class LearnedPolicy(ABC):
     def learner(self) -> str:
         """The algorithm that learned it."""
 
+    @with_torch_defaults
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[np.ndarray, None]:
@@ -116,6 +117,7 @@ class LearnedPolicy(ABC):
         storage.write(path, self.kind, arrays, document)
 
     @classmethod
+    @with_torch_defaults
     def load(cls, path: str | Path, *, task: str | Task | None = None, device: str = "cpu", seed: int = 0) -> Self:
         """Read a file written by `save`.
 

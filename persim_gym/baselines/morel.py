@@ -27,7 +27,7 @@ from persim_gym.baselines.pessimistic import PessimisticVectorEnv
 from persim_gym.baselines.plain_dynamics import PlainDynamics, fit_plain_dynamics
 from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import resolve_device
+from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
@@ -120,6 +120,7 @@ class MOReLPolicy(LearnedPolicy):
         return cls(network, task, randomness, provenance)
 
 
+@with_torch_defaults
 def fit_morel(
     trajectories: Trajectories,
     *,

@@ -21,7 +21,7 @@ from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, 
 from persim_gym.baselines.logs import check_rewards, policy_log
 from persim_gym.baselines.offline import OfflinePolicy, configured, device_name, networks_of, settings_of
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import resolve_device
+from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
@@ -54,6 +54,7 @@ class Training(Settings):
             raise InvalidArgumentError(f"patience={self.patience} needs the scores of select")
 
 
+@with_torch_defaults
 def fit_policy(
     trajectories: Trajectories,
     configs: tuple[Callable[[], Any], Callable[[], Any]],

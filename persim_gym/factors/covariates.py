@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from persim_gym.arguments import checked_seed
+from persim_gym.devices import with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
@@ -108,6 +109,7 @@ class CovariateMap:
             return np.divide(excess, self.high - self.low, out=np.zeros_like(excess), where=excess > 0).max(axis=1)
 
 
+@with_torch_defaults
 def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float = 1.0, seed: int = 0) -> CovariateMap:
     """Learn the map from covariates to factors from the ensemble's own agents.
 

@@ -89,7 +89,7 @@ def group_returns(
     horizon, candidates = len(actions), actions.shape[-1]
     count = group.stop - group.start
     states = start.expand(count, -1, candidates).contiguous()
-    tally = Tally(objective, states.transpose(1, 2), torch.zeros(count, candidates, device=start.device))
+    tally = Tally(objective, states.transpose(1, 2), states.new_zeros(count, candidates))
     dropping = drop and count == 1 and tally.may_drop
     for step in range(horizon):
         moves = actions[step] if tally.followed is None else actions[step].index_select(-1, tally.followed)
@@ -115,7 +115,7 @@ def mean_state_returns(
     A step pays the aggregate of what it would pay if each member's prediction came true.
     """
     horizon, candidates = len(actions), actions.shape[-1]
-    tally = Tally(objective, states.T, torch.zeros(candidates, device=states.device))
+    tally = Tally(objective, states.T, states.new_zeros(candidates))
     inputs = actions if network.num_actions else _factors_of_steps(network, actions)
     for step in range(horizon):
         moves = actions[step]

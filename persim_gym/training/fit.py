@@ -22,7 +22,7 @@ from persim_gym.data.log_checks import (
     warn_of_terminal_flags,
 )
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import on_device, resolve_device
+from persim_gym.devices import on_device, resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factors.inference import refit_factors
 from persim_gym.factors.refit import refit_in_turns
@@ -45,6 +45,7 @@ from persim_gym.types import FloatArray, IntArray
 from persim_gym.user_warnings import warn_user
 
 
+@with_torch_defaults
 def fit(
     trajectories: Trajectories,
     *,
