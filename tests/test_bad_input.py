@@ -777,6 +777,22 @@ def test_what_is_no_ensemble_is_told_so(call):
         call(small_log())
 
 
+@pytest.mark.parametrize("kind", [PersonalizedEnv, PersonalizedVectorEnv])
+@pytest.mark.parametrize("model", [small_log(), None, 3])
+def test_what_is_no_model_of_an_environment_is_told_so(kind, model):
+    with pytest.raises(errors.InvalidArgumentError, match="model=.* must be an ensemble: persim_gym.load"):
+        kind(model)
+
+
+@pytest.mark.parametrize("kind", [PersonalizedEnv, PersonalizedVectorEnv])
+def test_agents_and_covariates_of_an_environment_that_are_none(kind):
+    ensemble = random_ensemble("MountainCar")
+    with pytest.raises(errors.UnknownNameError, match=r"no agent array\(1\)"):
+        kind(ensemble, agent=np.array(1))
+    with pytest.raises(errors.InvalidArgumentError, match=r"covariates 0\.003 must be given by name, such as"):
+        kind(ensemble, covariates=0.003)
+
+
 def test_what_is_no_task_is_told_so():
     with pytest.raises(errors.InvalidArgumentError, match="task='x' must be a Task"):
         persim_gym.register_task("x")

@@ -9,6 +9,7 @@ from support import SMALL, perfect_walk_ensemble, random_ensemble, walk_task
 
 import persim_gym
 from persim_gym import errors, fit_covariate_map, personalize, refit_factors
+from persim_gym.envs import PersonalizedVectorEnv
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
 from persim_gym.factors.covariates import KINDS, known_by_transitions_only
 from persim_gym.model.posterior import FactorPosterior, Prior
@@ -290,6 +291,12 @@ def test_environments_of_agents_never_seen(tmp_path, known_tasks, registry):
     env.reset(options={"state": np.array([3.0, 0.0])})
     assert env.step(2)[0][0] == pytest.approx(4.2345, abs=1e-3)
     assert env.unwrapped.covariates.tolist() == [1.2345]
+    saved = save(env.unwrapped.ensemble, tmp_path / "seen.persim")  # with the agent never seen
+    persim_gym.register_ensemble(saved, name="Seen")
+    again = gymnasium.make("PerSim-Seen-v0", covariates={"speed": 1.2345}).unwrapped
+    assert again.agent == NUM_AGENTS and again.ensemble.num_agents == NUM_AGENTS + 1
+    several = PersonalizedVectorEnv(again.ensemble, 2, covariates=[{"speed": 1.2345}, {"speed": 0.75}])
+    assert several.simulator.agents.tolist() == [NUM_AGENTS, NUM_AGENTS + 1]
     grown = personalize(ensemble, covariates={"newcomer": {"speed": 0.75}})
     ids = persim_gym.register_ensemble(save(grown, tmp_path / "grown.persim"), name="Grown")
     assert ids[-1] == f"PerSim-Grown-agent{NUM_AGENTS}-v0"

@@ -12,7 +12,7 @@ from persim_gym.data.labels import AgentIndex
 from persim_gym.errors import InvalidArgumentError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
 from persim_gym.factors.inference import personalize
-from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.registration import model_file
 from persim_gym.simulators.aggregation import check_aggregate
@@ -58,12 +58,11 @@ def bind(
     if covariates is not None:
         if agent is not None:
             raise InvalidArgumentError(f"give either agent={agent!r} or covariates={covariates!r}, not both")
-        return _with_unseen_agents(model, [covariates] if isinstance(covariates, Mapping) else covariates)
+        return _with_unseen_agents(model, covariates if isinstance(covariates, Sequence) else [covariates])
     if agent is None:
         return model, [AgentIndex(0)]
-    if isinstance(agent, str) or not isinstance(agent, (Sequence, np.ndarray)):
-        return model, [agent]
-    return model, agent
+    several = isinstance(agent, (Sequence, np.ndarray)) and not isinstance(agent, str) and np.shape(agent) != ()
+    return model, agent if several else [agent]
 
 
 def _with_unseen_agents(
@@ -80,9 +79,12 @@ def _with_unseen_agents(
     for values in covariate_array(ensemble.task, covariates).tolist():
         named = zip(ensemble.task.covariate_names, values, strict=True)
         labels.append("unseen agent, " + ", ".join(f"{name}={value!r}" for name, value in named))
-    newcomers = dict(zip(labels, covariates, strict=True))  # the same agent may have several environments
-    grown = personalize(ensemble, covariates=newcomers, covariate_map=_covariate_map(ensemble))
-    return grown, [grown.agent_index(label) for label in labels]
+    # The same agent may have several environments, and an ensemble that has grown so before, and was saved, has it.
+    known = set(ensemble.agent_labels)
+    newcomers = {label: own for label, own in zip(labels, covariates, strict=True) if label not in known}
+    if newcomers:
+        ensemble = personalize(ensemble, covariates=newcomers, covariate_map=_covariate_map(ensemble))
+    return ensemble, [ensemble.agent_index(label) for label in labels]
 
 
 @lru_cache(maxsize=8)
@@ -92,8 +94,15 @@ def _covariate_map(ensemble: Ensemble) -> CovariateMap:
 
 
 def load(model: str | Path | LearnedDynamics) -> LearnedDynamics:
-    """Return the model, or that of a file or a name."""
+    """Return the model, or that of a file or a name.
+
+    Raises:
+        InvalidArgumentError: it is none of these.
+        MissingFileError: there is no such file.
+
+    """
     if not isinstance(model, (str, Path)):
+        check_is_ensemble(model, "model")
         return model
     path = model_file(model)
     if not path.exists():

@@ -146,11 +146,11 @@ GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
 """Covariates by an agent's label: each value by its name, or all (K,) in the task's order."""
 
 
-def check_is_ensemble(ensemble: Any) -> None:
-    """Raise `InvalidArgumentError` for anything but a model, such as a path or an environment."""
+def check_is_ensemble(ensemble: Any, name: str = "ensemble") -> None:
+    """Raise `InvalidArgumentError` for anything but a model, such as an environment, given as the argument ``name``."""
     if not isinstance(ensemble, LearnedDynamics):
         raise InvalidArgumentError(
-            f"ensemble={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
+            f"{name}={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
         )
 
 
