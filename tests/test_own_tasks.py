@@ -13,6 +13,7 @@ from support import interrupt_after
 
 import persim_gym
 from persim_gym import MPCAgent, Task, Trajectories, errors, generate
+from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.joint import fit_joint
 from persim_gym.baselines.morel import fit_morel
@@ -161,10 +162,24 @@ def test_what_the_dynamics_take_for_outliers_is_learned_of_rewards():
 
 def test_other_dynamics_learn_no_reward():
     """They say so where an environment would need it; predictions they make."""
-    model = fit_cadm(own_log(), task=own_task(), progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)
+    task, log = own_task(), own_log()
+    warned = pytest.warns(RuntimeWarning, match="leaves reward and terminated to be learned, and .* learns none")
+    with warned:
+        model = fit_cadm(log, task=task, progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)
+    with warned:
+        fit_joint(log, task=task, progress=False, epochs=1, state_hidden=(8,))
     assert model.simulator(0).step(np.zeros((1, 2)), [0]).next_observations.shape == (1, 2)
     with pytest.raises(errors.InvalidArgumentError, match="leaves reward, terminated to be learned; CaDM learns none"):
         PersonalizedEnv(model)
+    with pytest.raises(errors.InvalidArgumentError, match="leaves reward, terminated to be learned; CaDM learns none"):
+        PersonalizedVectorEnv(model, 2)
+    for plan in (
+        lambda: persim_gym.MPCAgent(model.simulator(0)).predict(np.zeros(2)),
+        lambda: CaDMAgent(model).predict(np.zeros(2)),
+        lambda: persim_gym.generate(model, [0], 1, policy="random", progress=False),
+    ):
+        with pytest.raises(errors.PerSimError, match="baselines learn none: for them, give the task these functions"):
+            plan()
     with pytest.raises(errors.InvalidArgumentError, match="leaves reward, terminated to be learned, and MOReL"):
         fit_morel(own_log(), task=own_task(), progress=False)
 

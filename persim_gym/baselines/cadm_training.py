@@ -23,7 +23,7 @@ from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
 from persim_gym.training.graphs import RecordedStep
-from persim_gym.training.preparation import known_of_agents, prepared
+from persim_gym.training.preparation import known_of_agents, prepared, warn_of_outcomes
 from persim_gym.types import IntArray
 
 _PERSISTENCE = 0.99
@@ -73,6 +73,7 @@ def fit_cadm(
 
     """
     trajectories, task = prepared(trajectories, task)
+    warn_of_outcomes(task, "CaDM")
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
     where, seed = resolve_device(device), checked_seed(seed)

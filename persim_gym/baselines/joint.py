@@ -31,7 +31,7 @@ from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.graphs import RecordedStep
-from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared
+from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, warn_of_outcomes
 from persim_gym.types import IntArray
 
 
@@ -118,6 +118,7 @@ def fit_joint(
 
     """
     trajectories, task = prepared(trajectories, task)
+    warn_of_outcomes(task, "the joint network")
     settings, where = get_config(config, task.name).with_changes(**changes), resolve_device(device)
     seed = checked_seed(seed)
     saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())

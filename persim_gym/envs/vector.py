@@ -21,6 +21,7 @@ from persim_gym.errors import (
 )
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.outcomes import known_outcomes
 from persim_gym.tasks.environment import checked_options, step_limit
 from persim_gym.tasks.rules import ended
 from persim_gym.types import BoolArray, FloatArray, IntArray, Prediction
@@ -127,6 +128,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         known, agents = bind(load(model), agent, covariates)
         if len(agents) not in (1, num_envs):
             raise InvalidArgumentError(f"{len(agents)} agents were given for num_envs={num_envs} environments")
+        known_outcomes(known)  # says at once if rewards or ends of episodes are missing
         if uncertainty:
             known.known_posterior()
         self.ensemble, self.num_envs = known, num_envs

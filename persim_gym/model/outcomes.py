@@ -104,18 +104,18 @@ def bound_task(model: LearnedDynamics, agents: Sequence[int]) -> Task:
     """Return the task with the functions that were learned for it, for one agent or one agent for each row of a batch.
 
     A task that brings its own functions comes back as it is.
+
+    Raises:
+        InvalidArgumentError: the task leaves some to be learned, and the model is one that learns none.
+
     """
     task = model.task
     if not task.learned:
         return task
-    if model.outcomes is None:
-        raise InvalidArgumentError(
-            f"task {task.name} leaves {', '.join(task.learned)} to be learned; {type(model).__name__} learns none: "
-            "use PerSim's ensemble, or give the task these functions"
-        )
+    outcomes = known_outcomes(model)
     functions: dict[str, Any] = {}
     for name in task.learned:
-        outcome = model.outcomes.get(name)
+        outcome = outcomes.get(name)
         if name == "terminated":
             functions[name] = never_terminated if outcome is None else LearnedTermination(outcome, agents)
         elif outcome is not None:  # it is None while `fit` is still at the dynamics
@@ -124,6 +124,21 @@ def bound_task(model: LearnedDynamics, agents: Sequence[int]) -> Task:
     if len(agents) > 1:
         objective = replace(objective, of_agent=partial(_objective_of, model))
     return replace(task, **functions, planning_objective=objective)
+
+
+def known_outcomes(model: LearnedDynamics) -> Mapping[str, Outcome]:
+    """Return what a model has learned of what its task leaves to be learned.
+
+    Raises:
+        InvalidArgumentError: the task leaves something, and the model is one that learns none.
+
+    """
+    if model.outcomes is None and model.task.learned:
+        raise InvalidArgumentError(
+            f"task {model.task.name} leaves {', '.join(model.task.learned)} to be learned; {type(model).__name__} "
+            "learns none: use PerSim's ensemble, or give the task these functions"
+        )
+    return model.outcomes or {}
 
 
 def _objective_of(model: LearnedDynamics, agent: int) -> PlanningObjective:

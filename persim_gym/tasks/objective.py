@@ -23,7 +23,8 @@ class ToLearn:
     def __call__(self, *columns: Any) -> Any:
         raise PerSimError(
             "this task has no such function of its own; fit learns it, and the tasks of its simulators have it "
-            "(ensemble.simulator(agent).task)"
+            "(ensemble.simulator(agent).task). The models of persim_gym.baselines learn none: for them, give the task "
+            "these functions"
         )
 
     def __reduce__(self) -> str:

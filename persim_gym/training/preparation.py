@@ -47,6 +47,15 @@ def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
     return found
 
 
+def warn_of_outcomes(task: Task, method: str) -> None:
+    """Warn that a method which learns the dynamics only leaves open what the task leaves to be learned."""
+    if task.learned:
+        warn_user(
+            f"task {task.name} leaves {' and '.join(task.learned)} to be learned, and {method} learns none: the model "
+            "can be stepped and its errors measured, but for environments and planners give the task these functions"
+        )
+
+
 def split(count: int, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
     """Return the rows to learn from and a random ``fraction`` to hold out, each in order."""
     held = int(count * fraction)
