@@ -353,6 +353,24 @@ def test_own_functions(tmp_path, registry, run_python):
             persim_gym.load(path)
 
 
+def test_a_reference_is_not_needed_where_everything_was_learned(tmp_path):
+    """Where it cannot be imported, the file has all; only another task by that reference is refused."""
+    task = own_task(name="Treacle", reference="no_such_module:TASK")
+    log = costing(own_log(episodes=3))
+    model = persim_gym.fit(log, task=task, config=CONFIG.with_changes(epochs=1), progress=False)
+    model.save(tmp_path / "treacle.persim")
+    loaded = persim_gym.load(tmp_path / "treacle.persim")
+    assert loaded.task.to_json() == task.to_json()
+    step = loaded.simulator(0).step(log.observations[:2], log.actions[:2])
+    np.testing.assert_array_equal(step.next_observations, model.simulator(0).step(
+        log.observations[:2], log.actions[:2]).next_observations)  # fmt: skip
+    dataclasses.replace(model, task=dataclasses.replace(task, reference="persim_gym.tasks.cart_pole:TASK")).save(
+        tmp_path / "treacle.persim"
+    )
+    with pytest.raises(errors.PerSimError, match="not the task Treacle"):
+        persim_gym.load(tmp_path / "treacle.persim")
+
+
 def test_registering_an_ensemble_makes_its_task_known(tmp_path, registry, known_tasks, monkeypatch):
     """In the session that has its functions the ids work at once."""
     monkeypatch.setenv("PERSIM_HOME", str(tmp_path))

@@ -183,7 +183,8 @@ class Ensemble(LearnedDynamics):
         Args:
             path: the file.
             task: the task it must be for. If not given, it is the known one of the name in the file; else what the
-                file's reference to a module has; else, where reward and termination were learned, made from the file.
+                file's reference to a module has; else, or where that cannot be imported, made from the file, if the
+                task has no functions.
 
         Raises:
             MissingFileError: there is no such file.

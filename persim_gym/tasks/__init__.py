@@ -178,26 +178,33 @@ def task_of_file(path: str | Path, document: Mapping[str, Any], task: str | Task
 def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
     """Return the task of an ensemble's file: the known one, the one it refers to, or one made from its definition.
 
+    The last is made also where the reference cannot be imported, if the definition is all that simulating needs.
+
     Args:
         name: in the file.
         definition: `Task.to_json` in the file, if it has one.
 
     Raises:
         UnknownNameError: the task has functions that no file can hold, and no reference to where they are.
-        PerSimError: what the reference names cannot be imported, or is not that task.
+        PerSimError: what the reference names is another task, or cannot be imported although the task has functions.
 
     """
     if name in _TASKS or definition is None:
         return get_task(name)
-    reference = definition["reference"]
-    if reference is not None:
-        found = import_task(reference)
-        if found.name != name:
-            raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
-        return found
     # What can be seen or drawn only in the true system is not missed; files of earlier versions do not name functions.
     given = [what for what in ("planning_objective", "initial_observations") if what in definition.get("functions", ())]
     own = [*(what for what in ("reward", "terminated") if what not in definition["learned"]), *given]
+    reference = definition["reference"]
+    if reference is not None:
+        try:
+            found = import_task(reference)
+        except PerSimError:
+            if own:
+                raise
+            return Task.from_json(definition)
+        if found.name != name:
+            raise PerSimError(f"{reference!r} is {found!r}, not the task {name}")
+        return found
     if own:
         raise UnknownNameError(
             f"task {name!r} has functions of its own ({', '.join(own)}), which no file holds: give task=, call "
