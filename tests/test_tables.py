@@ -139,6 +139,45 @@ def test_several_episodes_with_terminal_states_need_their_column():
     assert log.next_observations[log.terminated].tolist() == [[99]] and len(log) == 6
 
 
+def test_a_gap_after_the_terminal_state_begins_an_episode():
+    """Without a column of episodes; a gap before that state loses it."""
+    table = pandas.DataFrame({"agent": "a", "t": [0, 1, 2, 10, 11, 12, 13], "x": np.arange(7.0), "action": 0})
+    roles = {"observations": ["x"], "time": "t", "gaps": "split", "terminated": "done"}
+    table["done"] = table.t == 1
+    log = from_dataframe(table, **roles)
+    assert log.episode_starts.tolist() == [0, 2] and log.observations[:, 0].tolist() == [0, 1, 3, 4, 5]
+    assert log.next_observations[log.terminated].tolist() == [[2]] and np.flatnonzero(log.truncated).tolist() == [4]
+    table["done"] = table.t == 2
+    with pytest.warns(RuntimeWarning, match="terminated is true in 1 rows"):
+        assert from_dataframe(table, **roles).episode_starts.tolist() == [0, 2]
+    with pytest.raises(errors.InvalidDataError, match="row 2 is terminated, but"):
+        from_dataframe(table, **{**roles, "gaps": "error"})
+    table["done"] = False
+    with pytest.raises(errors.InvalidDataError, match="no two rows are time_step=0.5"):  # not: all are episodes
+        from_dataframe(table, **roles, time_step=0.5)
+
+
+def test_times_in_a_file(tmp_path):
+    """As text in the form of ISO 8601, also with zones; labels stay as they are written."""
+    hours = ["2023-05-22 08:00:00", "2023-05-22 20:00:00", "2023-05-23 20:00:00", "2023-05-24 10:00:00+02:00"]
+    table = pandas.DataFrame({"agent": "0324", "when": hours, "x": np.arange(4.0), "action": 0})
+    table.to_csv(tmp_path / "visits.csv", index=False)
+    roles = {"observations": ["x"], "time": "when", "gaps": "split"}
+    for given in (tmp_path / "visits.csv", table):
+        for step in ("12h", pandas.Timedelta("12h")):
+            log = from_dataframe(given, **roles, time_step=step)
+            assert log.agent_labels == ("0324",) and log.observations[:, 0].tolist() == [0, 2]
+    with pytest.raises(errors.InvalidDataError, match="'2023-05-22 08:00:00'; give numbers or, with time_step='1h'"):
+        from_dataframe(table, **roles)
+    table.loc[2, "when"] = "23.5.2023"
+    with pytest.raises(
+        errors.InvalidDataError, match=r"'23.5.2023' in row 2, which is no time such as .* \(1 such rows"
+    ):
+        from_dataframe(table, **roles, time_step="12h")
+    with pytest.raises(errors.InvalidArgumentError, match="time_step='a while' must be above 0"):
+        from_dataframe(table, **roles, time_step="a while")
+
+
 @pytest.mark.parametrize("time", [None, "step"])
 def test_the_advised_sort_keeps_the_order_of_time(time):
     """Of a log of all machines, step by step: the message's own call, run, gives the true transitions."""

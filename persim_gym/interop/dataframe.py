@@ -13,6 +13,7 @@ from persim_gym.data.log_checks import check_log
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.interop.table_clock import Clock
 from persim_gym.interop.table_files import import_pandas, read_table
 from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers
 from persim_gym.tasks import Task, get_task, task_names
@@ -63,8 +64,9 @@ def from_dataframe(
         agent_labels: (N,) all labels in the order that the agents' indices shall have; that of their first rows if not
             given.
         episode: column that tells an agent's episodes apart.
-        time: column of numbers or of times, by which the order of the rows is checked.
-        time_step: difference of ``time`` from row to row: a number, or a `pandas.Timedelta`.
+        time: column of numbers or of times, by which the order of the rows is checked. Times may be text such as
+            "2026-01-31 08:00" (ISO 8601).
+        time_step: difference of ``time`` from row to row: a number or, for times, a `pandas.Timedelta` or "12h".
         gaps: where ``time`` goes on by more than a step: "error", or "split" to begin a new episode there; a row
             between two gaps, which then has no next row, is dropped.
         reward: column; rewards are zero without it.
@@ -111,9 +113,8 @@ def from_dataframe(
         )
     rows = TableRows(frame, agent, single_agent, agent_labels, episode, time)
     with_last = next_observations is None
-    starts = rows.episode_starts(terminated, truncated, with_last=with_last)
-    if time is not None:
-        starts = rows.checked_order(starts, time, time_step, split=gaps == "split", with_last=with_last)
+    clock = None if time is None else Clock(frame, time, time_step)
+    starts = rows.episode_starts(terminated, truncated, clock, split=gaps == "split", with_last=with_last)
     spare = None
     if with_last:
         spare = np.zeros(len(frame), bool)

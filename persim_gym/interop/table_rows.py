@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +11,9 @@ from persim_gym.data.episode_bounds import begins_of
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
 from persim_gym.user_warnings import warn_user
+
+if TYPE_CHECKING:
+    from persim_gym.interop.table_clock import Clock
 
 _ROUNDING = 1e-3
 """States that differ by less than this part of a coordinate's range are the same, however they were rounded."""
@@ -44,7 +46,7 @@ class TableRows:
                 f"if all rows are of one agent. It has {', '.join(map(repr, frame.columns))}"
             )
         else:
-            named = [str(label) for label in _column(frame, agent).tolist()]
+            named = [str(label) for label in column_of(frame, agent).tolist()]
         found = tuple(dict.fromkeys(named))
         self.labels = found if labels is None else tuple(map(str, labels))
         position = {label: index for index, label in enumerate(self.labels)}
@@ -57,15 +59,42 @@ class TableRows:
         self.agents = np.array([position[label] for label in named], np.int64)
         self._episodes = np.zeros(len(frame), np.int64)
         if episode is not None:
-            self._episodes = import_pandas().factorize(_column(frame, episode))[0]
+            self._episodes = import_pandas().factorize(column_of(frame, episode))[0]
         order = [name for name in (agent, episode, time) if name in frame.columns]
         self._hint = f"sort them first, table.sort_values({order}, kind='stable')"  # else equal keys lose their order
 
-    def episode_starts(self, terminated: str | None, truncated: str | None, *, with_last: bool) -> np.ndarray:
-        """Return the rows (E,) at which episodes begin; ``with_last`` as in `begins_of`."""
+    def episode_starts(
+        self, terminated: str | None, truncated: str | None, clock: Clock | None, *, split: bool, with_last: bool
+    ) -> np.ndarray:
+        """Return the rows (E,) at which episodes begin, after a check that each goes on step by step.
+
+        Args:
+            terminated: column of flags.
+            truncated: column of flags.
+            clock: which tells the order of the rows, if one does.
+            split: whether an episode begins where steps are missing, which is refused otherwise.
+            with_last: as in `begins_of`.
+
+        """
         keys = np.stack([self.agents, self._episodes], axis=1)
         change = np.ones(len(keys), bool)
         change[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+        self._check_together(keys, change)
+        gaps = np.zeros(len(keys), bool) if clock is None or not split else clock.gaps & ~change
+        spare = np.ones(len(change), bool) if with_last else None  # which rows are the last ones is not known yet
+        ends = [
+            np.zeros(len(change), bool) if name is None else flags(self._frame, name, spare)
+            for name in (terminated, truncated)
+        ]
+        starts = begins_of(change | gaps, *ends, with_last=with_last)
+        if clock is not None:
+            inner = np.ones(len(keys), bool)
+            inner[starts] = False
+            self._check_order(clock, inner | gaps, split=split, with_last=with_last)
+        return starts
+
+    def _check_together(self, keys: np.ndarray, change: np.ndarray) -> None:
+        """Raise `InvalidDataError` where rows of others stand between those of one agent's episode, its key (T, 2)."""
         blocks = keys[change]
         if len(np.unique(blocks, axis=0)) < len(blocks):
             seen: set[tuple[int, ...]] = set()
@@ -76,61 +105,39 @@ class TableRows:
                         f"episode must stand together; {self._hint}"
                     )
                 seen.add(key)
-        spare = np.ones(len(change), bool) if with_last else None  # which rows are the last ones is not known yet
-        ends = [
-            np.zeros(len(change), bool) if name is None else flags(self._frame, name, spare)
-            for name in (terminated, truncated)
-        ]
-        return begins_of(change, *ends, with_last=with_last)
 
-    def checked_order(
-        self, starts: np.ndarray, time: str, time_step: Any, *, split: bool, with_last: bool
-    ) -> np.ndarray:
-        """Return the episodes' first rows, after a check that ``time`` goes on step by step within each.
+    def _check_order(self, clock: Clock, inner: np.ndarray, *, split: bool, with_last: bool) -> None:
+        """Raise `InvalidDataError` unless each row that goes on with an episode (T,) is a step after the one before.
 
-        With ``split`` episodes begin after gaps, too; ``with_last``, as in `begins_of`, needs two rows without one.
+        With ``split`` it may be later; ``with_last``, as in `begins_of`, needs two rows that are not.
         """
-        column = _clock(self._frame, time, time_step)
-        inner = np.ones(len(column), bool)
-        inner[starts] = False
-        difference = column.diff()
-        try:
-            steps = (difference / time_step).to_numpy(np.float64)
-        except TypeError as error:
-            raise InvalidArgumentError(
-                f"time_step={time_step!r} does not fit column {time!r}; for times give a pandas.Timedelta"
-            ) from error
-        steps = np.where(inner, steps, 1.0)
-        rounding = 1e-6
-        if column.dtype.kind == "f":  # seconds since 1970 tell no more than some ten millionths
-            rounding = max(rounding, 4 * float(np.spacing(np.abs(column.to_numpy()).max())) / float(time_step))
+        steps = np.where(inner, clock.steps, 1.0)
         for wrong, message in (
             (steps == 0, "two rows have the same time; drop one of them or take their mean"),
             (steps < 0, f"rows are out of order; {self._hint}"),
         ):
-            self._refuse(wrong, time, message)
-        commonest = difference[inner].mode().iloc[0] if inner.any() else time_step
-        commonest = f"pandas.Timedelta('{commonest}')" if column.dtype.kind in "Mm" else f"{commonest:.12g}"
-        if inner.any() and not (np.abs(steps[inner] - 1) <= rounding).any() and (with_last or not split):
+            self._refuse(wrong, clock.column, message)
+        commonest = clock.commonest(inner)
+        exact = np.abs(steps[inner] - 1) <= clock.rounding
+        if inner.any() and not exact.any() and (with_last or not split):
             raise InvalidDataError(
-                f"no two rows are time_step={time_step!r} of {time!r} apart; the commonest difference is "
+                f"no two rows are time_step={clock.time_step!r} of {clock.column!r} apart; the commonest difference is "
                 f"time_step={commonest}: give that, or round the times first if they vary around a step"
             )
         self._refuse(
-            steps < 1 - rounding,
-            time,
-            f"the step is less than time_step={time_step!r}; the commonest is {commonest}: round the times first, or "
-            "leave the row out",
+            steps < 1 - clock.rounding,
+            clock.column,
+            f"the step is less than time_step={clock.time_step!r}; the commonest is {commonest}: round the times "
+            "first, or leave the row out",
         )
-        gaps = np.flatnonzero(steps > 1 + rounding)
+        missing = inner & clock.gaps
         if not split:
             self._refuse(
-                steps > 1 + rounding,
-                time,
-                f"steps are missing ({len(gaps)} such places); fill them in, or give gaps='split' to begin a new "
+                missing,
+                clock.column,
+                f"steps are missing ({missing.sum()} such places); fill them in, or give gaps='split' to begin a new "
                 "episode after each",
             )
-        return np.union1d(starts, gaps)
 
     def constants(self, names: Sequence[str]) -> np.ndarray:
         """Return covariates (N, K), which have one value for each agent."""
@@ -156,25 +163,7 @@ class TableRows:
             raise InvalidDataError(f"{time!r} of agent {label!r} goes from {before} to {after} in row {row}: {message}")
 
 
-def _clock(frame: Any, time: str, time_step: Any) -> Any:
-    """Return a column of numbers or times whose differences ``time_step`` can measure."""
-    column = _column(frame, time)
-    if column.dtype.kind not in "iufMm":
-        raise InvalidDataError(f"column {time!r} holds {column.iloc[0]!r}; give numbers or times (pandas.to_datetime)")
-    if column.dtype.kind in "Mm" and isinstance(time_step, Real):
-        raise InvalidArgumentError(f"column {time!r} holds times: give time_step=pandas.Timedelta('1h') or the like")
-    try:
-        forward = bool(time_step > type(time_step)(0))
-    except (TypeError, ValueError):  # no length of time, such as None or a month, which may be of any
-        forward = False
-    if not forward:
-        raise InvalidArgumentError(f"time_step={time_step!r} must be above 0: a number, or a pandas.Timedelta")
-    if column.dtype.kind == "u":  # differences of numbers without a sign wrap around
-        column = column.astype(np.float64)
-    return column
-
-
-def _column(frame: Any, name: str, spare: np.ndarray | None = None, hint: str | None = None) -> Any:
+def column_of(frame: Any, name: str, spare: np.ndarray | None = None, hint: str | None = None) -> Any:
     """Return a column without missing values; in ``spare`` rows (T,), if given, any other value stands in for them.
 
     The error of one with missing values says what to do: ``hint``, if given.
@@ -205,14 +194,14 @@ def _column(frame: Any, name: str, spare: np.ndarray | None = None, hint: str | 
 def numbers(
     frame: Any, names: Sequence[str], spare: np.ndarray | None = None, *, hint: str | None = None
 ) -> np.ndarray:
-    """Return columns (T, …) of numbers; ``spare`` rows (T,) and ``hint`` are those of `_column`."""
+    """Return columns (T, …) of numbers; ``spare`` rows (T,) and ``hint`` are those of `column_of`."""
     if isinstance(names, str):
         raise InvalidArgumentError(f"give a list of columns, [{names!r}]")
     columns = []
     for place, name in enumerate(names):
         if name in names[:place]:
             raise InvalidArgumentError(f"column {name!r} is given twice in {list(names)}")
-        column = _column(frame, name, spare, hint)
+        column = column_of(frame, name, spare, hint)
         if column.dtype.kind not in "fiub":
             raise InvalidDataError(_no_number(name, column))
         columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
@@ -253,7 +242,7 @@ def whole_numbers(frame: Any, name: str, spare: np.ndarray | None = None) -> np.
 
 def flags(frame: Any, name: str, spare: np.ndarray | None = None) -> np.ndarray:
     """Return a column (T,) of truth values; in ``spare`` rows (T,), if given, a missing one is false."""
-    given = _column(frame, name, spare)
+    given = column_of(frame, name, spare)
     there = frame[name].notna().to_numpy()
     if given.dtype.kind not in "fiub":
         if not all(isinstance(value, (bool, np.bool_)) for value in given.tolist()):
