@@ -7,7 +7,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from support import random_ensemble
 
+import persim_gym
 from persim_gym import MLPPolicy, collect, errors, get_task, storage
 from persim_gym.collection.policies import RandomPolicy, as_policy
 
@@ -102,6 +104,22 @@ def test_what_can_be_a_policy():
     for wrong in ("greedy", 3):
         with pytest.raises(errors.InvalidArgumentError, match="policy"):
             as_policy(wrong, task)
+
+
+def test_a_predict_of_other_arguments_is_refused_at_once():
+    """It is called with a state and more, by position and by name."""
+
+    class Named:
+        def predict(self, obs, **others):
+            return np.zeros(len(obs), int)
+
+    class Late:
+        def predict(self, obs, state=None, episode_start=None, *, deterministic=True):
+            return np.zeros(len(obs), int), state
+
+    for policy in (Named(), Late()):
+        with pytest.raises(errors.InvalidArgumentError, match=r"predict\(obs.* of (Named|Late) does not take .* \("):
+            persim_gym.generate(random_ensemble("CartPole"), [0], 1, policy, progress=False)
 
 
 def test_the_seed_decides_what_a_policy_draws():

@@ -32,8 +32,9 @@ def collect(
     Args:
         task: the task or its name.
         policy: one of the paper's four, "pure", "pure-eps-20", "pure-eps-40" or "random"
-            (`persim_gym.collection.logging_policies`), an object with Stable-Baselines3's `predict`, or a function from
-            observations (B, D) to actions. It sees all agents that still run, and nothing of their covariates.
+            (`persim_gym.collection.logging_policies`), an object with Stable-Baselines3's `predict`
+            (`persim_gym.types.Policy`), or a function from observations (B, D) to actions. It sees all agents that
+            still run, and nothing of their covariates.
         num_agents: N, 500 if not given. The first agents are the task's test agents, the others are drawn from the
             covariates' ranges.
         seed: of the agents, the initial states and the random actions.

@@ -177,6 +177,23 @@ def _takes_observations_only(predict: Callable[..., Any]) -> bool:
     return len(parameters) == 1 and all(parameter.kind not in several for parameter in parameters)
 
 
+def _check_takes_state(policy: Any) -> None:
+    """Raise `InvalidArgumentError` unless `predict` can be called as that of `Policy` is, by position or name."""
+    try:
+        signature = inspect.signature(policy.predict)
+    except (TypeError, ValueError):  # none is known of a compiled function
+        return
+    try:
+        signature.bind(None, None, None, True)
+        signature.bind(None, None, None, deterministic=True)
+    except TypeError as error:
+        raise InvalidArgumentError(
+            f"predict{signature} of {type(policy).__name__} does not take the arguments of "
+            f"predict(observations, state, episode_start, deterministic=True) ({error}): let it take these and return "
+            "actions and the state, or give a function of observations alone, lambda observations: …"
+        ) from error
+
+
 def action_seed(seed: int, agent: int = 0) -> int:
     """Return the seed of a policy's random actions where ``[seed, agent]`` is that of the initial states."""
     return int(np.random.SeedSequence([seed, agent, 2]).generate_state(1)[0])
@@ -214,12 +231,14 @@ def check_sees_observations(model: Any) -> None:
 def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, seed: int = 0) -> Policy:
     """Return something with `predict` from "random", an object that has it, or a function of observations.
 
-    An object's `predict` is Stable-Baselines3's, or d3rlpy's, which takes observations and returns actions. One that
-    also has `reseeded` is asked for a copy that draws its random numbers from the seed: what it does then depends on no
-    earlier use. Others draw on from where they are.
+    An object's `predict` is Stable-Baselines3's, ``predict(observations, state, episode_start, deterministic=True)``,
+    which returns actions and the state (`Policy`), or d3rlpy's, ``predict(observations)``, which returns actions. One
+    that also has `reseeded` is asked for a copy that draws its random numbers from the seed: what it does then depends
+    on no earlier use. Others draw on from where they are.
 
     Raises:
-        InvalidArgumentError: none of these, or a model that was trained on normalized observations.
+        InvalidArgumentError: none of these, a `predict` that takes other arguments, or a model that was trained on
+            normalized observations.
 
     """
     if isinstance(policy, str):
@@ -230,7 +249,10 @@ def as_policy(policy: str | Policy | Callable[[FloatArray], Any], task: Task, se
         check_sees_observations(policy)
         actor: Any = policy
         actor = actor.reseeded(seed) if hasattr(actor, "reseeded") else actor
-        return FunctionPolicy(actor.predict) if _takes_observations_only(actor.predict) else actor
+        if _takes_observations_only(actor.predict):
+            return FunctionPolicy(actor.predict)
+        _check_takes_state(actor)
+        return actor
     if callable(policy):
         return FunctionPolicy(policy)
     raise InvalidArgumentError(f"policy {policy!r} is neither a name, nor a function, nor an object with predict()")
