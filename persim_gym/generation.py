@@ -22,6 +22,7 @@ from persim_gym.tasks.rules import ended
 from persim_gym.terminal import ProgressBar
 from persim_gym.threads import numpy_in_one_thread
 from persim_gym.types import FloatArray, IntArray, Policy
+from persim_gym.user_warnings import warn_user
 
 POLICIES = ("plan", "mpc", "value_iteration", "random")
 STARTS = ("log", "spread", "task")
@@ -54,8 +55,9 @@ def generate(
         episodes_per_agent: number of episodes per agent.
         policy: "plan", the paper's way (section F.4): search from the simulated state, apply the whole best sequence,
             search again; "mpc": apply its first action only; "value_iteration": solve each agent's whole episode once,
-            where states are small and actions few; "random"; an object with `predict`, Stable-Baselines3's or
-            d3rlpy's; or a function from observations (B, D) to actions.
+            where states are small and actions few; "random"; an object with Stable-Baselines3's `predict`
+            (`persim_gym.types.Policy`) or d3rlpy's, `predict(observations)`; or a function from observations (B, D) to
+            actions.
         starts: first states: "log", drawn from the first states of the log's episodes; "spread", those of them that lie
             farthest apart, the same for every agent; "task", drawn by the task; or the states themselves, (D,),
             (episodes, D) or (agents, episodes, D).
@@ -70,7 +72,7 @@ def generate(
 
     Returns:
         Trajectories of these agents, whose provenance has ``"synthetic": True``, the policy, and what the simulators
-        learned from.
+        learned from. An agent of whom no episode has a step is left out, with a warning.
 
     Raises:
         UnknownNameError: there is no such agent.
@@ -79,7 +81,7 @@ def generate(
         InvalidStateError: first states of another shape, not finite, or outside the observation space.
         InvalidActionError: the policy gives an action that the task does not have.
         NonFiniteReturnError: all candidates of a plan diverge.
-        PerSimError: no episode of an agent has a step that is finite and within ``max_disagreement``.
+        PerSimError: no episode has a step that is finite and within ``max_disagreement``.
 
     """
     check_is_ensemble(ensemble)
@@ -91,18 +93,20 @@ def generate(
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
     bound, size = max_disagreement, ensemble.task.observation_size
     bound = None if bound is None else by_coordinate("max_disagreement", bound, size, above=True)
-    run = _Run(ensemble, np.repeat(indices, episodes_per_agent), aggregate, device, bound)
+    acting = np.repeat(indices, episodes_per_agent)
+    run = _Run(ensemble, acting, aggregate, device, bound)
     columns = run.record(first, act, limit, np.random.default_rng(end_seed), progress)
     episodes = columns.pop("agents")
     labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
-    _check_all_there(np.unique(episodes) // episodes_per_agent, labels, max_disagreement)
+    there = _agents_there(episodes // episodes_per_agent, labels, max_disagreement)
+    indices, labels = indices[there], [labels[place] for place in there]
     begins = np.append(0, np.flatnonzero(np.diff(episodes)) + 1)
     task, covariates = ensemble.task, None if ensemble.covariates is None else ensemble.covariates[indices]
     if covariates is not None and not np.isfinite(covariates).all():
         covariates = None  # a log has those of all its agents or none, and some newcomers' are not known
     return Trajectories.from_arrays(
         **columns,
-        agents=episodes // episodes_per_agent,
+        agents=np.searchsorted(there, episodes // episodes_per_agent),
         agent_labels=labels,
         episode_starts=begins,
         covariates=covariates,
@@ -112,7 +116,7 @@ def generate(
             **_provenance(ensemble, policy, planner, starts, max_disagreement),
             "seed": seed,
             "episodes_cut": run.num_cut,
-            "episodes_empty": len(indices) * episodes_per_agent - len(begins),
+            "episodes_empty": len(acting) - len(begins),
         },
     )
 
@@ -291,10 +295,19 @@ def _spread(states: FloatArray, count: int) -> FloatArray:
     return states[np.resize(chosen, count)]
 
 
-def _check_all_there(present: IntArray, labels: Sequence[str], max_disagreement: Any) -> None:
-    missing = sorted(set(range(len(labels))) - set(present.tolist()))
-    if missing:
-        raise PerSimError(
-            f"agent {labels[missing[0]]!r} has no step to record: already the first one diverges, or the members "
-            f"disagree on it by more than max_disagreement={max_disagreement}"
+def _agents_there(present: IntArray, labels: Sequence[str], max_disagreement: Any) -> IntArray:
+    """Return the places (n,) of the agents of whom there are steps (T,); warns of others, raises if there is none."""
+    there = np.unique(present)
+    why = (
+        "already the first one diverges, or the members disagree on it by more than "
+        f"max_disagreement={max_disagreement}: allow more, or give other starts"
+    )
+    if len(there) == 0:
+        raise PerSimError(f"no agent has a step to record: {why}")
+    missing = np.setdiff1d(np.arange(len(labels)), there)
+    if len(missing):
+        warn_user(
+            f"agent {labels[missing[0]]!r} is left out ({len(missing)} of {len(labels)} agents), as it has no step to "
+            f"record: {why}"
         )
+    return there

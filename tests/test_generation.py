@@ -159,11 +159,27 @@ def test_episodes_are_cut_where_members_disagree(walk):
     disagreement = 0.1 * log.observations[:, 0] / 2
     assert (disagreement <= 0.2).all() and 0.1 * log.next_observations[-1, 0] / 2 > 0.2
     assert log.truncated.tolist() == [False] * (len(log) - 1) + [True] and log.provenance["episodes_cut"] == 1
-    with pytest.raises(errors.PerSimError, match="agent '1' has no step to record.*max_disagreement=0.01"):
+    with pytest.raises(errors.PerSimError, match="no agent has a step to record.*max_disagreement=0.01"):
         quiet(ensemble, [1], 1, up, starts="task", max_disagreement=0.01)
     partly = quiet(ensemble, [1], 3, up, starts=[[1, 0], [2, 0], [9, 0]], max_disagreement=0.2)
     assert partly.num_episodes == 2 and partly.provenance["episodes_empty"] == 1
     assert partly.provenance["episodes_cut"] == 3  # each at another step
+
+
+def test_an_agent_without_a_step_is_left_out(cart_pole):
+    """With a warning; the others are what they are without it, and keep their own labels and covariates."""
+    reach = 2 * cart_pole.simulator(agents=[5, 3]).step(np.zeros((2, 4)), np.ones(2, int)).disagreement.max(axis=0)
+    parameters = {name: array.copy() for name, array in cart_pole.parameters.items()}
+    parameters["agent.weight"][0, 1] += 100.0
+    ensemble = replace(cart_pole, parameters=parameters)
+    settings = {"starts": np.zeros(4), "max_disagreement": reach, "max_episode_steps": 1}
+    with pytest.warns(RuntimeWarning, match=r"agent '1' is left out \(1 of 3 agents\), as it has no step"):
+        log = quiet(ensemble, [5, 1, 3], 2, lambda observations: np.ones(len(observations), int), **settings)
+    assert log.agent_labels == ("5", "3") and log.agents.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(log.covariates, ensemble.covariates[[5, 3]])
+    following = ensemble.simulator(agents=[5, 5, 3, 3]).step(log.observations, log.actions).next_observations
+    np.testing.assert_allclose(log.next_observations, following, atol=1e-6)
+    assert log.provenance["episodes_empty"] == 2
 
 
 def _fields(ensemble):
