@@ -467,6 +467,7 @@ SEEDED = {
     "calibrate": lambda seed: persim_gym.calibrate(WALK, small_log(), seed=seed),
     "collect": lambda seed: collect("CartPole", num_agents=1, seed=seed),
     "fit": lambda seed: fit_tiny(small_log(), seed=seed),
+    "Trajectories.split": lambda seed: small_log().split(0.5, by="agent", seed=seed),
     "fit_covariate_map": lambda seed: persim_gym.fit_covariate_map(WALK, seed=seed),
     "forecast": lambda seed: persim_gym.forecast(WALK, 0, np.zeros((1, 2)), [[0]], seed=seed),
     "generate": lambda seed: persim_gym.generate(WALK, [0], 1, "random", seed=seed, progress=False),

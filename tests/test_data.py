@@ -101,6 +101,70 @@ def test_select(log):
     assert len(log.select([1])) == 2
 
 
+def rows_of(*logs):
+    """All that is in the rows of logs, but for cuts, in one order: labels, observations, actions, and what followed."""
+    return sorted(
+        (part.agent_labels[part.agents[row]], *(np.ravel(getattr(part, name)[row]).tolist() for name in COLUMNS[1:6]))
+        for part in logs
+        for row in range(len(part))
+    )
+
+
+def test_split_by_time(log):
+    """The last rows of each agent; the episode that is cut is truncated there, and no transition is lost."""
+    kept, held_out = log.split(0.4)
+    assert kept.agent_labels == held_out.agent_labels == ("b", "a") and kept.provenance == log.provenance
+    assert kept.rewards.tolist() == [1, 2, 5] and held_out.rewards.tolist() == [3, 4, 6]
+    assert kept.episode_starts.tolist() == [0, 2] and held_out.episode_starts.tolist() == [0, 1, 2]
+    assert kept.truncated.tolist() == [False, True, True] and not kept.terminated.any()
+    assert held_out.truncated.tolist() == [False, True, True] and held_out.terminated.tolist() == [True, False, False]
+    for fraction in (0.01, 0.25, 0.6, 0.99):
+        parts = log.split(fraction)
+        assert rows_of(*parts) == rows_of(log)
+        for part in parts:
+            part._validate()
+            assert part.num_agents == 2
+    assert len(log.split(0.25)[1]) == 2 and len(log.split(0.99)[0]) == 2
+    assert not log.truncated[1]  # the log itself stays as it is
+
+
+def test_split_by_episode(log):
+    """An agent with a single one is in the log to learn from only; labels and covariates stay with their agents."""
+    swapped = log.select(["a", "b"])
+    kept, held_out = swapped.split(0.9, by="episode")
+    assert kept.agent_labels == ("a", "b") and kept.rewards.tolist() == [5, 6, 1, 2, 3]
+    assert held_out.agent_labels == ("b",) and held_out.rewards.tolist() == [4] and held_out.agents.tolist() == [0]
+    assert held_out.covariates.tolist() == [[0.5]] and kept.covariates.tolist() == [[0.25], [0.5]]
+    np.testing.assert_array_equal(np.append(kept.truncated, held_out.truncated), swapped.truncated)
+    assert rows_of(kept, held_out) == rows_of(log)
+
+
+def test_split_by_agent():
+    """Drawn by the seed, each in one of the logs, by time and its own label in both."""
+    agents = np.repeat([f"agent {index}" for index in range(20)], 3)
+    log = Trajectories.from_arrays(
+        agents=agents, observations=np.arange(60.0)[:, None], actions=[0] * 60, provenance={"synthetic": True}
+    )
+    parts = {seed: log.split(0.3, by="agent", seed=seed) for seed in (0, 1)}
+    for kept, held_out in parts.values():
+        assert (kept.num_agents, held_out.num_agents) == (14, 6) and rows_of(kept, held_out) == rows_of(log)
+        assert sorted(kept.agent_labels + held_out.agent_labels) == sorted(log.agent_labels)
+        assert kept.provenance["synthetic"] is held_out.provenance["synthetic"] is True
+    assert parts[0][1].digest == log.split(0.3, by="agent")[1].digest != parts[1][1].digest
+
+
+def test_what_cannot_be_split(log):
+    for fraction in (0, 1, -0.1, "half", np.nan):
+        with pytest.raises(errors.InvalidArgumentError, match=f"fraction={fraction!r}"):
+            log.split(fraction)
+    with pytest.raises(errors.InvalidArgumentError, match="by='row' must be one of time, episode, agent"):
+        log.split(0.5, by="row")
+    single = Trajectories.from_arrays(agents=[0], observations=[[0.0]], actions=[0], next_observations=[[1.0]])
+    for by, needed in (("time", "several transitions"), ("episode", "several episodes"), ("agent", "second agent")):
+        with pytest.raises(errors.InvalidDataError, match=f"nothing can be held out by='{by}'.* no .*{needed}"):
+            single.split(0.5, by=by)
+
+
 def test_concatenate(log):
     """What was taken apart fits together again; a label is one agent wherever it appears."""
     parts = [log.select(["b"]), log.select(["a"]), log.select(["b"])]

@@ -12,6 +12,7 @@ from persim_gym import errors, log_error
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.cli.app import _measured_along
 from persim_gym.envs import PersonalizedEnv
+from persim_gym.evaluation.log_errors import LogError, mean_over_agents
 from persim_gym.evaluation.records import to_records
 
 
@@ -78,6 +79,17 @@ def test_other_dynamics_and_members_that_diverge(cart_pole_log):
     assert log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio == np.inf  # last when sorted, unlike NaN
 
 
+def test_the_mean_over_agents():
+    """Of ratios that there are; a simulator that diverges is not hidden."""
+    still, moving = (
+        LogError("a", ratio=np.nan, rmse=(1.0, 2.0), unchanged=(0.0, 0.0), segments=1, steps=3),
+        LogError("b", ratio=0.5, rmse=(3.0, 6.0), unchanged=(1.0, 2.0), segments=2, steps=9),
+    )
+    assert mean_over_agents([still, moving]) == LogError("all agents", 0.5, (2.0, 4.0), (0.5, 1.0), 3, 12)
+    assert np.isnan(mean_over_agents([still]).ratio)
+    assert mean_over_agents([moving, replace(moving, ratio=np.inf)]).ratio == np.inf
+
+
 def test_progress_is_shown_if_asked_for(capsys):
     walk, log = perfect_walk_ensemble(walk_task()), persim_gym.collect(walk_task(), num_agents=3, seed=0)
     assert log_error(walk, log) == log_error(walk, log, progress=True)
@@ -108,6 +120,9 @@ main()
     assert "errors along log.st, up to 5 steps" in printed and "unchanged" in printed
     records = json.loads((tmp_path / "out.json").read_text())
     expected = log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=5)
+    last = next(line for line in printed.splitlines() if "all agents" in line)
+    assert last.split()[2] == f"{np.mean([row.ratio for row in expected]):.4g}"
+    assert last.split()[-1] == str(sum(row.steps for row in expected))
     assert [row["agent"] for row in records["log_error"]] == ["4", "7"]
     assert records["log_error"][1]["ratio"] == pytest.approx(expected[1].ratio, rel=1e-6)
 

@@ -313,10 +313,12 @@ def _measured_along(
     """Print the ensemble's errors along a log, or a log of some agents, and give them for JSON."""
     from persim_gym import Trajectories, log_error
     from persim_gym.data.reprs import synthetic_note
+    from persim_gym.evaluation.log_errors import mean_over_agents
 
     along = Trajectories.load(log)
     rows = log_error(ensemble, along if agents is None else along.select(agents), **settings)
-    _print_rows(f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps", rows)
+    title = f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps"
+    _print_rows(title, [*rows, mean_over_agents(rows)])
     yield {"log": str(log), "log_error": to_records(rows)}
 
 

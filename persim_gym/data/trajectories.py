@@ -16,6 +16,7 @@ from persim_gym.arguments import as_list
 from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
 from persim_gym.data.joining import joined_fields
 from persim_gym.data.labels import find_agent, find_listed
+from persim_gym.data.parts import cut_before, held_out_rows, part_fields, rows_of_agents
 from persim_gym.data.reprs import synthetic_note
 from persim_gym.data.validation import (
     action_column,
@@ -233,23 +234,40 @@ class Trajectories:
             InvalidArgumentError: no list of agents, an empty one, or one with an agent twice.
 
         """
-        chosen = find_listed(agents, self.agent_labels).tolist()
-        place = np.full(self.num_agents, len(chosen))
-        place[chosen] = np.arange(len(chosen))
-        episodes = np.argsort(place[self.episode_agents], kind="stable")
-        episodes = episodes[: np.isin(self.episode_agents, chosen).sum()]
-        lengths = self.episode_lengths[episodes]
-        starts = np.cumsum(lengths) - lengths
-        rows = np.repeat(self.episode_starts[episodes] - starts, lengths) + np.arange(lengths.sum())
-        columns = {name: np.asarray(getattr(self, name)[rows]) for name in _COLUMNS}
-        columns["agents"] = place[columns["agents"]].astype(np.int32)
-        return replace(
-            self,
-            **columns,
-            episode_starts=starts,
-            agent_labels=tuple(self.agent_labels[agent] for agent in chosen),
-            covariates=None if self.covariates is None else self.covariates[chosen],
-        )
+        chosen = find_listed(agents, self.agent_labels)
+        return replace(self, **part_fields(self, rows_of_agents(self, chosen), chosen, _COLUMNS))
+
+    def split(self, fraction: float, by: str = "time", seed: int = 0) -> tuple[Trajectories, Trajectories]:
+        """Return a log to learn from, and one of what is held out of it to measure on.
+
+        Together they have every transition once. Labels, covariates, task and provenance are those of the whole, so
+        that parts of a synthetic log are synthetic. The numbers held out are rounded, but at least one of several.
+
+        Args:
+            fraction: to hold out, above 0 and below 1.
+            by: "time" holds out the last transitions of each agent, in the order of the log: an episode that is cut in
+                two is truncated there, and its rest is another episode. "episode" holds out the last episodes of each
+                agent. The log to learn from keeps all agents then; the other one lacks those with a single transition
+                or episode, so that an index is not that of the same agent, while a label is. "agent" holds out
+                agents, drawn at random, of whom a model learned from the others knows nothing
+                (`persim_gym.personalize`).
+            seed: of the agents drawn.
+
+        Returns:
+            The log that is kept, and the one held out.
+
+        Raises:
+            InvalidArgumentError: a fraction or a seed out of its range, or an unknown ``by``.
+            InvalidDataError: no agent has several transitions, or episodes, or there are no several agents.
+
+        """
+        held = held_out_rows(self, fraction, by, seed)
+        whole = replace(self, truncated=self.truncated | cut_before(self, held))
+
+        def part(rows: IntArray) -> Trajectories:
+            return replace(whole, **part_fields(whole, rows, np.unique(whole.agents[rows]), _COLUMNS))
+
+        return part(np.flatnonzero(~held)), part(np.flatnonzero(held))
 
     @staticmethod
     def concatenate(logs: Sequence[Trajectories]) -> Trajectories:

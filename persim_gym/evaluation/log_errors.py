@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +51,7 @@ def log_error(
 
     Args:
         ensemble: model to be measured.
-        trajectories: log of any of its agents, best of transitions that it was not trained on.
+        trajectories: log of any of its agents, best of transitions that it was not trained on (`Trajectories.split`).
         horizon: number of steps per segment.
         aggregate: "mean" or "median" over the members.
         device: device to predict on.
@@ -98,6 +100,22 @@ def log_error(
             )
             bar.advance(f"agent {label}: ratio {found[-1].ratio:.3g}")
     return found
+
+
+def mean_over_agents(errors: Sequence[LogError]) -> LogError:
+    """Return the means of one or more agents' errors, and how many segments and steps there were in all.
+
+    The mean ratio is that of the agents who have one; NaN if none has.
+    """
+    ratios = [row.ratio for row in errors if not math.isnan(row.ratio)]
+    return LogError(
+        agent="all agents",
+        ratio=float(np.mean(ratios)) if ratios else math.nan,
+        rmse=tuple(np.mean([row.rmse for row in errors], axis=0).tolist()),
+        unchanged=tuple(np.mean([row.unchanged for row in errors], axis=0).tolist()),
+        segments=sum(row.segments for row in errors),
+        steps=sum(row.steps for row in errors),
+    )
 
 
 def _segments(log: Trajectories, horizon: int) -> Segments:
