@@ -90,6 +90,22 @@ def by_coordinate(name: str, value: Any, size: int, *, above: bool = False) -> n
     return np.broadcast_to(array.astype(np.float64), (size,))
 
 
+def as_array(value: Any) -> np.ndarray:
+    """Return what a user gave as an array; or, of lists of different lengths, one object (), which is no number."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        array = np.empty((), object)
+        array[()] = value
+        return array
+
+
+def batch_of(observation: Any) -> tuple[np.ndarray, bool]:
+    """Return observations, still to be checked, as a batch, and whether a user gave a single one (D,)."""
+    array = as_array(observation)
+    return np.atleast_2d(array), array.ndim == 1
+
+
 def yes_or_no(name: str, value: Any) -> bool:
     """Return a truth value, a Python or a NumPy one, or raise `InvalidArgumentError`."""
     if not isinstance(value, (bool, np.bool_)):

@@ -374,11 +374,18 @@ def test_states_that_are_none(env_id):
     env.step(0)
 
 
-@pytest.mark.parametrize("state", [[0.0, 0.0], np.zeros((3, 4)), [np.inf] * 4, ["upright"] * 4])
+@pytest.mark.parametrize("state", [[0.0, 0.0], np.zeros((3, 4)), [np.inf] * 4, ["upright"] * 4, [[0.0] * 4, [0.0] * 2]])
 def test_states_that_are_none_in_a_vector(state):
     """For two environments."""
     vector = gymnasium.make_vec(GENERIC, 2, vectorization_mode="vector_entry_point")
     refuses(errors.InvalidStateError, ValueError, "state", partial(vector.reset, options={"state": state}))
+
+
+def test_a_ragged_reset_mask():
+    vector = gymnasium.make_vec(GENERIC, 2, vectorization_mode="vector_entry_point")
+    vector.reset()
+    reset = partial(vector.reset, options={"reset_mask": [[True], [True, False]]})
+    refuses(errors.InvalidArgumentError, ValueError, r"reset_mask must be booleans of shape \(2,\)", reset)
 
 
 @pytest.mark.parametrize("action", [2, -1, 0.5, None, [0, 1], "left", np.nan])
@@ -424,13 +431,19 @@ def test_what_a_simulator_refuses():
 def test_what_a_planner_refuses():
     """Observations that are no numbers, or of another size."""
     agent = MPCAgent(random_ensemble("CartPole").simulator(0), horizon=2, num_candidates=4)
-    for observation, message in ((["left"] * 4, "not an array of numbers"), (np.zeros((1, 1, 4)), r"\(E, 4\); got")):
+    for observation, message in (
+        (["left"] * 4, "not an array of numbers"),
+        ([[0.0] * 4, [0.0] * 2], "not an array of numbers"),
+        (np.zeros((1, 1, 4)), r"\(E, 4\); got"),
+    ):
         refuses(errors.InvalidStateError, ValueError, message, partial(agent.predict, observation))
     for value in (np.nan, np.inf):
         observations = np.zeros((2, 4))
         observations[1, 2] = value
         message = f"must be finite, got {value} as angle"
         refuses(errors.InvalidStateError, ValueError, message, partial(agent.predict, observations))
+    ragged = partial(agent.predict, np.zeros((2, 4)), [[0, 1], [0]])
+    refuses(errors.InvalidArgumentError, ValueError, r"state has shape \(\), expected \(2, 2\)", ragged)
     agent.predict(observations, running=[True, False])  # what an episode that is over shows does not matter
 
 

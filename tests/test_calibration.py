@@ -304,7 +304,8 @@ def step_info(env):
     return env.step(0)[4]
 
 
-INVALID, MISSING, UNKNOWN, DATA = (
+ACTION, INVALID, MISSING, UNKNOWN, DATA = (
+    errors.InvalidActionError,
     errors.InvalidArgumentError,
     errors.MissingStatisticsError,
     errors.UnknownNameError,
@@ -316,6 +317,11 @@ INVALID, MISSING, UNKNOWN, DATA = (
     ("kind", "message", "call"),
     [
         (INVALID, "level 1.5 must be", lambda e: go(e, levels=[1.5])),
+        (INVALID, "level='a' must be a finite number", lambda e: go(e, levels=["a"])),
+        (INVALID, "levels=.* must be one probability or more", lambda e: go(e, levels=[[0.5], [0.5, 0.9]])),
+        (ACTION, r"shape \(1, H\), got \[\[0, 1\], \[0\]\]", lambda e: go(e, actions=[[0, 1], [0]])),
+        (ACTION, r"shape \(1, H\), got .* of shape \(1,\)", lambda e: go(e, actions=[0])),
+        (ACTION, r"actions of shape \(1, 0\) are none", lambda e: go(e, actions=np.zeros((1, 0), int))),
         (INVALID, "draws=0 must be", lambda e: go(e, draws=0)),
         (INVALID, "draws=2 must be a whole number of at least 3", lambda e: go(e, draws=2)),
         (INVALID, "level 0.7 is not calibrated; levels are 0.5, 0.8", lambda e: go(calibrated(e), levels=[0.7])),
@@ -359,7 +365,8 @@ def bare(ensemble):
 
 def go(ensemble, agents=0, **settings):
     """Forecast one step."""
-    return forecast(ensemble, agents, np.zeros((1, 2)), np.zeros((1, 1), int), **settings)
+    actions = settings.pop("actions", np.zeros((1, 1), int))
+    return forecast(ensemble, agents, np.zeros((1, 2)), actions, **settings)
 
 
 def calibrated(ensemble):

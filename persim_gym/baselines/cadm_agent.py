@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persim_gym.arguments import generator_of, truth_values
+from persim_gym.arguments import batch_of, generator_of, truth_values
 from persim_gym.baselines.cadm import CaDM
 from persim_gym.baselines.history import History
 from persim_gym.devices import resolve_device
@@ -81,8 +81,8 @@ class CaDMAgent:
                 ``episode_start`` not of them.
 
         """
-        single = np.ndim(observation) == 1
-        observations = self.model.task.check_observations(np.atleast_2d(observation), "E")
+        given, single = batch_of(observation)
+        observations = self.model.task.check_observations(given, "E")
         observations = observations.copy()  # the caller may use its own again
         plans, history, step = None, self.model.new_histories(len(observations)), 0
         if state is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym import storage
+from persim_gym.arguments import batch_of
 from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, task_fields, task_of_file
@@ -99,10 +100,11 @@ class LearnedPolicy(ABC):
                 the method has such a thing.
 
         """
-        observations = self.task.check_observations(np.atleast_2d(observation), "B")
+        given, single = batch_of(observation)
+        observations = self.task.check_observations(given, "B")
         with single_thread(), self.randomness.active():
             actions = self._act(observations, deterministic)
-        return (actions[0] if np.ndim(observation) == 1 else actions), None
+        return (actions[0] if single else actions), None
 
     def reseeded(self, seed: int) -> Self:
         """Return a policy of the same networks that draws from random numbers of a seed."""

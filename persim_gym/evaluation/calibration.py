@@ -18,12 +18,12 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from persim_gym.arguments import generator_of, whole_number
+from persim_gym.arguments import as_array, finite_number, generator_of, whole_number
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidDataError
 from persim_gym.factors.statistics import sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
@@ -95,12 +95,15 @@ def forecast(
     check_is_ensemble(ensemble)
     observations = ensemble.task.check_states(observations, "B").astype(np.float32)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
-    if np.ndim(levels) != 1 or len(levels) == 0:
+    if as_array(levels).ndim != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     rng, chosen = generator_of(seed), _agent_of_rows(ensemble, agents, len(observations))
+    moves = ensemble.task.check_actions(actions, len(observations), "H")
+    if 0 in moves.shape:
+        raise InvalidActionError(f"actions of shape {moves.shape} are none: forecast at least one step of one row")
     ensemble.known_posterior()  # says at once if there is none
     widths = np.stack([_widths(ensemble, level) for level in levels])  # (levels, ranges, D)
-    means, deviations = _predict(ensemble, chosen, observations, actions, draws, rng, device)
+    means, deviations = _predict(ensemble, chosen, observations, moves, draws, rng, device)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
     lower, upper = means - half, means + half
     if ensemble.config.clip_states:  # and so are the means
@@ -180,7 +183,7 @@ def _predict(
 ) -> tuple[FloatArray, FloatArray]:
     """Return means and standard deviations (B, H, D) of predictions for one agent (B,) a row."""
     posterior = ensemble.known_posterior()
-    rows, moves = len(agents), np.asarray(actions)
+    rows = len(agents)
     found, place = np.unique(agents, return_inverse=True)
     factors = posterior.draw(found, rng, draws)  # (draws, M, n, r)
     means, _ = posterior.moments(found)
@@ -188,10 +191,10 @@ def _predict(
     factors = means + (factors - factors.mean(0)) * np.sqrt(draws / (draws - 1))
     drawn = _of_agents(ensemble, np.concatenate(list(factors), axis=1))
     copies = (np.arange(draws)[:, None] * len(found) + place).reshape(-1)
-    times = (draws,) + (1,) * (moves.ndim - 1)
+    times = (draws,) + (1,) * (actions.ndim - 1)
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges
         paths = FactorSimulator(drawn, copies, device=device).rollout(
-            np.tile(observations, (draws, 1)), np.tile(moves, times), disturb=_noise(ensemble, draws, rng)
+            np.tile(observations, (draws, 1)), np.tile(actions, times), disturb=_noise(ensemble, draws, rng)
         )
         paths = paths.reshape(-1, draws, rows, *paths.shape[2:])
         return paths.mean(axis=(0, 1), dtype=np.float64), paths.std(axis=(0, 1), dtype=np.float64)
@@ -295,7 +298,7 @@ def _range_of(horizon: int) -> IntArray:
 
 def _widths(ensemble: Ensemble, level: float) -> FloatArray:
     """Return half widths (ranges, D) of an interval, in standard deviations."""
-    if not 0 < level < 1:
+    if not 0 < finite_number("level", level) < 1:
         raise InvalidArgumentError(f"level {level} must be above 0 and below 1")
     if ensemble.calibration is None:
         width = NormalDist().inv_cdf((1 + level) / 2)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from persim_gym.arguments import finite_number, whole_number
+from persim_gym.arguments import batch_of, finite_number, whole_number
 from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
 from persim_gym.planning.models import model_and_task
 from persim_gym.simulators.simulator import Simulator
@@ -198,9 +198,10 @@ class ValueIterationAgent:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[IntArray, None]:
         """Return the best actions for observations (E, D) or (D,), and None; the other arguments are not used."""
-        observations = self.task.check_observations(np.atleast_2d(observation), "E", dtype=np.float64, finite=True)
+        given, single = batch_of(observation)
+        observations = self.task.check_observations(given, "E", dtype=np.float64, finite=True)
         actions = self.value_function.action_values(observations).argmax(axis=0)
-        return (actions if np.ndim(observation) > 1 else actions[0]), None
+        return (actions[0] if single else actions), None
 
 
 def make_grid(
