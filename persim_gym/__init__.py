@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 from persim_gym import errors, registration
@@ -129,13 +130,17 @@ def load(path: str | Path, *, task: str | Task | None = None) -> Ensemble:
             reference.
 
     Raises:
+        InvalidArgumentError: neither a path nor a name.
         MissingFileError: there is no such file.
         FileFormatError: damaged, of a newer format, of another task, or not an ensemble.
         UnknownNameError: no model of that name, or its task is not registered.
 
     """
+    from persim_gym.errors import InvalidArgumentError
     from persim_gym.model.ensemble import Ensemble
 
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidArgumentError(f"path={path!r} must be a file, or a model's name such as 'CartPole'")
     return Ensemble.load(registration.model_file(path), task=task)
 
 

@@ -90,10 +90,10 @@ def by_coordinate(name: str, value: Any, size: int, *, above: bool = False) -> n
     return np.broadcast_to(array.astype(np.float64), (size,))
 
 
-def as_array(value: Any) -> np.ndarray:
-    """Return what a user gave as an array; or, of lists of different lengths, one object (), which is no number."""
+def array_or_object(value: Any) -> np.ndarray:
+    """Return what a user gave as an array; or, where it makes none, one object (), which is no number."""
     try:
-        return np.asarray(value)
+        return as_array(value)
     except ValueError:
         array = np.empty((), object)
         array[()] = value
@@ -102,7 +102,7 @@ def as_array(value: Any) -> np.ndarray:
 
 def batch_of(observation: Any) -> tuple[np.ndarray, bool]:
     """Return observations, still to be checked, as a batch, and whether a user gave a single one (D,)."""
-    array = as_array(observation)
+    array = array_or_object(observation)
     return np.atleast_2d(array), array.ndim == 1
 
 

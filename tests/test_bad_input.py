@@ -31,9 +31,10 @@ from persim_gym.baselines import fit_joint
 from persim_gym.collection import logging_policies
 from persim_gym.collection.logging_policies import logging_policy
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.interop import from_dataframe
+from persim_gym.interop import from_dataframe, from_minari
 from persim_gym.interop.episodes import number_of_actions
 from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.tasks import Covariate
 
 GENERIC = "PerSim-CartPole-v0"
 TINY = PerSimConfig(rank=3, state_hidden=(4,), num_members=1, epochs=1, normalize=False)
@@ -805,6 +806,49 @@ def test_agents_and_covariates_of_an_environment_that_are_none(kind):
         kind(ensemble, agent=np.array(1))
     with pytest.raises(errors.InvalidArgumentError, match=r"covariates 0\.003 must be given by name, such as"):
         kind(ensemble, covariates=0.003)
+
+
+AGE = Covariate("age", 18, 90, 50)
+
+
+def walk_with(**changes):
+    return dataclasses.replace(walk_task(), **changes)
+
+
+def personalize_car(covariates, **arguments):
+    ensemble = random_ensemble("MountainCar", num_agents=8)
+    ensemble = dataclasses.replace(ensemble, covariates=np.linspace(0.001, 0.004, 8)[:, None])
+    return persim_gym.personalize(ensemble, covariates=covariates, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("provenance='ward A' must be a dict, such as", lambda: small_log(provenance="ward A")),
+        ("path=None must be a file, or a model's name", lambda: persim_gym.load(None)),
+        ("path=3 must be a file, or a model's name", lambda: persim_gym.load(3)),
+        (r"covariates=\[.*must be given by label", lambda: personalize_car([{"gravity": 0.004}])),
+        ("must be of Covariate: give", lambda: walk_with(covariates=("age",))),
+        ("two covariates named 'age'", lambda: walk_with(covariates=(AGE, AGE))),
+        ("planning_objective=<function .* must be a persim", lambda: walk_with(planning_objective=lambda s, a, t: 0)),
+        (r"grid_bounds=\(0, 1\) .* must be \(low, high\), 2 numbers each", lambda: walk_with(grid_bounds=(0, 1))),
+        ("make_system=3 .* must be a function", lambda: walk_with(make_system=3)),
+    ],
+)
+def test_arguments_of_another_kind(message, call):
+    refuses(errors.InvalidArgumentError, ValueError, message, call)
+
+
+def test_labels_of_newcomers_may_be_numbers():
+    assert personalize_car({5: {"gravity": 0.002}}).agent_labels[-1] == "5"
+    assert personalize_car({5: {"gravity": 0.002}}, agents=[5]).agent_labels[-1] == "5"
+
+
+def test_what_is_no_minari_data_set():
+    pytest.importorskip("minari")
+    refuses(
+        errors.InvalidArgumentError, ValueError, "dataset=None must be a Minari data set", lambda: from_minari(None)
+    )
 
 
 def test_what_is_no_task_is_told_so():

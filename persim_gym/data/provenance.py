@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persim_gym.errors import InvalidArgumentError
 from persim_gym.user_warnings import warn_user
 
 _MAX_UPDATES = 1000
+
+
+def checked_provenance(provenance: Any) -> dict[str, Any]:
+    """Return what a user says of where a log comes from, or raise `InvalidArgumentError` if it is no mapping."""
+    if provenance is not None and not isinstance(provenance, Mapping):
+        raise InvalidArgumentError(f"provenance={provenance!r} must be a dict, such as {{'source': {provenance!r}}}")
+    return dict(provenance or {})
 
 
 def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:

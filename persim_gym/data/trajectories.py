@@ -17,6 +17,7 @@ from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, w
 from persim_gym.data.joining import joined_fields
 from persim_gym.data.labels import find_agent, find_listed
 from persim_gym.data.parts import cut_before, held_out_rows, part_fields, rows_of_agents
+from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.reprs import synthetic_note
 from persim_gym.data.validation import (
     action_column,
@@ -159,7 +160,7 @@ class Trajectories:
             covariates=covariates,
             covariate_names=tuple(covariate_names),
             task=task.name if isinstance(task, Task) else task,
-            provenance=dict(provenance or {}),
+            provenance=checked_provenance(provenance),
         )
         log._validate()
         return log

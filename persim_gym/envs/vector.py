@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
-from persim_gym.arguments import as_array, whole_number
+from persim_gym.arguments import array_or_object, whole_number
 from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
 from persim_gym.envs.caution import Caution
 from persim_gym.errors import (
@@ -265,11 +265,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
     def _checked_states(self, state: Any) -> FloatArray:
         """Return start states (B, D), given for each or one for all."""
-        leading = (self.num_envs,) if as_array(state).ndim > 1 else ()
+        leading = (self.num_envs,) if array_or_object(state).ndim > 1 else ()
         return np.broadcast_to(self.task.check_states(state, *leading), (self.num_envs, self.task.observation_size))
 
     def _checked_mask(self, mask: Any) -> BoolArray:
-        given = as_array(mask)
+        given = array_or_object(mask)
         if given.shape != (self.num_envs,) or given.dtype != bool or not given.any():
             raise InvalidArgumentError(
                 f"reset_mask must be booleans of shape ({self.num_envs},) with at least one True, got {mask!r}"

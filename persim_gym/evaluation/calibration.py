@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from persim_gym.arguments import as_array, finite_number, generator_of, whole_number
+from persim_gym.arguments import array_or_object, finite_number, generator_of, whole_number
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.segments import Segments
@@ -95,7 +95,7 @@ def forecast(
     check_is_ensemble(ensemble)
     observations = ensemble.task.check_states(observations, "B").astype(np.float32)
     draws = whole_number("draws", draws, least=_LEAST_DRAWS)
-    if as_array(levels).ndim != 1 or len(levels) == 0:
+    if array_or_object(levels).ndim != 1 or len(levels) == 0:
         raise InvalidArgumentError(f"levels={levels!r} must be one probability or more, such as (0.5, 0.9)")
     rng, chosen = generator_of(seed), _agent_of_rows(ensemble, agents, len(observations))
     moves = ensemble.task.check_actions(actions, len(observations), "H")

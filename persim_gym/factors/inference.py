@@ -116,7 +116,7 @@ def personalize(
 
     """
     _check_knows_factors(ensemble)
-    given = covariates or {}
+    given = _by_label(covariates)
     if trajectories is not None:
         check_log(trajectories, ensemble.task)
         trajectories = with_task_covariates(trajectories, ensemble.task)
@@ -240,6 +240,15 @@ def _check_knows_factors(ensemble: Any) -> None:
     check_is_ensemble(ensemble)
     if not isinstance(ensemble, Ensemble):
         raise no_posterior(ensemble)
+
+
+def _by_label(covariates: Mapping[Any, Mapping[str, float]] | None) -> dict[str, Mapping[str, float]]:
+    """Return covariates by the agents' labels, which are strings."""
+    if covariates is None:
+        return {}
+    if not isinstance(covariates, Mapping):
+        raise InvalidArgumentError(f"covariates={covariates!r} must be given by label: {{'a label': {{name: value}}}}")
+    return {str(label): values for label, values in covariates.items()}
 
 
 def _newcomers(

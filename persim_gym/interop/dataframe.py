@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.data.log_checks import check_log
+from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError
@@ -146,7 +147,7 @@ def from_dataframe(
         covariates=rows.constants(covariates) if len(covariates) else None,
         covariate_names=tuple(covariates),
         task=task.name if isinstance(task, Task) else task,
-        provenance=_provenance(frame, {**origin, **(provenance or {})}),
+        provenance=_provenance(frame, {**origin, **checked_provenance(provenance)}),
     )
     if fits is not None:
         check_log(log, fits, rows=kept)

@@ -87,6 +87,7 @@ def from_minari(
 
     Raises:
         MissingExtraError: Minari is not installed.
+        InvalidArgumentError: neither a data set nor an id.
         MissingFileError: there is no data set of that id.
         InvalidDataError: no agents, spaces other than vectors and indices, values outside the spaces or the task, or a
             data set that `minari.combine_datasets` made of one that `to_minari` wrote: Minari keeps neither its agents
@@ -99,6 +100,8 @@ def from_minari(
             dataset = minari.load_dataset(dataset)
         except FileNotFoundError as error:
             raise MissingFileError(f"there is no Minari data set {dataset!r} here: {error}") from error
+    if not isinstance(dataset, minari.MinariDataset):
+        raise InvalidArgumentError(f"dataset={dataset!r} must be a Minari data set or the id of one, 'name-v0'")
     _check_spaces(dataset.observation_space, dataset.action_space)
     shared = dataset.storage.metadata.get(_METADATA)
     _check_parts(minari, dataset)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import as_array, batch_of, generator_of, truth_values, whole_number
+from persim_gym.arguments import array_or_object, batch_of, generator_of, truth_values, whole_number
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.planning.cem import cross_entropy_method
@@ -140,7 +140,7 @@ class MPCAgent:
         if state is None:
             warm, previous = np.zeros(count, bool), np.zeros((count, self.horizon, *tail))
         else:
-            warm, previous = ~begun, as_array(state)
+            warm, previous = ~begun, array_or_object(state)
             # With remembered elites a state has several sequences for each environment.
             several = self._planner.remembers_elites and previous.ndim == 4
             shape = previous.shape[:1] + previous.shape[2:] if several else previous.shape

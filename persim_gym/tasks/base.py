@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.arguments import as_array, whole_number
+from persim_gym.arguments import array_or_object, as_array, whole_number
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -85,9 +85,40 @@ class Task:
         if not self.name:
             raise InvalidArgumentError("name='' is no name for a task: ids and files are made of it")
         self.limit_of(self.max_episode_steps)
+        self._check_parts()
         if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
             raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
         object.__setattr__(self, "observation_names", names)
+
+    def _check_parts(self) -> None:
+        """Raise `InvalidArgumentError` for covariates, an objective, bounds or a system that are no such thing."""
+        for covariate in self.covariates:
+            if not isinstance(covariate, Covariate):
+                raise InvalidArgumentError(
+                    f"covariates={self.covariates!r} of task {self.name} must be of Covariate: give "
+                    "(persim_gym.tasks.Covariate(name, low, high, default),)"
+                )
+        names = [covariate.name for covariate in self.covariates]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgumentError(f"task {self.name} has two covariates named {twice!r}: rename one")
+        if self.planning_objective is not None and not isinstance(self.planning_objective, PlanningObjective):
+            raise InvalidArgumentError(
+                f"planning_objective={self.planning_objective!r} of task {self.name} must be a "
+                "persim_gym.tasks.PlanningObjective(reward, terminated)"
+            )
+        if self.grid_bounds is not None:
+            bounds = array_or_object(self.grid_bounds)
+            numbers = bounds.shape == (2, self.observation_size) and bounds.dtype.kind in "fiu"
+            if not (numbers and (bounds[0] < bounds[1]).all()):
+                raise InvalidArgumentError(
+                    f"grid_bounds={self.grid_bounds!r} of task {self.name} must be (low, high), "
+                    f"{self.observation_size} numbers each, every low below its high"
+                )
+        if self.make_system is not None and not callable(self.make_system):
+            raise InvalidArgumentError(
+                f"make_system={self.make_system!r} of task {self.name} must be a function of covariates (B, K)"
+            )
 
     def __repr__(self) -> str:
         sizes = (
