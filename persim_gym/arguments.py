@@ -90,6 +90,19 @@ def by_coordinate(name: str, value: Any, size: int, *, above: bool = False) -> n
     return np.broadcast_to(array.astype(np.float64), (size,))
 
 
+def as_array(values: Any, dtype: Any = None) -> np.ndarray:
+    """Return what a user gave as an array, or raise `ValueError` with the reason.
+
+    NumPy itself takes what lies under a mask for a value, and says no to a tensor in a way of its own.
+    """
+    if np.ma.is_masked(values):
+        raise ValueError("some entries are masked: fill them in, or leave them out")
+    try:
+        return np.asarray(values, dtype)
+    except (TypeError, RuntimeError) as error:  # a tensor that requires a gradient
+        raise ValueError(str(error)) from error
+
+
 def array_or_object(value: Any) -> np.ndarray:
     """Return what a user gave as an array; or, where it makes none, one object (), which is no number."""
     try:
@@ -119,19 +132,6 @@ def truth_values(name: str, value: Any, count: int) -> np.ndarray:
     if array.shape not in ((), (1,), (count,)):
         raise InvalidArgumentError(f"{name} of shape {array.shape} must be one truth value, or {count}, one for each")
     return np.broadcast_to(array, count)
-
-
-def as_array(values: Any, dtype: Any = None) -> np.ndarray:
-    """Return what a user gave as an array, or raise `ValueError` with the reason.
-
-    NumPy itself takes what lies under a mask for a value, and says no to a tensor in a way of its own.
-    """
-    if np.ma.is_masked(values):
-        raise ValueError("some entries are masked: fill them in, or leave them out")
-    try:
-        return np.asarray(values, dtype)
-    except (TypeError, RuntimeError) as error:  # a tensor that requires a gradient
-        raise ValueError(str(error)) from error
 
 
 def layer_widths(name: str, value: Any, *, empty: bool = True) -> tuple[int, ...]:
