@@ -272,6 +272,25 @@ def test_lists_where_one_column_is_wanted(table, role):
         from_dataframe(table, observations=["x"], **{role: ["x"]})
 
 
+@pytest.mark.parametrize("names", [(0, 1, 2), (0, "x", ("a", "u"))], ids=["numbers", "a tuple"])
+def test_names_of_columns_that_are_no_text(names):
+    """As of tables without a header; a tuple of several columns is a list."""
+    agent, state, action = names
+    frame = pandas.DataFrame([["p", 0.1, 1], ["p", 0.2, 0], ["p", 0.3, 1]])
+    frame.columns = pandas.Index(names, tupleize_cols=False)
+    log = from_dataframe(frame, agent=agent, observations=[state], action=action)
+    assert log.discrete and log.actions.tolist() == [1, 0]
+    assert from_dataframe(frame, agent=agent, observations=[state], action=[action]).actions.tolist() == [[1], [0]]
+    assert from_dataframe(frame, agent=agent, observations=[state], action=(action,)).actions.shape == (2, 1)
+
+
+def test_levels_of_columns():
+    columns = pandas.MultiIndex.from_tuples([("a", "x"), ("a", "u")])
+    frame = pandas.DataFrame([[0.1, 1], [0.2, 0], [0.3, 1]], columns=columns)
+    log = from_dataframe(frame, single_agent="p", observations=[("a", "x")], action=("a", "u"))
+    assert log.discrete and log.actions.tolist() == [1, 0]
+
+
 def test_no_columns_at_all(table):
     with pytest.raises(errors.InvalidArgumentError, match=r"action=\[\] must be a column"):
         from_dataframe(table, observations=["x"], action=[])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def from_dataframe(
     table: pandas.DataFrame | str | Path,
     *,
     observations: Sequence[str] | None = None,
-    action: str | Sequence[str] = "action",
+    action: Any = "action",
     agent: str = "agent",
     single_agent: str | None = None,
     agent_labels: Sequence[str] | None = None,
@@ -59,7 +59,8 @@ def from_dataframe(
         table: a data frame, or a .csv, .csv.gz, .parquet or .pq file. Named levels of its index count as columns.
         observations: D columns, numbers, of the state before the action. A table that `to_dataframe` made knows its
             columns (in a Parquet file too): nothing needs naming then; only gaps, task and provenance may be given.
-        action: a column of whole numbers from 0 on (discrete actions), or a list of A columns of numbers.
+        action: a column of whole numbers from 0 on (discrete actions), or a list of A columns of numbers. The name of
+            a column may be a number or a tuple.
         agent: column of who acted: labels of any kind, which become strings.
         single_agent: label of the only agent, for a table without such a column.
         agent_labels: (N,) all labels in the order that the agents' indices shall have; that of their first rows if not
@@ -105,10 +106,12 @@ def from_dataframe(
         )
     for role in ("agent", "episode", "time", "reward", "terminated", "truncated"):
         one_column(role, given[role])
-    if len(action) == 0:
+    single = _is_column(frame, action)
+    moves = [action] if single else list(action)
+    if not moves:
         raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
-    both = [name for name in ([action] if isinstance(action, str) else action) if name in observations]
-    if both and not isinstance(observations, str):
+    both = [] if isinstance(observations, str) else [name for name in moves if name in observations]
+    if both:
         raise InvalidArgumentError(
             f"column {both[0]!r} is an action and an observation: the state is what was known before the action"
         )
@@ -123,7 +126,7 @@ def from_dataframe(
     columns = {
         "agents": rows.agents,
         "observations": numbers(frame, observations),
-        "actions": whole_numbers(frame, action, spare) if isinstance(action, str) else numbers(frame, action, spare),
+        "actions": whole_numbers(frame, moves[0], spare) if single else numbers(frame, moves, spare),
         "next_observations": None if next_observations is None else numbers(frame, next_observations),
         "rewards": None if reward is None else numbers(frame, [reward], spare)[:, 0],
         "terminated": None if terminated is None else flags(frame, terminated, spare),
@@ -219,6 +222,12 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     frame = pandas.DataFrame(dict(parts))
     frame.attrs[_ATTRIBUTE] = {"columns": columns, "task": log.task, "provenance": dict(log.provenance)}
     return frame
+
+
+def _is_column(frame: Any, action: Any) -> bool:
+    """Whether this names one column, by a number or a tuple, too, as tables without a header or with levels do."""
+    one = isinstance(action, str) or not isinstance(action, Iterable)
+    return one or (isinstance(action, tuple) and action in frame.columns.tolist())
 
 
 def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
