@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -61,8 +62,9 @@ def bind(
         return _with_unseen_agents(model, covariates if isinstance(covariates, Sequence) else [covariates])
     if agent is None:
         return model, [AgentIndex(0)]
-    several = isinstance(agent, (Sequence, np.ndarray)) and not isinstance(agent, str) and np.shape(agent) != ()
-    return model, agent if several else [agent]
+    if isinstance(agent, str) or not isinstance(agent, (Sequence, np.ndarray)) or np.shape(agent) == ():
+        return model, [cast(int | str, agent)]
+    return model, agent
 
 
 def _with_unseen_agents(
