@@ -45,7 +45,7 @@ task = Task(
 )
 ensemble = persim_gym.fit(log, task=task, epochs=arguments.epochs, seed=0)
 ensemble.save("battery.persim")
-for name in ("reward_rmse", "terminations_missed", "terminations_false"):
+for name in ("reward_rmse", "terminations_held_out", "terminations_expected", "termination_skill"):
     print(f"{name}, on transitions held out: {ensemble.provenance.get(name, float('nan')):.3g}")
 
 # A process that has never heard of batteries.

@@ -14,6 +14,7 @@ from persim_gym.model.outcomes import Outcome
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks.objective import TO_LEARN
 from persim_gym.tasks.rules import ended
+from persim_gym.training.preparation import split
 
 
 def episode_of_risk(rng):
@@ -49,8 +50,7 @@ def risky():
         rank=2, state_hidden=(32,), num_members=2, epochs=24, batch_size=64, learning_rate=1e-2,
         halve_learning_rate_every=6,
     )  # fmt: skip
-    with pytest.warns(RuntimeWarning, match="simulated episodes end by chance only"):
-        return log, persim_gym.fit(log, task=task, config=config, seed=0, progress=False)
+    return log, persim_gym.fit(log, task=task, config=config, seed=0, progress=False)
 
 
 def walk(slope, intercept, **changes):
@@ -65,6 +65,23 @@ def walk(slope, intercept, **changes):
     arrays["action.weight"] = np.ones((2, 1, 1), np.float32)
     outcome = Outcome(arrays, np.zeros(2), np.ones(2), np.zeros(1), np.ones(1))
     return dataclasses.replace(ensemble, outcomes={"terminated": outcome})
+
+
+def test_a_good_risk_is_not_doubted(risky):
+    """It expects as many ends on held-out rows as there are, and tells them, although it never reaches one half."""
+    log, ensemble = risky
+    _, held_out = split(log.num_transitions, 0.2, 0)
+    found, true = ensemble.provenance, np.where(log.next_observations[:, 0] > 0.5, 0.25, 0.02)
+    ends = found["terminations_held_out"]
+    assert ends == log.terminated[held_out].sum() and found["terminations_missed"] == 1
+    assert found["terminations_expected"] == pytest.approx(true[held_out].sum(), rel=0.15)
+    assert f", ends {ends}, expected {found['terminations_expected']:.1f}" in repr(ensemble)
+
+    def entropy(risk):
+        return -np.where(log.terminated[held_out], np.log(risk), np.log(1 - risk)).mean()
+
+    best = 1 - entropy(true[held_out]) / entropy(log.terminated.mean())
+    assert found["termination_skill"] == pytest.approx(best, abs=0.05) and best > 0.1
 
 
 def test_simulated_episodes_last_as_long_as_logged_ones(risky):

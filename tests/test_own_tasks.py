@@ -20,6 +20,7 @@ from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
 from persim_gym.tasks import Covariate, find_task
+from persim_gym.training.outcomes import OutcomeLearner
 from persim_gym.training.preparation import split
 from persim_gym.training.trainer import Trainer
 
@@ -91,7 +92,7 @@ def test_reward_and_termination_are_learned(ensemble):
 
 
 @pytest.mark.filterwarnings("ignore:action coordinate 1 never varies")
-@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
 @pytest.mark.parametrize("learner", [persim_gym.fit, fit_joint])
 def test_how_wide_the_action_space_is_does_not_matter(learner):
     """Actions are scaled by what the log has of them, for dynamics and reward, not by bounds for safety's sake."""
@@ -117,7 +118,7 @@ def test_a_dose_that_is_small_in_its_space_is_learned():
     np.testing.assert_allclose(after, [-0.7, 0, 0.7], atol=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
 def test_a_reward_that_never_varies_is_learned_exactly():
     """Then there is nothing in which agents could differ, for newcomers neither."""
     log = dataclasses.replace(own_log(), rewards=np.full(len(own_log()), 0.7, np.float32))
@@ -132,13 +133,16 @@ def test_the_errors_of_what_was_learned_are_those_on_the_rows_held_out():
     log, config = own_log(), CONFIG.with_changes(epochs=15)
     ensemble = persim_gym.fit(log, task=own_task(), config=config, refit=False, progress=False)
     _, held_out = split(log.num_transitions, 0.2, 0)
-    squared, missed, false = [], [], []
+    squared, missed, false, risks = [], [], [], []
     for agent in range(3):
         task, rows = ensemble.simulator(agent).task, held_out[log.agents[held_out] == agent]
         columns = log.observations[rows], log.actions[rows], log.next_observations[rows]
         squared.extend((task.reward(*columns) - log.rewards[rows]) ** 2)
         said, true = task.terminated(columns[2]), log.terminated[rows]
-        missed.extend(~said[true]), false.extend(said[~true])
+        missed.extend(~said[true]), false.extend(said[~true]), risks.extend(task.terminated.probability(columns[2]))
+    assert ensemble.provenance["terminations_held_out"] == log.terminated[held_out].sum()
+    assert ensemble.provenance["terminations_expected"] == pytest.approx(np.sum(risks), rel=1e-4)
+    assert 0 < ensemble.provenance["termination_skill"] < 1
     found = [ensemble.provenance[name] for name in ("reward_rmse", "terminations_missed", "terminations_false")]
     np.testing.assert_allclose(found, [np.sqrt(np.mean(squared)), np.mean(missed), np.mean(false)], rtol=1e-4)
     assert 0 < found[1] < 1 and abs(found[0] - 1) > 0.1
@@ -196,7 +200,7 @@ def test_what_all_agents_share_is_learned_from_all(ensemble):
     assert "reward_rmse" not in unvalidated.provenance
 
 
-@pytest.mark.filterwarnings("ignore:the learned termination recognizes none")
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
 @pytest.mark.parametrize("interrupted_after", [8, 19])
 def test_interrupted_training_resumes_to_the_same_bits(tmp_path, monkeypatch, interrupted_after):
     """Interrupted while it learned the reward, from the kept rows or from all of them."""
@@ -230,6 +234,7 @@ def test_a_log_too_short_to_hold_anything_out_shares():
     assert model.provenance["outcomes_by_agent"] == [] and set(model.outcomes) == {"reward"}
 
 
+@pytest.mark.filterwarnings("ignore:the termination is learned from 3 ends")
 @pytest.mark.parametrize("discrete", [True, False])
 def test_learned_functions_take_what_planners_give_them(discrete):
     """Any leading axes, NumPy and torch alike; one agent, or one for each row."""
@@ -404,17 +409,57 @@ def test_a_log_that_teaches_nothing():
         own_task().reward(log.observations, log.actions, log.next_observations)
 
 
-def test_a_termination_that_recognizes_no_end(tmp_path, monkeypatch):
+def test_a_termination_that_tells_nothing(tmp_path, monkeypatch):
     """It is warned of, before the training is forgotten; what validation found of the outcomes is shown."""
     untrained = CONFIG.with_changes(epochs=1, learning_rate=1e-9)
     settings = {"task": own_task(), "config": untrained, "checkpoint": tmp_path / "own.persim", "progress": False}
-    with pytest.raises(RuntimeWarning, match="recognizes none"):  # warnings are errors
-        persim_gym.fit(own_log(), **settings)
-    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="none of the ends of episodes that were"):
+    with pytest.raises(RuntimeWarning, match="tells ends .* with 7 of them"):
+        persim_gym.fit(own_log(), **settings)  # warnings are errors
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="no better than their mere frequency"):
         patch.setattr(Trainer, "run_epoch", lambda *_: pytest.fail("trained again"))
         model = persim_gym.fit(own_log(), **settings)
     assert list(tmp_path.iterdir()) == []
-    assert f", reward RMSE {model.provenance['reward_rmse']:.2g}, terminations missed 100%" in repr(model)
+    found = model.provenance
+    assert found["termination_skill"] < 0
+    expected = f"ends 7, expected {found['terminations_expected']:.1f}"
+    assert f", reward RMSE {found['reward_rmse']:.2g}, {expected}" in repr(model)
+
+
+def with_ends(log, rows):
+    """The log, whose only ends are those rows."""
+    return dataclasses.replace(log, terminated=np.isin(np.arange(len(log)), rows), truncated=np.zeros(len(log), bool))
+
+
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
+@pytest.mark.parametrize(("ends", "enough"), [(1, False), (4, False), (5, True)])
+def test_a_termination_of_few_ends_is_warned_of(ends, enough):
+    log = own_log(episodes=9)
+    log = with_ends(log, log.episode_ends[:ends] - 1)
+    settings = {"task": own_task(), "config": CONFIG.with_changes(epochs=1), "refit": False, "progress": False}
+    if enough:
+        persim_gym.fit(log, **settings)
+        return
+    counted = f"from {ends} end{'s' if ends > 1 else ''} in {len(log):,} rows"
+    with pytest.warns(RuntimeWarning, match=counted):
+        persim_gym.fit(log, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
+@pytest.mark.parametrize("count", [4, 5])
+def test_few_ends_held_out_tell_nothing_of_agents(monkeypatch, count):
+    """Factors of agents' own are not even tried: rows without an end would favor those that only remember."""
+    log, tried = own_log(), []
+    kept, held_out = split(log.num_transitions, 0.2, 0)
+    log = with_ends(log, [*kept[log.terminated[kept]], *held_out[log.terminated[held_out]][:count]])
+    learn = OutcomeLearner.learn
+
+    def noting(self, name, rows, *, by_agent, stage):
+        tried.append((name, by_agent))
+        return learn(self, name, rows, by_agent=by_agent, stage=stage)
+
+    monkeypatch.setattr(OutcomeLearner, "learn", noting)
+    persim_gym.fit(log, task=own_task(), config=CONFIG.with_changes(epochs=1), refit=False, progress=False)
+    assert (("terminated", True) in tried) == (count == 5)
 
 
 def test_members_of_an_ensemble_keep_their_outcomes(ensemble, tmp_path):

@@ -18,8 +18,9 @@ def outcomes_note(provenance: Mapping[str, Any]) -> str:
     note = ""
     if "reward_rmse" in provenance:
         note += f", reward RMSE {provenance['reward_rmse']:.2g}"
-    if "terminations_missed" in provenance:
-        note += f", terminations missed {provenance['terminations_missed']:.0%}"
+    if "terminations_expected" in provenance:  # earlier files have none
+        expected = provenance["terminations_expected"]
+        note += f", ends {provenance['terminations_held_out']}, expected {expected:.1f}"
     return note
 
 

@@ -37,7 +37,7 @@ from persim_gym.tasks import Task, warn_of_another_task
 from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
-from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes
+from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes, warn_of_few_ends
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split, warn_of_rounding
 from persim_gym.training.selection import best_members
 from persim_gym.training.trainer import DeviceLog, Trainer
@@ -87,7 +87,12 @@ def fit(
         The ensemble. Its ``provenance`` holds errors, training time and versions: ``validation_error`` is the one-step
         error on the held-out transitions, relative to the standard deviation of the changes and averaged over
         coordinates, so that 1 is no better than always predicting the mean change; ``validation_rmse`` is the same
-        error in raw units.
+        error in raw units. Of a learned reward it has ``reward_rmse``, on the same transitions, and of a learned
+        termination ``terminations_held_out``, the ends among them; ``terminations_expected``, the number that the
+        learned risk expects there; ``termination_skill``, the part by which its cross entropy is below that of the
+        mere frequency of ends, at most 1; and ``terminations_missed`` and ``terminations_false``, the parts of ends
+        and of other transitions that are misjudged where a risk above one half is taken for an end, as which ends by
+        chance cannot be recognized.
 
     Raises:
         InvalidDataError: the log does not fit the task, or lacks some of its covariates or the rewards to be learned,
@@ -108,6 +113,7 @@ def fit(
     warn_of_long_episodes(log, task)
     warn_of_rounding(log, task)
     warn_of_rewards(log, task)
+    warn_of_few_ends(log, task)
     warn_of_another_task(task)
     if isinstance(rank, int) and rank > log.num_agents:
         warn_user(
@@ -131,12 +137,6 @@ def fit(
         if refit or ensemble is None:
             ensemble, found["training_loss"] = runs.train(chosen, np.arange(log.num_transitions), "full")
         outcomes, errors = learn_outcomes(runs.outcome_learner(chosen), kept, held_out, refit=refit)
-    if errors.get("terminations_missed") == 1:
-        warn_user(
-            "the learned termination recognizes none of the ends of episodes that were held out, for it holds each for "
-            "less likely than not: simulated episodes end by chance only, at the risk learned. Unless real ones do, "
-            "too, give a log with more ends, or Task(terminated=...)",
-        )
     learned = replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
     rows = kept if len(held_out) and not refit else None
     learned = with_reward_posterior(learned, log, rows=rows, device=device)

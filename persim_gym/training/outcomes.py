@@ -31,6 +31,9 @@ _Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 _TO_CHOOSE_BY = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
 
+ENOUGH_ENDS = 5
+"""Fewer ends of episodes do not tell a risk: their mere number has a standard error of half of it, 1/√4, and more."""
+
 _USELESS = 10.0
 """A reward is of no use that errs by so many times what the log's rewards deviate from their mean."""
 
@@ -60,7 +63,9 @@ class OutcomeLearner:
 
         Returns:
             by name, the better on the rows held out, and whether it has factors of each agent's own: where these help
-            by more than two standard errors. An outcome that is the same in all kept rows is not learned by agent.
+            by more than two standard errors. An outcome that is the same in all kept rows is not learned by agent, nor
+            is a termination of which fewer than `ENOUGH_ENDS` are held out: rows without an end favor the factors that
+            blame past ends on the agents whose they were.
 
         Raises:
             InvalidDataError: a reward is to be learned, but all rewards of the log are zero.
@@ -71,7 +76,7 @@ class OutcomeLearner:
         for name in self.names(kept):
             shared = self.learn(name, kept, by_agent=False, stage="validation")
             found[name] = shared, False
-            if len(held_out) < 2 or not shared.output_scale.any():
+            if not self._can_tell(name, held_out) or not shared.output_scale.any():
                 continue
             own = self.learn(name, kept, by_agent=True, stage="validation")
             problem = _Problem.of(self.log, self.task, name, held_out)
@@ -79,6 +84,10 @@ class OutcomeLearner:
             if gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)):
                 found[name] = own, True
         return found
+
+    def _can_tell(self, name: str, held_out: IntArray) -> bool:
+        """Whether rows held out can tell if an outcome needs factors of each agent's own."""
+        return len(held_out) >= 2 if name == "reward" else self.log.terminated[held_out].sum() >= ENOUGH_ENDS
 
     def learn(self, name: str, rows: IntArray, *, by_agent: bool, stage: str) -> Outcome:
         """Learn one outcome from some rows, with or without factors of each agent's own; a stage's rows are its own."""
@@ -147,31 +156,39 @@ def learn_outcomes(
     chosen = learner.choose(*((kept, held_out) if len(held_out) else split(len(kept), _TO_CHOOSE_BY, learner.seed)))
     by_agent = [name for name, (_, own_factors) in chosen.items() if own_factors]
     outcomes = {name: outcome for name, (outcome, _) in chosen.items()}
-    errors = outcome_errors(log, outcomes, held_out) if len(held_out) else {}
-    _warn_of_useless_reward(log, errors.get("reward_rmse", 0.0))
+    errors = outcome_errors(log, learner.task, outcomes, kept, held_out) if len(held_out) else {}
     if refit or not len(held_out):
         everything = np.arange(log.num_transitions)
         outcomes = {
             name: learner.learn(name, everything, by_agent=name in by_agent, stage="full")
             for name in learner.names(everything)
         }
+    _warn_of_useless_outcomes(log, errors)
     return outcomes, {**errors, "outcomes_by_agent": by_agent}
 
 
-def _warn_of_useless_reward(log: Trajectories, error: float) -> None:
-    """Warn of a learned reward that errs far more than the mean of the log's rewards would."""
-    rewards = np.asarray(log.rewards, np.float64)
+def _warn_of_useless_outcomes(log: Trajectories, errors: dict[str, float]) -> None:
+    """Warn of a learned reward that errs far more than their mean would, and of a termination no better than that."""
+    rewards, error = np.asarray(log.rewards, np.float64), errors.get("reward_rmse", 0.0)
     if varies(rewards[:, None])[0] and error > _USELESS * rewards.std():
         warn_user(
             f"the learned reward errs by {error:.3g} along transitions held out, where the log's rewards deviate from "
             f"their mean by {rewards.std():.3g}: it is of no use; lower the learning rate"
         )
+    if errors.get("termination_skill", 1.0) <= 0:
+        warn_user(
+            "the learned termination tells ends of episodes no better than their mere frequency does, on held-out "
+            f"transitions with {errors['terminations_held_out']} of them: unless real ones come alike in every state, "
+            "in which states simulated episodes end means nothing. Train for more epochs, give a log with more ends, "
+            "or Task(terminated=...)"
+        )
 
 
-def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArray) -> dict[str, float]:
-    """Return the reward's root mean squared error, and the parts of the terminal and other rows that are misjudged."""
-    reward = np.empty(len(rows), np.float32)
-    terminated = np.zeros(len(rows), bool)
+def outcome_errors(
+    log: Trajectories, task: Task, outcomes: dict[str, Outcome], kept: IntArray, rows: IntArray
+) -> dict[str, float]:
+    """Return the errors, on rows held out, of what was learned from the kept ones, as `persim_gym.fit` names them."""
+    reward, risk = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     agents = np.asarray(log.agents)[rows]
     for agent in np.unique(agents):
         own = agents == agent
@@ -181,15 +198,21 @@ def outcome_errors(log: Trajectories, outcomes: dict[str, Outcome], rows: IntArr
         if "reward" in outcomes:
             reward[own] = LearnedReward(outcomes["reward"], [int(agent)])(*columns)
         if "terminated" in outcomes:
-            terminated[own] = LearnedTermination(outcomes["terminated"], [int(agent)])(columns[2])
+            risk[own] = LearnedTermination(outcomes["terminated"], [int(agent)]).probability(columns[2])
     errors: dict[str, float] = {}
     if "reward" in outcomes:
         errors["reward_rmse"] = float(np.sqrt(np.mean((reward - np.asarray(log.rewards)[rows]) ** 2)))
     if "terminated" in outcomes:
-        true = np.asarray(log.terminated)[rows]
+        true, said = np.asarray(log.terminated)[rows], risk > 0.5
+        errors["terminations_held_out"] = int(true.sum())
+        errors["terminations_expected"] = float(risk.sum(dtype=np.float64))
         if true.any():
-            errors["terminations_missed"] = float(np.mean(~terminated[true]))
-        errors["terminations_false"] = float(np.mean(terminated[~true])) if not true.all() else 0.0
+            errors["terminations_missed"] = float(np.mean(~said[true]))
+            problem = _Problem.of(log, task, "terminated", rows)
+            frequency = float(np.mean(np.asarray(log.terminated)[kept]))
+            loss = float(problem.losses(outcomes["terminated"]).mean())
+            errors["termination_skill"] = 1 - loss / problem.constant_loss(frequency)
+        errors["terminations_false"] = float(np.mean(said[~true])) if not true.all() else 0.0
     return errors
 
 
@@ -269,6 +292,11 @@ class _Problem:
                 losses.append(loss_of(mean, wanted[0], reduction="none")[0])
         return torch.cat(losses).numpy()
 
+    def constant_loss(self, probability: float) -> float:
+        """Return the mean cross entropy of one probability for all rows."""
+        wanted = torch.as_tensor(self.targets)
+        return float(binary_cross_entropy(torch.full_like(wanted, probability), wanted))
+
 
 def check_rewards_known(log: Trajectories, task: Task) -> None:
     """Raise `InvalidDataError` if a reward is to be learned, but all rewards of the log are zero."""
@@ -276,4 +304,15 @@ def check_rewards_known(log: Trajectories, task: Task) -> None:
         raise InvalidDataError(
             "all rewards of the log are zero, so there is none to learn: give the log's rewards, or "
             f"Task(reward=...) of task {task.name}"
+        )
+
+
+def warn_of_few_ends(log: Trajectories, task: Task) -> None:
+    """Warn of a termination that is to be learned from fewer than `ENOUGH_ENDS` ends."""
+    ends = int(log.terminated.sum())
+    if "terminated" in task.learned and 0 < ends < ENOUGH_ENDS:
+        warn_user(
+            f"the termination is learned from {ends} end{'s' * (ends > 1)} in {log.num_transitions:,} rows: how often "
+            "episodes end is then known but roughly, and in which states hardly at all. Give a log with more ends, or "
+            "Task(terminated=...)"
         )
