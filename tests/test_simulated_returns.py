@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,33 @@ def test_the_members_are_asked_one_by_one(policy):
     (middle, _) = simulated_policy_returns(ensemble, policy, agents=[3, 1], aggregate="median", **common)
     assert middle.members == first.members
     assert to_records([first])[0]["members"] == list(first.members)
+
+
+def test_steps_unlike_the_log_s_are_counted(recwarn):
+    """Those on which the members disagree by more than they do in the log; if they are many it is warned of, once."""
+    ensemble = random_ensemble("CartPole", num_agents=4, step_size=0.02)
+    common = {"agents": [3, 1], "episodes": 6, "seed": 2, "max_episode_steps": 30, "starts": "task"}
+    unknown = simulated_policy_returns(ensemble, lean, **common)
+    assert all(np.isnan(row.unfamiliar) for row in unknown) and to_records(unknown)[0]["unfamiliar"] is None
+    log = generate(ensemble, [3, 1], 6, lean, seed=2, max_episode_steps=30, starts="task", progress=False)
+    found = [ensemble.simulator(agent).step(log.observations[own], log.actions[own]).disagreement
+             for agent, own in ((3, log.agents == 0), (1, log.agents == 1))]  # fmt: skip
+    assert [row.terminated for row in unknown] == [log.terminated[log.agents == agent].sum() / 6 for agent in (0, 1)]
+    for part, warned in ((0.01, False), (2.4, True)):
+        limits = np.quantile(np.concatenate(found), 1 - part / 4, axis=0)
+        known = dataclasses.replace(ensemble, provenance={"familiar_disagreement": limits.tolist()})
+        recwarn.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            rows = simulated_policy_returns(known, lean, **common)
+        shares = [(one > limits).any(axis=1).mean() for one in found]
+        np.testing.assert_allclose([row.unfamiliar for row in rows], shares)
+        assert len(recwarn) == (warned and max(shares) >= 0.5) == warned
+        assert [(row.mean, row.members) for row in rows] == [(row.mean, row.members) for row in unknown]
+    worst = rows[int(np.argmax(shares))].agent
+    assert f"agent {worst!r} takes {max(shares):.0%} of its simulated steps" in str(recwarn[0].message)
+    (alone, *_) = simulated_policy_returns(known.with_members([0]), lean, **common)
+    assert np.isnan(alone.unfamiliar), "a single member disagrees with nobody"
 
 
 def test_labels_that_look_like_indices_are_no_trap():

@@ -128,6 +128,18 @@ def test_same_seed_same_ensemble(log):
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_how_far_members_disagree_on_the_log(normalize):
+    """At most 1 % of its rows exceed it in any coordinate, by the agents' simulators, and about that many do."""
+    log = persim_gym.collect("CartPole", num_agents=60, seed=1)
+    model = fit(log, config=TINY.with_changes(normalize=normalize), epochs=2, refit=False, progress=False)
+    limits = np.array(model.provenance["familiar_disagreement"])
+    disagreement = model.simulator(agents=log.agents.tolist()).step(log.observations, log.actions).disagreement
+    beyond = disagreement > limits
+    assert limits.shape == (4,) and 0.002 < beyond.any(axis=1).mean() <= 0.01
+    assert (beyond.mean(axis=0) <= 0.0025).all() and beyond.any(axis=0).all()
+
+
 def test_provenance(log):
     """What it was trained on, with which seed and versions, and how well."""
     provenance = fit(log, config=TINY, seed=3, progress=False).provenance

@@ -44,6 +44,9 @@ from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
 from persim_gym.user_warnings import warn_user
 
+_UNFAMILIAR = 0.01
+"""Part of a log's own rows that may count as unfamiliar; each coordinate has an equal share of it."""
+
 
 @with_torch_defaults
 def fit(
@@ -87,12 +90,13 @@ def fit(
         The ensemble. Its ``provenance`` holds errors, training time and versions: ``validation_error`` is the one-step
         error on the held-out transitions, relative to the standard deviation of the changes and averaged over
         coordinates, so that 1 is no better than always predicting the mean change; ``validation_rmse`` is the same
-        error in raw units. Of a learned reward it has ``reward_rmse``, on the same transitions, and of a learned
-        termination ``terminations_held_out``, the ends among them; ``terminations_expected``, the number that the
-        learned risk expects there; ``termination_skill``, the part by which its cross entropy is below that of the
-        mere frequency of ends, at most 1; and ``terminations_missed`` and ``terminations_false``, the parts of ends
-        and of other transitions that are misjudged where a risk above one half is taken for an end, as which ends by
-        chance cannot be recognized.
+        error in raw units. ``familiar_disagreement`` (D,) is what at most 1 % of the log's rows have more of, in any
+        coordinate: steps beyond it leave what the log knows. Of a learned reward it has ``reward_rmse``, on the same
+        transitions, and of a learned termination ``terminations_held_out``, the ends among them;
+        ``terminations_expected``, the number that the learned risk expects there; ``termination_skill``, the part by
+        which its cross entropy is below that of the mere frequency of ends, at most 1; and ``terminations_missed`` and
+        ``terminations_false``, the parts of ends and of other transitions that are misjudged where a risk above one
+        half is taken for an end, as which ends by chance cannot be recognized.
 
     Raises:
         InvalidDataError: the log does not fit the task, or lacks some of its covariates or the rewards to be learned,
@@ -137,11 +141,27 @@ def fit(
         if refit or ensemble is None:
             ensemble, found["training_loss"] = runs.train(chosen, np.arange(log.num_transitions), "full")
         outcomes, errors = learn_outcomes(runs.outcome_learner(chosen), kept, held_out, refit=refit)
+        found["familiar_disagreement"] = familiar_disagreement(ensemble, log)
     learned = replace(ensemble, outcomes=outcomes, provenance={**found, **errors, **_provenance(runs, untried, start)})
     rows = kept if len(held_out) and not refit else None
     learned = with_reward_posterior(learned, log, rows=rows, device=device)
     runs.forget_checkpoints()  # last, for a warning may be an error
     return learned
+
+
+def familiar_disagreement(ensemble: Ensemble, trajectories: Trajectories) -> list[float]:
+    """Return the members' disagreement (D,) that at most 1 % of a log's rows exceed, in any of their coordinates."""
+    columns = DeviceLog.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
+    parameters = on_device(ensemble.parameters, torch.device("cpu"))
+    every = torch.arange(trajectories.num_transitions)
+    found = [
+        predict(parameters, states, agents, actions).std(0, correction=0)
+        for states, agents, actions, _ in columns.batches(every, ensemble.num_members)
+    ]
+    share = _UNFAMILIAR / len(found[0])
+    limits = np.quantile(torch.cat(found, dim=1).numpy(), 1 - share, axis=1, method="higher")
+    rounding = np.finfo(np.float32).eps * np.abs(trajectories.observations).max(axis=0)  # of simulated states
+    return (limits * ensemble.normalizer.change_scale + rounding).tolist()
 
 
 def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None) -> np.ndarray:
