@@ -5,12 +5,17 @@ import dataclasses
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
+from support import random_ensemble
 
-from persim_gym import errors
+from persim_gym import Task, Trajectories, errors
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.interop.sb3 import to_sb3_vec_env
+from persim_gym.interop.sb3 import fill_replay_buffer, to_sb3_vec_env
 
 sb3 = pytest.importorskip("stable_baselines3")
+
+from stable_baselines3.common.vec_env import VecMonitor  # noqa: E402
+
 LIMIT = 12
 
 
@@ -93,8 +98,6 @@ def test_seeds_options_and_attributes(adapter):
 
 def test_ppo_learns(cart_pole):
     """A few thousand steps in the simulator, monitored: episodes get much longer than a random policy's 20 steps."""
-    from stable_baselines3.common.vec_env import VecMonitor
-
     vector = gymnasium.make_vec(
         "PerSim-CartPole-agent1-v0", num_envs=32, vectorization_mode="vector_entry_point", autoreset_mode="same_step"
     )
@@ -103,6 +106,43 @@ def test_ppo_learns(cart_pole):
     model.learn(16_384)
     lengths = [episode["l"] for episode in model.ep_info_buffer]
     assert np.mean(lengths) > 60 and max(lengths) <= 200
+
+
+def speeds(low, high):
+    """Two environments of a continuous task with such bounds of its actions."""
+    task = Task(
+        "Speeds", spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(np.float32(low), np.float32(high)), 20,
+        reward=lambda s, a, n: a[..., 0], terminated=lambda n: n[..., 0] > 1e9,
+    )  # fmt: skip
+    return PersonalizedVectorEnv(random_ensemble(task, num_agents=2), 2, autoreset_mode="same_step")
+
+
+def test_rescaled_actions_are_those_of_the_task():
+    """The reward is the action that was carried out; a replay buffer holds the log's as the actor would give them."""
+    env = to_sb3_vec_env(speeds([0, 10], [100, 30]), rescale_actions=True)
+    assert env.action_space == spaces.Box(-1, 1, (2,), np.float32)
+    env.reset()
+    assert env.step(np.float32([[-1, 0], [0.5, 1]]))[1].tolist() == [0, 75]
+    np.testing.assert_array_equal(env.unscaled([[-1, 0], [0.5, 1]]), [[0, 20], [75, 30]])
+    model = sb3.SAC("MlpPolicy", VecMonitor(env), buffer_size=20)
+    log = Trajectories.from_arrays(
+        agents=[0, 0], observations=np.zeros((2, 2)), actions=[[0.0, 20.0], [75.0, 30.0]],
+        next_observations=np.ones((2, 2)), rewards=[1, 2],
+    )  # fmt: skip
+    fill_replay_buffer(model, log)
+    assert model.replay_buffer.actions[0].tolist() == [[-1, 0], [0.5, 1]]
+
+
+@pytest.mark.parametrize("bounds", [([0], [100]), ([1], [3]), ([-0.1], [0.1]), ([-1, 0], [1, 30])])
+def test_bounds_that_ppo_cannot_reach_are_told(bounds):
+    with pytest.warns(RuntimeWarning, match="rescale_actions=True"):
+        env = to_sb3_vec_env(speeds(*bounds))
+    assert env.unscaled([[3.0]]) == [[3.0]] and env.action_space.low[0] == np.float32(bounds[0][0])
+
+
+@pytest.mark.parametrize("bounds", [([-1], [1]), ([-2], [2]), ([0], [1])])
+def test_bounds_that_ppo_reaches_are_not(bounds):
+    to_sb3_vec_env(speeds(*bounds))
 
 
 def test_what_it_refuses(cart_pole):
@@ -114,3 +154,5 @@ def test_what_it_refuses(cart_pole):
     inner = PersonalizedVectorEnv(cart_pole, autoreset_mode="same_step")
     with pytest.raises(errors.InvalidArgumentError, match="TransformReward would be lost.*give env.unwrapped"):
         to_sb3_vec_env(gymnasium.wrappers.vector.TransformReward(inner, lambda reward: 100 * reward))
+    with pytest.raises(errors.InvalidArgumentError, match="actions of task CartPole are discrete.*leave it out"):
+        to_sb3_vec_env(inner, rescale_actions=True)

@@ -120,6 +120,9 @@ class TransitionPicker:
 def to_d3rlpy(log: Trajectories, *, task: str | Task | None = None, action_size: int | None = None) -> Any:
     """Return a log as a d3rlpy `ReplayBuffer`, with all T transitions: ``CQLConfig().create().fit(buffer, …)``.
 
+    Actions stay in the task's units, and actors of d3rlpy reach −1 to 1 only: where bounds are others, give its
+    configuration ``action_scaler=d3rlpy.preprocessing.MinMaxActionScaler(minimum=…, maximum=…)`` with them.
+
     `Episode.deserialize` says how to read it back after ``buffer.dump``. ``fit_online(env, buffer)`` may go on with it;
     d3rlpy cannot dump it then: save what `from_d3rlpy` makes of it.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 
 from persim_gym.collection.policies import MLPPolicy, check_sees_observations
 from persim_gym.data.trajectories import Trajectories, check_is_log
@@ -15,7 +16,8 @@ from persim_gym.data.validation import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
 from persim_gym.tasks import Task
-from persim_gym.tasks.action_bounds import scale_actions
+from persim_gym.tasks.action_bounds import center_and_half_width, scale_actions, unscale_actions
+from persim_gym.user_warnings import warn_user
 
 
 def policy_from_sb3(
@@ -80,8 +82,6 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         InvalidDataError: the log's observations or actions are not those of the model's spaces.
 
     """
-    from gymnasium import spaces
-
     buffer = getattr(model, "replay_buffer", None)
     if buffer is None:
         raise InvalidArgumentError(f"{type(model).__name__} has no replay buffer: use DQN, SAC, TD3 or DDPG")
@@ -96,22 +96,22 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
             f"the log has {log.num_transitions} transitions, the replay buffer room for "
             f"{buffer.buffer_size * buffer.n_envs}: make the model with a larger buffer_size"
         )
-    discrete = isinstance(model.action_space, spaces.Discrete)
+    # That of a log where `to_sb3_vec_env` rescales, below wrappers of any number.
+    space = getattr(getattr(model.env, "unwrapped", None), "task_action_space", model.action_space)
+    discrete = isinstance(space, spaces.Discrete)
     if model.observation_space.shape != log.observations.shape[1:]:
         raise InvalidDataError(
             f"the log's observations have shape {log.observations.shape[1:]}, the model's "
             f"{model.observation_space.shape}"
         )
-    if discrete != log.discrete or (not discrete and model.action_space.shape != log.actions.shape[1:]):
-        raise InvalidDataError(f"the log's actions {log.actions.shape[1:]} do not fit {model.action_space}")
+    if discrete != log.discrete or (not discrete and space.shape != log.actions.shape[1:]):
+        raise InvalidDataError(f"the log's actions {log.actions.shape[1:]} do not fit {space}")
     if discrete:
-        check_actions(log.actions, int(model.action_space.n), True)
+        check_actions(log.actions, int(space.n), True)
     else:
-        space = model.action_space
         check_actions(log.actions, space.shape[0], False, space.low, space.high)
     # Buffers hold actions as the actor gives them: scaled to [−1, 1].
-    space, actions = model.action_space, np.asarray(log.actions)
-    actions = actions if discrete else scale_actions(actions, space.low, space.high)
+    actions = log.actions if discrete else scale_actions(log.actions, space.low, space.high)
     length = -(-log.num_transitions // buffer.n_envs)
     parts = np.resize(np.arange(log.num_transitions), (buffer.n_envs, length))
     ended, last = log.terminated | log.truncated, np.zeros(log.num_transitions, bool)
@@ -128,7 +128,7 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         )
 
 
-def to_sb3_vec_env(env: Any) -> Any:
+def to_sb3_vec_env(env: Any, *, rescale_actions: bool = False) -> Any:
     """Return a vector environment as a Stable-Baselines3 `VecEnv`, to train any of its algorithms in.
 
     ``to_sb3_vec_env(gymnasium.make_vec("PerSim-CartPole-agent7-v0", num_envs=64,
@@ -140,12 +140,18 @@ def to_sb3_vec_env(env: Any) -> Any:
     What else the info of a `PersonalizedEnv` holds is there at every step, such as ``disagreement`` (D,). One generator
     draws all start states: a seed gives the same episodes every time, but not those of `DummyVecEnv`.
 
+    Stable-Baselines3's PPO and A2C begin with actions of about −1 to 1 and hardly move where bounds are far from these,
+    which is warned of; SAC, TD3 and DDPG scale by themselves.
+
     Args:
         env: of this package, with same-step autoreset, and without Gymnasium's wrappers.
+        rescale_actions: whether the actions of the `VecEnv` are from −1 to 1, mapped linearly to the task's bounds. A
+            trained model's actions are so, too; ``env.unscaled(actions)`` returns the task's. `fill_replay_buffer` of a
+            model made with it takes logs as they are.
 
     Raises:
         InvalidArgumentError: not a vector environment of this package, or a wrapped one, or one of another autoreset
-            mode.
+            mode, or discrete actions to be rescaled.
         MissingExtraError: Stable-Baselines3 is not installed.
 
     """
@@ -167,7 +173,27 @@ def to_sb3_vec_env(env: Any) -> Any:
             "give env.unwrapped, and wrap what this function returns in Stable-Baselines3's (VecNormalize, VecMonitor, "
             "a VecEnvWrapper of your own)"
         )
-    return _vec_env_class()(inner)
+    if rescale_actions and not isinstance(inner.single_action_space, spaces.Box):
+        raise InvalidArgumentError(
+            f"rescale_actions=True: the actions of task {inner.task.name} are discrete, so there is nothing to "
+            "rescale; leave it out"
+        )
+    if not rescale_actions:
+        _warn_of_bounds(inner.single_action_space)
+    return _vec_env_class()(inner, rescale_actions)
+
+
+def _warn_of_bounds(space: Any) -> None:
+    """Warn of continuous actions whose bounds are far from −1 and 1: that do not hold 0, or are half or twice these."""
+    if not isinstance(space, spaces.Box):
+        return
+    center, half_width = center_and_half_width(space.low, space.high)
+    if (np.abs(center) > half_width).any() or half_width.min() < 0.5 or half_width.max() > 2:
+        warn_user(
+            f"actions are from {space.low.min():g} to {space.high.max():g}, but Stable-Baselines3's PPO and A2C begin "
+            "with some from about -1 to 1 and then hardly move: to_sb3_vec_env(vec, rescale_actions=True) lets them "
+            "act between -1 and 1",
+        )
 
 
 @cache
@@ -177,10 +203,19 @@ def _vec_env_class() -> Any:
     class SimulatorVecEnv(base):
         """A vector environment with Stable-Baselines3's interface."""
 
-        def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
-            self.env = env
-            self._moves = np.empty(0)
-            super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        def __init__(self, env: Any, rescale_actions: bool) -> None:
+            self.env, self.task_action_space = env, env.single_action_space
+            self._moves, self._rescaled = np.empty(0), rescale_actions
+            shape = env.single_action_space.shape
+            space = spaces.Box(-1, 1, shape, np.float32) if rescale_actions else env.single_action_space
+            super().__init__(env.num_envs, env.single_observation_space, space)
+
+        def unscaled(self, actions: Any) -> Any:
+            """Return the task's actions for those of this environment."""
+            if not self._rescaled:
+                return actions
+            space = self.task_action_space
+            return unscale_actions(np.asarray(actions, np.float32), space.low, space.high)
 
         def reset(self) -> np.ndarray:
             states = [options.get("state") for options in self._options if options]
@@ -193,7 +228,7 @@ def _vec_env_class() -> Any:
             return observations
 
         def step_async(self, actions: np.ndarray) -> None:
-            self._moves = actions
+            self._moves = self.unscaled(actions)
 
         def step_wait(self) -> Any:
             observations, rewards, terminated, truncated, info = self.env.step(self._moves)
