@@ -73,7 +73,10 @@ fit_tiny = partial(fit, config=TINY, progress=False)
     ("message", "call"),
     [
         ("unknown task 'Cartpole'; known are MountainCar, CartPole", lambda: collect("Cartpole")),
-        ("unknown task 'Nope'", lambda: fit_tiny(small_log(), task="Nope")),
+        (
+            r"unknown task 'Nope'.* fit\(log, task=task\).*register_task\(task\)",
+            lambda: fit_tiny(small_log(), task="Nope"),
+        ),
         ("unknown task 'Nope'", lambda: gymnasium.make("Heterogeneous-CartPole-v0", task="Nope")),
         (r"no agent 500: agents are indices 0 … 499", lambda: gymnasium.make(GENERIC, agent=500)),
         (r"no agent -1", lambda: gymnasium.make(GENERIC, agent=-1)),

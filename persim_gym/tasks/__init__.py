@@ -63,8 +63,8 @@ def get_task(task: str | Task) -> Task:
     if task not in _TASKS:
         raise UnknownNameError(
             f"unknown task {task!r}; known are {', '.join(_TASKS)}. "
-            "A task of your own is made known by persim_gym.register_task(Task(...)), on the command line by "
-            "--task my_module:TASK"
+            "Of a log only the name of its task is kept: give one of your own again, as in fit(log, task=task), or "
+            "make it known by persim_gym.register_task(task); on the command line by --task my_module:TASK"
         )
     return _TASKS[task]
 
