@@ -10,13 +10,13 @@ import numpy as np
 
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.policies import as_policy
-from persim_gym.data.labels import AgentIndex, find_listed
+from persim_gym.data.labels import AgentIndex
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.generation import generate
 from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.terminal import ProgressBar
-from persim_gym.types import FloatArray, IntArray, Policy
+from persim_gym.types import FloatArray, Policy
 from persim_gym.user_warnings import warn_user
 
 
@@ -81,14 +81,15 @@ def simulated_policy_returns(
         progress: whether to show a bar.
 
     Returns:
-        One row per agent, in the order asked for.
+        One row per agent, in the order asked for. An agent whose simulator diverges at once is left out, with a
+        warning, and a member in which it does has not a number.
 
     Raises:
         UnknownNameError: there is no such agent.
         InvalidArgumentError: an argument out of its range, an agent named twice, or nothing that acts.
         InvalidStateError: first states of another shape, not finite, or outside the observation space.
         InvalidActionError: the policy gives an action that the task does not have.
-        PerSimError: no episode of an agent has a step that is finite.
+        PerSimError: no episode has a step that is finite.
 
     """
     check_is_ensemble(ensemble)
@@ -116,7 +117,7 @@ def simulated_policy_returns(
     if cut:
         warn_user(f"{cut} episodes were cut where a simulator diverges; their returns are those up to there")
     name = policy if isinstance(policy, str) else type(policy).__name__
-    unfamiliar = _unfamiliar(ensemble, together, find_listed(settings["agents"], ensemble.agent_labels), device)
+    unfamiliar = _unfamiliar(ensemble, together, device)
     _warn_of_unfamiliar(together.agent_labels, unfamiliar)
     return [
         SimulatedReturn(
@@ -124,25 +125,25 @@ def simulated_policy_returns(
             policy=name,
             mean=float(returns.mean()),
             std=float(returns.std()),
-            members=tuple(float(_returns_of(log, agent).mean()) for log in alone),
+            members=tuple(float(_returns_of(log, label).mean()) for log in alone),
             length=float(together.episode_lengths[together.episode_agents == agent].mean()),
             terminated=float(together.terminated[together.agents == agent].sum() / len(returns)),
             unfamiliar=unfamiliar[agent],
             episodes=len(returns),
         )
         for agent, label in enumerate(together.agent_labels)
-        for returns in [_returns_of(together, agent)]
+        for returns in [_returns_of(together, label)]
     ]
 
 
-def _unfamiliar(ensemble: LearnedDynamics, log: Trajectories, agents: IntArray, device: str) -> list[float]:
-    """Return for each agent of a synthetic log, by its index in the ensemble, which part of its steps is unfamiliar."""
+def _unfamiliar(ensemble: LearnedDynamics, log: Trajectories, device: str) -> list[float]:
+    """Return for each agent of a synthetic log which part of its steps is unfamiliar."""
     limits = ensemble.provenance.get("familiar_disagreement")
     if limits is None or not isinstance(ensemble, Ensemble) or ensemble.num_members < 2:
-        return [float("nan")] * len(agents)
+        return [float("nan")] * log.num_agents
     shares = []
-    for row, agent in enumerate(map(AgentIndex, agents)):
-        own, simulator = log.agents == row, ensemble.simulator(agent, device=device)
+    for agent, label in enumerate(log.agent_labels):
+        own, simulator = log.agents == agent, ensemble.simulator(label, device=device)
         disagreement = simulator.step(log.observations[own], log.actions[own]).disagreement
         shares.append(float((disagreement > np.asarray(limits)).any(axis=1).mean()))
     return shares
@@ -159,5 +160,8 @@ def _warn_of_unfamiliar(labels: Sequence[str], shares: list[float]) -> None:
         )
 
 
-def _returns_of(log: Trajectories, agent: int) -> np.ndarray:
-    return log.episode_returns[log.episode_agents == agent]
+def _returns_of(log: Trajectories, label: str) -> np.ndarray:
+    """Return the returns of an agent's episodes; not a number of one that was left out, whose simulator diverges."""
+    if label not in log.agent_labels:
+        return np.full(1, np.nan)
+    return log.episode_returns[log.episode_agents == log.agent_index(label)]
