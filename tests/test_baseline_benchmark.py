@@ -421,6 +421,37 @@ def test_the_budgets_name_the_rows_that_were_trained_otherwise(benchmark, tmp_pa
     assert "| Vanilla CaDM | futures_per_context" not in " ".join(text.split("earlier budget")[1].split())
 
 
+def test_the_bars_set_before_measuring(benchmark):
+    """The planner in the true systems, and the paper's settings where they should do well: which cells miss them."""
+    protocol, results = benchmark["protocol"], benchmark["results"]
+    text = " ".join((FOLDER / "README.md").read_text().split())
+
+    def means(number, method, data, metric):
+        rows = results.read(protocol.get_table(number), protocol.get_scale("full"))
+        return {one.agent: one.mean for one in rows if (one.method, one.data, one.metric) == (method, data, metric)}
+
+    def published(number, method, data):
+        figures = results.paper(protocol.get_table(number)).items()
+        return {key[3]: mean for key, (mean, _) in figures if key[1:3] == (data, method) and key[4] == "return"}
+
+    def off(number, method, data, their_method):
+        theirs = published(number, their_method, data)
+        return max(abs(mean / theirs[agent] - 1) for agent, mean in means(number, method, data, "return").items())
+
+    assert all(off(number, "True env + MPC", "-", "True env+MPC") < 0.06 for number in (9, 10))
+    assert off(9, "PerSim", "random", "PerSim") < 0.08 and off(9, "PerSim+", "random", "PerSim") < 0.1
+    missed = {
+        ("at most .01 but for", ".4f"): [one for one in means(6, "PerSim", "random", "rmse").items() if one[1] > 0.01],
+        ("at most .05 but for", ".2f"): [one for one in means(7, "PerSim", "pure", "rmse").items() if one[1] > 0.05],
+        ("at least 185 but for", ".1f"): [one for one in means(10, "PerSim", "pure", "return").items() if one[1] < 185],
+    }
+    for (bar, form), ((agent, value),) in missed.items():
+        assert f"{bar} agent {agent}, {format(value, form).lstrip('0')}" in text
+    assert max(means(6, "PerSim+", "random", "rmse").values()) <= 0.01
+    assert max(means(7, "PerSim+", "pure", "rmse").values()) <= 0.05
+    assert min(means(10, "PerSim+", "pure", "return").values()) >= 185
+
+
 def test_the_readmes_prose_counts_as_the_files_do(benchmark):
     """In how many cells methods reach the published figures, or do not."""
     protocol, results = benchmark["protocol"], benchmark["results"]
