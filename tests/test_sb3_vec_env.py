@@ -154,5 +154,5 @@ def test_what_it_refuses(cart_pole):
     inner = PersonalizedVectorEnv(cart_pole, autoreset_mode="same_step")
     with pytest.raises(errors.InvalidArgumentError, match="TransformReward would be lost.*give env.unwrapped"):
         to_sb3_vec_env(gymnasium.wrappers.vector.TransformReward(inner, lambda reward: 100 * reward))
-    with pytest.raises(errors.InvalidArgumentError, match="actions of task CartPole are discrete.*leave it out"):
+    with pytest.raises(errors.InvalidArgumentError, match=r"actions, Discrete\(2\), are discrete.*leave it out"):
         to_sb3_vec_env(inner, rescale_actions=True)

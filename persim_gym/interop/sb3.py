@@ -175,7 +175,7 @@ def to_sb3_vec_env(env: Any, *, rescale_actions: bool = False) -> Any:
         )
     if rescale_actions and not isinstance(inner.single_action_space, spaces.Box):
         raise InvalidArgumentError(
-            f"rescale_actions=True: the actions of task {inner.task.name} are discrete, so there is nothing to "
+            f"rescale_actions=True: the actions, {inner.single_action_space}, are discrete, so there is nothing to "
             "rescale; leave it out"
         )
     if not rescale_actions:
