@@ -243,7 +243,7 @@ def test_repr_says_what_a_log_is(log):
             r"covariates must .* some entries are masked",
             {"covariates": np.ma.masked_values([[1.0], [2.0]], 2.0), "covariate_names": ["age"]},
         ),
-        (r"rewards must be an array; .* requires grad", {"rewards": torch.zeros(4, requires_grad=True)}),
+        (r"rewards must be numbers; .* requires grad", {"rewards": torch.zeros(4, requires_grad=True)}),
         (r"rewards must be real numbers, got complex128", {"rewards": np.ones(4) * 1j}),
         (r"rewards must be real numbers, got datetime64", {"rewards": np.zeros(4, "datetime64[s]")}),
         (r"observations holds \[1e\+40, 0.0\] in row 0: too large for float32", {"observations": np.eye(4, 2) * 1e40}),

@@ -62,9 +62,9 @@ def test_a_policy_may_change_the_observations_it_is_given(walk):
     ("drawn", "message"),
     [
         ([[3.0, 0.0]] * 4, None),
-        (np.full((4, 2), np.nan), "initial_observations of task Walk, asked for 4: .* must be finite, got nan as x"),
-        (np.zeros((2, 2)), r"initial_observations of task Walk, asked for 4: .* must have shape \(4, 2\)"),
-        (np.full((4, 2), 1e4), "initial_observations of task Walk, asked for 4: x = 10000 is outside its range"),
+        (np.full((4, 2), np.nan), "task Walk must return .*, 4 at this call: .* must be finite, got nan as x"),
+        (np.zeros((2, 2)), r"task Walk must return .*, 4 at this call: .* must have shape \(4, 2\)"),
+        (np.full((4, 2), 1e4), "task Walk must return .*, 4 at this call: x = 10000 is outside its range"),
     ],
 )
 def test_a_tasks_own_first_states_are_checked(walk, drawn, message):

@@ -92,7 +92,7 @@ def test_reward_and_termination_are_learned(ensemble):
 
 
 @pytest.mark.filterwarnings("ignore:action coordinate 1 never varies")
-@pytest.mark.filterwarnings("ignore:the learned termination tells")
+@pytest.mark.filterwarnings("ignore:the learned termination tells", "ignore:task Glucose leaves reward and terminated")
 @pytest.mark.parametrize("learner", [persim_gym.fit, fit_joint])
 def test_how_wide_the_action_space_is_does_not_matter(learner):
     """Actions are scaled by what the log has of them, for dynamics and reward, not by bounds for safety's sake."""
@@ -358,10 +358,11 @@ def test_own_functions(tmp_path, registry, run_python):
             persim_gym.load(path)
 
 
+@pytest.mark.filterwarnings("ignore:the learned termination tells")
 def test_a_reference_is_not_needed_where_everything_was_learned(tmp_path):
     """Where it cannot be imported, the file has all; only another task by that reference is refused."""
     task = own_task(name="Treacle", reference="no_such_module:TASK")
-    log = costing(own_log(episodes=3))
+    log = costing(own_log(episodes=12))
     model = persim_gym.fit(log, task=task, config=CONFIG.with_changes(epochs=1), progress=False)
     model.save(tmp_path / "treacle.persim")
     loaded = persim_gym.load(tmp_path / "treacle.persim")

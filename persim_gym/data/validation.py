@@ -26,7 +26,7 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
     """Return numbers as float32 with so many axes, finite."""
     if values is None:
         raise InvalidDataError(f"{name} is not given")
-    array = _array(name, values)
+    array = _array(name, values, "numbers")
     if array.dtype.kind in "cMm":
         raise InvalidDataError(f"{name} must be real numbers, got {array.dtype}")
     try:
@@ -42,12 +42,12 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
     return array
 
 
-def _array(name: str, values: Any) -> np.ndarray:
-    """Return values given by a user as an array, of any type."""
+def _array(name: str, values: Any, wanted: str = "an array") -> np.ndarray:
+    """Return values given by a user as an array, of any type; if not, the message says what was wanted."""
     try:
         return as_array(values)
     except ValueError as error:
-        raise InvalidDataError(f"{name} must be an array; {error}") from error
+        raise InvalidDataError(f"{name} must be {wanted}; {error}") from error
 
 
 def check_finite(name: str, array: FloatArray, given: Any = None) -> None:

@@ -328,7 +328,9 @@ class Task:
         try:
             return self.check_states(drawn, count)
         except InvalidStateError as error:
-            raise InvalidStateError(f"initial_observations of task {self.name}, asked for {count}: {error}") from error
+            raise InvalidStateError(
+                f"initial_observations of task {self.name} must return start states, {count} at this call: {error}"
+            ) from error
 
     def check_actions(self, actions: Any, *leading: int | str) -> np.ndarray:
         """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).
