@@ -108,6 +108,25 @@ def test_a_simulator_that_diverges_is_told_of():
     assert row.mean == -0.75 and row.members == (-0.75 - 0.25 - 0.75 - 0.25, -0.75)
 
 
+def test_an_agent_who_diverges_at_once_is_left_out_and_the_others_stay_themselves():
+    walk = perfect_walk_ensemble(walk_task(limit=4))
+    factors = np.array(walk.parameters["agent.weight"])
+    factors[1, 0] = np.nan
+    broken = dataclasses.replace(walk, parameters={**walk.parameters, "agent.weight": factors})
+
+    def up(observations):
+        return np.full(len(observations), 2)
+
+    healthy = simulated_policy_returns(walk, up, episodes=2)
+    with (
+        pytest.warns(RuntimeWarning, match="agent '0' is left out"),
+        pytest.warns(RuntimeWarning, match="4 episodes were cut"),
+    ):
+        rows = simulated_policy_returns(broken, up, episodes=2)
+    told = [(row.agent, row.mean, row.members, row.length) for row in rows]
+    assert told == [(row.agent, row.mean, row.members, row.length) for row in healthy[1:]]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
