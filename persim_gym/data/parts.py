@@ -85,7 +85,13 @@ def _last_of_each(owners: IntArray, fraction: float) -> BoolArray:
     """
     counts = np.bincount(owners)
     held = np.clip(np.rint(fraction * counts), 1, counts - 1)  # 0 of 1: the upper bound is the one that counts
+    return turns(owners) >= (counts - held)[owners]
+
+
+def turns(owners: IntArray) -> IntArray:
+    """Return how many of some things (n,) with the same owner, an index, come before each."""
     order = np.argsort(owners, kind="stable")
-    place = np.empty(len(owners), int)
-    place[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place >= (counts - held)[owners]
+    counts = np.bincount(owners)
+    before = np.empty(len(owners), np.int64)
+    before[order] = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return before

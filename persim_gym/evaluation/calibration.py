@@ -21,6 +21,7 @@ import torch
 from persim_gym.arguments import array_or_object, finite_number, generator_of, whole_number
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.log_checks import check_log
+from persim_gym.data.parts import turns
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidDataError
@@ -244,23 +245,14 @@ def _of_agents(ensemble: Ensemble, factors: FloatArray) -> Ensemble:
 def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
     """Return which rows (T,) are in the first half of their agent's transitions, and which in the second."""
     counts = np.bincount(log.agents, minlength=log.num_agents)
-    early = _turns(log.agents) < counts[log.agents] // 2
+    early = turns(log.agents) < counts[log.agents] // 2
     return early, ~early
-
-
-def _turns(agents: IntArray) -> IntArray:
-    """Return how many entries of the same agent come before each (n,)."""
-    order = np.argsort(agents, kind="stable")
-    counts = np.bincount(agents)
-    turns = np.empty(len(agents), np.int64)
-    turns[order] = np.arange(len(agents)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return turns
 
 
 def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
     """Return up to 1000 segments that begin anywhere in the late rows, one of each agent, then a second one, …."""
     rows = rng.permutation(np.flatnonzero(late))
-    starts = np.sort(rows[np.argsort(_turns(log.agents[rows]), kind="stable")][:_MAX_SEGMENTS])
+    starts = np.sort(rows[np.argsort(turns(log.agents[rows]), kind="stable")][:_MAX_SEGMENTS])
     ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
     return Segments(starts, np.minimum(ends - starts, _HORIZON))
 
