@@ -219,7 +219,7 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByR
 
 
 def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByRow = _NO_VALUES) -> Lead:
-    """Count the cells in which methods of one family lead the rows of all others; ``values`` as in `leads`."""
+    """Count cells in which the best row of one family's methods leads those of all others; ``values`` as in `leads`."""
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.env, row.data, row.agent), []).append(row)

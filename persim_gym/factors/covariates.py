@@ -30,6 +30,7 @@ _LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _NOISES = np.logspace(-8, 1, 28)
 _NEGLIGIBLE = 1e-4
 _ROUNDING = 1e-6
+"""Part of a covariate by which two may differ that are the same."""
 _PENALTY = 1e-6
 _MLP_WIDTH, _MLP_STEPS, _MLP_RATE, _MLP_DECAY = 64, 2000, 1e-3, 1e-4
 
@@ -105,7 +106,7 @@ class CovariateMap:
         excess = np.maximum(self.low - covariates, covariates - self.high)
         alone = self.high <= self.low
         excess = np.where(alone & (excess <= _ROUNDING * np.abs(self.high)), 0.0, excess)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):  # by a range of 0
             return np.divide(excess, self.high - self.low, out=np.zeros_like(excess), where=excess > 0).max(axis=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
-from persim_gym.arguments import array_or_object, as_array, whole_number
+from persim_gym.arguments import as_array, whole_number
 from persim_gym.errors import (
     InvalidActionError,
     InvalidArgumentError,
@@ -21,6 +20,7 @@ from persim_gym.errors import (
     UnknownNameError,
 )
 from persim_gym.tasks.covariate import Covariate
+from persim_gym.tasks.declared import check_declared
 from persim_gym.tasks.objective import TO_LEARN, PlanningObjective, RewardFn, TerminationFn, ToLearn
 from persim_gym.tasks.spaces import as_float32, check_spaces, outside, space_from_json, space_to_json
 from persim_gym.tasks.system import Renderer, System
@@ -76,49 +76,10 @@ class Task:
         check_spaces(self.observation_space, self.action_space)
         for name in ("observation_space", "action_space"):
             object.__setattr__(self, name, as_float32(getattr(self, name)))
-        names = tuple(self.observation_names) or tuple(f"observation {n}" for n in range(self.observation_size))
-        if len(names) != self.observation_size:
-            raise InvalidArgumentError(f"task {self.name} has {self.observation_size} coordinates, {len(names)} names")
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InvalidArgumentError(f"task {self.name} has two coordinates named {twice!r}")
-        if not self.name:
-            raise InvalidArgumentError("name='' is no name for a task: ids and files are made of it")
+        numbered = tuple(f"observation {n}" for n in range(self.observation_size))
+        object.__setattr__(self, "observation_names", tuple(self.observation_names) or numbered)
+        check_declared(self)
         self.limit_of(self.max_episode_steps)
-        self._check_parts()
-        if self.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", self.reference):
-            raise InvalidArgumentError(f"reference={self.reference!r} must look like 'module:attribute'")
-        object.__setattr__(self, "observation_names", names)
-
-    def _check_parts(self) -> None:
-        """Raise `InvalidArgumentError` for covariates, an objective, bounds or a system that are no such thing."""
-        for covariate in self.covariates:
-            if not isinstance(covariate, Covariate):
-                raise InvalidArgumentError(
-                    f"covariates={self.covariates!r} of task {self.name} must be of Covariate: give "
-                    "(persim_gym.tasks.Covariate(name, low, high, default),)"
-                )
-        names = [covariate.name for covariate in self.covariates]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InvalidArgumentError(f"task {self.name} has two covariates named {twice!r}: rename one")
-        if self.planning_objective is not None and not isinstance(self.planning_objective, PlanningObjective):
-            raise InvalidArgumentError(
-                f"planning_objective={self.planning_objective!r} of task {self.name} must be a "
-                "persim_gym.tasks.PlanningObjective(reward, terminated)"
-            )
-        if self.grid_bounds is not None:
-            bounds = array_or_object(self.grid_bounds)
-            numbers = bounds.shape == (2, self.observation_size) and bounds.dtype.kind in "fiu"
-            if not (numbers and (bounds[0] < bounds[1]).all()):
-                raise InvalidArgumentError(
-                    f"grid_bounds={self.grid_bounds!r} of task {self.name} must be (low, high), "
-                    f"{self.observation_size} numbers each, every low below its high"
-                )
-        if self.make_system is not None and not callable(self.make_system):
-            raise InvalidArgumentError(
-                f"make_system={self.make_system!r} of task {self.name} must be a function of covariates (B, K)"
-            )
 
     def __repr__(self) -> str:
         sizes = (
