@@ -70,7 +70,7 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     check_replaceable(path, content_name(kind))
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(contiguous, temporary, metadata={_METADATA_KEY: to_json(header)})
 
 
@@ -92,7 +92,7 @@ def to_json(document: Any, **settings: Any) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file as a whole or not at all."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -111,10 +111,12 @@ def content_name(kind: str) -> str:
 
 
 def content_of(path: Path) -> str:
-    """Say what a file holds: what `content_name` says of ours, JSON, or something else."""
+    """Say what a file holds: what `content_name` says of ours, a table by its name, JSON, or something else."""
     kind = kind_of(path)
     if kind is not None:
         return content_name(kind)
+    if is_table(path):
+        return "a table"
     with open(path, "rb") as file:
         return JSON if file.read(1) == b"{" else "something else"
 
@@ -141,6 +143,12 @@ def check_name(path: str | Path) -> None:
         )
 
 
+def check_table_name(path: str | Path) -> None:
+    """Raise `InvalidArgumentError` if a table would get a name that does not say of which kind it is."""
+    if not is_table(path):
+        raise InvalidArgumentError(f"{path} must end with {', '.join(CSV_SUFFIXES)} or {', '.join(PARQUET_SUFFIXES)}")
+
+
 def check_target(path: str | Path) -> None:
     """Raise `FileWriteError` if no file can be written to a path; worth asking before long work."""
     path = Path(path)
@@ -159,7 +167,7 @@ def check_target(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed.
 
     A device, such as /dev/stdout, cannot be replaced: what was written is copied into it.

@@ -14,6 +14,7 @@ import persim_gym
 from persim_gym import Ensemble, Trajectories, errors, storage
 from persim_gym.cli import app as cli
 from persim_gym.cli.arguments import COLLECTED, ENSEMBLE, RECORDS, SYNTHETIC, agents_of, check_output
+from persim_gym.interop import from_dataframe, to_dataframe
 from persim_gym.terminal import table
 
 PATIENTS = [str(number) for number in range(1, 7)]
@@ -196,13 +197,100 @@ def test_generate_does_what_its_options_say(typed):
     assert made.provenance["episodes_cut"] > 0 and made.provenance["seed"] == 3
 
 
+def test_import_does_what_its_options_say(typed):
+    """As the same call in Python does, whatever is given; a comma is part of a column's name."""
+    rows = ["who,visit,when,a,b,dose,flow,pay,c,d,over,cut,age"]
+    rows += [
+        f"{w},1,2026-01-31 0{h}:00,{h},{(h + 1) % 2},{h % 2},.{h},1.5,{h + 1},{h % 2},0,0,{w}"
+        for w in (7, 8)
+        for h in range(4)
+    ]
+    Path("ward.csv").write_text("\n".join(rows) + "\n")
+    columns = {
+        "agent": "who", "episode": "visit", "time": "when", "time_step": "1h", "gaps": "split", "reward": "pay",
+        "terminated": "over", "truncated": "cut",
+    }  # fmt: skip
+    options = [part for name, value in columns.items() for part in (f"--{name.replace('_', '-')}", value)]
+    states = ["--observation", "a", "--observation", "b"]
+    after = ["--next-observation", "c", "--next-observation", "d", "--covariate", "age"]
+    typed(0, "import", "ward.csv", "--out", "full.st", *states, "--action", "dose", *options, *after, "--task", "Ward")
+    named = {"observations": ["a", "b"], "task": "Ward", **columns}
+    full = from_dataframe(
+        "ward.csv", action="dose", next_observations=["c", "d"], covariates=["age"], **named
+    )  # fmt: skip
+    found = Trajectories.load("full.st")
+    assert found.digest == full.digest and found.provenance == full.provenance == {"table": "ward.csv"}
+    assert found.agent_labels == ("7", "8") and found.num_transitions == 8 and found.discrete
+    assert found.covariate_names == ("age",) and found.task == "Ward"
+    for out, actions in (("one.st", ["flow"]), ("two.st", ["flow", "dose"])):
+        given = [part for column in actions for part in ("--action", column)]
+        typed(
+            0, "import", "ward.csv", "--out", out, *states, *given, *options, "--task", "Ward",
+            *(["--continuous"] if len(actions) == 1 else []),
+        )  # fmt: skip
+        assert Trajectories.load(out).digest == from_dataframe("ward.csv", action=actions, **named).digest
+    Path("ward_task.py").write_text(
+        "from gymnasium import spaces\nimport persim_gym\n"
+        "TASK = persim_gym.Task(\n"
+        "    'Ward', spaces.Box(-9, 9, (2,)), spaces.Box(0, 1, (1,)), 9, observation_names=('a', 'b')\n)\n"
+    )
+    typed(0, "import", "ward.csv", "--out", "own.st", *states, "--action", "flow", *options, "--task", "ward_task:TASK")
+    assert Trajectories.load("own.st").digest == Trajectories.load("one.st").digest
+    typed(0, "export", "own.st", "--out", "back.csv.gz", "--task", "ward_task:TASK")
+    typed(
+        0, "import", "back.csv.gz", "--out", "again.st", *states, "--action", "action 0", "--continuous", "--episode",
+        "episode", "--reward", "reward", "--next-observation", "next a", "--next-observation", "next b",
+        "--terminated", "terminated", "--truncated", "truncated", "--task", "Ward",
+    )  # fmt: skip
+    assert Trajectories.load("again.st").digest == Trajectories.load("own.st").digest
+    typed(0, "import", "ward.csv", "--out", "solo.st", *states, "--action", "dose", "--single-agent", "anna",
+          "--episode", "who")  # fmt: skip
+    assert Trajectories.load("solo.st").agent_labels == ("anna",)
+
+
+def test_split_and_export_do_what_their_options_say(typed):
+    """As the same calls in Python do."""
+    log = persim_gym.collect("CartPole", num_agents=8, seed=4)
+    log.save("log.st")
+    for fraction, by, seed in ((0.2, "time", 0), (0.5, "agent", 3)):
+        out = [f"{by}-kept.st", f"{by}-held.st"]
+        options = [] if by == "time" else ["--fraction", fraction, "--by", by, "--seed", seed]
+        typed(0, "split", "log.st", "--kept", out[0], "--held-out", out[1], *options)
+        for path, part in zip(out, log.split(fraction, by=by, seed=seed), strict=True):
+            assert Trajectories.load(path).digest == part.digest
+    typed(0, "export", "log.st", "--out", "log.parquet")
+    assert from_dataframe("log.parquet").digest == log.digest
+    typed(0, "export", "log.st", "--out", "log.csv")
+    again = from_dataframe("log.csv", **to_dataframe(log).attrs["persim_gym"]["columns"], task="CartPole")
+    assert again.digest == log.digest
+    assert [path.name for path in Path().glob(".*")] == []
+
+
 def test_what_is_there_is_not_lost(typed, files, capsys):
     """By any command, before it has worked; an option that would do nothing is said, too."""
+    (files / "ward.csv").write_text("a,b\n1,2\n")
     before = {path.name: path.read_bytes() for path in files.iterdir()}
     for message, *arguments in (
         ("recorded holds a recorded log", "collect", "CartPole", "--agents", 1, "--out", "recorded"),
         ("recorded holds a recorded log", "train", "collected", "--out", "recorded", "--epochs", 1),
         ("recorded holds a recorded log", "generate", "ensemble", "--policy", "random", "--out", "recorded"),
+        (
+            "synthetic holds a synthetic log",
+            "import",
+            "table",
+            "--observation",
+            "a",
+            "--action",
+            "b",
+            "--out",
+            "synthetic",
+        ),
+        ("ensemble holds an ensemble", "split", "collected", "--kept", "new", "--held-out", "ensemble"),
+        ("recorded holds a recorded log", "split", "collected", "--kept", "recorded", "--held-out", "new"),
+        ("--kept and --held-out are both new", "split", "collected", "--kept", "new", "--held-out", "./new"),
+        ("ward.csv holds a table", "export", "collected", "--out", "ward.csv"),
+        ("new.txt must end with .csv", "export", "collected", "--out", "new.txt"),
+        ("is read, and would be", "export", "ward.csv", "--out", "ward.csv"),
         ("table holds something else", "evaluate", "ensemble", "--policy", "random", "--json", "table"),
         ("ensemble is read, and would be", "evaluate", "ensemble", "--policy", "random", "--json", "ensemble"),
         ("--name is for --install", "train", "collected", "--out", "new", "--name", "Mine", "--epochs", 1),

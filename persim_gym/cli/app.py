@@ -15,18 +15,20 @@ from rich.console import Console
 from rich.text import Text
 
 from persim_gym import storage
+from persim_gym.cli import logs
 from persim_gym.cli.arguments import (
-    COLLECTED,
     ENSEMBLE,
     RECORDS,
     SYNTHETIC,
+    Seed,
     agents_of,
     check_output,
-    own_task,
     policy_of,
     rank_of,
     refuse_options,
+    task_of,
 )
+from persim_gym.cli.console import console
 from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
 from persim_gym.evaluation.records import to_records
 from persim_gym.terminal import table
@@ -37,8 +39,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# In a pipe nothing is broken into lines.
-_console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+for name, command in {
+    "collect": logs.collect, "import": logs.import_table, "split": logs.split, "export": logs.export
+}.items():  # fmt: skip
+    app.command(name)(command)
 
 _Records = dict[str, Any]
 _INTERRUPTED = 130
@@ -51,25 +55,7 @@ Model = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-
-@app.command()
-def collect(
-    task: Annotated[str, typer.Argument(help="MountainCar, CartPole or HalfCheetah.")],
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    policy: Annotated[str, typer.Option(help="random, pure, pure-eps-20 or pure-eps-40.")] = "random",
-    agents: Annotated[int, typer.Option(help="Number of agents.", min=1)] = 500,
-    seed: Seed = 0,
-) -> None:
-    """Record one trajectory of each of many heterogeneous agents in their true systems."""
-    from persim_gym import collect as collect_log
-
-    check_output(out, COLLECTED)
-    log = collect_log(task, policy=policy, num_agents=agents, seed=seed)
-    log.save(out)
-    _console.print(f"{log}\nwritten to {out}")
 
 
 @app.command()
@@ -107,12 +93,12 @@ def train(
     if not install:
         refuse_options(context, ("name",), "is for --install, which is not given")
     log = Trajectories.load(data)
-    own = None if task is None or ":" not in task else own_task(task)
+    own = task_of(task)
     if install:
-        installed_file(name or (own.name if own else task or log.task or ""))
+        installed_file(name or getattr(own, "name", own) or log.task or "")
     ensemble = fit(
         log,
-        task=own or task,
+        task=own,
         config=config,
         rank=rank_of(rank),
         epochs=epochs,
@@ -124,13 +110,13 @@ def train(
         progress=not quiet,
     )
     _save(ensemble, out)
-    _console.print(f"{ensemble}\nwritten to {out}")
+    console.print(f"{ensemble}\nwritten to {out}")
     if install:
         ids = register_ensemble(ensemble, name=name, install=True)
         path = find_model(name or ensemble.task.name)
-        _console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}")
+        console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}")
         if (SHIPPED_MODELS / path.name).exists():
-            _console.print("it takes the place of the shipped model of this name until then")
+            console.print("it takes the place of the shipped model of this name until then")
 
 
 @app.command()
@@ -230,7 +216,7 @@ def generate(
         progress=not quiet,
     )
     log.save(out)
-    _console.print(f"{log}\nwritten to {out}")
+    console.print(f"{log}\nwritten to {out}")
 
 
 @app.command()
@@ -256,8 +242,8 @@ def models() -> None:
             )
         )
     columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step error", "where")
-    _console.print(table("models", columns, rows))
-    _console.print(f"model home: {model_home()}")
+    console.print(table("models", columns, rows))
+    console.print(f"model home: {model_home()}")
 
 
 @app.command()
@@ -283,7 +269,7 @@ def demo(
         episodes=episodes,
         num_candidates=candidates,
         seed=seed,
-        console=_console,
+        console=console,
         progress=not quiet,
     )
 
@@ -374,7 +360,7 @@ def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
 def _print_rows(title: str, rows: Sequence[Any]) -> None:
     records = to_records(rows)
     columns = [name.replace("_", " ") for name in records[0]]
-    _console.print(table(title, columns, [[_cell(value) for value in record.values()] for record in records]))
+    console.print(table(title, columns, [[_cell(value) for value in record.values()] for record in records]))
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from persim_gym import storage
 from persim_gym.data.labels import NumberedLabels
@@ -14,7 +16,10 @@ from persim_gym.errors import InvalidArgumentError
 
 COLLECTED, SYNTHETIC = "a collected log", "a synthetic log"
 ENSEMBLE, RECORDS = storage.content_name("ensemble"), storage.JSON
-"""What the commands write. Each replaces what it writes itself, and nothing else."""
+"""What commands write that replace what they wrote before, and nothing else."""
+IMPORTED, PART, TABLE = "a log of a table", "a part of a log", "a table of a log"
+"""What commands write that replace nothing: a file does not tell whether they made it."""
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 
 
 def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
@@ -22,11 +27,14 @@ def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
 
     Raises:
         FileWriteError: nothing can be written there.
-        InvalidArgumentError: it holds something that must not be lost, or its name is a table's.
+        InvalidArgumentError: it holds something that must not be lost, or its name is a table's and the content not,
+            or the other way round.
 
     """
     storage.check_target(out)
-    if content != RECORDS:
+    if content == TABLE:
+        storage.check_table_name(out)
+    elif content != RECORDS:
         storage.check_name(out)
     for path in inputs:
         if path is not None and Path(path).exists() and out.exists() and out.samefile(path):
@@ -53,12 +61,22 @@ def refuse_options(context: Any, names: Sequence[str], reason: str) -> None:
         raise InvalidArgumentError(f"--{given[0].replace('_', '-')} {reason}: leave it out")
 
 
-def own_task(reference: str) -> Any:
-    """Import a task by "module:attribute", and let it be known by that, as its functions are in no file."""
+def task_of(text: str | None) -> Any:
+    """Return the task "module:attribute", known by that where its functions are in no file; names stay as they are."""
+    if text is None or ":" not in text:
+        return text
     from persim_gym.tasks import import_task
 
-    task = import_task(reference)
-    return replace(task, reference=task.reference or reference) if task.has_own_functions else task
+    task = import_task(text)
+    return replace(task, reference=task.reference or text) if task.has_own_functions else task
+
+
+def number_or_text(text: str) -> float | str:
+    """Return the number that a text is, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def policy_of(policy: str, task: Any, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""Tables as they come: a data frame, or a CSV or Parquet file, with rows numbered from 0."""
+"""Tables as they come, a data frame, or a CSV or Parquet file, with rows numbered from 0; and such files written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError, PerSimError
 from persim_gym.extras import optional
-from persim_gym.storage import CSV_SUFFIXES, PARQUET_SUFFIXES
+from persim_gym.storage import CSV_SUFFIXES, PARQUET_SUFFIXES, check_table_name, replacing
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _OTHERWISE = (
@@ -52,6 +52,24 @@ def read_table(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[
     table = table.reset_index(named).reset_index(drop=True)
     table.attrs = attributes
     return table, origin
+
+
+def write_table(frame: Any, path: str | Path) -> None:
+    """Write a frame without its index, as CSV or Parquet by the file's name, as a whole or not at all.
+
+    Raises:
+        FileWriteError: it cannot be written.
+        InvalidArgumentError: the name is no table's.
+
+    """
+    check_table_name(path)
+    name = Path(path).name.lower()
+    with replacing(Path(path)) as temporary:
+        if name.endswith(PARQUET_SUFFIXES):
+            optional("pyarrow", "tables")
+            frame.to_parquet(temporary, index=False)
+        else:
+            frame.to_csv(temporary, index=False, compression="gzip" if name.endswith(".gz") else None)
 
 
 def _read_csv(pandas: Any, path: Path, agent: str, nameless: bool) -> Any:
