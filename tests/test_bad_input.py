@@ -314,13 +314,6 @@ def test_damaged_and_foreign_models(model, registry, message, spoil):
     assert set(registry) == before
 
 
-def test_models_of_earlier_versions(model):
-    """They have no digests, and load."""
-    change_slightly(model)
-    change_header(model, digests=...)
-    assert persim_gym.load(model).num_agents == 3
-
-
 def test_models_of_another_task(model):
     """Asked for by task; and of a task that this session does not know."""
     message = r"model\.persim is of task CartPole, not of MountainCar"

@@ -70,9 +70,10 @@ def test_covariates_that_the_task_does_not_have(cart_pole_log):
 
 
 def test_a_file_with_covariates_of_another_task(cart_pole, tmp_path):
-    """Earlier versions kept those of any log: the file loads without them."""
-    dataclasses.replace(cart_pole, covariates=cart_pole.covariates[:, :1]).save(tmp_path / "old.persim")
-    assert persim_gym.load(tmp_path / "old.persim").covariates is None
+    """It is damaged: no command of ours writes one."""
+    dataclasses.replace(cart_pole, covariates=cart_pole.covariates[:, :1]).save(tmp_path / "other.persim")
+    with pytest.raises(errors.FileFormatError, match="'covariates' is missing or has the wrong shape"):
+        persim_gym.load(tmp_path / "other.persim")
 
 
 def walks(actions, *, episodes=1):

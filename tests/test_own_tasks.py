@@ -613,27 +613,6 @@ def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
     assert reward.posterior.num_transitions[-1] == log.num_transitions
 
 
-@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
-def test_a_file_that_does_not_tell_what_rewards_have_said(ensemble, tmp_path):
-    """It is read; transitions count as having had rewards; the log it was trained on makes it exact."""
-    unknown = dataclasses.replace(ensemble.outcomes["reward"], posterior=None)
-    dataclasses.replace(ensemble, outcomes={**ensemble.outcomes, "reward": unknown}).save(tmp_path / "old.persim")
-    old = persim_gym.load(tmp_path / "old.persim")
-    assert old.outcomes["reward"].posterior is None and set(old.parameters) == set(ensemble.parameters)
-    log = newcomers_log()
-    newcomers = (reward_factors(persim_gym.personalize(model, log), *log.agent_labels) for model in (old, ensemble))
-    np.testing.assert_allclose(*newcomers, rtol=1e-4, atol=1e-5)
-    more = dataclasses.replace(log, agent_labels=ensemble.agent_labels)
-    updated = persim_gym.update(old, more)
-    np.testing.assert_allclose(reward_factors(updated, "a"), reward_factors(old, "a"), atol=0.1)
-    assert (reward_factors(updated, "a") != reward_factors(old, "a")).all()
-    counts = ensemble.posterior.num_transitions + np.bincount(log.agents)
-    assert updated.outcomes["reward"].posterior.num_transitions.tolist() == counts.tolist()
-    exact = persim_gym.refit_factors(old, own_log(), replace_factors=False)
-    both = (reward_factors(persim_gym.update(model, more), *ensemble.agent_labels) for model in (exact, ensemble))
-    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
-
-
 def test_an_outcome_of_other_agents(ensemble):
     """Some of those in the log, and one that was never seen, whose reward is between theirs."""
     states = np.array([[2.0, 0.1]], np.float32)

@@ -97,7 +97,7 @@ def test_few_long_episodes_have_several_segments():
 
 
 def test_many_episodes_have_a_segment_each():
-    """The draw that members of earlier versions were chosen by."""
+    """Its start is drawn from all that leave room for the segment."""
     lengths = np.random.default_rng(0).integers(1, 120, 257)
     log = log_of_episodes(lengths)
     found = _segments(log, np.random.default_rng(0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import perfect_walk_ensemble, random_ensemble, walk_task
 
-from persim_gym import generate, policy_returns, simulated_policy_returns
+from persim_gym import generate, load, policy_returns, simulated_policy_returns
 from persim_gym.errors import InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.evaluation.records import to_records
 
@@ -55,6 +55,13 @@ def test_the_members_are_asked_one_by_one(policy):
     (middle, _) = simulated_policy_returns(ensemble, policy, agents=[3, 1], aggregate="median", **common)
     assert middle.members == first.members
     assert to_records([first])[0]["members"] == list(first.members)
+
+
+def test_shipped_models_know_what_is_familiar():
+    """Random actions, which the log has, seldom lead out of it."""
+    for name in ("CartPole", "MountainCar"):
+        rows = simulated_policy_returns(load(name), "random", agents=[0, 4], episodes=3, max_episode_steps=20)
+        assert all(row.unfamiliar < 0.2 for row in rows)
 
 
 def test_steps_unlike_the_log_s_are_counted(recwarn):

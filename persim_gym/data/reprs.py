@@ -7,7 +7,7 @@ from typing import Any
 
 
 def validation_text(provenance: Mapping[str, Any]) -> str | None:
-    """Return the one-step validation error of an ensemble; of files without it the RMSE in mixed units, said so."""
+    """Return the one-step validation error of an ensemble; of shipped ones, whose is not known, the RMSE, said so."""
     if "validation_error" in provenance:
         return f"{provenance['validation_error']:.2g}"
     return f"{provenance['validation_rmse']:.2g} (RMSE)" if "validation_rmse" in provenance else None
@@ -18,7 +18,7 @@ def outcomes_note(provenance: Mapping[str, Any]) -> str:
     note = ""
     if "reward_rmse" in provenance:
         note += f", reward RMSE {provenance['reward_rmse']:.2g}"
-    if "terminations_expected" in provenance:  # earlier files have none
+    if "terminations_expected" in provenance:
         expected = provenance["terminations_expected"]
         note += f", ends {provenance['terminations_held_out']}, expected {expected:.1f}"
     return note

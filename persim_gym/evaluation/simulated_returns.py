@@ -37,7 +37,7 @@ class SimulatedReturn:
     """Part of the episodes that end in a terminal state."""
     unfamiliar: float
     """Part of the steps on which the members disagree by more than on 99 % of the log's rows; not a number of a single
-    member, of a baseline's model, or of a file of an earlier version."""
+    member or of a baseline's model."""
     episodes: int
 
 

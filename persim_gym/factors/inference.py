@@ -14,10 +14,10 @@ from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
-from persim_gym.factors.rewards import with_assumed_posterior, with_own_rewards, with_reward_posterior
+from persim_gym.factors.rewards import with_own_rewards, with_reward_posterior
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents, no_posterior
-from persim_gym.model.ensemble import BY_COVARIATES, Ensemble, provenance_of_agents
+from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
 from persim_gym.tasks.covariates import covariate_array
@@ -125,8 +125,6 @@ def personalize(
     described = np.array([place for place, label in enumerate(labels) if label in given], np.int64)
     if len(described) and covariate_map is None:
         covariate_map = fit_covariate_map(ensemble)
-    if trajectories is not None:
-        ensemble = with_assumed_posterior(ensemble, trajectories, device=device)
     first, weight = ensemble.num_agents, ensemble.parameters["agent.weight"]
     empty = np.zeros((weight.shape[0], len(labels), weight.shape[2]), weight.dtype)
     grown = replace(
@@ -168,9 +166,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     taken from the log. Warns of a log that it was given before.
 
     A reward that was learned by agent is adapted to the agents' rewards in the log as by `personalize`, exactly, too;
-    a log whose rewards are all zero has none. It is approximate only for a file of an earlier version, which does not
-    tell how many rewards an agent has had: all its earlier transitions count as having had some, and been like these.
-    `refit_factors`, with the log that the ensemble was trained on, makes it exact.
+    a log whose rewards are all zero has none.
 
     Args:
         ensemble: with the posterior of its agents' factors.
@@ -186,8 +182,7 @@ def update(ensemble: Ensemble, trajectories: Trajectories, *, device: str = "cpu
     chosen = known_agents(ensemble, trajectories)
     posterior = ensemble.known_posterior()
     known = posterior_given(ensemble, trajectories, posterior.prior, device=device)
-    adapted = with_assumed_posterior(ensemble, trajectories, device=device)
-    adapted = with_own_rewards(adapted, trajectories, chosen, device=device)
+    adapted = with_own_rewards(ensemble, trajectories, chosen, device=device)
     provenance = with_update(ensemble.provenance, trajectories.source, again=True)
     updated = replace(
         adapted,
@@ -330,8 +325,7 @@ def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> F
 
 def _grown_provenance(ensemble: Ensemble, log: Trajectories | None, described: Sequence[str]) -> dict[str, Any]:
     """Return the provenance of the ensemble with newcomers of a log, some of whom a covariate map describes."""
-    # Earlier files may name agents that are long gone.
-    provenance = provenance_of_agents(ensemble.provenance, ensemble.agent_labels)
+    provenance = dict(ensemble.provenance)
     if log is not None:
         provenance = with_update(provenance, log.source, again=False)
     if described:

@@ -49,31 +49,6 @@ def with_reward_posterior(
     return _with_reward(ensemble, replace(outcome, posterior=posterior))
 
 
-def with_assumed_posterior(ensemble: Ensemble, log: Trajectories, *, device: str = "cpu") -> Ensemble:
-    """Return an ensemble of an earlier file, which has no posterior of its reward's factors, with one that is assumed.
-
-    Its agents count as those that the reward was learned from, and all transitions that the dynamics know of them as
-    having had rewards and been like the log's. Any other ensemble, and one given a log without rewards, stays as it is.
-
-    Args:
-        ensemble: with the posterior of the dynamics' factors.
-        log: of any agents.
-        device: to compute on.
-
-    """
-    if not _tells_rewards(ensemble, log) or ensemble.outcomes["reward"].posterior is not None:
-        return ensemble
-    outcome = ensemble.outcomes["reward"]
-    prior = _prior(ensemble)
-    told = FactorPosterior.of(prior, _statistics(ensemble, log, device=device))
-    counts = ensemble.known_posterior().num_transitions
-    information = counts[:, None, None] * (told.information.sum(1) / log.num_transitions)[:, None]
-    # Of such a vector that the factors there are are the posterior means.
-    offset = np.linalg.solve(prior.covariance[:, None], (outcome.factors() - prior.mean[:, None])[..., None])[..., 0]
-    vector = np.einsum("mnij,mnj->mni", information, outcome.factors()) + offset
-    return _with_reward(ensemble, replace(outcome, posterior=FactorPosterior(prior, information, vector, counts)))
-
-
 def with_own_rewards(ensemble: Ensemble, log: Trajectories, agents: IntArray, *, device: str = "cpu") -> Ensemble:
     """Return the ensemble with the reward's factors of some agents set to their posterior means, given more rewards.
 
@@ -89,7 +64,7 @@ def with_own_rewards(ensemble: Ensemble, log: Trajectories, agents: IntArray, *,
     if not len(chosen) or not _tells_rewards(ensemble, log):
         return ensemble
     outcome = ensemble.outcomes["reward"]
-    assert outcome.posterior is not None  # `with_assumed_posterior` made one for an earlier file
+    assert outcome.posterior is not None  # as `fit` leaves every reward that it learned by agent
     told = FactorPosterior.of(outcome.posterior.prior, _statistics(ensemble, log, device=device))
     told = told.with_agents([places[ensemble.agent_labels[int(agent)]] for agent in chosen])
     posterior = outcome.posterior.with_information(told, chosen)

@@ -79,13 +79,11 @@ class Episode:
         whole buffer; d3rlpy's own picker would look for observations that are not there. As d3rlpy's files do not hold
         the number of actions, it is then one more than the largest that was taken.
         """
-        description = json.loads(document["description"])
-        description.pop("covariate_names", None)  # what earlier versions wrote beside the covariates
         return cls(
             **{name: np.asarray(document[name]) for name in _COLUMNS},
             terminated=bool(document["terminated"]),
             truncated=bool(document["truncated"]),
-            description=Description(**description),
+            description=Description(**json.loads(document["description"])),
         )
 
 

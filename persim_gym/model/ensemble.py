@@ -162,7 +162,7 @@ class Ensemble(LearnedDynamics):
             agent_labels=labels,
             covariates=None if self.covariates is None else self.covariates[chosen],
             outcomes={name: outcome.of_agents(chosen) for name, outcome in self.outcomes.items()},
-            provenance=provenance_of_agents(self.provenance, labels),
+            provenance=_provenance_of_agents(self.provenance, labels),
             posterior=None if self.posterior is None else self.posterior.with_agents(chosen),
         )
 
@@ -205,7 +205,7 @@ class Ensemble(LearnedDynamics):
         )
 
 
-def provenance_of_agents(provenance: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+def _provenance_of_agents(provenance: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """Return an ensemble's provenance for those of its agents only: another of the same label may come later."""
     if BY_COVARIATES not in provenance:
         return dict(provenance)

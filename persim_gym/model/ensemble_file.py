@@ -63,15 +63,14 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
     config, labels, provenance = _header(path, document)
     known = task_of_file(path, document, task)
     _check_shapes(path, arrays, _shapes(known, config, len(labels)))
-    _check_arrays(path, arrays, document.get("digests", {}))  # earlier files have none
+    _check_arrays(path, arrays, document.get("digests"))
     posterior = _take_posterior(path, arrays, _POSTERIOR, config, len(labels), known.observation_size)
     names = document.get("outcomes", [])
     if not isinstance(names, list):
         raise FileFormatError(f"{path}: the header is damaged (outcomes is {names!r})")
     outcomes = _take_outcomes(path, arrays, names, known, config, len(labels))
-    covariates = arrays.pop("covariates", None)
-    if covariates is not None and covariates.shape != (len(labels), len(known.covariates)):
-        covariates = None  # of other names than the task's; earlier files have those of any log
+    if "covariates" in arrays:
+        _check_shapes(path, arrays, {"covariates": (len(labels), len(known.covariates))})
     return {
         "task": known,
         "config": config,
@@ -80,7 +79,7 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
         "outcomes": outcomes,
         "normalizer": Normalizer(**{name: np.array(arrays.pop(f"normalizer.{name}")) for name in _NORMALIZER}),
         "initial_observations": np.array(arrays.pop("initial_observations")),
-        "covariates": covariates,
+        "covariates": arrays.pop("covariates", None),
         "posterior": posterior,
         "calibration": arrays.pop("calibration", None),
         "parameters": arrays,  # what is left of them
@@ -152,7 +151,7 @@ def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], digests: A
         whole = ~np.isnan(array) if name in _MAY_BE_INFINITE else np.isfinite(array)
         if name != "covariates" and not whole.all():  # NaN there are those of agents whose are not known
             raise FileFormatError(f"{path} is damaged: array {name!r} holds NaN or infinity; write or fetch it again")
-        if name in digests and digests[name] != _digest(array):
+        if digests.get(name) != _digest(array):
             raise FileFormatError(f"{path} is damaged: array {name!r} is not what was written; write or fetch it again")
 
 
@@ -166,7 +165,6 @@ def _take_posterior(
     """Take the posterior out of a file's arrays, if it has one; ``size`` is D."""
     if not any(name.startswith(prefix) for name in arrays):
         return None
-    arrays.setdefault(f"{prefix}prior_agents", np.array([num_agents]))  # earlier files do not tell
     shapes = FactorPosterior.array_shapes(config.num_members, num_agents, config.rank, size)
     _check_shapes(path, arrays, {f"{prefix}{name}": shape for name, shape in shapes.items()})
     return FactorPosterior.from_arrays({name: arrays.pop(f"{prefix}{name}") for name in shapes})

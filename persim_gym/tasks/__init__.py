@@ -191,8 +191,8 @@ def find_task(name: str, definition: Mapping[str, Any] | None) -> Task:
     """
     if name in _TASKS or definition is None:
         return get_task(name)
-    # What can be seen or drawn only in the true system is not missed; files of earlier versions do not name functions.
-    given = [what for what in ("planning_objective", "initial_observations") if what in definition.get("functions", ())]
+    # What can be seen or drawn only in the true system is not missed.
+    given = [what for what in ("planning_objective", "initial_observations") if what in definition["functions"]]
     own = [*(what for what in ("reward", "terminated") if what not in definition["learned"]), *given]
     reference = definition["reference"]
     if reference is not None:

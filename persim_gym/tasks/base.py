@@ -392,13 +392,12 @@ class Task:
             action_space=space_from_json(document["action_space"]),
             max_episode_steps=document["max_episode_steps"],
             observation_names=tuple(document["observation_names"]),
-            covariates=tuple(Covariate.from_json(covariate) for covariate in document["covariates"]),
+            covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
             reference=document["reference"],
-            # Files of earlier versions lack these.
-            grid_bounds=None if document.get("grid_bounds") is None else _rows(document["grid_bounds"]),
-            test_agents=_rows(document.get("test_agents", ())),
-            policy_training_agents=_rows(document.get("policy_training_agents", ())),
-            render_fps=document.get("render_fps", 50),
+            grid_bounds=None if document["grid_bounds"] is None else _rows(document["grid_bounds"]),
+            test_agents=_rows(document["test_agents"]),
+            policy_training_agents=_rows(document["policy_training_agents"]),
+            render_fps=document["render_fps"],
         )
 
 

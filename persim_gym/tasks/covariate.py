@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,14 +45,6 @@ class Covariate:
                 f"covariate {self.name!r}: low={self.low:g} and default={self.default:g} must be above 0 where only "
                 "such values make sense; if zero or less does too, give positive=False"
             )
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Covariate:
-        """Return the covariate of a file. One of an earlier version stays what it was declared, whatever that is."""
-        covariate = object.__new__(cls)
-        for field in fields(cls):
-            object.__setattr__(covariate, field.name, document[field.name])
-        return covariate
 
     def checked(self, value: Any, task: str) -> float:
         """Return a value of an agent of a task, or raise `InvalidArgumentError`, which names the task."""

@@ -130,7 +130,7 @@ class Checkpoint:
                 "delete it, or give another checkpoint name"
             )
         run.resume({name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document)
-        self.earlier_seconds = float(document.get("seconds", 0.0))  # `fit` has not always kept them
+        self.earlier_seconds = float(document["seconds"])
 
     def write(self, run: Resumable) -> None:
         """Keep a run as it is now; a disk that is full is warned of, for the run itself goes on without."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from persim_gym.config import ADAM_BETAS, ADAM_EPSILON, PerSimConfig
 from persim_gym.model.parameters import SKIP
-from persim_gym.simulators.networks.kernels.jit import compile_for, fast
+from persim_gym.simulators.networks.kernels.jit import SOURCES, compile_for, fast
 from persim_gym.simulators.networks.kernels.tiles import Tile, best_tile, multiply
 from persim_gym.types import FloatArray, IntArray
 
@@ -29,7 +29,6 @@ _NAMES = (
     "action.weight", "action.bias", SKIP,
 )  # fmt: skip
 """The order of a member's parameters, each flat."""
-# Numba compiles these in, and its cache looks at the date of this file alone: touch it when they change.
 _BETA1, _BETA2, _EPSILON = np.float32(ADAM_BETAS[0]), np.float32(ADAM_BETAS[1]), np.float32(ADAM_EPSILON)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -193,12 +192,13 @@ def _descend(values: Any, slopes: Any, means: Any, squares: Any, rate: Any, deca
 def _epoch_kernel(tile: Tile) -> Callable[..., float]:
     """Return the compiled epoch; its arguments are those of `run_epoch`, flat."""
     # Integers: what was compiled for them is found again by their values.
-    lanes, vectors, tile_rows = tile.lanes, tile.vectors, tile.rows
+    lanes, vectors, tile_rows, sources = tile.lanes, tile.vectors, tile.rows, SOURCES
 
     def epoch(
         parameters: Any, gradients: Any, means: Any, squares: Any, numbers: Any, agents: Any, actions: Any, order: Any,
         batch_size: int, learning_rate: Any, weight_decay: Any, threshold: Any, steps_done: int, logistic: bool,
     ) -> float:  # fmt: skip
+        _ = sources
         width, rank = len(parameters[_FIRST_BIAS]), len(parameters[_AGENT_BIAS])
         given = len(parameters[_FIRST]) // width
         size = numbers.shape[1] - given

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+import persim_gym.config
 
 _SETTINGS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 """Sums may be taken in any order; unlike full fast math this keeps infinities and what is not a number."""
+
+
+def digest_of(files: Iterable[Path]) -> int:
+    """Return a number that is another one if any of these files has other contents."""
+    contents = b"".join(path.read_bytes() for path in sorted(files))
+    return int.from_bytes(hashlib.blake2b(contents, digest_size=7).digest(), "big")
+
+
+SOURCES = digest_of([*Path(__file__).parent.glob("*.py"), Path(persim_gym.config.__file__)])
+"""Of what is compiled into kernels. Numba finds a kernel that it kept by the date of the file that defines it and by the
+values that its function takes from the function around it, not by what it calls: each takes this number, too."""
 
 
 def available() -> bool:

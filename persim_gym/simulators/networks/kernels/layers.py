@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from persim_gym.simulators.networks.kernels.jit import compile_for, fast
+from persim_gym.simulators.networks.kernels.jit import SOURCES, compile_for, fast
 from persim_gym.simulators.networks.kernels.tiles import INDEX, Tile, TileWriter, literal_tile
 
 STATES_AT_ONCE = 256
@@ -33,12 +33,13 @@ def layers_kernel(tile: Tile) -> Callable[..., None]:
     of the first b rows; and which rows to begin and to end with, multiples of the tile's states.
     """
     # Integers: what was compiled for them is found again by their values.
-    lanes, vectors, states = tile.lanes, tile.vectors, tile.rows
+    lanes, vectors, states, sources = tile.lanes, tile.vectors, tile.rows, SOURCES
 
     def layers(
         weights: Any, biases: Any, sizes: Any, padded: Any, rows: Any, outputs: Any, factors: Any, sums: Any,
         start: int, stop: int,
     ) -> None:  # fmt: skip
+        _ = sources
         width = 0
         for layer in range(1, len(sizes)):
             width = max(width, padded[layer])

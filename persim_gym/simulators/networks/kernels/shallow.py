@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from persim_gym.simulators.networks.kernels.jit import compile_for
+from persim_gym.simulators.networks.kernels.jit import SOURCES, compile_for
 from persim_gym.simulators.networks.kernels.tiles import FLOAT, INDEX, Tile, TileWriter, best_tile
 
 LANES = best_tile().lanes
@@ -29,12 +29,13 @@ def step_kernel(size: int) -> Callable[..., None]:
     and the next states to fill, columns too. W is a multiple of `LANES`.
     """
     # Few enough for all sums and states to stay in registers.
-    together = 4 if size <= 2 else 2
+    together, sources = 4 if size <= 2 else 2, SOURCES
 
     def step(
         layers: Any, heads: Any, biases: Any, states: Any, actions: Any, stops: Any, member: int, low: Any, high: Any,
         following: Any,
     ) -> None:  # fmt: skip
+        _ = sources
         units, count = layers.shape[2], states.shape[1]
         flat_states, flat_layers, flat_heads = states.reshape(-1), layers.reshape(-1), heads.reshape(-1)
         own, head_at = np.empty(together, np.int64), np.empty(together, np.int64)
@@ -73,10 +74,12 @@ def mean_kernel(size: int) -> Callable[..., None]:
     It takes layers, heads and biases, as `step_kernel` has them, in one array, M, A and W; the state (D,) and the
     action; and what to fill with the mean next state and the members' standard deviation (2·D,).
     """
+    sources = SOURCES
 
     def mean_step(
         weights: Any, members: int, num_actions: int, units: int, state: Any, action: int, outputs: Any
     ) -> None:
+        _ = sources
         heads_at = members * (size + 1) * units
         biases_at = heads_at + members * num_actions * size * units
         own, head_at = np.zeros(1, np.int64), np.empty(1, np.int64)
