@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import learned_policies
-import protocol
 from cells import Cell, Measured, Score, by_agent, with_training
+from methods import METHODS, Planner
 from models import logged, trained
 
 from persim_gym import Ensemble, Trajectories, generate
@@ -32,14 +32,14 @@ def measure_augmented(cell: Cell, folder: Path, *, device: str, cache: Path) -> 
 
 def simulators(cell: Cell, *, device: str, cache: Path) -> Ensemble:
     """Return the ensemble that a method's synthetic trajectories come from, trained now or earlier."""
-    config = protocol.config_name(cell.env, protocol.SIMULATOR_OF[cell.method])
+    config = METHODS[cell.method].config_name(cell.env)
     return trained(cell.env, cell.data, cell.scale, cell.seed, config=config, device=device, cache=cache)
 
 
 def _score(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int, device: str) -> Score:
     """Score what is learned from an agent's six trajectories; nothing of the true system enters the selection."""
     settings: dict[str, Any] = {}
-    if cell.method in protocol.SELECTED:
+    if METHODS[cell.method].selected:
         settings["select"] = lambda policy: simulated_return(ensemble, policy, agent, cell.scale.policy_episodes)
     six = six_trajectories(cell, ensemble, log, agent)
     return learned_policies.score_policy(cell, six, agent, device, **settings)
@@ -52,10 +52,11 @@ def simulated_return(ensemble: Ensemble, policy: Policy, agent: int, episodes: i
 
 def six_trajectories(cell: Cell, ensemble: Ensemble, log: Trajectories, agent: int) -> Trajectories:
     """Return an agent's recorded trajectory and five synthetic ones."""
+    method = METHODS[cell.method]
     how: dict[str, Any] = {"policy": "plan", **cell.scale.planner}
-    if protocol.SIMULATOR_OF[cell.method] in protocol.VALUE_ITERATION:
+    if method.planner is Planner.VALUE_ITERATION:
         how = {"policy": "value_iteration", "points": cell.scale.grids.get(cell.env)}
-    if cell.method in protocol.SELECTED:
+    if method.selected:
         how["starts"] = "spread"
     synthetic = generate(ensemble, [agent], SYNTHETIC_EPISODES, seed=cell.seed, progress=sys.stderr.isatty(), **how)
     return Trajectories.concatenate([log.select([agent]), synthetic])

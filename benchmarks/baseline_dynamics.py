@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import protocol
 import torch
 from cells import Cell, Measured, Score, by_agent, episodes_of, method_in_file_name, once, with_training
+from methods import METHODS, Model, Planner
 from models import locked_model, logged, models_folder, other_settings
 from scores import objective_of, score_episodes, score_predictions
 
@@ -29,8 +29,6 @@ from persim_gym.collection.policies import as_policy
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.types import Policy
 
-METHODS = (*protocol.CADM, *protocol.CADM_VI, *protocol.JOINTS, protocol.VANILLA_CADM_PLAIN)
-
 
 def measure_dynamics(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
     """Return the scores of a cell of one of these methods, measured now or in an earlier run."""
@@ -44,17 +42,17 @@ def measure_dynamics(cell: Cell, folder: Path, *, device: str, cache: Path) -> M
 
 def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
     """Return the trained dynamics of a cell, which two tables share."""
-    method = protocol.VARIANT_OF.get(cell.method, cell.method)
-    kind = JointModel if method in protocol.JOINTS else CaDM
-    name = f"{method_in_file_name(method)}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
+    method = METHODS[cell.method]
+    kind = JointModel if method.model is Model.JOINT else CaDM
+    name = f"{method_in_file_name(method.base)}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}.{kind.kind}"
     path = models_folder(cache, cell.env) / name
     config: PerSimConfig | CaDMConfig
     if kind is JointModel:
-        config = get_config(protocol.config_name(cell.env, method), cell.env).with_changes(**cell.scale.changes)
-        if method == protocol.JOINT_PLUS:
+        config = get_config(method.config_name(cell.env), cell.env).with_changes(**cell.scale.changes)
+        if method.our_settings:  # with ours, states and changes are standardized, too
             config = config.with_changes(normalize=True)
     else:
-        config = get_cadm_config(method, cell.env).with_changes(**cell.scale.training(method))
+        config = get_cadm_config(method.base, cell.env).with_changes(**cell.scale.training(cell.method))
     with locked_model(path):
         if path.exists():
             model: ContextModel = kind.load(path)
@@ -80,7 +78,7 @@ def _planned_return(cell: Cell, model: ContextModel, agent: int, device: str) ->
     """Score the same planners as PerSim's; in MPC, CaDM's context follows each episode."""
     rng = np.random.default_rng([cell.seed, agent, 1])
     settings: dict[str, Any] = {"objective": objective_of(cell), "seed": rng, **cell.scale.planner}
-    if cell.method in protocol.VALUE_ITERATION:
+    if METHODS[cell.method].planner is Planner.VALUE_ITERATION:
         assert isinstance(model, CaDM), "no other baseline is asked for value iteration"
         policy: Policy = _solved_in_contexts(cell, model, agent, device)
     elif isinstance(model, CaDM):

@@ -10,7 +10,6 @@ of the same logging policy, from anywhere within them. Writes benchmarks/results
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from cells import CACHE, commit
+from cells import commit
 from measurement_file import RESULTS, MeasurementFile
 from newcomers import first_transitions, persim_plus, population
-from script import check_at_least, script
+from script import check_at_least, ensemble_parser, script
 
 from persim_gym import Ensemble, Trajectories, calibrate, collect, forecast, personalize
 
@@ -94,17 +93,8 @@ def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFi
 @script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole", "HalfCheetah"]
-    )
-    parser.add_argument("--data", default="random", choices=protocol.LOGGING_POLICIES)
+    parser = ensemble_parser(__doc__)
     parser.add_argument("--agents", type=int, default=200, help="to calibrate on, and to measure on")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", default="full", choices=protocol.SCALES)
-    parser.add_argument("--device", default="auto", help="a torch device, to train on")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     check_at_least(1, agents=given.agents)
     check_at_least(0, seed=given.seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import protocol
-import unseen
+from methods import METHODS, Model
 from protocol import Scale, Table
 
 from persim_gym import get_task, storage
@@ -69,22 +69,23 @@ class Measured:
 
 def canonical(cell: Cell) -> Cell:
     """Return the cell under whose table a measurement is kept, where several tables have it."""
-    if cell.table.number == 3 and cell.method not in protocol.SIMULATOR_OF:  # a row of the returns' table as well
+    method = METHODS[cell.method]
+    if cell.table.number == 3 and not method.is_augmented:  # a row of the returns' table as well
         cell = replace(cell, table=protocol.returns_table(cell.env))
-    if unseen.agent_count(cell.method) == cell.scale.num_agents:  # all there are: also a row of the returns' table
-        cell = replace(cell, table=protocol.returns_table(cell.env), method=unseen.base_method(cell.method))
+    if method.num_agents == cell.scale.num_agents:  # all there are: also a row of the returns' table
+        cell = replace(cell, table=protocol.returns_table(cell.env), method=method.base)
     return cell
 
 
 def episodes_of(cell: Cell) -> int:
     """Return how many episodes of an agent a cell's scores are of."""
     cell = canonical(cell)
-    table, scale = cell.table, cell.scale
-    if cell.method == protocol.LOG:
+    table, scale, method = cell.table, cell.scale, METHODS[cell.method]
+    if method.model is Model.LOG:
         return 1
     if "rmse" in table.metrics:
         return scale.prediction_episodes
-    if protocol.is_policy(cell.method):
+    if method.learner is not None:
         return scale.policy_episodes
     wanted = scale.method_episodes.get(cell.method, scale.return_episodes)
     return min(wanted, table.max_episodes or wanted)

@@ -11,7 +11,6 @@ benchmarks/results/few-shot.csv and a picture for each environment.
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,15 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import protocol
-from cells import CACHE, commit
+from cells import commit
 from measurement_file import RESULTS, MeasurementFile
 from models import logged
 from newcomers import first_transitions, persim_plus
-from script import check_at_least, script
+from script import check_at_least, ensemble_parser, script
 
 from persim_gym import Ensemble, personalize, prediction_error
 from persim_gym.collection.logging_policies import test_policy
-from persim_gym.errors import MissingExtraError
+from persim_gym.extras import optional
 
 COUNTS = (0, 1, 2, 5, 10, 20, 50)
 
@@ -111,14 +110,8 @@ def few_shot(
 
 def draw(rows: Sequence[Error], path: Path) -> None:
     """Draw the median error, and the middle half of the agents, over the number of transitions."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(5.2, 3.8), layout="constrained")
+    figure = optional("matplotlib.figure", "plots").Figure(figsize=(5.2, 3.8), layout="constrained")
+    axis = figure.subplots()
     for way, color in (("transitions", "tab:blue"), ("both", "tab:green")):
         line = [row for row in rows if row.way == way and row.transitions > 0]
         counts = [row.transitions for row in line]
@@ -133,7 +126,6 @@ def draw(rows: Sequence[Error], path: Path) -> None:
     axis.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFile[Error]:
@@ -145,18 +137,9 @@ def results_file(scale: protocol.Scale, folder: Path = RESULTS) -> MeasurementFi
 @script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--env", nargs="+", default=["MountainCar", "CartPole"], choices=["MountainCar", "CartPole", "HalfCheetah"]
-    )
-    parser.add_argument("--data", default="random", choices=protocol.LOGGING_POLICIES)
+    parser = ensemble_parser(__doc__)
     parser.add_argument("--agents", type=int, default=40, help="to measure on")
     parser.add_argument("--episodes", type=int, default=20, help="an agent")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", default="full", choices=protocol.SCALES)
-    parser.add_argument("--device", default="auto", help="a torch device, to train on")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--cache", type=Path, default=CACHE)
     given = parser.parse_args(arguments)
     check_at_least(1, agents=given.agents, episodes=given.episodes)
     check_at_least(0, seed=given.seed)

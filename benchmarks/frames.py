@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import protocol
 from measurement_file import RESULTS
+from methods import METHODS
 from models import trained
 from script import script
 
@@ -30,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", nargs="+", choices=list(AGENTS), default=["MountainCar", "CartPole"])
     parser.add_argument("--data", nargs="+", choices=protocol.LOGGING_POLICIES, default=["random"])
-    parser.add_argument("--method", choices=[protocol.PERSIM, protocol.PERSIM_PLUS], default=protocol.PERSIM)
+    parser.add_argument("--method", choices=["PerSim", "PerSim+"], default="PerSim")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", default="full", choices=protocol.SCALES)
     given = parser.parse_args(arguments)
     scale = protocol.get_scale(given.scale)
     for env in given.env:
         for data in given.data:
-            config = protocol.config_name(env, given.method)
+            config = METHODS[given.method].config_name(env)
             ensemble = trained(env, data, scale, given.seed, config=config)
             policy = test_policy(env, seed=given.seed).act
             path = RESULTS / f"frames-{config.replace('+', 'plus')}-{data}{scale.file_suffix}.png"

@@ -15,6 +15,7 @@ import numpy as np
 import protocol
 import seeds
 from cells import Cell, Measured, Score, by_agent, episodes_of, with_training
+from methods import METHODS, Learner
 from models import locked_model, logged, models_folder, other_settings
 from scores import score_episodes
 
@@ -26,24 +27,28 @@ from persim_gym.baselines.learned_policy import LearnedPolicy
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.types import Policy
 
-METHODS = (*protocol.POLICIES, *protocol.MOREL_SAMPLED)
-FITS: dict[str, Callable[..., LearnedPolicy]] = {"BCQ": fit_bcq, "CQL": fit_cql, "MOReL": fit_morel}
+FITS: dict[Learner, Callable[..., LearnedPolicy]] = {
+    Learner.BCQ: fit_bcq,
+    Learner.CQL: fit_cql,
+    Learner.MOREL: fit_morel,
+}
 
 
 def measure_policy(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
     """Return the scores of one policy learned from all agents' data (-P) or of one of each agent's (-A)."""
     agents = range(len(get_task(cell.env).test_agents))
-    own = _trained_method(cell).endswith("-A")
+    method = METHODS[cell.method]
+    own = method.own_data
     policies = {agent: _trained(cell, agent, device, cache) for agent in (agents if own else [None])}
 
     def returns(agent: int) -> Score:
         policy = policies[agent if own else None]
-        return _score(cell, policy if cell.method not in protocol.MOREL_SAMPLED else _Sampling(policy), agent)
+        return _score(cell, _Sampling(policy) if method.sampled else policy, agent)
 
     measured = by_agent(cell, folder, returns)
     for policy in policies.values():
         measured = with_training(measured, policy)
-    choices = [] if cell.method in protocol.VARIANT_OF else _choices(policies)
+    choices = [] if method.variant_of else _choices(policies)  # of a variant they stand beside the other method
     return replace(measured, scores=(*measured.scores, *choices))
 
 
@@ -64,36 +69,28 @@ def score_policy(cell: Cell, log: Trajectories, agent: int, device: str, **setti
 
 def learner(method: str) -> Callable[..., LearnedPolicy]:
     """Return what trains the policy of a method."""
-    return FITS[_learner_name(method)]
-
-
-def _learner_name(method: str) -> str:
-    """Return "BCQ", "CQL" or "MOReL", whichever a method's name contains."""
-    (name,) = (name for name in FITS if name in method)
-    return name
+    wanted = METHODS[method].learner
+    assert wanted is not None, f"{method} learns no policy"
+    return FITS[wanted]
 
 
 def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> LearnedPolicy:
     """Return the policy learned from one agent's data, or from everyone's, trained now or earlier."""
-    method, training = _trained_method(cell), seeds.in_words(cell.scale.training(cell.method))
-    kind = MOReLPolicy if _learner_name(method) == "MOReL" else OfflinePolicy
+    method, training = METHODS[cell.method], seeds.in_words(cell.scale.training(cell.method))
+    kind = MOReLPolicy if method.learner is Learner.MOREL else OfflinePolicy
     whose = "" if agent is None else f"-agent{agent}"
-    name = f"{method}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
+    name = f"{method.base}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
     path = models_folder(cache, cell.env) / name
     with locked_model(path):
         if not path.exists():
             log = logged(cell.env, cell.data, cell.scale)
-            policy = learner(method)(log, agent=agent, checkpoint=path, **_settings(cell, device))
+            policy = learner(cell.method)(log, agent=agent, checkpoint=path, **_settings(cell, device))
             policy.provenance["training"] = training
             policy.save(path)
     policy = kind.load(path, seed=cell.seed)
     if policy.provenance["training"] != training:
         raise other_settings(path)
     return policy
-
-
-def _trained_method(cell: Cell) -> str:
-    return protocol.VARIANT_OF.get(cell.method, cell.method)
 
 
 def _settings(cell: Cell, device: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import protocol
 import unseen
 from cells import CACHE, Cell, Measured, Score, by_agent, cache_folder, canonical, episodes_of, once, with_training
+from methods import METHODS, Model, Planner
 from models import logged, trained
 from scores import objective_of, score_episodes, score_predictions
 
@@ -22,24 +23,25 @@ from persim_gym.types import Policy
 def measure(cell: Cell, *, device: str = "auto", cache: Path = CACHE) -> Measured:
     """Return the scores of a cell, measured now or in an earlier run."""
     folder = cache_folder(cache, cell.env) / "cells"
-    if cell.method == protocol.LOG:
+    method = METHODS[cell.method]
+    if method.model is Model.LOG:
         return once(cell, folder / cell.name, lambda: _score_log(cell))
-    if cell.data == protocol.NO_DATA:
+    if method.model is Model.TRUE:
         return by_agent(cell, folder, lambda agent: _score_return(cell, agent, None, device))
-    if cell.method in protocol.SIMULATOR_OF:
+    if method.is_augmented:
         return augmented.measure_augmented(cell, folder, device=device, cache=cache)
     cell = canonical(cell)
-    if cell.method in learned_policies.METHODS:
+    method = METHODS[cell.method]
+    if method.learner is not None:
         return learned_policies.measure_policy(cell, folder, device=device, cache=cache)
-    if cell.method in baseline_dynamics.METHODS:
+    if not method.is_persim:
         return baseline_dynamics.measure_dynamics(cell, folder, device=device, cache=cache)
-    config = protocol.config_name(cell.env, protocol.VARIANT_OF.get(cell.method, cell.method))
+    config = method.config_name(cell.env)
     scale = protocol.scale_of(cell.scale, cell.method)
     ensemble = trained(cell.env, cell.data, scale, cell.seed, config=config, device=device, cache=cache)
-    known = unseen.fraction(cell.method)
-    if known is not None:
-        kind = "gp" if unseen.base_method(cell.method) in protocol.OURS else "mlp"
-        ensemble = unseen.of_unseen_agents(ensemble, known, kind=kind, seed=cell.seed)
+    if method.fraction is not None:
+        kind = "gp" if method.our_settings else "mlp"
+        ensemble = unseen.of_unseen_agents(ensemble, method.fraction, kind=kind, seed=cell.seed)
     if "rmse" in cell.table.metrics:
         measured = once(cell, folder / cell.name, lambda: score_predictions(cell, ensemble, device))
     else:
@@ -67,7 +69,7 @@ def _score_return(cell: Cell, agent: int, ensemble: Ensemble | None, device: str
     covariates = task.test_agents[agent] if ensemble is None else ensemble.agent_covariates(agent)
     system = task.system(np.tile(covariates, (episodes_of(cell), 1)))
     model = system if ensemble is None else ensemble.simulator(agent, device=device)
-    if unseen.base_method(cell.method) in protocol.VALUE_ITERATION:
+    if METHODS[cell.method].planner is Planner.VALUE_ITERATION:
         policy: Policy = ValueIterationAgent(model, task=task, points=cell.scale.grids[cell.env])
     else:
         planning_rng = np.random.default_rng([cell.seed, agent, 1])

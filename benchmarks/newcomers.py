@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import protocol
+from methods import METHODS
 from models import trained
 
 from persim_gym import Ensemble, Trajectories, collect, get_task
@@ -15,7 +16,7 @@ def persim_plus(
     env: str, data: str, scale: protocol.Scale, seed: int, *, first: int | None = None, device: str, cache: Path
 ) -> Ensemble:
     """Return "PerSim+", trained on the first agents of a log, all if not said how many."""
-    config = protocol.config_name(env, protocol.PERSIM_PLUS)
+    config = METHODS["PerSim+"].config_name(env)
     return trained(env, data, scale, seed, config=config, first=first, device=device, cache=cache)
 
 

@@ -22,6 +22,7 @@ import results
 from cells import CACHE, Cell
 from measure import measure
 from measurement_file import RESULTS, locked
+from methods import LOG, METHODS
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from script import script
@@ -169,8 +170,8 @@ def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     if not rows:
         return f"{text}\nnothing measured yet"
     measured = {row.method for row in rows}
-    tallies = [results.tally(table, rows, method) for method in table.learned if {method} & measured - {protocol.LOG}]
-    ours = [one for one in (*protocol.PERSIMS, *protocol.SIMULATOR_OF) if one in measured]
+    tallies = [results.tally(table, rows, method) for method in table.learned if method in measured - {LOG}]
+    ours = [name for name, one in METHODS.items() if name in measured and one.is_persim and not one.variant_of]
     tallies += map(str, results.leads(table, rows, ours, values_of(table, scale, folder)))
     more = results.not_measured(table, scale, rows), results.intervals(rows)
     facts = [fact for fact in (*tallies, *more) if fact]

@@ -8,12 +8,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-import baseline_dynamics
-import learned_policies
 import protocol
 import torch
 from cells import Cell, Measured, canonical, commit
 from measure import measure
+from methods import METHODS, Model
 
 from persim_gym.errors import PerSimError
 
@@ -41,12 +40,11 @@ def _begin(threads: int) -> None:
 def _model_of(cell: Cell) -> tuple[str, ...]:
     """Return a name of the model that a cell trains or finds in the cache; of the cell itself if no other has it."""
     cell = canonical(cell)
-    if cell.method == protocol.LOG or cell.data == protocol.NO_DATA:
+    method = METHODS[cell.method]
+    if method.model in (Model.LOG, Model.TRUE):
         return (cell.name,)
-    method = protocol.VARIANT_OF.get(protocol.SIMULATOR_OF.get(cell.method, cell.method), cell.method)
-    if method not in (*baseline_dynamics.METHODS, *learned_policies.METHODS):
-        method = protocol.config_name(cell.env, method)
-    return cell.env, cell.data, method, protocol.scale_of(cell.scale, cell.method).name, str(cell.seed)
+    model = method.config_name(cell.env) if method.is_persim else method.base
+    return cell.env, cell.data, model, protocol.scale_of(cell.scale, cell.method).name, str(cell.seed)
 
 
 def _measure_group(cells: Sequence[Cell], device: str, cache: Path) -> list[tuple[Cell, Measured | str]]:

@@ -21,6 +21,7 @@ import numpy as np
 import protocol
 from cells import CACHE, Cell
 from measurement_file import RESULTS, MeasurementFile
+from methods import METHODS, Learner
 from models import logged
 from script import check_at_least, script
 
@@ -29,12 +30,10 @@ from persim_gym.errors import InvalidArgumentError
 from persim_gym.evaluation.returns import run_episodes
 from persim_gym.types import Policy
 
-METHODS = (
-    protocol.BCQ_P,
-    protocol.BCQ_A,
-    protocol.CQL_P,
-    protocol.CQL_A,
-    *(method for method in protocol.SIMULATOR_OF if method not in protocol.SELECTED),  # those choose their own end
+LEARNING = tuple(
+    name
+    for name, method in METHODS.items()
+    if method.learner in (Learner.BCQ, Learner.CQL) and not method.selected  # those choose their own end
 )
 
 
@@ -56,9 +55,8 @@ class Point:
 
 def curves(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: Path) -> list[Point]:
     """Return a point of each agent after every so many gradient steps."""
-    if cell.method.endswith("-P"):
-        return _curve(cell, agents, steps=steps, every=every, cache=cache)
-    return [point for agent in agents for point in _curve(cell, [agent], steps=steps, every=every, cache=cache)]
+    trainings = [[agent] for agent in agents] if METHODS[cell.method].own_data else [agents]
+    return [point for some in trainings for point in _curve(cell, some, steps=steps, every=every, cache=cache)]
 
 
 def _curve(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: Path) -> list[Point]:
@@ -83,10 +81,11 @@ def _curve(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: 
 
 def _learned_from(cell: Cell, everyones: Trajectories, agent: int, cache: Path) -> Trajectories:
     """Return the part of a log that a method learns from, with synthetic trajectories if it is to have any."""
-    if cell.method in protocol.SIMULATOR_OF:
+    method = METHODS[cell.method]
+    if method.is_augmented:
         ensemble = augmented.simulators(cell, device="cpu", cache=cache)
         return augmented.six_trajectories(cell, ensemble, everyones, agent)
-    return everyones.select([agent]) if cell.method.endswith("-A") else everyones
+    return everyones.select([agent]) if method.own_data else everyones
 
 
 def results_file(folder: Path = RESULTS) -> MeasurementFile[Point]:
@@ -100,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True, choices=protocol.PROTOCOL)
     parser.add_argument("--data", required=True, choices=protocol.LOGGING_POLICIES)
-    parser.add_argument("--method", nargs="+", choices=METHODS, required=True)
+    parser.add_argument("--method", nargs="+", choices=LEARNING, required=True)
     parser.add_argument("--agents", type=int, nargs="+", required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--every", type=int, required=True, help="gradient steps between two points")

@@ -6,11 +6,11 @@ settings, scores. Its results and cached models of another version are then refu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unseen import AGENT_COUNTS, agent_count, base_method, papers_name, with_agent_count, with_fraction
+from methods import AGENT_COUNTS, METHODS, PERSIMS, Learner, Method
 
 from persim_gym.collection.logging_policies import LOGGING_POLICIES
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
@@ -29,105 +29,16 @@ CHOICES = ("threshold_scale", "halted")
 EVERYONE = "all"
 """In place of an agent, where it is a training on all agents' data."""
 
-LOG = "log"
-PERSIM = "PerSim"
-PERSIM_PLUS = "PerSim+"
-PERSIM_MEDIAN = "PerSim median"
-PERSIM_VI = "PerSim + VI"
-PERSIM_PLUS_VI = "PerSim+ + VI"
-TRUE_MPC = "True env + MPC"
-TRUE_VI = "True env + VI"
-VANILLA_CADM = "Vanilla CaDM"
-PE_TS_CADM = "PE-TS CaDM"
-MOREL_P, MOREL_A = "MOReL-P", "MOReL-A"
-BCQ_P, BCQ_A = "BCQ-P", "BCQ-A"
-CQL_P, CQL_A = "CQL-P", "CQL-A"
-MOREL_SAMPLED = {f"{method}, sampled": method for method in (MOREL_P, MOREL_A)}
-"""The same policies acting at random, as they learned to, instead of by their most likely action."""
-JOINT, JOINT_PLUS = "Joint network", "Joint network+"
-JOINTS = {JOINT: PERSIM, JOINT_PLUS: PERSIM_PLUS}
-"""PerSim without its factorization, and whose settings it has, as far as it knows them; with ours also standardized."""
-PERSIM_PLAIN, VANILLA_CADM_PLAIN = "PerSim, plain objective", "Vanilla CaDM, plain objective"
-"""Planners without MountainCar's position bonus and CartPole's done mask."""
-VANILLA_CADM_VI, PE_TS_CADM_VI = "Vanilla CaDM + VI", "PE-TS CaDM + VI"
-"""Value iteration in the simulator that has the context of the agent's last logged transitions."""
-
-SIMULATOR_OF = {
-    "PerSim-BCQ-5": PERSIM,
-    "PerSim+-BCQ-5": PERSIM_PLUS,
-    "PerSim-CQL-5": PERSIM,
-    "PerSim+-CQL-5": PERSIM_PLUS,
-    "PerSim+ + VI-BCQ-5": PERSIM_PLUS_VI,
-    "PerSim+ + VI-CQL-5": PERSIM_PLUS_VI,
-    "PerSim+ + VI-BCQ-5, selected": PERSIM_PLUS_VI,
-    "PerSim+ + VI-CQL-5, selected": PERSIM_PLUS_VI,
-}
-"""Which simulators the five synthetic trajectories of Table 3 come from, and how they are planned."""
-SELECTED = tuple(method for method in SIMULATOR_OF if method.endswith(", selected"))
-"""Of these, those whose trajectories start far apart, and whose policy is the one with the best simulated return."""
-
-CADM = (VANILLA_CADM, PE_TS_CADM)
-POLICIES = (MOREL_P, MOREL_A, BCQ_P, BCQ_A, CQL_P, CQL_A)
-OURS = (PERSIM_PLUS, PERSIM_PLUS_VI)
-"""Methods with our own settings instead of the paper's."""
-CADM_VI = {VANILLA_CADM_VI: VANILLA_CADM, PE_TS_CADM_VI: PE_TS_CADM}
-VALUE_ITERATION = (PERSIM_VI, PERSIM_PLUS_VI, *CADM_VI, TRUE_VI)
-"""Methods that plan by value iteration instead of MPC."""
-PLAIN = {PERSIM_PLAIN: PERSIM, VANILLA_CADM_PLAIN: VANILLA_CADM}
-"""Methods that plan with a plain objective."""
-VARIANT_OF = MOREL_SAMPLED | PLAIN | CADM_VI
-"""Which method's policy another acts with, or which one's model it plans in."""
-
-PAPER_METHOD = {
-    LOG: LOG,
-    PERSIM: "PerSim",
-    PERSIM_PLUS: "PerSim",
-    PERSIM_MEDIAN: "PerSim",
-    PERSIM_VI: "PerSim",
-    PERSIM_PLUS_VI: "PerSim",
-    TRUE_MPC: "True env+MPC",
-    TRUE_VI: "True env+MPC",
-    **{method: method for method in CADM},
-    **CADM_VI,
-    **{method: method for method in POLICIES},
-    **MOREL_SAMPLED,
-    **{method: f"PerSim-{'BCQ' if 'BCQ' in method else 'CQL'}-5" for method in SIMULATOR_OF},
-    **dict.fromkeys(JOINTS, "PerSim"),
-    PERSIM_PLAIN: "PerSim",
-    VANILLA_CADM_PLAIN: VANILLA_CADM,
-}
-"""Which of the paper's rows a method of ours stands beside."""
-PERSIMS = (PERSIM, PERSIM_PLUS, PERSIM_VI, PERSIM_PLUS_VI)
-"""The factorized model, with the paper's settings and ours, with the paper's planner and value iteration."""
-
-
-def is_persim(method: str) -> bool:
-    """Return whether a method of any table plans or predicts with the factorized model."""
-    return method.startswith(PERSIM)
-
-
-def family(method: str) -> str:
-    """Return what a method is a variant of, itself if of nothing: no rival of the other variants."""
-    return PERSIM if is_persim(method) else VARIANT_OF.get(method, method)
-
-
-def is_policy(method: str) -> bool:
-    """Return whether a method learns a policy, and so runs a scale's ``policy_episodes``."""
-    return family(method) in POLICIES or method in SIMULATOR_OF
-
-
-def plans_by_mpc(method: str) -> bool:
-    """Return whether a method's returns are of plans by MPC."""
-    return not is_policy(method) and base_method(method) not in VALUE_ITERATION
-
-
-_VARIANTS = (*with_fraction(PERSIMS), *with_agent_count(PERSIMS))
-PAPER_METHOD |= {variant: papers_name(variant, PAPER_METHOD[base_method(variant)]) for variant in _VARIANTS}
-
-
-def config_name(env: str, method: str) -> str:
-    """Return the name in `persim_gym.config.CONFIGS`: the paper's settings, or ours for PerSim+."""
-    return f"{env}+" if JOINTS.get(method, base_method(method)) in OURS else env
+_CADM = ("Vanilla CaDM", "PE-TS CaDM")
+_CADM_VI = ("Vanilla CaDM + VI", "PE-TS CaDM + VI")
+_MOREL = ("MOReL-P", "MOReL-A")
+_MOREL_SAMPLED = ("MOReL-P, sampled", "MOReL-A, sampled")
+_BCQ_AND_CQL = ("BCQ-P", "BCQ-A", "CQL-P", "CQL-A")
+_JOINTS = ("Joint network", "Joint network+")
+_TRUE = ("True env + MPC", "True env + VI")
+_PLAIN = ("PerSim, plain objective", "Vanilla CaDM, plain objective")
+_AUGMENTED = tuple(name for name, method in METHODS.items() if method.is_augmented)
+_SOLVED = ("PerSim + VI", "PerSim+ + VI", *_CADM_VI, "True env + VI")
 
 
 @dataclass(frozen=True)
@@ -179,7 +90,7 @@ class Scale:
 
     def training(self, method: str) -> Mapping[str, Any]:
         """Return the budget of what a method acts or plans with, which is another method's where it is a variant."""
-        return self.budgets.get(VARIANT_OF.get(method, method), {})
+        return self.budgets.get(METHODS[method].base, {})
 
     @property
     def file_suffix(self) -> str:
@@ -200,10 +111,30 @@ def _returns(
 
 def _few_agents(number: int, env: str, learned: tuple[str, ...], data: str, max_episodes: int | None = None) -> Table:
     title = f"Average return, {env}, few training agents"
-    return Table(number, title, (env,), ("return",), with_agent_count(learned), (), max_episodes, (data,))
+    return Table(number, title, (env,), ("return",), _few(learned), (), max_episodes, (data,))
 
 
-_RETURN_METHODS = (*PERSIMS, *CADM, *CADM_VI, *POLICIES)
+def _unseen(bases: Sequence[str]) -> tuple[str, ...]:
+    """Return the variants for unseen agents, for every p."""
+    return tuple(name for name, method in METHODS.items() if method.base in bases and method.fraction is not None)
+
+
+def _few(bases: Sequence[str]) -> tuple[str, ...]:
+    """Return the variants of few training agents, for every N."""
+    return tuple(name for name, method in METHODS.items() if method.base in bases and method.num_agents is not None)
+
+
+_PREDICTION_METHODS = ("PerSim", "PerSim+", "PerSim median", *_CADM)
+_RETURN_METHODS = (*PERSIMS, *_CADM, *_CADM_VI, *_MOREL, *_BCQ_AND_CQL)
+
+
+def _augmented_budget(method: Method) -> dict[str, Any]:
+    """Return how much a policy learns at full scale from an agent's trajectory and five synthetic ones."""
+    if method.selected:
+        return {"steps": 30_000, "callback_every": 500, "patience": 20, "target_update_interval": 200}
+    return {"steps": 20_000} if method.learner is Learner.BCQ else {"steps": 10_000, "target_update_interval": 200}
+
+
 _TINY_CADM = {"hidden": (8, 8), "iterations": 2, "max_gradient_steps": 4, "futures_per_context": 1}
 _TINY_MOREL = {"hidden": (8,), "epochs": 1, "policy_steps": 64, "num_envs": 8}
 
@@ -211,30 +142,32 @@ TABLES = {
     3: Table(
         3, "Average return of BCQ and CQL without and with five synthetic trajectories",
         ("MountainCar", "CartPole", "HalfCheetah"), ("return",),
-        (BCQ_P, BCQ_A, CQL_P, CQL_A, *SIMULATOR_OF),
+        (*_BCQ_AND_CQL, *_AUGMENTED),
         data=("random",),
     ),
     5: Table(
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
-        ("return", "length"), (LOG,),
+        ("return", "length"), ("log",),
     ),
-    6: _prediction(6, "MountainCar", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, *JOINTS)),
-    7: _prediction(7, "CartPole", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM, *JOINTS)),
-    8: _prediction(8, "HalfCheetah", (PERSIM, PERSIM_PLUS, PERSIM_MEDIAN, *CADM)),
-    9: _returns(9, "MountainCar", (*_RETURN_METHODS, *JOINTS, *PLAIN), (TRUE_MPC, TRUE_VI)),
-    10: _returns(10, "CartPole", (*_RETURN_METHODS, *MOREL_SAMPLED, *JOINTS, *PLAIN), (TRUE_MPC, TRUE_VI)),
-    11: _returns(11, "HalfCheetah", (PERSIM, PERSIM_PLUS, *CADM, *POLICIES), (TRUE_MPC,), max_episodes=5),
+    6: _prediction(6, "MountainCar", (*_PREDICTION_METHODS, *_JOINTS)),
+    7: _prediction(7, "CartPole", (*_PREDICTION_METHODS, *_JOINTS)),
+    8: _prediction(8, "HalfCheetah", _PREDICTION_METHODS),
+    9: _returns(9, "MountainCar", (*_RETURN_METHODS, *_JOINTS, *_PLAIN), _TRUE),
+    10: _returns(10, "CartPole", (*_RETURN_METHODS, *_MOREL_SAMPLED, *_JOINTS, *_PLAIN), _TRUE),
+    11: _returns(
+        11, "HalfCheetah", ("PerSim", "PerSim+", *_CADM, *_MOREL, *_BCQ_AND_CQL), ("True env + MPC",), max_episodes=5,
+    ),
     12: Table(
         12, "Prediction error, MountainCar, unseen agents: RMSE (mean over episodes) and R² (median)", ("MountainCar",),
-        ("rmse", "r2"), with_fraction((PERSIM, PERSIM_PLUS)), data=("pure", "random"),
+        ("rmse", "r2"), _unseen(("PerSim", "PerSim+")), data=("pure", "random"),
     ),
     13: Table(
         13, "Average return, MountainCar, unseen agents", ("MountainCar",), ("return",),
-        with_fraction(PERSIMS), data=("pure", "random"),
+        _unseen(PERSIMS), data=("pure", "random"),
     ),
     14: _few_agents(14, "MountainCar", PERSIMS, "random"),
     15: _few_agents(15, "CartPole", PERSIMS, "pure"),
-    16: _few_agents(16, "HalfCheetah", (PERSIM, PERSIM_PLUS), "random", max_episodes=5),
+    16: _few_agents(16, "HalfCheetah", ("PerSim", "PerSim+"), "random", max_episodes=5),
 }  # fmt: skip
 
 SCALES = {
@@ -246,27 +179,20 @@ SCALES = {
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
         # Each of PE-TS CaDM's plans is twenty times as dear as Vanilla CaDM's. Value iteration plans once and then acts
         # for nothing, so it runs the episodes that policies run, from which it differs by less than these differ.
-        method_episodes={PE_TS_CADM: 5, **dict.fromkeys(VALUE_ITERATION, POLICY_EPISODES)},
+        method_episodes={"PE-TS CaDM": 5, **dict.fromkeys(_SOLVED, POLICY_EPISODES)},
         # The paper runs BCQ for 550,000 steps, and says nothing of CQL's. With a target network replaced every 8,000
         # steps, d3rlpy's default, they are 69 replacements; every 200 steps, 20,000 are 100 and 10,000 are 50. How the
         # returns grow is in results/plateau.csv.
         budgets={
             **dict.fromkeys(
-                CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
+                _CADM, {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"}
             ),
-            **dict.fromkeys((MOREL_P, MOREL_A), {"epochs": 100, "policy_steps": 1_000_000, "max_halted": 0.1}),
-            BCQ_P: {"steps": 25_000},  # at 50,000 CartPole's poles fall early again
-            BCQ_A: {"steps": 20_000},
-            CQL_P: {"steps": 20_000, "target_update_interval": 200},
-            CQL_A: {"steps": 10_000, "target_update_interval": 200},
-            **{
-                method: {"steps": 20_000} if "BCQ" in method else {"steps": 10_000, "target_update_interval": 200}
-                for method in SIMULATOR_OF
-            },
-            **{
-                method: {"steps": 30_000, "callback_every": 500, "patience": 20, "target_update_interval": 200}
-                for method in SELECTED
-            },
+            **dict.fromkeys(_MOREL, {"epochs": 100, "policy_steps": 1_000_000, "max_halted": 0.1}),
+            "BCQ-P": {"steps": 25_000},  # at 50,000 CartPole's poles fall early again
+            "BCQ-A": {"steps": 20_000},
+            "CQL-P": {"steps": 20_000, "target_update_interval": 200},
+            "CQL-A": {"steps": 10_000, "target_update_interval": 200},
+            **{name: _augmented_budget(METHODS[name]) for name in _AUGMENTED},
         },
     ),
     # What two cores of a CPU do of HalfCheetah in an hour.
@@ -290,13 +216,11 @@ SCALES = {
         policy_episodes=10,
         budgets={
             **dict.fromkeys(
-                CADM, {"futures_per_context": 2, "max_gradient_steps": 20_000, "matmul_precision": "medium"}
+                _CADM, {"futures_per_context": 2, "max_gradient_steps": 20_000, "matmul_precision": "medium"}
             ),
-            **dict.fromkeys(
-                (MOREL_P, MOREL_A), {"max_gradient_steps": 4_000, "policy_steps": 200_000, "max_halted": 0.1}
-            ),
-            **dict.fromkeys((BCQ_P, CQL_P), {"steps": 5_000}),
-            **dict.fromkeys((BCQ_A, CQL_A, *SIMULATOR_OF), {"steps": 1_000}),
+            **dict.fromkeys(_MOREL, {"max_gradient_steps": 4_000, "policy_steps": 200_000, "max_halted": 0.1}),
+            **dict.fromkeys(("BCQ-P", "CQL-P"), {"steps": 5_000}),
+            **dict.fromkeys(("BCQ-A", "CQL-A", *_AUGMENTED), {"steps": 1_000}),
         },
         envs=("HalfCheetah",),
     ),
@@ -310,9 +234,9 @@ SCALES = {
         planner={"num_candidates": 20, "horizon": 5},
         policy_episodes=2,
         budgets={
-            **dict.fromkeys(CADM, _TINY_CADM),
-            **dict.fromkeys((MOREL_P, MOREL_A), _TINY_MOREL),
-            **dict.fromkeys((BCQ_P, BCQ_A, CQL_P, CQL_A, *SIMULATOR_OF), {"steps": 2, "batch_size": 4}),
+            **dict.fromkeys(_CADM, _TINY_CADM),
+            **dict.fromkeys(_MOREL, _TINY_MOREL),
+            **dict.fromkeys((*_BCQ_AND_CQL, *_AUGMENTED), {"steps": 2, "batch_size": 4}),
         },
     ),
 }
@@ -335,7 +259,7 @@ def scale_of(scale: Scale, method: str) -> Scale:
 
     A scale of fewer agents than any N keeps its own number.
     """
-    count = agent_count(method)
+    count = METHODS[method].num_agents
     if count is None:
         return scale
     agents = count if scale.num_agents >= min(AGENT_COUNTS) else scale.num_agents

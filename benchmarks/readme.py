@@ -24,6 +24,7 @@ import results
 import seeds
 import settings
 from measurement_file import RESULTS, MeasurementFile
+from methods import METHODS, PERSIMS, Planner
 from paper import report
 from script import script
 
@@ -65,12 +66,13 @@ def leads(folder: Path = RESULTS) -> str:
     solvers: dict[str, None] = {}
     for table in map(protocol.get_table, (9, 10)):
         rows, values = (one(table, protocol.get_scale("full"), folder) for one in (results.read, seeds.values_of))
-        found += [[str(table.number), *lead.texts] for lead in results.leads(table, rows, protocol.PERSIMS, values)]
+        found += [[str(table.number), *lead.texts] for lead in results.leads(table, rows, PERSIMS, values)]
         learned = [row for row in rows if row.data != protocol.NO_DATA]
-        both = results.lead("", learned, protocol.PERSIMS, values)
-        solvers |= dict.fromkeys(row.method for row in learned if row.method in protocol.CADM_VI)
+        both = results.lead("", learned, PERSIMS, values)
+        rivals = (row.method for row in learned if not METHODS[row.method].is_persim)
+        solvers |= dict.fromkeys(name for name in rivals if METHODS[name].acts_by(Planner.VALUE_ITERATION))
         cells, either = cells + both.cells, either + both.near
-        by_mpc += results.lead("", learned, (protocol.PERSIM, protocol.PERSIM_PLUS), values).near
+        by_mpc += results.lead("", learned, ("PerSim", "PerSim+"), values).near
     heading = [
         "table",
         "compared",
@@ -129,7 +131,8 @@ def _departures(table: protocol.Table, scale: protocol.Scale) -> str:
     """Return in what a table at a scale is not the paper's, as a sentence to append."""
     if not scale.changes and not scale.planner:
         return ""
-    settings: dict[str, object] = {} if "N=" in " ".join(table.learned) else {"agents": scale.num_agents}
+    few = any(METHODS[method].num_agents for method in table.learned)  # each row says how many
+    settings: dict[str, object] = {} if few else {"agents": scale.num_agents}
     if table.metrics == ("return",):
         settings |= {"episodes": scale.return_episodes, "episodes of policies": scale.policy_episodes}
         settings |= scale.planner
@@ -139,13 +142,14 @@ def _departures(table: protocol.Table, scale: protocol.Scale) -> str:
 
 def _published_twins() -> str:
     """Return in how many cells the paper's MOReL equals its CQL, which no two such methods do by chance."""
+    twins = {"MOReL-P": "CQL-P", "MOReL-A": "CQL-A"}
     parts = []
     for kind, data in (("pure-eps", protocol.DATA[1:3]), ("pure and random", (protocol.DATA[0], protocol.DATA[3]))):
         pairs = [
-            (mean, figures[env, one, method.replace("MOReL", "CQL"), agent, metric][0])
+            (mean, figures[env, one, twins[method], agent, metric][0])
             for figures in (results.paper(protocol.get_table(number)) for number in (9, 10))
             for (env, one, method, agent, metric), (mean, _) in figures.items()
-            if method.startswith("MOReL") and one in data
+            if method in twins and one in data
         ]
         near = sum(abs(morel - cql) <= 0.01 * abs(cql) for morel, cql in pairs)
         parts.append(f"{near} of {len(pairs)} cells of the {kind} data")

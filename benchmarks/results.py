@@ -13,7 +13,8 @@ import numpy as np
 import protocol
 from cells import Cell, Measured, versions
 from measurement_file import RESULTS, MeasurementFile
-from protocol import PAPER_METHOD, Scale, Table
+from methods import LOG, METHODS, Planner
+from protocol import Scale, Table
 from seeds import ByRow
 
 from persim_gym.errors import FileFormatError
@@ -97,7 +98,7 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
     """Return the paper's mean and deviation (not a number if not given) by (env, data, method, agent, metric)."""
     figures, unknown = {}, float("nan")
     for line in _reference("observed_reward.csv", table):
-        key = (line["env"], line["data"], protocol.LOG, line["agent"], line["metric"])
+        key = (line["env"], line["data"], LOG, line["agent"], line["metric"])
         figures[key] = float(line["mean"]), unknown
     for line in _reference("prediction_error.csv", table):
         for metric in ("rmse", "r2"):
@@ -134,7 +135,7 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
             ours = [_our_figure(of_agent[a], best) if a in of_agent else "" for a in agents]
             lines.append([env, data, metric, label, *ours])
         published_here = [key[2] for key in figures if (*key[:2], key[4]) == (env, data, metric)]
-        for method in dict.fromkeys([*(PAPER_METHOD[row.method] for row in group), *published_here]):
+        for method in dict.fromkeys([*(METHODS[row.method].paper for row in group), *published_here]):
             theirs = [figures.get((env, data, method, agent, metric)) for agent in agents]
             if any(theirs):
                 published = ["" if figure is None else _format(*figure, metric) for figure in theirs]
@@ -194,15 +195,12 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByR
     are compared with one another first, and then by planner with all rows.
     """
     rows = [row for row in rows if row.data != protocol.NO_DATA and row.metric == table.metrics[0]]
-    by_mpc, by_grid = (
-        [one for one in methods if (one in protocol.VALUE_ITERATION) is grid and not protocol.is_policy(one)]
-        for grid in (False, True)
-    )
-    if not by_mpc or all(protocol.plans_by_mpc(row.method) for row in rows):
+    planners = (Planner.MPC, Planner.VALUE_ITERATION)
+    by_mpc, by_grid = ([one for one in methods if METHODS[one].acts_by(planner)] for planner in planners)
+    planned, solved = ([row for row in rows if METHODS[row.method].acts_by(planner)] for planner in planners)
+    if not by_mpc or len(planned) == len(rows):
         asked = [("All rows", rows, [methods])]
     else:
-        planned = [row for row in rows if protocol.plans_by_mpc(row.method)]
-        solved = [row for row in rows if row.method in protocol.VALUE_ITERATION]
         asked = [
             ("Rows that plan by MPC", planned, [by_mpc]),
             ("Rows of value iteration", solved, [by_grid]),
@@ -210,7 +208,7 @@ def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByR
         ]
     found = []
     for compared, group, ours in asked:
-        others = dict.fromkeys(row.method for row in group if not protocol.is_persim(row.method))
+        others = dict.fromkeys(row.method for row in group if not METHODS[row.method].is_persim)
         rivals = [lead(compared, group, [other], values) for other in others]
         if rivals:
             found += [lead(compared, group, some, values) for some in ours if some]
@@ -223,11 +221,11 @@ def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByR
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.env, row.data, row.agent), []).append(row)
-    family = protocol.family(methods[0])
+    family = METHODS[methods[0]].family
     count = alone = both = near = 0
     for group in cells.values():
         ours = [row for row in group if row.method in methods]
-        theirs = [row for row in group if protocol.family(row.method) != family]
+        theirs = [row for row in group if METHODS[row.method].family != family]
         if ours and theirs:
             own = _best(ours)
             ahead, strongest = max(((_ahead(rival, own, values), rival) for rival in theirs), key=itemgetter(0))
@@ -279,7 +277,8 @@ def intervals(rows: Sequence[Row]) -> str:
     counts = sorted({row.seeds for row in rows if row.seeds in _STUDENT})
     parts = [f"{_STUDENT[count] / count**0.5:.2f} standard deviations for {count} seeds" for count in counts]
     texts = [f"95 % confidence interval of a mean (Student's t): ± {', ± '.join(parts)}."] if parts else []
-    if any(_our_figure(row, best).endswith(ONE_SEED) for best in [best_of(rows)] for row in rows):
+    best = best_of(rows)
+    if any(_our_figure(row, best).endswith(ONE_SEED) for row in rows):
         texts.append(f"{ONE_SEED}: of one seed, so without an interval.")
     return " ".join(texts)
 
@@ -305,7 +304,7 @@ def tally(table: Table, rows: Sequence[Row], method: str) -> str:
         (row.mean, figures[key])
         for row in rows
         if (row.method, row.metric) == (method, metric)
-        and (key := (row.env, row.data, PAPER_METHOD[method], row.agent, metric)) in figures
+        and (key := (row.env, row.data, METHODS[method].paper, row.agent, metric)) in figures
     ]
     if metric == "rmse":
         half_digit = 0.0005  # the paper prints three decimals
@@ -318,7 +317,7 @@ def tally(table: Table, rows: Sequence[Row], method: str) -> str:
 
 def _order(row: Row) -> tuple[int | str, ...]:
     table = protocol.get_table(row.table)
-    methods = list(PAPER_METHOD)
+    methods = list(METHODS)
     return (
         table.envs.index(row.env),
         protocol.DATA.index(row.data),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import protocol
 from cells import Cell, Score, episodes_of
+from methods import METHODS
 
 from persim_gym import get_task, prediction_error
 from persim_gym.collection.logging_policies import test_policy
@@ -23,7 +23,7 @@ def score_predictions(cell: Cell, ensemble: LearnedDynamics, device: str) -> lis
         policy=test_policy(cell.env, seed=cell.seed).act,
         episodes=episodes_of(cell),
         seed=cell.seed,
-        aggregate="median" if cell.method == protocol.PERSIM_MEDIAN else "mean",
+        aggregate=METHODS[cell.method].aggregate,
         device=device,
     )
     return [Score(row.agent, metric, getattr(row, metric)) for row in rows for metric in cell.table.metrics]
@@ -39,6 +39,6 @@ def score_episodes(cell: Cell, agent: int, system: System, policy: Policy) -> Sc
 def objective_of(cell: Cell) -> PlanningObjective:
     """Return what a method's planner maximizes: the task's objective, or its reward alone."""
     objective = get_task(cell.env).objective
-    if cell.method not in protocol.PLAIN:
-        return objective
-    return replace(objective, progress=None, terminated=None)
+    if METHODS[cell.method].plain_objective:
+        return replace(objective, progress=None, terminated=None)
+    return objective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +10,9 @@ from functools import wraps
 from pathlib import Path
 from typing import TypeAlias
 
-from cells import commit
+import protocol
+from cells import CACHE, commit
+from measurement_file import RESULTS
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
@@ -32,6 +35,19 @@ def script(main: Main) -> Callable[..., int]:
             raise SystemExit(2) from error
 
     return wrapped
+
+
+def ensemble_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of which ensembles are measured, how they are trained, and where that is kept."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", nargs="+", default=["MountainCar", "CartPole"], choices=protocol.PROTOCOL)
+    parser.add_argument("--data", default="random", choices=protocol.LOGGING_POLICIES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", default="full", choices=protocol.SCALES)
+    parser.add_argument("--device", default="auto", help="a torch device, to train on")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    return parser
 
 
 def check_at_least(least: int, **numbers: int) -> None:

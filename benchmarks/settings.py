@@ -101,7 +101,11 @@ def variants(env: str) -> dict[str, PerSimConfig]:
 
 
 def cut(log: Trajectories) -> tuple[Trajectories, Trajectories]:
-    """Return the first part of every episode, and the rest of those that have one, with the same agents."""
+    """Return the first part of every episode, and the rest of those that have one, with the same agents.
+
+    `Trajectories.split` rounds what it holds out, not what it keeps: an episode of 15 steps would be cut after 11, not
+    10. It was written after most lines of the results file, and they must stay comparable.
+    """
     position = np.arange(log.num_transitions) - np.repeat(log.episode_starts, log.episode_lengths)
     seen = position < np.maximum(1, np.round(SEEN * np.repeat(log.episode_lengths, log.episode_lengths)))
     return _rows(log, seen, all_agents=True), _rows(log, ~seen, all_agents=False)

@@ -24,7 +24,7 @@ def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     return {
         name: importlib.import_module(name)
-        for name in ("baseline_dynamics", "learned_policies", "paper", "protocol", "results")
+        for name in ("baseline_dynamics", "learned_policies", "methods", "paper", "protocol", "results")
     }
 
 
@@ -57,7 +57,7 @@ def test_a_policy_is_trained_once_for_all_rows_that_act_with_it(benchmark, run, 
     run(10, "MOReL-A")
     policies = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.policy")}
     assert len(policies) == 5
-    monkeypatch.setitem(benchmark["learned_policies"].FITS, "MOReL", None)
+    monkeypatch.setitem(benchmark["learned_policies"].FITS, benchmark["methods"].Learner.MOREL, None)
     assert len(run(10, "MOReL-A, sampled")) == 2 * 5
     scale = benchmark["protocol"].SCALES["quick"]
     longer = {**scale.budgets, "MOReL-A": {**scale.budgets["MOReL-A"], "policy_steps": 128}}
@@ -240,10 +240,10 @@ def test_all_planners_get_the_same_objective(benchmark, run, monkeypatch):
 
 def test_every_row_of_the_paper_has_a_method(benchmark):
     """Tables 6 to 11: each method the paper has is one that can be measured, under the paper's name."""
-    protocol, results = benchmark["protocol"], benchmark["results"]
+    protocol, results, methods = benchmark["protocol"], benchmark["results"], benchmark["methods"].METHODS
     for number in range(6, 12):
         table = protocol.get_table(number)
-        ours = {protocol.PAPER_METHOD[method] for method in (*table.learned, *table.true)}
+        ours = {methods[name].paper for name in (*table.learned, *table.true)}
         assert {method for _, _, method, _, _ in results.paper(table)} <= ours
 
 

@@ -25,7 +25,7 @@ def search_path(monkeypatch):
 def benchmark(search_path):
     return {
         name: importlib.import_module(name)
-        for name in ("cells", "measure", "models", "paper", "protocol", "readme", "results")
+        for name in ("cells", "measure", "methods", "models", "paper", "protocol", "readme", "results")
     }
 
 
@@ -53,6 +53,11 @@ def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, fo
     assert header == "table,env,data,method,agent,metric,mean,std,seeds,scale,commit,wall_s"
     printed = capsys.readouterr().out
     assert "*paper: PerSim*" in printed and "0.0140" in printed  # Table 7, random, agent 1
+
+
+def test_every_method_is_of_some_table(benchmark):
+    tables = benchmark["protocol"].TABLES.values()
+    assert {name for table in tables for name in (*table.learned, *table.true)} == set(benchmark["methods"].METHODS)
 
 
 def test_every_method_is_kept_under_a_name_of_its_own(benchmark):
@@ -552,7 +557,7 @@ def test_the_papers_figures_of_unseen_and_few_agents_are_complete(benchmark):
                 assert (
                     table.envs[0],
                     table.data[0],
-                    protocol.PAPER_METHOD[method],
+                    benchmark["methods"].METHODS[method].paper,
                     str(agent),
                     table.metrics[0],
                 ) in figures
@@ -626,6 +631,7 @@ def test_cells_of_one_model_are_measured_in_one_process(benchmark):
     ):
         assert model_of(cell(table, method)) == persim
     assert model_of(cell(13, "PerSim + VI (p=0.5)")) == persim
+    assert model_of(cell(3, "PerSim+-BCQ-5")) == model_of(cell(3, "PerSim+ + VI-CQL-5")) == model_of(cell(9, "PerSim+"))
     others = [
         cell(6, "PerSim", seed=1), cell(6, "PerSim", data="pure"), cell(9, "PerSim+"), cell(14, "PerSim (N=50)"),
         cell(6, "Joint network"), cell(9, "Vanilla CaDM"), cell(9, "BCQ-A"), cell(9, "BCQ-P"),
