@@ -21,7 +21,7 @@ def digest_of(files: Iterable[Path]) -> int:
 
 
 SOURCES = digest_of([*Path(__file__).parent.glob("*.py"), Path(persim_gym.config.__file__)])
-"""Of what is compiled into kernels. Numba finds a kernel that it kept by the date of the file that defines it and by the
+"""Of what is compiled into kernels. Numba finds one that it kept by the date of the file that defines it, and by the
 values that its function takes from the function around it, not by what it calls: each takes this number, too."""
 
 
