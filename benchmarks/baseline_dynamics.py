@@ -24,10 +24,11 @@ from persim_gym.baselines.cadm_config import CaDMConfig, get_cadm_config
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.joint import JointModel, fit_joint
-from persim_gym.collection.episodes import run
-from persim_gym.collection.policies import as_policy
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.types import Policy
+
+_TOLERANCE = 1e-2
+"""Of value iteration that is done many times an episode, ten times the usual."""
 
 
 def measure_dynamics(cell: Cell, folder: Path, *, device: str, cache: Path) -> Measured:
@@ -75,12 +76,12 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
 
 
 def _planned_return(cell: Cell, model: ContextModel, agent: int, device: str) -> Score:
-    """Score the same planners as PerSim's; in MPC, CaDM's context follows each episode."""
+    """Score the same planners as PerSim's, but that CaDM's context follows each episode."""
     rng = np.random.default_rng([cell.seed, agent, 1])
     settings: dict[str, Any] = {"objective": objective_of(cell), "seed": rng, **cell.scale.planner}
     if METHODS[cell.method].planner is Planner.VALUE_ITERATION:
         assert isinstance(model, CaDM), "no other baseline is asked for value iteration"
-        policy: Policy = _solved_in_contexts(cell, model, agent, device)
+        policy: Policy = _SolvedAlong(model, device, cell.scale.context_grids[cell.env])
     elif isinstance(model, CaDM):
         # Its networks are the largest, and are asked the most: twenty particles of every candidate.
         policy = CaDMAgent(model, device=device, dtype=torch.bfloat16, **settings)
@@ -91,42 +92,32 @@ def _planned_return(cell: Cell, model: ContextModel, agent: int, device: str) ->
     return score_episodes(cell, agent, system, policy)
 
 
-_CONTEXTS = 5
-"""For value iteration; every context needs a solution of its own."""
+class _SolvedAlong:
+    """Value iteration in a CaDM whose context follows the running episode: solved again, for each, every few steps.
 
+    A history is filled by as many transitions; in between, the context is the one that was solved in.
+    """
 
-class _InParts:
-    """Policies of which each acts in a part of the episodes; the state says which in each."""
+    takes_running = MPCAgent.takes_running
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self._policies = policies
+    def __init__(self, model: CaDM, device: str, points: Sequence[int]) -> None:
+        self._model, self._device, self._points = model, torch.device(device), points
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
-    ) -> tuple[np.ndarray, Any]:
-        whose = np.arange(len(observation)) % len(self._policies) if state is None else state
-        actions = np.empty(len(observation), np.int64)
-        for index, policy in enumerate(self._policies):
-            own = whose == index
-            if own.any():
-                actions[own] = policy.predict(observation[own])[0]
-        return actions, whose
-
-
-def _solved_in_contexts(cell: Cell, model: CaDM, agent: int, device: str) -> _InParts:
-    """Return value iteration in the contexts of some episodes of the agent, as they are after as many random steps.
-
-    A context is that of a whole history in the true system. That of the agent's log would be the end of its trajectory,
-    which for an agent that arrives is unlike any beginning.
-    """
-    task, rng = get_task(cell.env), np.random.default_rng([cell.seed, agent, 2])
-    random = as_policy("random", task, int(rng.integers(2**31)))
-    solved: list[Policy] = []
-    for _ in range(_CONTEXTS):
-        system = task.system(np.array([task.test_agents[agent]]))
-        steps = list(run(task, random, system, rng, steps=model.config.history_length, leave=True))
-        states = np.stack([steps[0].observations, *(step.next_observations for step in steps)], axis=1)
-        actions = np.stack([step.actions for step in steps], axis=1)
-        simulator = model.simulator(agent, device=device).conditioned_on(states, actions)
-        solved.append(ValueIterationAgent(simulator, points=cell.scale.grids[cell.env]))
-    return _InParts(solved)
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True,
+        running: Any = None,
+    ) -> tuple[np.ndarray, Any]:  # fmt: skip
+        """Act in E episodes that begin together, (E, D); those that are over, by ``running`` (E,), just wait."""
+        count = len(observation)
+        if state is None:
+            history, solved, step = self._model.new_histories(count), [None] * count, 0
+        else:
+            history, solved, step, before, actions = state
+            history = history.after(before, actions, observation)
+        actions = np.zeros(count, np.int64)
+        for episode in np.flatnonzero(np.ones(count, bool) if running is None else running):
+            if step % self._model.config.history_length == 0:
+                simulator = self._model.simulator_of(history.values[[episode]], device=self._device)
+                solved[episode] = ValueIterationAgent(simulator, points=self._points, tolerance=_TOLERANCE)
+            actions[episode] = solved[episode].predict(observation[[episode]])[0][0]
+        return actions, (history, solved, step + 1, observation.copy(), actions.copy())

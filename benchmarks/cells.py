@@ -99,7 +99,7 @@ def budget(cell: Cell) -> dict[str, Any]:
         "agents": protocol.scale_of(scale, cell.method).num_agents,
         "episodes": episodes_of(cell),
         "planner": scale.planner,
-        "grid": scale.grids.get(cell.env),
+        "grid": (scale.context_grids if METHODS[cell.method].solves_contexts else scale.grids).get(cell.env),
     }
     return json.loads(json.dumps(found))
 

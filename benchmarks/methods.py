@@ -32,7 +32,7 @@ class Planner(Enum):
 
     MPC = auto()
     VALUE_ITERATION = auto()
-    """On a grid of states; in CaDM's simulators, in the contexts of some random steps."""
+    """On a grid of states; in CaDM, every ten steps anew, as its context follows the episode."""
 
 
 class Learner(Enum):
@@ -83,6 +83,11 @@ class Method:
     def is_persim(self) -> bool:
         """Whether it plans, predicts or generates trajectories with the factorized model."""
         return self.model is Model.PERSIM
+
+    @property
+    def solves_contexts(self) -> bool:
+        """Whether it is value iteration in a simulator whose context changes along an episode."""
+        return self.model is Model.CADM and self.planner is Planner.VALUE_ITERATION
 
     @property
     def is_augmented(self) -> bool:

@@ -75,6 +75,8 @@ class Scale:
     return_episodes: int
     grids: Mapping[str, Any]
     """By environment, the points of `persim_gym.planning.value_iteration` along each coordinate."""
+    context_grids: Mapping[str, Any] = field(default_factory=dict)
+    """The same for a simulator whose context changes along an episode, in which it is done again and again."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """To the task's `persim_gym.config.CONFIGS`."""
     planner: Mapping[str, Any] = field(default_factory=dict)
@@ -177,9 +179,11 @@ SCALES = {
         prediction_episodes=200,
         return_episodes=20,
         grids={"MountainCar": (301, 281), "CartPole": (17, 17, 17, 17)},
+        context_grids={"MountainCar": (121, 113), "CartPole": (17, 17, 17, 17)},
         # Each of PE-TS CaDM's plans is twenty times as dear as Vanilla CaDM's. Value iteration plans once and then acts
-        # for nothing, so it runs the episodes that policies run, from which it differs by less than these differ.
-        method_episodes={"PE-TS CaDM": 5, **dict.fromkeys(_SOLVED, POLICY_EPISODES)},
+        # for nothing, so it runs the episodes that policies run, from which it differs by less than these differ; but
+        # in CaDM it plans every ten steps.
+        method_episodes={**dict.fromkeys(_SOLVED, POLICY_EPISODES), **dict.fromkeys(("PE-TS CaDM", *_CADM_VI), 5)},
         # The paper runs BCQ for 550,000 steps, and says nothing of CQL's. With a target network replaced every 8,000
         # steps, d3rlpy's default, they are 69 replacements; every 200 steps, 20,000 are 100 and 10,000 are 50. How the
         # returns grow is in results/plateau.csv.
@@ -230,6 +234,7 @@ SCALES = {
         prediction_episodes=4,
         return_episodes=1,
         grids={"MountainCar": (31, 29), "CartPole": (5, 7, 7, 7)},
+        context_grids={"MountainCar": (11, 9), "CartPole": (5, 7, 7, 7)},
         changes={"epochs": 2, "num_members": 2, "state_hidden": (16,), "action_hidden": (16,)},
         planner={"num_candidates": 20, "horizon": 5},
         policy_episodes=2,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from persim_gym.baselines import CaDMAgent, MOReLPolicy
-from persim_gym.baselines.cadm import CaDMSimulator
+from persim_gym import collect
+from persim_gym.baselines import CaDM, CaDMAgent, MOReLPolicy, fit_cadm
 from persim_gym.config import get_config
 from persim_gym.tasks import get_task
 
@@ -112,26 +112,31 @@ def test_cadm_is_trained_once_for_both_its_tables(run, tmp_path):
     assert len(returns) == 6 * 5
 
 
-def test_value_iteration_in_cadm_has_contexts_of_ten_random_steps_of_each_agent(run, monkeypatch):
-    seen = []
-    conditioned_on = CaDMSimulator.conditioned_on
+def test_value_iteration_in_cadm_follows_the_running_episode(benchmark, monkeypatch):
+    """It is done again every ten steps, in the context of each episode's last ten transitions, while that goes on."""
+    log = collect("MountainCar", num_agents=5, seed=0)
+    settings = {"hidden": (8, 8), "iterations": 1, "max_gradient_steps": 2, "futures_per_context": 1}
+    model = fit_cadm(log, config="PE-TS CaDM", seed=0, progress=False, **settings)
+    seen, simulator_of = [], CaDM.simulator_of
 
-    def noting(self, observations, actions):
-        seen.append((self.model.config.num_members, observations, actions))
-        return conditioned_on(self, observations, actions)
+    def noting(self, histories, **settings):
+        seen.append(histories)
+        return simulator_of(self, histories, **settings)
 
-    monkeypatch.setattr(CaDMSimulator, "conditioned_on", noting)
-    rows = run(9, "Vanilla CaDM + VI", "PE-TS CaDM + VI")
-    assert all(-500 <= row.mean < 0 for row in rows) and len(rows) == 10
-    assert [members for members, _, _ in seen] == [1] * 25 + [5] * 25
-    task = get_task("MountainCar")
-    for place, (_, states, actions) in enumerate(seen):
-        assert states.shape == (1, 11, 2) and actions.shape == (1, 10)
-        system = task.system([task.test_agents[place // 5 % 5]])
-        system.set_observations(states[:, 0])
-        followed = [system.step(actions[:, step]) for step in range(10)]
-        np.testing.assert_allclose(states[:, 1:], np.stack(followed, axis=1))
-    assert len({states.tobytes() for _, states, _ in seen}) == 25  # the same for both, another for each
+    monkeypatch.setattr(CaDM, "simulator_of", noting)
+    policy = benchmark["baseline_dynamics"]._SolvedAlong(model, "cpu", (7, 5))
+    system = get_task("MountainCar").system(np.array([[0.001], [0.002]]))
+    observations, history, state = system.reset(np.random.default_rng(0)), model.new_histories(2), None
+    for step in range(31):
+        running = np.array([True, step < 15])
+        actions, state = policy.predict(observations, state, running=running)
+        solved = running if step % 10 == 0 else [False, False]
+        np.testing.assert_array_equal(np.concatenate([*seen, history.values[:0]]), history.values[solved])
+        seen.clear()
+        following = system.step(actions)
+        history = history.after(observations, actions, following)
+        observations = following
+    assert history.counts.tolist() == [10, 10] and policy.takes_running
 
 
 def test_the_joint_networks_have_the_settings_of_the_factorized_ones(run, benchmark, monkeypatch):
