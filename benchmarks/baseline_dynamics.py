@@ -25,6 +25,7 @@ from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.joint import JointModel, fit_joint
 from persim_gym.config import PerSimConfig, get_config
+from persim_gym.devices import resolve_device
 from persim_gym.types import Policy
 
 _TOLERANCE = 1e-2
@@ -101,7 +102,7 @@ class _SolvedAlong:
     takes_running = MPCAgent.takes_running
 
     def __init__(self, model: CaDM, device: str, points: Sequence[int]) -> None:
-        self._model, self._device, self._points = model, torch.device(device), points
+        self._model, self._device, self._points = model, resolve_device(device), points
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True,

@@ -58,7 +58,7 @@ def test_the_members_are_asked_one_by_one(policy):
 
 
 def test_shipped_models_know_what_is_familiar():
-    """Random actions, which the log has, seldom lead out of it; agent 4, whose pole is shorter than most, is left out."""
+    """Random actions, which the log has, seldom lead out of it; agent 4, whose pole is short, is left out."""
     for name in ("CartPole", "MountainCar"):
         rows = simulated_policy_returns(load(name), "random", agents=range(4), episodes=3, max_episode_steps=20)
         assert np.mean([row.unfamiliar for row in rows]) < 0.1
