@@ -10,7 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import by_coordinate, checked_seed, whole_number
 from persim_gym.collection.episodes import Step, in_episode_order
-from persim_gym.collection.policies import as_policy, rows_of_state
+from persim_gym.collection.policies import as_policy, policy_name, rows_of_state
 from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
@@ -128,7 +128,7 @@ def _provenance(
     settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in planner.items()}
     return {
         "synthetic": True,
-        "policy": policy if isinstance(policy, str) else type(policy).__name__,
+        "policy": policy_name(policy),
         "planner": settings,
         "starts": starts if isinstance(starts, str) else "given",
         "max_disagreement": None if max_disagreement is None else np.asarray(max_disagreement).tolist(),

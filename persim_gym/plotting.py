@@ -56,7 +56,7 @@ def plot_trajectories(
         InvalidArgumentError: there is neither a true system nor a log, no picture of this suffix, an argument out of
             its range, or an agent named twice.
         UnknownNameError: an agent is not in the ensemble or not in the log.
-        FileWriteError: the path is a folder.
+        FileWriteError: the picture cannot be written there.
         MissingExtraError: matplotlib is not installed.
 
     """
@@ -108,7 +108,7 @@ def plot_frames(
         UnknownNameError: there is no such agent.
         InvalidArgumentError: no horizon, one below 1, an agent named twice, a seed below 0, a task that cannot be
             drawn, or an agent whose true system is not known.
-        FileWriteError: the path is a folder.
+        FileWriteError: the picture cannot be written there.
         MissingExtraError: matplotlib or the renderer's library is not installed.
 
     """
@@ -162,7 +162,7 @@ def plot_agents(
     Raises:
         UnknownNameError: there is no such method or agent.
         InvalidArgumentError: colors that are not one number per agent, or a single agent.
-        FileWriteError: the path is a folder.
+        FileWriteError: the picture cannot be written there.
         MissingExtraError: matplotlib or scikit-learn is not installed.
 
     """
@@ -327,6 +327,6 @@ def _picture(path: str | Path) -> Path:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with storage.replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=130)
     return path

@@ -12,6 +12,7 @@ from persim_gym import Trajectories, errors
 from persim_gym.baselines import fit_bcq, fit_cql, fit_morel
 from persim_gym.data.log_checks import (
     _contradictory,
+    check_log,
     jumping,
     start_states,
     untried_actions,
@@ -98,6 +99,15 @@ def test_actions_nobody_tried():
     with pytest.warns(RuntimeWarning, match="action coordinate 1 never varies"):
         assert untried_actions(walks([[0.1, 0.5], [0.2, 0.5]], episodes=2), pushed) == [1]
     assert untried_actions(walks([0, 1, 2], episodes=2), walk_task()) == []
+
+
+def test_actions_beyond_their_bounds_by_rounding():
+    """As much as is granted to states: a millionth of the bound, which float32 rounds large numbers by."""
+    task = dataclasses.replace(walk_task(), action_space=spaces.Box(0, 1000, (1,), np.float32))
+    check_log(walks(np.float32([[0.0], [1000.0001], [2.0]])), task)
+    for beyond in (1000.01, -0.01):
+        with pytest.raises(errors.InvalidDataError, match="in row 1 is outside the action space"):
+            check_log(walks(np.float32([[0.0], [beyond], [2.0]])), task)
 
 
 def flagged_walk(terminated, last=5.1):

@@ -145,7 +145,20 @@ def test_a_number_that_is_another_agents_label_is_warned_of():
             call()
         assert len(caught) == 1
     walk.simulator("0"), walk.simulator(1), log.select(["0", "2"]), log_error(walk, log)
+    padded = replace(walk, agent_labels=("0001", "0002", "0003"))
+    with pytest.warns(UserWarning, match="agent 2 is the one of index 2, labelled '0003', .* labelled '0002'"):
+        padded.simulator(2)
+    padded.simulator(0)  # no label has this number
     persim_gym.generate(walk, ["2"], 1, "random", starts="task", progress=False)
+
+
+def test_the_log_that_was_trained_on_is_noted():
+    """Its parts are not known any more."""
+    log = persim_gym.collect(walk_task(), num_agents=3, seed=0)
+    walk = replace(perfect_walk_ensemble(walk_task()), provenance={"data_digest": log.digest})
+    with pytest.warns(RuntimeWarning, match=r"trained on this very log.*log\.split"):
+        log_error(walk, log)
+    log_error(walk, log.select([0]))
 
 
 def test_a_synthetic_log_is_noted(tmp_path, capsys):

@@ -100,6 +100,23 @@ def test_pictures_are_where_the_path_says(ensemble, tmp_path):
         plot_agents(ensemble, path, colors={})
 
 
+def test_a_picture_is_written_as_a_whole_or_not_at_all(ensemble, tmp_path, monkeypatch):
+    """The one that was there stays where a new one cannot be finished."""
+    from matplotlib.figure import Figure
+
+    drawn = plot_agents(ensemble, tmp_path / "map.PNG")
+    before = drawn.read_bytes()
+
+    def broken(self, path, **settings):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", broken)
+    with pytest.raises(errors.FileWriteError, match=r"map\.PNG cannot be written \(no space left"):
+        plot_agents(ensemble, tmp_path / "map.PNG")
+    assert drawn.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["map.PNG"]
+
+
 def test_ellipses_are_inside_the_axes_and_explained(ensemble, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plotting, "_save", lambda figure, path: drawn.append(figure))

@@ -32,7 +32,7 @@ def test_a_perfect_simulator_tells_the_true_return():
     assert [(row.agent, row.mean, row.std, row.length) for row in rows] == [
         (row.agent, row.mean, row.std, row.length) for row in true
     ]
-    assert all(row.members == (row.mean,) * 2 and row.episodes == 3 and row.policy == "function" for row in rows)
+    assert all(row.members == (row.mean,) * 2 and row.episodes == 3 and row.policy == "home" for row in rows)
     assert rows[0].mean == -2.5 - 2 - 1.5 - 1 - 0.5
 
 

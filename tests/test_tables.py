@@ -213,8 +213,30 @@ def test_columns_that_have_two_roles(table, arguments, message):
 
 def test_a_single_row_between_episodes_is_still_refused(table):
     table.loc[[2, 3], "done"] = True
-    with pytest.raises(errors.InvalidDataError, match="the episode at row 3 has a single row"):
+    with pytest.raises(errors.InvalidDataError, match=r"the episode at row 3 has a single row .*\(1 such episodes\)"):
         from_dataframe(table, observations=["x"], terminated="done")
+
+
+def test_a_table_of_single_rows():
+    """Splitting at gaps leaves none of them out silently, when there is nothing else."""
+    table = pandas.DataFrame({"agent": ["x", "y"], "time": [0, 0], "state": [0.0, 1.0], "action": [0, 1]})
+    with pytest.raises(errors.InvalidDataError, match="every row is an episode of its own"):
+        from_dataframe(table, observations=["state"], time="time", gaps="split")
+
+
+def test_the_coordinates_of_a_task_in_another_order():
+    """Their names are the task's; columns of other names are the user's own."""
+    frame = to_dataframe(persim_gym.collect("CartPole", num_agents=3, seed=0))
+    names = ["position", "velocity", "angle", "angular velocity"]
+    swapped = [names[2], names[1], names[0], names[3]]
+    roles = {"agent": "agent", "episode": "episode", "reward": "reward", "terminated": "terminated", "task": "CartPole"}
+    for given in (names, swapped):
+        roles["next_observations"] = [f"next {name}" for name in given]
+        if given is names:
+            assert from_dataframe(frame, observations=given, **roles).num_agents == 3
+            continue
+        with pytest.raises(errors.InvalidDataError, match=r"in another order: give observations=\['position', "):
+            from_dataframe(frame, observations=given, **roles)
 
 
 def test_rows_and_columns_in_messages_are_the_tables(table):

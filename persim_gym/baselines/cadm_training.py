@@ -49,9 +49,9 @@ def fit_cadm(
     twentieth of the agents, in random order, standardizes anew and goes on training. What the paper leaves open: every
     iteration gets the same number of epochs, at most 200 and at least one, and so many that all of them together make
     no more gradient steps than the configuration allows; an iteration ends early when a slow average of its validation
-    loss grows. That average starts at 1.5 times the first loss and moves by a hundredth of the way in each epoch: in
-    iterations of some tens of epochs the loss would have to grow by about a third to end one, and the limit of
-    gradient steps decides. ``provenance["gradient_steps"]`` has how many were taken.
+    loss grows. That average starts at 1.5 times the first loss and moves by a hundredth of the way in each epoch, so
+    that a single epoch whose loss is above it, by half at first, ends an iteration: the steps taken,
+    ``provenance["gradient_steps"]``, may be a quarter of the limit.
 
     Args:
         trajectories: the log.

@@ -53,6 +53,10 @@ Aggregate = Annotated[str, typer.Option(help="mean or median over the members; M
 Model = Annotated[
     Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
 ]
+OwnTask = Annotated[
+    str | None,
+    typer.Option("--task", help='"module:attribute" of the task, where the file cannot say where its functions are.'),
+]
 Epochs = Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)]
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -141,6 +145,7 @@ def evaluate(
         typer.Option(help="Episodes an agent for value iteration; only for discrete actions.", min=0),
     ] = 0,
     aggregate: Aggregate = "mean",
+    task: OwnTask = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -155,7 +160,7 @@ def evaluate(
         refuse_options(context, ("horizon",), "is for --log, which is not given")
     else:
         refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
-    ensemble = load(model)
+    ensemble = load(model, task=task_of(task))
     if value_iteration_episodes and not ensemble.task.discrete:
         refuse_options(context, ("value_iteration_episodes",), f"needs discrete actions, not {ensemble.task.name}'s")
     chosen = agents_of(agents, ensemble.agent_labels)
@@ -187,6 +192,7 @@ def generate(
     agents: Annotated[str | None, typer.Option(help=f"{_WHICH_AGENTS} Default: the first five.")] = None,
     episodes: Annotated[int, typer.Option(help="Episodes an agent.", min=1)] = 5,
     policy: Annotated[str, typer.Option(help="plan, mpc, value_iteration, random, test, or a policy file.")] = "plan",
+    task: OwnTask = None,
     starts: Annotated[str, typer.Option(help="First states: log, spread (of the log, far apart) or task.")] = "log",
     max_disagreement: Annotated[float | None, typer.Option(help="Cut an episode where members differ by more.")] = None,
     aggregate: Aggregate = "mean",
@@ -201,7 +207,7 @@ def generate(
     from persim_gym.generation import POLICIES
 
     check_output(out, SYNTHETIC, model, policy)
-    ensemble = load(model)
+    ensemble = load(model, task=task_of(task))
     chosen = agents_of(agents, ensemble.agent_labels)
     log = generate_log(
         ensemble,

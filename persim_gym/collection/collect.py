@@ -10,7 +10,7 @@ import numpy as np
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import in_episode_order, run
 from persim_gym.collection.logging_policies import logging_policy
-from persim_gym.collection.policies import as_policy
+from persim_gym.collection.policies import as_policy, policy_name
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks import Task, get_task
@@ -65,7 +65,7 @@ def collect(
     else:
         actor = as_policy(policy, task, exploration_seed)
     columns = _record(task, actor, covariates, np.random.default_rng(start_seed))
-    name = policy if isinstance(policy, str) else type(policy).__name__
+    name = policy_name(policy)
     return Trajectories.from_arrays(
         **columns,
         agent_labels=[str(agent) for agent in range(len(covariates))],

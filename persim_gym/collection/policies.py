@@ -194,6 +194,11 @@ def _check_takes_state(policy: Any) -> None:
         ) from error
 
 
+def policy_name(policy: Any) -> str:
+    """Return what a policy is called in results and provenance: its own name, a function's, or that of its class."""
+    return policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
+
+
 def action_seed(seed: int, agent: int = 0) -> int:
     """Return the seed of a policy's random actions where ``[seed, agent]`` is that of the initial states."""
     return int(np.random.SeedSequence([seed, agent, 2]).generate_state(1)[0])

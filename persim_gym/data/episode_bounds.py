@@ -97,10 +97,11 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     """Take each row's successor as its next observation; the last row of each episode has none and goes."""
     count = len(columns["agents"])
     last = np.append(starts[1:], count) - 1
-    if np.any(last == starts):
+    alone = starts[last == starts]
+    if len(alone):
         raise InvalidDataError(
-            f"the episode at row {starts[np.flatnonzero(last == starts)[0]]} has a single row and no next observation; "
-            "give next_observations, or leave the row out"
+            f"the episode at row {alone[0]} has a single row and no next observation ({len(alone)} such episodes); "
+            "give next_observations, or leave these rows out"
         )
     lost = int(columns["terminated"][last].sum())
     if lost:

@@ -83,15 +83,15 @@ def _find(agent: int | str, labels: Sequence[str]) -> AgentIndex:
 
 
 def _warn_of_labels(agents: Iterable[int | str], labels: Sequence[str]) -> None:
-    """Warn of the first index that a user gave and that, as text, is the label of another agent."""
+    """Warn of the first index that a user gave and that is the number in the label of another agent, "007" too."""
     typed = [one for one in agents if not isinstance(one, (str, AgentIndex))]
-    doubtful = [one for one in typed if labels[one] != str(one)]
-    others = set(labels) if doubtful else ()
-    taken = next((one for one in doubtful if str(one) in others), None)
+    doubtful = [one for one in typed if not (labels[one].isdecimal() and int(labels[one]) == one)]
+    numbers = {int(label): label for label in labels if label.isdecimal()} if doubtful else {}
+    taken = next((one for one in doubtful if one in numbers), None)
     if taken is not None:
         warn_user(
             f"agent {taken} is the one of index {taken}, labelled {labels[taken]!r}, and not the one labelled "
-            f"{str(taken)!r}: if you mean that one, give its label, the text {str(taken)!r}",
+            f"{numbers[taken]!r}: if you mean that one, give its label, the text {numbers[taken]!r}",
             UserWarning,
         )
 

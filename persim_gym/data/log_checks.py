@@ -37,8 +37,7 @@ def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) ->
         raise InvalidDataError(
             f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
         )
-    low, high = (None, None) if task.discrete else task.action_bounds
-    check_actions(log.actions, task.action_size, task.discrete, low, high, rows=rows)
+    check_actions(log.actions, task.action_space, rows=rows)
     for name in ("observations", "next_observations"):
         check_within(name, getattr(log, name), task.observation_space, task.observation_names)
 

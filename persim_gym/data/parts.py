@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.arguments import below_one, checked_seed, one_of
+from persim_gym.arguments import checked_seed, finite_number, one_of
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.types import BoolArray, IntArray
 
@@ -55,8 +55,8 @@ def part_fields(log: Trajectories, rows: IntArray, agents: IntArray, columns: It
 def held_out_rows(log: Trajectories, fraction: Any, by: Any, seed: Any) -> BoolArray:
     """Return which rows (T,) `Trajectories.split` holds out; the arguments are its own, and are checked here."""
     seed = checked_seed(seed)
-    if below_one("fraction", fraction) == 0:
-        raise InvalidArgumentError("fraction=0 holds nothing out: give a number above 0 and below 1")
+    if finite_number("fraction", fraction, 0, above=True) >= 1:
+        raise InvalidArgumentError(f"fraction={fraction!r} must be above 0 and below 1")
     if one_of("by", by, PARTS) == "time":
         held, needed = _last_of_each(log.agents, fraction), "agent with several transitions"
     elif by == "episode":

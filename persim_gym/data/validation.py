@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from persim_gym.arguments import as_array
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import BoolArray, FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from gymnasium import spaces
 
 _CHUNK = 1_000_000
 _LEAST_RESOLUTION = 4
@@ -168,37 +166,29 @@ def covariate_rows(covariates: Any, names: Sequence[str]) -> FloatArray | None:
     return as_float64("covariates", covariates)
 
 
-def check_actions(
-    actions: np.ndarray,
-    action_size: int,
-    discrete: bool,
-    low: Any = None,
-    high: Any = None,
-    *,
-    rows: IntArray | None = None,
-) -> None:
-    """Raise `InvalidDataError` if the actions of a log are outside the action space of its task.
+def check_actions(actions: np.ndarray, space: spaces.Discrete | spaces.Box, *, rows: IntArray | None = None) -> None:
+    """Raise `InvalidDataError` if the actions of a log are outside their space by more than rounding.
 
     The message numbers the log's rows, or says what ``rows`` (T,) has for them.
     """
     rows = np.arange(len(actions)) if rows is None else rows
-    if discrete:
+    if isinstance(space, spaces.Discrete):
         if actions.ndim != 1:
             raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
-        if actions.min() < 0 or actions.max() >= action_size:
-            row = int(np.flatnonzero((actions < 0) | (actions >= action_size))[0])
+        beyond = np.flatnonzero((actions < 0) | (actions >= space.n))
+        if len(beyond):
             raise InvalidDataError(
-                f"action {actions[row]} in row {rows[row]} is outside 0 … {action_size - 1}: number the actions from 0 "
-                "on, or give the task more of them"
+                f"action {actions[beyond[0]]} in row {rows[beyond[0]]} is outside 0 … {space.n - 1}: number the "
+                "actions from 0 on, or give the task more of them"
             )
         return
-    if actions.ndim != 2 or actions.shape[1] != action_size:
-        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {action_size})")
-    outside = np.flatnonzero(((actions < low - 1e-6) | (actions > high + 1e-6)).any(axis=1))
-    if len(outside):
+    if actions.ndim != 2 or actions.shape[1:] != space.shape:
+        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {space.shape[0]})")
+    beyond = np.flatnonzero(outside(actions, space).any(axis=1))
+    if len(beyond):
         raise InvalidDataError(
-            f"action {actions[outside[0]].tolist()} in row {rows[outside[0]]} is outside the action space, from "
-            f"{np.asarray(low).tolist()} to {np.asarray(high).tolist()}: correct it, or widen the space"
+            f"action {actions[beyond[0]].tolist()} in row {rows[beyond[0]]} is outside the action space, from "
+            f"{space.low.tolist()} to {space.high.tolist()}: correct it, or widen the space"
         )
 
 

@@ -90,7 +90,7 @@ def forecast(
         InvalidArgumentError: an argument out of its range, levels that are not known, or another number of agents
             than of rows.
         InvalidStateError: start states of another shape, not finite, or outside the observation space.
-        InvalidActionError: actions of another shape, or outside the action space.
+        InvalidActionError: actions of another shape, or that are none of the task's.
 
     """
     check_is_ensemble(ensemble)

@@ -47,7 +47,8 @@ def log_error(
     """Measure how far each agent's simulator strays from a log when it runs freely.
 
     Every episode is cut into segments of up to ``horizon`` steps. Each member starts from a segment's first state and
-    follows the logged actions; the prediction is the aggregate of the members' trajectories. Warns of a synthetic log.
+    follows the logged actions; the prediction is the aggregate of the members' trajectories. Warns of a synthetic log,
+    and of the one that the ensemble was trained on.
 
     Args:
         ensemble: model to be measured.
@@ -72,6 +73,11 @@ def log_error(
         warn_user(
             "the log is synthetic, at least in part: errors along it say how far simulators are from one another, and "
             "nothing of the agents themselves",
+        )
+    if trajectories.digest == ensemble.provenance.get("data_digest"):
+        warn_user(
+            "the model was trained on this very log, along which its errors are smaller than along others: hold a part "
+            "out before training, kept, held_out = log.split(0.2)"
         )
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import run
-from persim_gym.collection.policies import action_seed, as_policy
+from persim_gym.collection.policies import action_seed, as_policy, policy_name
 from persim_gym.model.dynamics import GivenCovariates, LearnedDynamics, measured_agents, true_covariates
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.tasks import System, Task
@@ -120,7 +120,7 @@ def policy_returns(
     ``policy`` is "random", an object with `predict`, or a function of observations (B, D). The other arguments, what is
     returned, and the errors are those of `mpc_returns`.
     """
-    name = policy if isinstance(policy, str) else type(policy).__name__
+    name = policy_name(policy)
 
     def make(agent: int, _: System, rng: np.random.Generator) -> Policy:
         return as_policy(policy, ensemble.task, action_seed(seed, agent))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import checked_seed, whole_number
-from persim_gym.collection.policies import as_policy
+from persim_gym.collection.policies import as_policy, policy_name
 from persim_gym.data.labels import AgentIndex
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.generation import generate
@@ -116,7 +116,7 @@ def simulated_policy_returns(
     cut = sum(log.provenance["episodes_cut"] for log in logs)
     if cut:
         warn_user(f"{cut} episodes were cut where a simulator diverges; their returns are those up to there")
-    name = policy if isinstance(policy, str) else type(policy).__name__
+    name = policy_name(policy)
     unfamiliar = _unfamiliar(ensemble, together, device)
     _warn_of_unfamiliar(together.agent_labels, unfamiliar)
     return [

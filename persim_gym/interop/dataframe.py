@@ -13,7 +13,7 @@ from persim_gym.data.log_checks import check_log
 from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_clock import Clock
 from persim_gym.interop.table_files import import_pandas, read_table
 from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers
@@ -134,6 +134,11 @@ def from_dataframe(
     }
     fits = get_task(task) if isinstance(task, Task) or task in task_names() else None
     if fits is not None and len(observations) == fits.observation_size:  # here rows and columns are the user's
+        if set(observations) == set(fits.observation_names) and list(observations) != list(fits.observation_names):
+            raise InvalidDataError(
+                f"observations={list(observations)} are the coordinates of task {fits.name} in another order: give "
+                f"observations={list(fits.observation_names)}"
+            )
         check_within("the table", columns["observations"], fits.observation_space, observations)
     columns["numbers"] = np.arange(len(frame))
     if next_observations is not None:
@@ -260,6 +265,11 @@ def _without_single_rows(columns: dict[str, Any], starts: np.ndarray) -> tuple[d
     """Drop episodes of a single row, which is no transition where the next observation is the next row's."""
     lengths = np.diff(np.append(starts, len(columns["agents"])))
     kept = np.repeat(lengths > 1, lengths)
+    if not kept.any():
+        raise InvalidDataError(
+            "every row is an episode of its own, without a next row: look at time= and time_step=, or give "
+            "next_observations"
+        )
     shortened = {name: None if column is None else column[kept] for name, column in columns.items()}
     return shortened, np.append(0, np.cumsum(lengths[lengths > 1])[:-1])
 

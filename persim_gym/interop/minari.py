@@ -108,11 +108,7 @@ def from_minari(
     described = dataset.storage.get_episode_metadata(dataset.episode_indices)
     episodes = list(_episodes(dataset.iterate_episodes(), described, shared))
     log = join(episodes, agents=agents, task=task, provenance=None if shared else {"minari": dataset.id})
-    space = dataset.action_space
-    if isinstance(space, spaces.Discrete):
-        check_actions(log.actions, int(space.n), True)
-    else:
-        check_actions(log.actions, space.shape[0], False, space.low, space.high)
+    check_actions(log.actions, dataset.action_space)
     return log
 
 

@@ -106,10 +106,7 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         )
     if discrete != log.discrete or (not discrete and space.shape != log.actions.shape[1:]):
         raise InvalidDataError(f"the log's actions {log.actions.shape[1:]} do not fit {space}")
-    if discrete:
-        check_actions(log.actions, int(space.n), True)
-    else:
-        check_actions(log.actions, space.shape[0], False, space.low, space.high)
+    check_actions(log.actions, space)
     # Buffers hold actions as the actor gives them: scaled to [−1, 1].
     actions = log.actions if discrete else scale_actions(log.actions, space.low, space.high)
     length = -(-log.num_transitions // buffer.n_envs)

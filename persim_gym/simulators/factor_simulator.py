@@ -58,7 +58,13 @@ class FactorSimulator(Simulator):
         self.ensemble = ensemble
         self._own_factors = own_factors
         self._networks: dict[int, AgentNetwork] = {}
-        self._cpu_networks: dict[int, CpuNetwork | None] = {}
+        self._cpu_networks: dict[int, CpuNetwork] = {}
+
+    def __repr__(self) -> str:
+        if len(self.agents) > 1:
+            return super().__repr__()
+        label = self.ensemble.agent_labels[int(self.agents[0])]
+        return f"{type(self).__name__}({self.task.name}: agent {label!r}, {self.num_members} members)"
 
     @property
     def num_members(self) -> int:
@@ -93,12 +99,13 @@ class FactorSimulator(Simulator):
         return self._networks[agent]
 
     def cpu_network(self, agent: int) -> CpuNetwork | None:
+        if self.device.type != "cpu" or not (self.task.discrete and len(self.ensemble.config.state_hidden) == 1):
+            return None
         if agent not in self._cpu_networks:
-            space, folded = self.task.observation_space, fold(self.ensemble, agent)
+            space = self.task.observation_space
             bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
-            fits = self.device.type == "cpu" and ShallowNetwork.fits(folded)
             network = CompiledShallowNetwork if jit.available() else ShallowNetwork
-            self._cpu_networks[agent] = network(folded, bounds) if fits else None
+            self._cpu_networks[agent] = network(fold(self.ensemble, agent), bounds)
         return self._cpu_networks[agent]
 
     @cached_property

@@ -42,11 +42,6 @@ class ShallowNetwork(CpuNetwork):
         self._num_actions, self.num_members = folded.num_actions, members
         self._bounds = None if bounds is None else tuple(bound.astype(np.float32)[:, None] for bound in bounds)
 
-    @staticmethod
-    def fits(folded: FoldedNetwork) -> bool:
-        """Whether the network has one hidden layer and discrete actions."""
-        return len(folded.hidden) == 1 and folded.num_actions > 0
-
     def next_states(self, states: FloatArray, actions: IntArray, stops: Sequence[int], first: int = 0) -> FloatArray:
         """Return the next states; arguments as `CpuNetwork.next_states` has them."""
         outputs = np.empty((len(self._head[0]), states.shape[1]), np.float32)
