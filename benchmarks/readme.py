@@ -29,7 +29,7 @@ from paper import report
 from script import script
 
 from persim_gym import storage
-from persim_gym.baselines.bcq import PAPER_STEPS
+from persim_gym.baselines.offline_training import PAPER_STEPS
 from persim_gym.errors import FileFormatError
 
 README = Path(__file__).parent / "README.md"

@@ -41,6 +41,7 @@ _DTYPES = {
 READERS = {
     "ensemble": "persim_gym.load",
     "trajectories": "persim_gym.Trajectories.load",
+    "policy": "persim_gym.MLPPolicy.load",
     "cadm": "persim_gym.baselines.CaDM.load",
     "joint": "persim_gym.baselines.JointModel.load",
     "a policy of BCQ or CQL": "persim_gym.baselines.OfflinePolicy.load",

@@ -404,3 +404,14 @@ def test_calibrating_on_the_training_log_is_told():
     trained = replace(walkers(spread=1e-3, noise=0.1), provenance=log.source)
     with pytest.warns(RuntimeWarning, match="was trained on this very log"):
         calibrate(trained, log, draws=3)
+
+
+def test_calibrating_on_the_agents_that_were_trained_on_is_told():
+    """By a part of their log; a log of another origin may have the same labels."""
+    log = walk_log(np.linspace(0.5, 2, 30), lambda rng, shape: 0.1 * rng.normal(size=shape), 0)
+    log = replace(log, provenance={"table": "ward.csv"})
+    kept, held_out = log.split(0.5)
+    trained = replace(walkers(spread=1e-3, noise=0.1), agent_labels=log.agent_labels, provenance=kept.source)
+    with pytest.warns(RuntimeWarning, match=r"trained on these agents.*by='agent'"):
+        calibrate(trained, held_out, draws=3)
+    calibrate(trained, replace(held_out, provenance={"table": "another.csv"}), draws=3)

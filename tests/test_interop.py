@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import json
 import os
 import re
 from functools import partial
@@ -213,19 +212,6 @@ def test_continuous_actions_that_are_whole_numbers_stay_continuous(coordinates, 
     states = np.arange(4.0)[:, None]
     log = Trajectories.from_arrays(agents=[0] * 4, observations=states, actions=actions, next_observations=states + 1)
     assert_same(through_d3rlpy_file(log, tmp_path), log)
-
-
-def test_an_episode_that_an_earlier_version_wrote_is_read(cart_pole_log):
-    """It holds the covariates' names twice."""
-    pytest.importorskip("d3rlpy")
-    from persim_gym.interop.d3rlpy import Episode
-
-    document = interop.to_d3rlpy(cart_pole_log).episodes[0].serialize()
-    description = json.loads(document["description"])
-    earlier = description | {"covariate_names": list(description["covariates"])}
-    read = Episode.deserialize(document | {"description": json.dumps(earlier)})
-    values = cart_pole_log.covariates[0].tolist()
-    assert read.description.covariates == dict(zip(cart_pole_log.covariate_names, values, strict=True))
 
 
 def test_d3rlpy_goes_on_online(cart_pole_log):

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from persim_gym.baselines.offline import OfflinePolicy
-from persim_gym.baselines.offline_training import Training, fit_policy
+from persim_gym.baselines.offline_training import PAPER_STEPS, Training, fit_policy
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.extras import d3rlpy
 from persim_gym.tasks import Task
-
-PAPER_STEPS = 550_000
-"""The paper gives none for CQL; these are BCQ's."""
 
 
 def fit_cql(

@@ -31,6 +31,8 @@ from persim_gym.threads import single_thread
 from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
 from persim_gym.types import FloatArray, IntArray
 
+PAPER_STEPS = 550_000
+"""Those of BCQ; the paper gives none for CQL."""
 _BAR_STEPS = 100
 
 

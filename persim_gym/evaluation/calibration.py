@@ -154,6 +154,13 @@ def calibrate(
             "the ensemble was trained on this very log, on which its errors are smaller than on others: the intervals "
             "will be too narrow; calibrate on a log of agents that it has not seen"
         )
+    elif trajectories.provenance == ensemble.provenance.get("data") and (
+        set(trajectories.agent_labels) <= set(ensemble.agent_labels)
+    ):
+        warn_user(
+            "the ensemble was trained on these agents, by the labels and the provenance of the log: the intervals will "
+            "be too narrow for others; calibrate on agents that it has not seen, kept, new = log.split(0.2, by='agent')"
+        )
     early, late = _halves(trajectories)
     statistics = sufficient_statistics(ensemble, trajectories, np.flatnonzero(early), device=device)
     known = FactorPosterior.of(posterior.prior, statistics)

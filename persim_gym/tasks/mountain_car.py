@@ -51,7 +51,7 @@ def planning_reward(observations: Any, actions: Any, next_observations: Any) -> 
 
 
 def progress(observations: Any) -> Any:
-    """Height climbed counts a little: without it a plan that does not reach the goal says nothing."""
+    """The position counts a little: without it a plan that does not reach the goal says nothing."""
     return PROGRESS_WEIGHT * observations[..., 0]
 
 
