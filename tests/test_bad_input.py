@@ -164,7 +164,7 @@ def test_logs_that_do_not_fit_together(message, changes):
         (r"2 observation coordinates, task CartPole has 4", {}, "CartPole"),
         (r"actions are continuous, task MountainCar's discrete", {"actions": np.zeros((6, 1))}, "MountainCar"),
         (
-            r"observations holds position = 20 in row 4, outside its range from -1\.2 to 0\.6",
+            r"observations holds position = 20 in row 4, of agent '1', outside its range from -1\.2 to 0\.6",
             {"observations": np.full((6, 2), [[0.0, 0.01]]) + np.eye(6, 2, k=-4) * 20},
             "MountainCar",
         ),

@@ -39,7 +39,10 @@ def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) ->
         )
     check_actions(log.actions, task.action_space, rows=rows)
     for name in ("observations", "next_observations"):
-        check_within(name, getattr(log, name), task.observation_space, task.observation_names)
+        check_within(
+            name, getattr(log, name), task.observation_space, task.observation_names,
+            lambda row: log.agent_labels[log.agents[row]],
+        )  # fmt: skip
 
 
 def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,15 +228,25 @@ def check_resolution(name: str, given: Any, following: Any, starts: IntArray) ->
             )
 
 
-def check_within(name: str, states: FloatArray, space: spaces.Box, coordinates: Sequence[str]) -> None:
-    """Raise `InvalidDataError` if a column of observations (T, D) leaves its space by more than rounding."""
+def check_within(
+    name: str,
+    states: FloatArray,
+    space: spaces.Box,
+    coordinates: Sequence[str],
+    agent_of: Callable[[int], str] | None = None,
+) -> None:
+    """Raise `InvalidDataError` if a column of observations (T, D) leaves its space by more than rounding.
+
+    The message names the agent, too, where ``agent_of`` gives the label of a row's.
+    """
     for start in range(0, len(states), _CHUNK):
         part = states[start : start + _CHUNK]
         beyond = np.argwhere(outside(part, space))
         if len(beyond):
-            row, column = (int(place) for place in beyond[0])
+            row, column = start + int(beyond[0, 0]), int(beyond[0, 1])
+            whose = "" if agent_of is None else f", of agent {agent_of(row)!r}"
             raise InvalidDataError(
-                f"{name} holds {coordinates[column]} = {part[row, column]:.6g} in row {start + row}, outside its range "
-                f"from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: correct "
+                f"{name} holds {coordinates[column]} = {states[row, column]:.6g} in row {row}{whose}, outside its "
+                f"range from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: correct "
                 "the value, or widen the space"
             )
