@@ -247,6 +247,6 @@ def check_within(
             whose = "" if agent_of is None else f", of agent {agent_of(row)!r}"
             raise InvalidDataError(
                 f"{name} holds {coordinates[column]} = {states[row, column]:.6g} in row {row}{whose}, outside its "
-                f"range from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: correct "
-                "the value, or widen the space"
+                f"range from {space.low[column]:.6g} to {space.high[column]:.6g} in the task's observation_space: "
+                "correct the value, or widen the space"
             )
