@@ -367,6 +367,7 @@ def test_a_covariate_that_never_varied_says_nothing_of_its_effect():
         (errors.InvalidArgumentError, "speed=-1", lambda e: by_covariates(e, {"speed": -1})),
         (errors.UnknownNameError, "no covariate map 'tree'; there are gp", lambda e: fit_covariate_map(e, kind="tree")),
         (errors.InvalidArgumentError, "fraction=0 must be", lambda e: fit_covariate_map(e, fraction=0)),
+        (errors.InvalidArgumentError, "fraction='x' must be", lambda e: fit_covariate_map(e, fraction="x")),
         (errors.InvalidArgumentError, "fraction=0.01 of them are 1;", lambda e: fit_covariate_map(e, fraction=0.01)),
         (
             errors.InvalidArgumentError,

@@ -105,14 +105,16 @@ def test_names_that_do_not_exist():
 
 
 def test_a_missing_policy_names_those_there_are(tmp_path, monkeypatch):
-    shutil.copy(logging_policies.POLICIES / "CartPole-logging0.safetensors", tmp_path)
-    monkeypatch.setattr(logging_policies, "POLICIES", tmp_path)
+    shutil.copy(logging_policies.SHIPPED_POLICIES / "CartPole-logging0.safetensors", tmp_path)
+    monkeypatch.setattr(logging_policies, "SHIPPED_POLICIES", tmp_path)
     with pytest.raises(PerSimError, match=r"CartPole-logging1 is not among the shipped ones \(CartPole-logging0\)"):
         logging_policy("pure", "CartPole", np.array([[10.0, 0.5]]))
 
 
 def test_a_policy_of_another_task_is_refused(tmp_path, monkeypatch):
-    shutil.copy(logging_policies.POLICIES / "CartPole-test.safetensors", tmp_path / "MountainCar-test.safetensors")
-    monkeypatch.setattr(logging_policies, "POLICIES", tmp_path)
+    shutil.copy(
+        logging_policies.SHIPPED_POLICIES / "CartPole-test.safetensors", tmp_path / "MountainCar-test.safetensors"
+    )
+    monkeypatch.setattr(logging_policies, "SHIPPED_POLICIES", tmp_path)
     with pytest.raises(FileFormatError, match="is a policy of task CartPole, not of MountainCar"):
         logging_policies.test_policy("MountainCar")

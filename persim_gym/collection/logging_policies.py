@@ -24,7 +24,7 @@ from persim_gym.errors import FileFormatError, InvalidArgumentError, PerSimError
 from persim_gym.tasks import Task, get_task
 from persim_gym.types import FloatArray, IntArray, Policy
 
-POLICIES = Path(__file__).parents[1] / "assets" / "policies"
+SHIPPED_POLICIES = Path(__file__).parents[1] / "assets" / "policies"
 EXPLORATION: dict[str, float] = {"pure": 0.0, "pure-eps-20": 0.2, "pure-eps-40": 0.4, "random": 1.0}
 """Probability of a uniform action at each step, by name."""
 LOGGING_POLICIES = tuple(EXPLORATION)
@@ -146,9 +146,9 @@ test_policy.__test__ = False  # its name is the paper's; pytest shall not take i
 
 
 def _load(task: Task, name: str, rng: np.random.Generator) -> MLPPolicy:
-    path = POLICIES / f"{task.name}-{name}.safetensors"
+    path = SHIPPED_POLICIES / f"{task.name}-{name}.safetensors"
     if not path.exists():
-        shipped = ", ".join(sorted(file.stem for file in POLICIES.glob("*.safetensors"))) or "none"
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED_POLICIES.glob("*.safetensors"))) or "none"
         raise PerSimError(
             f"the policy {path.stem} is not among the shipped ones ({shipped}); "
             "use policy='random' or give a policy of your own"

@@ -119,8 +119,10 @@ def simulated_policy_returns(
     name = policy_name(policy)
     unfamiliar = _unfamiliar(ensemble, together, device)
     _warn_of_unfamiliar(together.agent_labels, unfamiliar)
-    return [
-        SimulatedReturn(
+    rows = []
+    for agent, label in enumerate(together.agent_labels):
+        returns = _returns_of(together, label)
+        row = SimulatedReturn(
             agent=label,
             policy=name,
             mean=float(returns.mean()),
@@ -131,9 +133,8 @@ def simulated_policy_returns(
             unfamiliar=unfamiliar[agent],
             episodes=len(returns),
         )
-        for agent, label in enumerate(together.agent_labels)
-        for returns in [_returns_of(together, label)]
-    ]
+        rows.append(row)
+    return rows
 
 
 def _unfamiliar(ensemble: LearnedDynamics, log: Trajectories, device: str) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from persim_gym.arguments import checked_seed
+from persim_gym.arguments import checked_seed, finite_number
 from persim_gym.devices import with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
@@ -131,7 +131,7 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
     seed = checked_seed(seed)
     if kind not in KINDS:
         raise UnknownNameError(f"no covariate map {kind!r}; there are {', '.join(KINDS)}")
-    if not 0 < fraction <= 1:
+    if finite_number("fraction", fraction, 0, above=True) > 1:
         raise InvalidArgumentError(f"fraction={fraction} must be above 0 and at most 1")
     chosen = _known_agents(ensemble, fraction, seed)
     if kind == "gp" and ensemble.posterior is not None:
