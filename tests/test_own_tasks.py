@@ -683,18 +683,6 @@ def test_covariates_that_contradict_themselves(message, declared):
         Covariate(*declared)
 
 
-def test_covariates_of_a_file_of_an_earlier_version_stay_what_they_were():
-    """It refused none, and said of each that it is positive if nothing else was given."""
-    document = own_task().to_json()
-    earlier = {"name": "smoker", "low": 0, "high": 1, "default": 0, "positive": True}
-    open_ended = {"name": "age", "low": 0, "high": float("inf"), "default": 50, "positive": False}
-    task = Task.from_json({**document, "covariates": [earlier, open_ended]})
-    assert task.to_json()["covariates"] == [earlier, open_ended]
-    assert task.covariate_vector({"smoker": 1}).tolist() == [1, 50]
-    with pytest.raises(errors.InvalidArgumentError, match="smoker=0 of task .* above 0.*positive=False"):
-        task.covariate_vector({"smoker": 0})
-
-
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
@@ -812,8 +800,6 @@ def test_spaces_of_whole_numbers_are_refused():
 def test_a_file_keeps_all_of_a_task_but_functions():
     task = own_task(grid_bounds=((-1.0, -1.0), (1.0, 1.0)), render_fps=7, test_agents=((0.5,),))
     assert Task.from_json(json.loads(json.dumps(task.to_json()))).to_json() == task.to_json()
-    later = ("grid_bounds", "render_fps", "test_agents", "policy_training_agents")
-    assert Task.from_json({key: value for key, value in task.to_json().items() if key not in later}).render_fps == 50
 
 
 def test_what_is_planned_and_where_episodes_start_is_not_lost_silently(ensemble, tmp_path):
@@ -830,8 +816,6 @@ def test_what_is_planned_and_where_episodes_start_is_not_lost_silently(ensemble,
         with pytest.raises(errors.UnknownNameError, match=rf"{next(iter(changes))}.*register_task.*reference="):
             persim_gym.load(path)
         assert persim_gym.load(path, task=changed).task is changed
-        older = {key: value for key, value in changed.to_json().items() if key != "functions"}
-        assert find_task("Glucose", older).to_json() == task.to_json()
     dataclasses.replace(ensemble, task=dataclasses.replace(task, make_system=lambda covariates: None)).save(path)
     assert persim_gym.load(path).task.make_system is None
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from gymnasium import spaces
 
 from persim_gym.arguments import as_array
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import BoolArray, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 _CHUNK = 1_000_000
 _LEAST_RESOLUTION = 4
@@ -172,23 +174,25 @@ def check_actions(actions: np.ndarray, space: spaces.Discrete | spaces.Box, *, r
     The message numbers the log's rows, or says what ``rows`` (T,) has for them.
     """
     rows = np.arange(len(actions)) if rows is None else rows
-    if isinstance(space, spaces.Discrete):
+    num_actions = getattr(space, "n", None)
+    if num_actions is not None:
         if actions.ndim != 1:
             raise InvalidDataError(f"actions have shape {actions.shape}; the task takes one integer a row")
-        beyond = np.flatnonzero((actions < 0) | (actions >= space.n))
+        beyond = np.flatnonzero((actions < 0) | (actions >= num_actions))
         if len(beyond):
             raise InvalidDataError(
-                f"action {actions[beyond[0]]} in row {rows[beyond[0]]} is outside 0 … {space.n - 1}: number the "
+                f"action {actions[beyond[0]]} in row {rows[beyond[0]]} is outside 0 … {num_actions - 1}: number the "
                 "actions from 0 on, or give the task more of them"
             )
         return
-    if actions.ndim != 2 or actions.shape[1:] != space.shape:
-        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {space.shape[0]})")
-    beyond = np.flatnonzero(outside(actions, space).any(axis=1))
+    box = cast("spaces.Box", space)
+    if actions.ndim != 2 or actions.shape[1:] != box.shape:
+        raise InvalidDataError(f"actions have shape {actions.shape}; the task takes (rows, {box.shape[0]})")
+    beyond = np.flatnonzero(outside(actions, box).any(axis=1))
     if len(beyond):
         raise InvalidDataError(
             f"action {actions[beyond[0]].tolist()} in row {rows[beyond[0]]} is outside the action space, from "
-            f"{space.low.tolist()} to {space.high.tolist()}: correct it, or widen the space"
+            f"{box.low.tolist()} to {box.high.tolist()}: correct it, or widen the space"
         )
 
 
