@@ -17,7 +17,7 @@ import numpy as np
 from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, MissingFileError
 
 FORMAT_VERSION = 2
-"""2: ensembles may hold the posterior of their agents' factors."""
+"""Of files that are written; those of a later one are refused."""
 CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
 """Of tables, which `persim_gym.interop.from_dataframe` reads."""
 JSON = "JSON"

@@ -28,7 +28,7 @@ from persim_gym.cli.arguments import (
     refuse_options,
     task_of,
 )
-from persim_gym.cli.console import console
+from persim_gym.cli.console import console, print_written
 from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
 from persim_gym.evaluation.records import to_records
 from persim_gym.terminal import table
@@ -114,7 +114,7 @@ def train(
         progress=not quiet,
     )
     _save(ensemble, out)
-    console.print(f"{ensemble}\nwritten to {out}")
+    print_written(ensemble, out)
     if install:
         ids = register_ensemble(ensemble, name=name, install=True)
         path = find_model(name or ensemble.task.name)
@@ -222,7 +222,7 @@ def generate(
         progress=not quiet,
     )
     log.save(out)
-    console.print(f"{log}\nwritten to {out}")
+    print_written(log, out)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from persim_gym.cli.arguments import COLLECTED, IMPORTED, PART, TABLE, Seed, check_output, number_or_text, task_of
-from persim_gym.cli.console import console
+from persim_gym.cli.console import print_written
 from persim_gym.errors import InvalidArgumentError
 
 Log = Annotated[Path, typer.Argument(help="Trajectories written by `collect`, `import` or Trajectories.save.")]
@@ -124,9 +124,9 @@ def export(
     log = Trajectories.load(data)
     names = None if task is None else get_task(task_of(task)).observation_names
     write_table(to_dataframe(log, observation_names=names), out)
-    console.print(f"{log}\nwritten to {out}")
+    print_written(log, out)
 
 
 def _write(log: Any, out: Path) -> None:
     log.save(out)
-    console.print(f"{log}\nwritten to {out}")
+    print_written(log, out)
