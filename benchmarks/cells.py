@@ -54,6 +54,8 @@ class Score:
     agent: str
     metric: str
     value: float
+    of_each: tuple[float, ...] = ()
+    """Return of each episode, in order, where the value is their mean; () where these are not known."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def once(cell: Cell, path: Path, compute: Callable[[], list[Score]]) -> Measured
     if path.exists():
         document = json.loads(path.read_text())
         if document.get("budget", asked) == asked:
-            scores = tuple(Score(**score) for score in document["scores"])
+            scores = tuple(
+                Score(**score | {"of_each": tuple(score.get("of_each", ()))}) for score in document["scores"]
+            )
             return Measured(scores, document["commit"], document["wall_s"])
     start, version = time.perf_counter(), commit()
     scores = tuple(compute())

@@ -188,8 +188,9 @@ class Lead:
 def leads(table: Table, rows: Sequence[Row], methods: Sequence[str], values: ByRow = _NO_VALUES) -> list[Lead]:
     """Return where some methods, all of the factorized model, lead, and after them the strongest other one.
 
-    Seeds have first states of their own, which are harder or easier for everybody: two rows are compared by the seeds
-    that both have, as far as their ``values`` are known.
+    Episodes have first states that are harder or easier for everybody, each seed its own, in the same order for all
+    methods: two rows are compared by the seeds that both have, and of a seed by the episodes that both have, as far as
+    their ``values`` are known.
 
     Where plans by MPC stand beside those by value iteration or beside learned policies, the methods of either planner
     are compared with one another first, and then by planner with all rows.
@@ -237,7 +238,7 @@ def lead(compared: str, rows: Sequence[Row], methods: Sequence[str], values: ByR
 
 
 def _ahead(one: Row, other: Row, values: ByRow) -> float:
-    """Return by how much a row is better than another of its cell on the seeds of both; 0 where that prints the same.
+    """Return by how much a row is better than another of its cell on the episodes of both; 0 where it prints the same.
 
     Where they have no seed in common, or not all are known, their means over all they have are compared.
     """
@@ -245,7 +246,8 @@ def _ahead(one: Row, other: Row, values: ByRow) -> float:
     common = by_seed[0].keys() & by_seed[1].keys()
     means = [one.mean, other.mean]
     if common and [len(known) for known in by_seed] == [one.seeds, other.seeds]:
-        means = [float(np.mean([known[seed] for seed in sorted(common)])) for known in by_seed]
+        episodes = {seed: min(known[seed].episodes for known in by_seed) for seed in sorted(common)}
+        means = [float(np.mean([known[seed].of_first(n) for seed, n in episodes.items()])) for known in by_seed]
     if len({_format(mean, np.nan, one.metric) for mean in means}) == 1:
         return 0.0
     return means[1] - means[0] if one.metric == "rmse" else means[0] - means[1]

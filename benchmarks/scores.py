@@ -33,7 +33,7 @@ def score_episodes(cell: Cell, agent: int, system: System, policy: Policy) -> Sc
     """Score a policy by its mean return in an agent's true system, an episode in each copy, in lockstep."""
     task = get_task(cell.env)
     returns, _ = run_episodes(task, policy, system, np.random.default_rng([cell.seed, agent]))
-    return Score(str(agent), "return", float(returns.mean()))
+    return Score(str(agent), "return", float(returns.mean()), tuple(returns.tolist()))
 
 
 def objective_of(cell: Cell) -> PlanningObjective:

@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cells import Cell, Measured, Score, canonical, episodes_of
 from measurement_file import RESULTS, MeasurementFile
 from protocol import Scale, Table, get_table
@@ -35,9 +36,25 @@ class SeedScore:
     """Seconds to come by all numbers of this seed from nothing."""
     training: str
     """How much its method was trained, in words; "" where the scale had no budget for it."""
+    of_each: str = ""
+    """Return of each episode in the order of their first states, separated by spaces; "" where it was not kept."""
 
 
-ByRow = Mapping[tuple[str, str, str, str], Mapping[int, float]]
+@dataclass(frozen=True)
+class SeedValue:
+    """What is known of one seed of a row and agent in the first metric of its table."""
+
+    mean: float
+    episodes: int
+    of_each: tuple[float, ...] = ()
+    """Of the episodes one by one, () where these are not known."""
+
+    def of_first(self, episodes: int) -> float:
+        """Return the mean of the first so many episodes; of all of them, where they are not known one by one."""
+        return float(np.mean(self.of_each[:episodes])) if self.of_each else self.mean
+
+
+ByRow = Mapping[tuple[str, str, str, str], Mapping[int, SeedValue]]
 """(env, data, method, agent) -> seed -> value."""
 _METHOD = ("table", "env", "data", "method")
 _method_of = attrgetter(*_METHOD)
@@ -80,6 +97,7 @@ class Seeds:
                 measured.commit,
                 measured.wall_s,
                 in_words(self.scale.training(cell.method)),
+                " ".join(format(value, ".6g") for value in one.of_each),
             )
             for one in measured.scores
         ]
@@ -95,12 +113,13 @@ class Seeds:
 
 
 def values_of(table: Table, scale: Scale, folder: Path = RESULTS) -> ByRow:
-    """Return what is written down of a table's first metric, each seed's mean."""
-    found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
+    """Return what is written down of a table's first metric, by seed."""
+    found: dict[tuple[Any, ...], dict[str, dict[int, SeedValue]]] = {}
     for line in seeds_file(scale, folder).read():
         if line.metric == table.metrics[0]:
-            found.setdefault(_method_of(line), {}).setdefault(line.agent, {})[line.seed] = line.value
-    values: dict[tuple[str, str, str, str], dict[int, float]] = {}
+            value = SeedValue(line.value, line.episodes, _of_each(line))
+            found.setdefault(_method_of(line), {}).setdefault(line.agent, {})[line.seed] = value
+    values: dict[tuple[str, str, str, str], dict[int, SeedValue]] = {}
     for _, env, data, method in found:
         if env in table.envs:
             lines = found.get(_method_of_cell(Cell(table, env, data, method, 0, scale)), {})
@@ -122,8 +141,12 @@ def in_words(training: Mapping[str, Any]) -> str:
 
 def _measured(lines: list[SeedScore]) -> Measured:
     """Return the scores of one cell's lines."""
-    scores = tuple(Score(line.agent, line.metric, line.value) for line in lines)
+    scores = tuple(Score(line.agent, line.metric, line.value, _of_each(line)) for line in lines)
     return Measured(scores, lines[0].commit, lines[0].wall_s)
+
+
+def _of_each(line: SeedScore) -> tuple[float, ...]:
+    return tuple(map(float, line.of_each.split()))
 
 
 def _method_of_cell(cell: Cell) -> tuple[int, str, str, str]:

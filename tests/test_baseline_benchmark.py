@@ -329,39 +329,57 @@ def test_ties_are_counted_as_ties_and_all_bold(benchmark):
     assert results.intervals(single).endswith("†: of one seed, so without an interval.")
 
 
-def test_rows_are_compared_by_the_seeds_that_both_have(benchmark):
-    """Each seed has first states of its own: a seed with easy ones is no lead over rows that have hard ones, too."""
+@pytest.fixture
+def compared(benchmark):
+    """Return (alone, tied, near) of PerSim + VI, -50 on average of three seeds, beside PE-TS CaDM + VI, -49 of one."""
     results, table = benchmark["results"], benchmark["protocol"].get_table(9)
+    value = importlib.import_module("seeds").SeedValue
     ours = row(benchmark, "PerSim + VI", -50.0)
     rows = [ours, dataclasses.replace(row(benchmark, "PE-TS CaDM + VI", -49.0), std=float("nan"), seeds=1)]
-    known = {
-        (ours.env, ours.data, "PerSim + VI", ours.agent): {0: -51.0, 1: -50.0, 2: -49.0},
-        (ours.env, ours.data, "PE-TS CaDM + VI", ours.agent): {2: -49.0},
-    }
 
-    def counted(values):
-        found = results.leads(table, rows, ["PerSim + VI"], values)[0]
+    def counted(own, rivals):
+        known = {
+            (ours.env, ours.data, method, ours.agent): {seed: value(*one) for seed, one in by_seed.items()}
+            for method, by_seed in (("PerSim + VI", own), ("PE-TS CaDM + VI", rivals))
+        }
+        found = results.leads(table, rows, ["PerSim + VI"], known)[0]
         return found.alone, found.tied, found.near
 
-    assert counted({}) == (0, 0, 0)
-    assert counted(known) == (0, 1, 1)
-    known[ours.env, ours.data, "PE-TS CaDM + VI", ours.agent] = {2: -49.5}
-    assert counted(known) == (1, 0, 1)
-    known[ours.env, ours.data, "PE-TS CaDM + VI", ours.agent] = {7: -51.5}
-    assert counted(known) == (0, 0, 0), "no seed in common: the means are compared"
-    del known[ours.env, ours.data, "PerSim + VI", ours.agent][0]
-    assert counted(known) == (0, 0, 0), "not all of the row's seeds are known"
+    return counted
+
+
+def test_rows_are_compared_by_the_seeds_that_both_have(compared):
+    """Each seed has first states of its own: a seed with easy ones is no lead over rows that have hard ones, too."""
+    own = {0: (-51.0, 2), 1: (-50.0, 2), 2: (-49.0, 2)}
+    assert compared({}, {}) == (0, 0, 0)
+    assert compared(own, {2: (-49.0, 2)}) == (0, 1, 1)
+    assert compared(own, {2: (-49.5, 2)}) == (1, 0, 1)
+    assert compared(own, {7: (-51.5, 2)}) == (0, 0, 0), "no seed in common: the means are compared"
+    assert compared({1: own[1], 2: own[2]}, {7: (-51.5, 2)}) == (0, 0, 0), "not all of the row's seeds are known"
+
+
+def test_rows_are_compared_by_the_episodes_that_both_have(compared):
+    """A method that ran the first episodes only, which are easier, does not lead by that."""
+    own = {0: (-51.0, 2), 1: (-50.0, 2), 2: (-49.0, 2, (-48.0, -50.0))}
+    assert compared(own, {2: (-48.0, 1)}) == (0, 1, 1)
+    assert compared(own, {2: (-48.5, 1, (-48.5,))}) == (1, 0, 1)
+    assert compared(own, {2: (-49.5, 4)}) == (1, 0, 1), (
+        "its episodes are not known one by one: its mean is what there is"
+    )
+    assert compared(own, {2: (-48.5, 4, (-48.0, -50.0, -47.0, -49.0))}) == (0, 1, 1)
+    del own[2]
+    assert compared(own | {2: (-49.0, 2)}, {2: (-48.0, 1)}) == (0, 0, 0)
 
 
 def test_values_of_seeds_are_those_of_the_table_that_a_row_was_measured_for(benchmark, tmp_path):
     """Table 3's rows of CQL are those of Tables 9 and 10."""
     seeds, protocol = importlib.import_module("seeds"), benchmark["protocol"]
     scale = protocol.get_scale("full")
-    line = seeds.SeedScore(9, "MountainCar", "random", "CQL-A", 4, "2", "return", -70.0, 100, "abc", 1.0, "")
+    line = seeds.SeedScore(9, "MountainCar", "random", "CQL-A", 4, "2", "return", -70.0, 2, "abc", 1.0, "", "-69 -71")
     seeds.seeds_file(scale, tmp_path).replace([line, dataclasses.replace(line, table=10, env="CartPole", value=90.0)])
     for table in (3, 9):
         values = seeds.values_of(protocol.get_table(table), scale, tmp_path)
-        assert values["MountainCar", "random", "CQL-A", "2"] == {4: -70.0}
+        assert values["MountainCar", "random", "CQL-A", "2"] == {4: seeds.SeedValue(-70.0, 2, (-69.0, -71.0))}
     assert list(seeds.values_of(protocol.get_table(9), scale, tmp_path)) == [("MountainCar", "random", "CQL-A", "2")]
 
 

@@ -136,9 +136,9 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     assert (row.seeds, row.mean, row.commit) == (2, -0.333333, "abc")
     lines = (tmp_path / "results" / "seeds-quick.csv").read_text().splitlines()
     trained = '"steps = 2, batch_size = 4"'
-    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,2,abc,10,{trained}" for seed in (0, 1)]
+    assert lines[1:] == [f"10,CartPole,random,BCQ-A,{seed},0,return,-0.333333,2,abc,10,{trained}," for seed in (0, 1)]
     damaged = tmp_path / "results" / "seeds-quick.csv"
-    damaged.write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,2,abc,10,\n")
+    damaged.write_text(lines[0] + "\n10,CartPole,random,BCQ-A,0,0,return,,2,abc,10,,\n")
     with pytest.raises(FileFormatError, match=r"seeds-quick\.csv is damaged"):
         importlib.import_module("seeds").seeds_file(
             benchmark["protocol"].get_scale("quick"), tmp_path / "results"
@@ -254,6 +254,36 @@ def test_an_interrupted_run_goes_on_where_it_stopped(benchmark, folders, tmp_pat
     assert run(benchmark, folders, *arguments) == 0
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert [row.seeds for row in rows_of(benchmark, tmp_path, 10)] == [2] * 5
+
+
+def test_the_return_of_each_episode_is_written_down(benchmark, folders, tmp_path):
+    """In the order of first states, which more episodes do not change; also where an earlier run has measured it."""
+    seeds, protocol = importlib.import_module("seeds"), benchmark["protocol"]
+
+    def measured(episodes, name):
+        quick = dataclasses.replace(protocol.get_scale("quick"), return_episodes=episodes)
+        cell = benchmark["cells"].Cell(protocol.get_table(10), "CartPole", "-", "True env + VI", 0, quick)
+        for folder in (f"{name} first", f"{name} again"):
+            found = benchmark["measure"].measure(cell, device="cpu", cache=tmp_path / name)
+            seeds.Seeds(quick, tmp_path / folder).put(cell, found)
+        assert seeds.Seeds(quick, tmp_path / folder).get(cell).scores == found.scores
+        values = seeds.values_of(protocol.get_table(10), quick, tmp_path / folder)
+        return values["CartPole", "-", "True env + VI", "0"][0]
+
+    few, many = measured(3, "few"), measured(7, "many")
+    assert (len(few.of_each), len(many.of_each)) == (few.episodes, many.episodes) == (3, 7)
+    assert len(set(many.of_each)) > 1 and many.of_each[:3] == few.of_each
+    assert many.mean == pytest.approx(np.mean(many.of_each), rel=1e-5)
+    assert many.of_first(3) == pytest.approx(few.mean, rel=1e-5) != pytest.approx(many.mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_the_returns_of_episodes_that_are_written_down_have_the_mean_beside_them(benchmark, scale):
+    seeds = importlib.import_module("seeds")
+    lines = seeds.seeds_file(benchmark["protocol"].get_scale(scale)).read()
+    for line in (one for one in lines if one.of_each):
+        returns = [float(text) for text in line.of_each.split()]
+        assert len(returns) == line.episodes and np.mean(returns) == pytest.approx(line.value, rel=1e-5), line
 
 
 def test_tables_share_trained_ensembles(benchmark, folders, tmp_path):
