@@ -112,6 +112,7 @@ def generate(
         covariates=covariates,
         covariate_names=() if covariates is None else task.covariate_names,
         task=task.name,
+        **task.given_names,
         provenance={
             **_provenance(ensemble, policy, planner, starts, max_disagreement),
             "seed": seed,

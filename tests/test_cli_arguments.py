@@ -238,7 +238,7 @@ def test_import_does_what_its_options_say(typed):
     assert Trajectories.load("own.st").digest == Trajectories.load("one.st").digest
     typed(0, "export", "own.st", "--out", "back.csv.gz", "--task", "ward_task:TASK")
     typed(
-        0, "import", "back.csv.gz", "--out", "again.st", *states, "--action", "action 0", "--continuous", "--episode",
+        0, "import", "back.csv.gz", "--out", "again.st", *states, "--action", "flow", "--continuous", "--episode",
         "episode", "--reward", "reward", "--next-observation", "next a", "--next-observation", "next b",
         "--terminated", "terminated", "--truncated", "truncated", "--task", "Ward",
     )  # fmt: skip

@@ -561,7 +561,7 @@ def test_tables_that_are_none(tmp_path, table):
     (tmp_path / "log.xlsx").write_text("")
     refuses = partial(_refuses, errors.InvalidArgumentError, ValueError)
     refuses("csv or .parquet", lambda: interop.from_dataframe(tmp_path / "log.xlsx"))
-    refuses("DataFrame or a file, got list", lambda: interop.from_dataframe([1]))
+    refuses(r"what has to_pandas\(\), or a file, got list", lambda: interop.from_dataframe([1]))
     refuses("observations=", lambda: interop.from_dataframe(table))
     refuses(r"\['dose'\]", lambda: interop.from_dataframe(table, **{**HOURLY, "observations": "dose"}))
     for step in (0, -1, float("nan")):

@@ -91,7 +91,7 @@ def test_reward_and_termination_are_learned(ensemble):
     assert ensemble.provenance["terminations_missed"] < 0.35 and ensemble.provenance["terminations_false"] < 0.02
 
 
-@pytest.mark.filterwarnings("ignore:action coordinate 1 never varies")
+@pytest.mark.filterwarnings("ignore:action 1 never varies")
 @pytest.mark.filterwarnings("ignore:the learned termination tells", "ignore:task Glucose leaves reward and terminated")
 @pytest.mark.parametrize("learner", [persim_gym.fit, fit_joint])
 def test_how_wide_the_action_space_is_does_not_matter(learner):

@@ -72,6 +72,7 @@ def collect(
         covariates=covariates,
         covariate_names=task.covariate_names,
         task=task.name,
+        **task.given_names,
         provenance={"policy": name, "seed": seed},
     )
 

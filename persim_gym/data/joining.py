@@ -23,7 +23,7 @@ def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[
         columns: the fields that have an entry for each row.
 
     Raises:
-        InvalidDataError: logs of different tasks, shapes, kinds of actions or covariates.
+        InvalidDataError: logs of different tasks, shapes, kinds of actions, names or covariates.
 
     """
     for log in logs[1:]:
@@ -41,6 +41,7 @@ def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[
         "episode_starts": np.concatenate(starts),
         "agent_labels": labels,
         "covariates": _join_covariates(logs, labels),
+        **_names(logs),
         "provenance": joint_provenance([log.provenance for log in logs], always=True),
     }
 
@@ -59,6 +60,20 @@ def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
             f"logs of different covariates cannot be joined: {one} and {other}; leave them out of each, "
             "dataclasses.replace(log, covariates=None, covariate_names=()), or add what is missing"
         )
+
+
+def _names(logs: Sequence[Trajectories]) -> dict[str, tuple[str, ...]]:
+    """Return the names of observations and actions, which some logs may lack."""
+    found = {}
+    for what in logs[0].given_names:
+        given = list(dict.fromkeys(names for log in logs if (names := log.given_names[what])))
+        if len(given) > 1:
+            raise InvalidDataError(
+                f"logs of different {what} cannot be joined: {given[0]} and {given[1]}; if they are the same, in the "
+                f"same order, rename one, dataclasses.replace(log, {what}={given[0]})"
+            )
+        found[what] = given[0] if given else ()
+    return found
 
 
 def _join_covariates(logs: Sequence[Trajectories], labels: Sequence[str]) -> FloatArray | None:

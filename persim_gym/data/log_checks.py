@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,12 +38,22 @@ def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) ->
         raise InvalidDataError(
             f"the log's actions are {kinds[log.discrete]}, task {task.name}'s {kinds[task.discrete]}"
         )
+    for what, names in log.given_names.items():
+        check_order(what, names, getattr(task, what), task.name)
     check_actions(log.actions, task.action_space, rows=rows)
     for name in ("observations", "next_observations"):
         check_within(
             name, getattr(log, name), task.observation_space, task.observation_names,
             lambda row: log.agent_labels[log.agents[row]],
         )  # fmt: skip
+
+
+def check_order(what: str, names: Sequence[Any], known: Sequence[str], task_name: str) -> None:
+    """Raise `InvalidDataError` if the names of columns are a task's, in another order."""
+    if list(names) != list(known) and set(names) == set(known) and len(names) == len(known):
+        raise InvalidDataError(
+            f"{what}={list(names)} are those of task {task_name} in another order: give {what}={list(known)}"
+        )
 
 
 def with_task_covariates(log: Trajectories, task: Task) -> Trajectories:
@@ -89,7 +100,7 @@ def untried_actions(log: Trajectories, task: Task) -> list[int]:
         what = f"no row of the log has action {', '.join(map(str, untried))}"
     else:
         untried = np.flatnonzero(np.ptp(actions, axis=0) == 0).tolist()
-        what = f"action coordinate {', '.join(map(str, untried))} never varies in the log"
+        what = f"{', '.join(task.action_names[coordinate] for coordinate in untried)} never varies in the log"
     if untried:
         warn_user(
             f"{what}: what simulators and planners do with it is made up; give the task only actions that were tried",

@@ -24,6 +24,7 @@ from persim_gym.data.validation import (
     agent_indices,
     check_agent_indices,
     check_finite,
+    check_names,
     check_resolution,
     covariate_rows,
     flags,
@@ -78,6 +79,10 @@ class Trajectories:
     covariate_names: tuple[str, ...] = ()
     task: str | None = None
     """Name of the task the log belongs to, if known."""
+    observation_names: tuple[str, ...] = ()
+    """(D,), such as the columns of the table it was made from; () if not known."""
+    action_names: tuple[str, ...] = ()
+    """(A,), or the one name of discrete actions; () if not known."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the log comes from: policy, seed, or the synthetic data's simulator."""
 
@@ -97,6 +102,8 @@ class Trajectories:
         covariates: Any = None,
         covariate_names: Sequence[str] = (),
         task: str | Task | None = None,
+        observation_names: Sequence[str] = (),
+        action_names: Sequence[str] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> Trajectories:
         """Make trajectories from a user's own log, in time order within each episode.
@@ -120,6 +127,8 @@ class Trajectories:
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names, none twice.
             task: what it is a log of; the log keeps its name.
+            observation_names: (D,), if they have names.
+            action_names: (A,), or the one name of discrete actions.
             provenance: anything JSON can hold that says where the log comes from.
 
         Raises:
@@ -160,6 +169,8 @@ class Trajectories:
             covariates=covariates,
             covariate_names=tuple(covariate_names),
             task=task.name if isinstance(task, Task) else task,
+            observation_names=tuple(as_list("observation_names", observation_names, "names")),
+            action_names=tuple(as_list("action_names", action_names, "names")),
             provenance=checked_provenance(provenance),
         )
         log._validate()
@@ -217,6 +228,11 @@ class Trajectories:
         for name in _ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
+
+    @property
+    def given_names(self) -> dict[str, tuple[str, ...]]:
+        """The "observation_names" and "action_names", as `Task.named_as` takes them."""
+        return {"observation_names": self.observation_names, "action_names": self.action_names}
 
     @property
     def source(self) -> dict[str, Any]:
@@ -308,6 +324,7 @@ class Trajectories:
                 "task": self.task,
                 "agent_labels": list(self.agent_labels),
                 "covariate_names": list(self.covariate_names),
+                **{name: list(names) for name, names in self.given_names.items()},
                 "provenance": dict(self.provenance),
             },
         )
@@ -337,6 +354,8 @@ class Trajectories:
                 agent_labels=tuple(map(str, document["agent_labels"])),
                 covariate_names=tuple(document["covariate_names"]),
                 task=document["task"],
+                observation_names=tuple(document.get("observation_names", ())),
+                action_names=tuple(document.get("action_names", ())),
                 provenance=dict(document["provenance"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -376,6 +395,9 @@ class Trajectories:
             )
         if not isinstance(self.task, str | None):
             raise InvalidDataError(f"task={self.task!r} must be a Task or the name of one")
+        actions = 1 if self.discrete else self.actions.shape[1]
+        check_names("observation_names", self.observation_names, self.observations.shape[1])
+        check_names("action_names", self.action_names, actions)
         self._validate_agents()
         self._validate_episodes()
 

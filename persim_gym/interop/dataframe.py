@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.log_checks import check_log
+from persim_gym.data.log_checks import check_log, check_order
 from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
@@ -26,12 +25,13 @@ GAPS = ("error", "split")
 """What to do where a step is missing: refuse the table, or begin a new episode."""
 _ATTRIBUTE = "persim_gym"
 _SYNTHETIC = "synthetic"
+_OWN_COLUMNS = ("agent", "episode", "step", "reward", "terminated", "truncated", _SYNTHETIC)
 _RECORDED = {"false", "no", "0", "0.0", "", "none", "nan", "<na>"}
 """What a table may say of a row that is not synthetic, in lower case."""
 
 
 def from_dataframe(
-    table: pandas.DataFrame | str | Path,
+    table: Any,
     *,
     observations: Sequence[str] | None = None,
     action: Any = "action",
@@ -56,9 +56,11 @@ def from_dataframe(
     terminated or truncated, or, with ``episode``, what has one value there.
 
     Args:
-        table: a data frame, or a .csv, .csv.gz, .parquet or .pq file. Named levels of its index count as columns.
-        observations: D columns, numbers, of the state before the action. A table that `to_dataframe` made knows its
-            columns (in a Parquet file too): nothing needs naming then; only gaps, task and provenance may be given.
+        table: a data frame, of pandas or with a `to_pandas()`, as those of polars and pyarrow have, or a .csv, .csv.gz,
+            .parquet or .pq file. Named levels of its index count as columns.
+        observations: D columns, numbers, of the state before the action; the log keeps their names. A table that
+            `to_dataframe` made knows its columns (in a Parquet file too): nothing needs naming then; only gaps, task
+            and provenance may be given.
         action: a column of whole numbers from 0 on (discrete actions), or a list of A columns of numbers. The name of
             a column may be a number or a tuple.
         agent: column of who acted: labels of any kind, which become strings.
@@ -134,11 +136,7 @@ def from_dataframe(
     }
     fits = get_task(task) if isinstance(task, Task) or task in task_names() else None
     if fits is not None and len(observations) == fits.observation_size:  # here rows and columns are the user's
-        if set(observations) == set(fits.observation_names) and list(observations) != list(fits.observation_names):
-            raise InvalidDataError(
-                f"observations={list(observations)} are the coordinates of task {fits.name} in another order: give "
-                f"observations={list(fits.observation_names)}"
-            )
+        check_order("observations", observations, fits.observation_names, fits.name)
         check_within("the table", columns["observations"], fits.observation_space, observations)
     columns["numbers"] = np.arange(len(frame))
     if next_observations is not None:
@@ -155,6 +153,8 @@ def from_dataframe(
         covariates=rows.constants(covariates) if len(covariates) else None,
         covariate_names=tuple(covariates),
         task=task.name if isinstance(task, Task) else task,
+        observation_names=_texts(observations),
+        action_names=_texts(moves),
         provenance=_provenance(frame, {**origin, **checked_provenance(provenance)}),
     )
     if fits is not None:
@@ -173,13 +173,15 @@ _ROLES = {
 def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None = None) -> pandas.DataFrame:
     """Return a log as a data frame with one row a step; `from_dataframe` gives it back bit for bit.
 
-    The columns are agent, episode, step, the observations' names, action (or action 0, …), reward, the observations'
-    names after "next", terminated, truncated, and the covariates. A column "synthetic" marks a synthetic log. For a CSV
+    The columns are agent, episode, step, the names of observations and actions, reward, the observations' names after
+    "next", terminated, truncated, and the covariates. A column "synthetic" marks a synthetic log. For a CSV
     file, which keeps no attributes, ``frame.attrs["persim_gym"]["columns"]`` are the arguments to read it with.
 
     Args:
         log: the trajectories.
-        observation_names: (D,); by default the task's, or "observation 0", ….
+        observation_names: (D,); by default those of the log or of its task, or "observation 0", …. The actions' are
+            found alike, and are otherwise "action", or "action 0", …. "step" becomes "observation step", and so does
+            what else is another column's name.
 
     Raises:
         MissingExtraError: pandas is not installed.
@@ -188,8 +190,8 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     """
     pandas = import_pandas()
     check_is_log(log)
-    names = _observation_names(log, observation_names)
-    actions = "action" if log.discrete else [f"action {index}" for index in range(log.actions.shape[1])]
+    names, moves = _names(log, observation_names)
+    actions = moves[0] if log.discrete else moves
     columns: dict[str, Any] = {
         "observations": names,
         "action": actions,
@@ -210,7 +212,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         ("episode", np.repeat(np.arange(log.num_episodes), lengths)),
         ("step", np.arange(log.num_transitions) - np.repeat(log.episode_starts, lengths)),
         *zip(names, np.asarray(log.observations).T, strict=True),
-        *zip([actions] if isinstance(actions, str) else actions, np.atleast_2d(np.asarray(log.actions).T), strict=True),
+        *zip(moves, np.atleast_2d(np.asarray(log.actions).T), strict=True),
         ("reward", np.asarray(log.rewards)),
         *zip(columns["next_observations"], np.asarray(log.next_observations).T, strict=True),
         ("terminated", np.asarray(log.terminated)),
@@ -251,14 +253,32 @@ def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
     return {**known, "columns": {**columns, "agent_labels": labels}}
 
 
-def _observation_names(log: Trajectories, given: Sequence[str] | None) -> list[str]:
-    size = log.observations.shape[1]
-    if given is None and log.task in task_names() and get_task(log.task or "").observation_size == size:
-        return list(get_task(log.task or "").observation_names)
-    names = [f"observation {index}" for index in range(size)] if given is None else list(given)
-    if len(names) != size:
-        raise InvalidArgumentError(f"observation_names has {len(names)} names for {size} coordinates")
-    return names
+def _texts(columns: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of columns, () where some are no texts."""
+    names = tuple(columns)
+    return names if all(isinstance(name, str) for name in names) else ()
+
+
+def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the names of the observations and of the actions, whoever has them; a name that is taken says whose."""
+    taken = (*_OWN_COLUMNS, *log.covariate_names)
+    size, actions = log.observations.shape[1], 1 if log.discrete else log.actions.shape[1]
+    found = {
+        "observation_names": [f"observation {index}" for index in range(size)],
+        "action_names": ["action"] if log.discrete else [f"action {index}" for index in range(actions)],
+    }
+    known = get_task(log.task or "").given_names if log.task in task_names() else {}
+    asked = {"observation_names": [] if given is None else list(given)}
+    if given is not None and len(given) != size:
+        raise InvalidArgumentError(f"observation_names has {len(given)} names for {size} coordinates")
+    for names in (known, log.given_names, asked):
+        found |= {what: list(own) for what, own in names.items() if len(own) == len(found[what])}
+    if given is None:
+        found["observation_names"] = [
+            f"observation {one}" if one in taken else one for one in found["observation_names"]
+        ]
+    found["action_names"] = [f"action {one}" if one in taken else one for one in found["action_names"]]
+    return found["observation_names"], found["action_names"]
 
 
 def _without_single_rows(columns: dict[str, Any], starts: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

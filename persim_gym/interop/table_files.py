@@ -43,8 +43,12 @@ def read_table(pandas: Any, table: Any, agent: str, *, nameless: bool) -> tuple[
         except Exception as error:
             advice = _OTHERWISE if reader is _read_csv else "; write or fetch it again"
             raise InvalidDataError(f"{path} cannot be read as a table: {error}{advice}") from error
+    if not isinstance(table, pandas.DataFrame) and callable(getattr(table, "to_pandas", None)):
+        table = table.to_pandas()
     if not isinstance(table, pandas.DataFrame):
-        raise InvalidArgumentError(f"table must be a pandas.DataFrame or a file, got {type(table).__name__}")
+        raise InvalidArgumentError(
+            f"table must be a pandas.DataFrame, what has to_pandas(), or a file, got {type(table).__name__}"
+        )
     if len(table) == 0:
         raise InvalidDataError("the table has no row")
     attributes = dict(table.attrs)

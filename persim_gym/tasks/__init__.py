@@ -107,6 +107,7 @@ def warn_of_another_task(task: Task) -> None:
 
 
 def _means_the_same(known: Task, task: Task) -> bool:
+    known, task = known.named_as(task.given_names), task.named_as(known.given_names)
     return is_same(known, task) or (not task.has_own_functions and known.to_json() == task.to_json())
 
 
@@ -156,6 +157,8 @@ def task_of_file(path: str | Path, document: Mapping[str, Any], task: str | Task
     definition = document.get("task_definition")
     try:
         found = find_task(name, definition) if task is None else get_task(task)
+        if definition is not None:
+            found = found.named_as(definition)
         spaces = (
             {} if definition is None else {what: definition[what] for what in ("observation_space", "action_space")}
         )

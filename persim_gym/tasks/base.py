@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -25,6 +25,8 @@ from persim_gym.tasks.objective import TO_LEARN, PlanningObjective, RewardFn, Te
 from persim_gym.tasks.spaces import as_float32, check_spaces, outside, space_from_json, space_to_json
 from persim_gym.tasks.system import Renderer, System
 from persim_gym.types import FloatArray
+
+_NAMES = ("observation_names", "action_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +51,9 @@ class Task:
     terminated: TerminationFn = TO_LEARN
     """next_observations (…, D) -> (…) booleans, of NumPy arrays and of tensors."""
     observation_names: tuple[str, ...] = ()
-    """(D,); "observation 0", … if not given."""
+    """(D,); those of the log that it is learned from or, if that has none, "observation 0", … if not given."""
+    action_names: tuple[str, ...] = ()
+    """(A,), or the one name of discrete actions; as the log has them or "action 0", …, or "action", if not given."""
     planning_objective: PlanningObjective | None = None
     """What planners maximize instead of the return. Read `objective`, which is the return if this is None."""
     initial_observations: Callable[[np.random.Generator, int], FloatArray] | None = None
@@ -76,8 +80,12 @@ class Task:
         check_spaces(self.observation_space, self.action_space)
         for name in ("observation_space", "action_space"):
             object.__setattr__(self, name, as_float32(getattr(self, name)))
-        numbered = tuple(f"observation {n}" for n in range(self.observation_size))
-        object.__setattr__(self, "observation_names", tuple(self.observation_names) or numbered)
+        numbered = {
+            "observation_names": _numbered("observation", self.observation_size),
+            "action_names": ("action",) if self.discrete else _numbered("action", self.action_size),
+        }
+        for what, usual in numbered.items():
+            object.__setattr__(self, what, _telling(what, getattr(self, what)) or usual)
         check_declared(self)
         self.limit_of(self.max_episode_steps)
 
@@ -87,6 +95,20 @@ class Task:
         )
         learned = f", {' and '.join(self.learned)} to be learned" if self.learned else ""
         return f"Task({self.name}: {sizes}, {self.max_episode_steps} steps{learned})"
+
+    @property
+    def given_names(self) -> dict[str, tuple[str, ...]]:
+        """The "observation_names" and "action_names", () where they say no more than a number."""
+        return {what: _telling(what, getattr(self, what)) for what in _NAMES}
+
+    def named_as(self, names: Mapping[str, Sequence[str]]) -> Task:
+        """Return the task with the ``given_names`` of something else where it has none; itself if that has none.
+
+        Names of more or fewer coordinates than it has are not taken.
+        """
+        told = {what: _telling(what, names.get(what, ())) for what, own in self.given_names.items() if not own}
+        new = {what: found for what, found in told.items() if len(found) == len(getattr(self, what))}
+        return replace(self, **new) if new else self
 
     @property
     def objective(self) -> PlanningObjective:
@@ -373,6 +395,7 @@ class Task:
             "action_space": space_to_json(self.action_space),
             "max_episode_steps": int(self.max_episode_steps),
             "observation_names": list(self.observation_names),
+            "action_names": list(self.action_names),
             "grid_bounds": self.grid_bounds,
             "covariates": [asdict(covariate) for covariate in self.covariates],
             "test_agents": self.test_agents,
@@ -392,6 +415,7 @@ class Task:
             action_space=space_from_json(document["action_space"]),
             max_episode_steps=document["max_episode_steps"],
             observation_names=tuple(document["observation_names"]),
+            action_names=tuple(document.get("action_names", ())),
             covariates=tuple(Covariate(**covariate) for covariate in document["covariates"]),
             reference=document["reference"],
             grid_bounds=None if document["grid_bounds"] is None else _rows(document["grid_bounds"]),
@@ -399,6 +423,16 @@ class Task:
             policy_training_agents=_rows(document["policy_training_agents"]),
             render_fps=document["render_fps"],
         )
+
+
+def _numbered(what: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{what} {number}" for number in range(count))
+
+
+def _telling(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names, () if they only number what they are of, however many there are."""
+    names, one = tuple(names), what.removesuffix("_names")
+    return () if names in ((one,), _numbered(one, len(names))) else names
 
 
 def _rows(lists: Sequence[Sequence[float]]) -> Any:

@@ -21,6 +21,13 @@ def check_declared(task: Task) -> None:
     if len(names) != task.observation_size:
         raise InvalidArgumentError(f"task {task.name} has {task.observation_size} coordinates, {len(names)} names")
     _check_different(task, "coordinates", names)
+    actions = 1 if task.discrete else task.action_size
+    if len(task.action_names) != actions:
+        raise InvalidArgumentError(
+            f"action_names={task.action_names!r} of task {task.name} must be {actions}: "
+            f"{'one of discrete actions' if task.discrete else 'one a coordinate'}"
+        )
+    _check_different(task, "observations or actions", (*names, *task.action_names))
     if not task.name:
         raise InvalidArgumentError("name='' is no name for a task: ids and files are made of it")
     if task.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", task.reference):

@@ -36,15 +36,18 @@ def prepared(trajectories: Trajectories, task: str | Task | None) -> tuple[Traje
 
 
 def task_of(trajectories: Trajectories, task: str | Task | None) -> Task:
-    """Return the task given, else the one that the log names; one of a user's own is tried out first."""
+    """Return the task given, else the one that the log names; one of a user's own is tried out first.
+
+    Where a user's own has no names of observations and actions, it gets the log's.
+    """
     check_is_log(trajectories)
     named = trajectories.task if task is None else task
     if named is None:
         raise InvalidArgumentError("the log names no task: give task='CartPole', or a Task of your own")
     found = get_task(named)
-    is_built_in(found)  # raises for another task of a built-in one's name, which no file could hold
+    built_in = is_built_in(found)  # raises for another task of a built-in one's name, which no file could hold
     check_rules(found)
-    return found
+    return found if built_in else found.named_as(trajectories.given_names)
 
 
 def warn_of_outcomes(task: Task, method: str) -> None:
