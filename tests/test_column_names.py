@@ -126,6 +126,17 @@ def test_a_data_frame_of_another_library(log):
     assert found.digest == log.digest and found.given_names == NAMES
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, object])
+def test_agents_that_are_whole_numbers_have_the_same_labels_as_floats(kind):
+    """Pandas makes whole numbers floats, where a column had gaps, or was joined with one that has."""
+    ids = np.repeat(np.array([13, 2**24 + 2, 7], kind), 12)
+    assert read(table(patient=ids)).agent_labels == ("13", "16777218", "7")
+    arrays = {"observations": np.zeros((36, 1)), "actions": np.zeros(36, int), "next_observations": np.ones((36, 1))}
+    assert persim_gym.Trajectories.from_arrays(agents=ids, **arrays).agent_labels == ("13", "16777218", "7")
+    half = persim_gym.Trajectories.from_arrays(agents=ids.astype(float) + 0.5, **arrays)
+    assert half.agent_labels == ("13.5", "16777218.5", "7.5")
+
+
 def test_columns_in_another_order_or_of_other_names_are_refused(log, tmp_path):
     swapped = read(table(), observations=["step", "glucose"], task=None)
     task = ward(observation_names=("glucose", "step"))

@@ -13,6 +13,12 @@ from persim_gym.types import IntArray
 from persim_gym.user_warnings import warn_user
 
 
+def label_text(agent: Any) -> str:
+    """Return an agent's label as text: of a whole number that is a float, as pandas has them at times, without ".0"."""
+    whole = isinstance(agent, (float, np.floating)) and float(agent).is_integer()
+    return str(int(agent)) if whole else str(agent)
+
+
 class NumberedLabels(Sequence[str]):
     """The labels "0", "1", … of N agents without names, as a sequence that costs nothing however many there are."""
 

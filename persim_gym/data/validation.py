@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from persim_gym.arguments import as_array
+from persim_gym.data.labels import label_text
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import BoolArray, FloatArray, IntArray
@@ -117,7 +118,7 @@ def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tupl
         if array.dtype.kind not in "iu":
             raise InvalidDataError("with agent_labels given, agents must be integer indices into them")
         check_agent_indices(array, len(labels))
-        return array.astype(np.int32), tuple(str(label) for label in labels)
+        return array.astype(np.int32), tuple(map(label_text, labels))
     if array.dtype.kind == "O":  # of several types, perhaps, which have no order
         return _numbered(array.tolist())
     missing = np.flatnonzero(array != array)
@@ -127,7 +128,7 @@ def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tupl
     order = np.argsort(first)
     rank = np.empty(len(unique), np.int32)
     rank[order] = np.arange(len(unique))
-    return rank[inverse], tuple(str(label) for label in unique[order])
+    return rank[inverse], tuple(map(label_text, unique[order]))
 
 
 def check_agent_indices(indices: IntArray, count: int) -> None:
@@ -147,7 +148,7 @@ def _numbered(agents: list[Any]) -> tuple[IntArray, tuple[str, ...]]:
         if agent is None or not isinstance(unequal, (bool, np.bool_)) or unequal:
             raise InvalidDataError(f"agents has no value in row {row}")
         indices[row] = places.setdefault(agent, len(places))
-    return indices, tuple(map(str, places))
+    return indices, tuple(map(label_text, places))
 
 
 def as_float64(name: str, values: Any) -> FloatArray:

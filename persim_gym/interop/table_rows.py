@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.data.episode_bounds import begins_of
+from persim_gym.data.labels import label_text
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_files import import_pandas
 from persim_gym.user_warnings import warn_user
@@ -46,9 +47,9 @@ class TableRows:
                 f"if all rows are of one agent. It has {', '.join(map(repr, frame.columns))}"
             )
         else:
-            named = [str(label) for label in column_of(frame, agent).tolist()]
+            named = [label_text(label) for label in column_of(frame, agent).tolist()]
         found = tuple(dict.fromkeys(named))
-        self.labels = found if labels is None else tuple(map(str, labels))
+        self.labels = found if labels is None else tuple(map(label_text, labels))
         position = {label: index for index, label in enumerate(self.labels)}
         strangers = [label for label in found if label not in position]
         if strangers:
