@@ -107,6 +107,7 @@ def test_names_that_only_number_are_made_anew_for_other_spaces():
     task = replace(ward(), action_space=spaces.Box(-1, 1, (2,)), observation_space=spaces.Box(-1, 1, (3,)))
     assert task.observation_names[-1] == "observation 2" and task.action_names == ("action 0", "action 1")
     assert replace(task, action_space=spaces.Discrete(2)).action_names == ("action",)
+    assert ward(observation_names=("x", "action")).observation_names[1] == "action", "nobody named the action so"
 
 
 def test_a_tasks_own_names_stay(log):

@@ -17,6 +17,7 @@ from persim_gym.interop.table_clock import Clock
 from persim_gym.interop.table_files import import_pandas, read_table
 from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers
 from persim_gym.tasks import Task, get_task, task_names
+from persim_gym.tasks.names import usual_names
 
 if TYPE_CHECKING:
     import pandas
@@ -262,11 +263,9 @@ def _texts(columns: Iterable[Any]) -> tuple[str, ...]:
 def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Return the names of the observations and of the actions, whoever has them; a name that is taken says whose."""
     taken = (*_OWN_COLUMNS, *log.covariate_names)
-    size, actions = log.observations.shape[1], 1 if log.discrete else log.actions.shape[1]
-    found = {
-        "observation_names": [f"observation {index}" for index in range(size)],
-        "action_names": ["action"] if log.discrete else [f"action {index}" for index in range(actions)],
-    }
+    size = log.observations.shape[1]
+    usual = usual_names(size, None if log.discrete else log.actions.shape[1])
+    found = {what: list(names) for what, names in usual.items()}
     known = get_task(log.task or "").given_names if log.task in task_names() else {}
     asked = {"observation_names": [] if given is None else list(given)}
     if given is not None and len(given) != size:

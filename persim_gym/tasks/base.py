@@ -21,12 +21,11 @@ from persim_gym.errors import (
 )
 from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.declared import check_declared
+from persim_gym.tasks.names import telling, usual_names
 from persim_gym.tasks.objective import TO_LEARN, PlanningObjective, RewardFn, TerminationFn, ToLearn
 from persim_gym.tasks.spaces import as_float32, check_spaces, outside, space_from_json, space_to_json
 from persim_gym.tasks.system import Renderer, System
 from persim_gym.types import FloatArray
-
-_NAMES = ("observation_names", "action_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +79,8 @@ class Task:
         check_spaces(self.observation_space, self.action_space)
         for name in ("observation_space", "action_space"):
             object.__setattr__(self, name, as_float32(getattr(self, name)))
-        numbered = {
-            "observation_names": _numbered("observation", self.observation_size),
-            "action_names": ("action",) if self.discrete else _numbered("action", self.action_size),
-        }
-        for what, usual in numbered.items():
-            object.__setattr__(self, what, _telling(what, getattr(self, what)) or usual)
+        for what, usual in usual_names(self.observation_size, None if self.discrete else self.action_size).items():
+            object.__setattr__(self, what, telling(what, getattr(self, what)) or usual)
         check_declared(self)
         self.limit_of(self.max_episode_steps)
 
@@ -99,14 +94,14 @@ class Task:
     @property
     def given_names(self) -> dict[str, tuple[str, ...]]:
         """The "observation_names" and "action_names", () where they say no more than a number."""
-        return {what: _telling(what, getattr(self, what)) for what in _NAMES}
+        return {what: telling(what, getattr(self, what)) for what in ("observation_names", "action_names")}
 
     def named_as(self, names: Mapping[str, Sequence[str]]) -> Task:
         """Return the task with the ``given_names`` of something else where it has none; itself if that has none.
 
         Names of more or fewer coordinates than it has are not taken.
         """
-        told = {what: _telling(what, names.get(what, ())) for what, own in self.given_names.items() if not own}
+        told = {what: telling(what, names.get(what, ())) for what, own in self.given_names.items() if not own}
         new = {what: found for what, found in told.items() if len(found) == len(getattr(self, what))}
         return replace(self, **new) if new else self
 
@@ -423,16 +418,6 @@ class Task:
             policy_training_agents=_rows(document["policy_training_agents"]),
             render_fps=document["render_fps"],
         )
-
-
-def _numbered(what: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{what} {number}" for number in range(count))
-
-
-def _telling(what: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return names, () if they only number what they are of, however many there are."""
-    names, one = tuple(names), what.removesuffix("_names")
-    return () if names in ((one,), _numbered(one, len(names))) else names
 
 
 def _rows(lists: Sequence[Sequence[float]]) -> Any:

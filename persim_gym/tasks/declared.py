@@ -27,7 +27,7 @@ def check_declared(task: Task) -> None:
             f"action_names={task.action_names!r} of task {task.name} must be {actions}: "
             f"{'one of discrete actions' if task.discrete else 'one a coordinate'}"
         )
-    _check_different(task, "observations or actions", (*names, *task.action_names))
+    _check_different(task, "observations or actions", [name for given in task.given_names.values() for name in given])
     if not task.name:
         raise InvalidArgumentError("name='' is no name for a task: ids and files are made of it")
     if task.reference is not None and not re.fullmatch(r"[\w.]+:[\w.]+", task.reference):
