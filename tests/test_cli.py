@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from persim_gym import errors
+from persim_gym import Trajectories, calibrate, errors, load, personalize, update
 from persim_gym.cli import app as cli
 from persim_gym.cli.arguments import agents_of
 
@@ -76,6 +77,36 @@ def test_generate_writes_a_log_that_says_it_is_synthetic(workshop):
     assert "2 agents, 6 episodes" in done.stdout and "synthetic)" in done.stdout
 
 
+def test_ensembles_grow_and_are_calibrated(workshop):
+    """Trained on some agents of a log; the others are appended by half of their transitions, then told of the rest."""
+
+    def done(*arguments):
+        ended = run(*arguments, cwd=workshop, home=workshop / "growing")
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    done("collect", "CartPole", "--agents", 60, "--out", "sixty.safetensors")
+    half = ["--fraction", 0.5]
+    parts = ["--kept", "some.safetensors", "--held-out", "others.safetensors"]
+    done("split", "sixty.safetensors", *parts, *half, "--by", "agent")
+    done("split", "others.safetensors", "--kept", "early.safetensors", "--held-out", "late.safetensors", *half)
+    done("train", "some.safetensors", "--out", "thirty.persim", "--epochs", 3, "--quiet")
+    assert "60 agents" in done("personalize", "thirty.persim", "early.safetensors", "--out", "grown.persim")
+    assert "60 agents" in done("update", "grown.persim", "late.safetensors", "--out", "told.persim")
+    done("calibrate", "thirty.persim", "others.safetensors", "--out", "calibrated.persim", "--seed", 1)
+    assert "PerSim-Grown-agent59-v0; to undo it" in done("install", "told.persim", "--name", "Grown")
+    assert "Grown (CartPole)" in done("models")
+
+    trained = load(workshop / "thirty.persim")
+    others, early, late = (Trajectories.load(workshop / f"{name}.safetensors") for name in ("others", "early", "late"))
+    in_library = update(personalize(trained, early), late)
+    told, calibrated = load(workshop / "told.persim"), load(workshop / "calibrated.persim")
+    assert told.agent_labels == trained.agent_labels + others.agent_labels
+    assert np.array_equal(told.agent_factors([59]), in_library.agent_factors([59]))
+    assert np.array_equal(calibrated.calibration, calibrate(trained, others, seed=1).calibration)
+    assert calibrated.calibration is not None and trained.calibration is None
+
+
 def test_models_lists_the_installed_one(workshop):
     """The installed model hides the shipped one of the same name."""
     done = run("models", cwd=workshop, home=workshop / "home")
@@ -124,6 +155,10 @@ def test_models_lists_the_installed_one(workshop):
         (["evaluate", "small.persim", "--horizon", "9"], "--horizon is for --log, which is not given: leave it out"),
         (["train", "log.safetensors", "--out", "home"], "home is a folder: give the name of a file"),
         (["collect", "CartPole", "--out", "log.safetensors/x"], "log.safetensors is not a folder"),
+        (["personalize", "small.persim", "log.safetensors", "--out", "x.persim"], "is in the ensemble already"),
+        (["update", "small.persim", "log.safetensors", "--out", "small.persim"], "is read, and would be overwritten"),
+        (["calibrate", "small.persim", "missing.safetensors", "--out", "x.persim"], "missing.safetensors"),
+        (["install", "small.persim", "--name", "My model"], "name='My model' makes no id"),
     ],
 )
 def test_errors_are_said_and_exit_1(workshop, arguments, wanted, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from support import interrupt_after, random_ensemble
 import persim_gym
 from persim_gym import Ensemble, Trajectories, errors, storage
 from persim_gym.cli import app as cli
+from persim_gym.cli import ensembles
 from persim_gym.cli.arguments import COLLECTED, ENSEMBLE, RECORDS, SYNTHETIC, agents_of, check_output
 from persim_gym.interop import from_dataframe, to_dataframe
 from persim_gym.terminal import table
@@ -305,7 +306,7 @@ def test_a_trained_ensemble_is_not_lost_where_it_cannot_be_written(tmp_path, mon
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.FileWriteError, match=r"not a folder; the ensemble is in .*model-.*\.persim") as caught:
-        cli._save(random_ensemble("CartPole"), tmp_path / "file" / "model.persim")
+        ensembles._save(random_ensemble("CartPole"), tmp_path / "file" / "model.persim")
     kept = str(caught.value).rsplit(" ", 1)[1]
     assert storage.kind_of(kept) == "ensemble"
 

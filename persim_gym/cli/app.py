@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,21 +13,24 @@ from rich.console import Console
 from rich.text import Text
 
 from persim_gym import storage
-from persim_gym.cli import logs
+from persim_gym.cli import ensembles, logs
 from persim_gym.cli.arguments import (
-    ENSEMBLE,
     RECORDS,
     SYNTHETIC,
+    Device,
+    Epochs,
+    Model,
+    OwnTask,
+    Quiet,
     Seed,
     agents_of,
     check_output,
     policy_of,
-    rank_of,
     refuse_options,
     task_of,
 )
 from persim_gym.cli.console import console, print_written
-from persim_gym.errors import FileWriteError, InvalidArgumentError, PerSimError
+from persim_gym.errors import InvalidArgumentError, PerSimError
 from persim_gym.evaluation.records import to_records
 from persim_gym.terminal import table
 
@@ -40,7 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for name, command in {
-    "collect": logs.collect, "import": logs.import_table, "split": logs.split, "export": logs.export
+    "collect": logs.collect, "import": logs.import_table, "split": logs.split, "export": logs.export,
+    "train": ensembles.train, "personalize": ensembles.personalize, "update": ensembles.update,
+    "calibrate": ensembles.calibrate, "install": ensembles.install, "models": ensembles.models,
 }.items():  # fmt: skip
     app.command(name)(command)
 
@@ -50,77 +53,6 @@ _INTERRUPTED = 130
 _WHICH_AGENTS = 'Labels, "anna,ben", or indices, "0-4,7"; numbers are labels where labels are numbers.'
 _FOR_TRUE_SYSTEMS = ("policy", "episodes", "mpc_episodes", "value_iteration_episodes", "seed")
 Aggregate = Annotated[str, typer.Option(help="mean or median over the members; MPC plans by their mean return.")]
-Model = Annotated[
-    Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
-]
-OwnTask = Annotated[
-    str | None,
-    typer.Option("--task", help='"module:attribute" of the task, where the file cannot say where its functions are.'),
-]
-Epochs = Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)]
-Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-
-
-@app.command()
-def train(
-    context: typer.Context,
-    data: Annotated[Path, typer.Argument(help="Trajectories written by `collect` or Trajectories.save.")],
-    out: Annotated[Path, typer.Option(help="File to write, suffix .persim.")],
-    task: Annotated[
-        str | None,
-        typer.Option(help='Task of the log, if it names none; "module:attribute" for one of your own.'),
-    ] = None,
-    config: Annotated[str | None, typer.Option(help="Named settings; the task's own by default.")] = None,
-    rank: Annotated[str | None, typer.Option(help='Number of latent factors, or "auto".')] = None,
-    epochs: Epochs = None,
-    validation: Annotated[
-        float,
-        typer.Option(
-            help="Part of the transitions held out to measure the error; 0 skips validation and trains only once."
-        ),
-    ] = 0.2,
-    refit: Annotated[bool, typer.Option(help="Train again on all transitions after validation.")] = True,
-    install: Annotated[
-        bool, typer.Option("--install", help="Also install the model: its ids exist in later sessions.")
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="Name for its ids; the task's by default.")] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    quiet: Quiet = False,
-) -> None:
-    """Train one model for all agents of a log. Run the same command again to resume an interrupted training."""
-    from persim_gym import Trajectories, fit, register_ensemble
-    from persim_gym.registration import SHIPPED_MODELS, find_model, installed_file
-
-    check_output(out, ENSEMBLE, data)
-    if not install:
-        refuse_options(context, ("name",), "is for --install, which is not given")
-    log = Trajectories.load(data)
-    own = task_of(task)
-    if install:
-        installed_file(name or getattr(own, "name", own) or log.task or "")
-    ensemble = fit(
-        log,
-        task=own,
-        config=config,
-        rank=rank_of(rank),
-        epochs=epochs,
-        seed=seed,
-        validation_fraction=validation,
-        refit=refit,
-        device=device,
-        checkpoint=out,
-        progress=not quiet,
-    )
-    _save(ensemble, out)
-    print_written(ensemble, out)
-    if install:
-        ids = register_ensemble(ensemble, name=name, install=True)
-        path = find_model(name or ensemble.task.name)
-        console.print(f"installed: {ids[1]} … {ids[-1]}; to undo it, delete {path}")
-        if (SHIPPED_MODELS / path.name).exists():
-            console.print("it takes the place of the shipped model of this name until then")
 
 
 @app.command()
@@ -226,33 +158,6 @@ def generate(
 
 
 @app.command()
-def models() -> None:
-    """List the models that have environment ids: shipped and installed."""
-    from persim_gym.data.reprs import validation_text
-    from persim_gym.registration import SHIPPED_MODELS, installed_models, model_home
-
-    rows = []
-    for path, header in installed_models():
-        config, provenance = header["config"], header["provenance"]
-        task, name = header["task"], path.stem
-        rows.append(
-            (
-                name if name == task else f"{name} ({task})",
-                str(header["num_agents"]),
-                str(config["num_members"]),
-                str(config["rank"]),
-                str(provenance.get("data", {}).get("policy", "?")),
-                str(config["epochs"]),
-                validation_text(provenance) or "–",
-                "shipped" if path.parent == SHIPPED_MODELS else "installed",
-            )
-        )
-    columns = ("name", "agents", "members", "rank", "data", "epochs", "1-step error", "where")
-    console.print(table("models", columns, rows))
-    console.print(f"model home: {model_home()}")
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the model, the table and the picture.")] = Path(
         "demo-output"
@@ -342,17 +247,6 @@ def _planners_measured(
             rows = measure(ensemble, episodes=episodes, **settings)
             _print_rows(f"true system, {rows[0].policy}", rows)
             yield {name: to_records(rows)}
-
-
-def _save(ensemble: Any, out: Path) -> None:
-    """Write a trained ensemble; where that fails, hours of training are kept in the folder of temporary files."""
-    try:
-        ensemble.save(out)
-    except FileWriteError as error:
-        handle, kept = tempfile.mkstemp(prefix=f"{out.stem}-", suffix=out.suffix)
-        os.close(handle)
-        ensemble.save(kept)
-        raise FileWriteError(f"{error}; the ensemble is in {kept}") from error
 
 
 def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:

@@ -19,7 +19,17 @@ ENSEMBLE, RECORDS = storage.content_name("ensemble"), storage.JSON
 """What commands write that replace what they wrote before, and nothing else."""
 IMPORTED, PART, TABLE = "a log of a table", "a part of a log", "a table of a log"
 """What commands write that replace nothing: a file does not tell whether they made it."""
+Model = Annotated[
+    Path, typer.Argument(help="Ensemble file, or the name of a shipped or installed model (see `persim-gym models`).")
+]
+OwnTask = Annotated[
+    str | None,
+    typer.Option("--task", help='"module:attribute" of the task, where the file cannot say where its functions are.'),
+]
+Epochs = Annotated[int | None, typer.Option(help="Number of epochs; overrides the configuration.", min=1)]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda", …')]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
