@@ -49,6 +49,16 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def products_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return what a network's hidden layers are to be computed in, for the precision of `matmul_precision`.
+
+    Torch computes "medium" products of float32 matrices on a CPU in bfloat16 only if it has tiles for them (AMX);
+    processors that have bfloat16 products without tiles multiply twice as fast what is bfloat16 to begin with.
+    """
+    has_products = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if precision == "medium" and has_products else torch.float32
+
+
 def with_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function make float32 tensors and take gradients, whatever its caller has set for their own work.
 

@@ -96,6 +96,43 @@ def test_histories_are_the_last_transitions_oldest_first(log, request):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_hidden_units_in_bfloat16_change_losses_and_gradients_little(cart_pole_log, method):
+    """Inputs and outputs are exact: the first and the last layer are not rounded."""
+    trainer, config = trainer_of(cart_pole_log, method, hidden=(64, 64, 64), encoder_hidden=(32, 32))
+    rows = torch.arange(64).expand(config.num_members, -1)
+    batch, weights = standardized(cart_pole_log, config).batch(rows, torch.arange(3)), list(trainer.parameters.values())
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        loss = losses(trainer.parameters, config, batch, dtype)
+        gradients = torch.autograd.grad(loss.sum(), weights, allow_unused=True)
+        assert loss.dtype is torch.float32 and all(one.dtype is torch.float32 for one in gradients if one is not None)
+        found[dtype] = loss, torch.cat([one.flatten() for one in gradients if one is not None])
+    (exact, gradient), (rounded, rounded_gradient) = found.values()
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0.0)
+    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.999
+
+
+def test_medium_precision_trains_with_bfloat16_hidden_units(cart_pole_log, monkeypatch):
+    """Where the processor has such products; weights stay float32."""
+    seen = set()
+
+    def recorded(*arguments):
+        seen.add(arguments[-1])
+        return losses(*arguments)
+
+    monkeypatch.setattr(cadm_training, "losses", recorded)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    for precision, dtype in (("medium", torch.bfloat16), ("highest", torch.float32)):
+        seen.clear()
+        model = fit_cadm(
+            cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, matmul_precision=precision, **TINY
+        )
+        assert seen == {dtype}
+        assert {array.dtype for array in model.parameters.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_losses_are_those_of_the_paper(cart_pole_log, method):
     """Against a plain loop over members, contexts and future transitions."""
     trainer, config = trainer_of(cart_pole_log, method)

@@ -53,6 +53,16 @@ def test_pieces_are_done_side_by_side_and_each_by_one_thread(two_threads):
     assert torch.get_num_threads() == 2
 
 
+def test_products_are_of_bfloat16_only_where_asked_for_and_worth_it(monkeypatch):
+    """On a CPU that has such products, or has not."""
+    cpu = torch.device("cpu")
+    for has_products, medium in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has_products: has, raising=False)
+        assert devices.products_dtype("medium", cpu) is medium
+        assert devices.products_dtype("high", cpu) is devices.products_dtype("highest", cpu) is torch.float32
+        assert devices.products_dtype("medium", torch.device("meta")) is torch.float32
+
+
 def test_the_precision_of_products_is_put_back():
     before = torch.get_float32_matmul_precision()
     with pytest.raises(ZeroDivisionError), devices.matmul_precision("medium"):

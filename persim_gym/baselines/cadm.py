@@ -39,9 +39,9 @@ def parameter_shapes(config: CaDMConfig, task: Task) -> dict[str, tuple[int, int
     return shapes
 
 
-def encode(parameters: Mapping[str, Tensor], histories: Tensor) -> Tensor:
+def encode(parameters: Mapping[str, Tensor], histories: Tensor, hidden_dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the contexts (M, context, B) of histories (M, K·(D + A), B): member m's come from member m's encoder."""
-    return mlp(parameters, "encoder", histories, torch.relu)
+    return mlp(parameters, "encoder", histories, torch.relu, hidden_dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

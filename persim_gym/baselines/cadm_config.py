@@ -50,7 +50,8 @@ class CaDMConfig(Settings):
     learning_rate: float = finite(1e-3, above=0)
     """Of Adam."""
     matmul_precision: str = choice("highest", choices=PRECISIONS)
-    """Of training's matrix products, as `persim_gym.PerSimConfig` has it."""
+    """Of training's matrix products, as `persim_gym.PerSimConfig` has it; with "medium" hidden units are bfloat16, too,
+    on a CPU that multiplies them."""
     iterations: int = whole(20)
     """The log is replayed in so many parts; each iteration adds the next agents' trajectories."""
     max_epochs: int = whole(200)

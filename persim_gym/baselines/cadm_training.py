@@ -17,7 +17,7 @@ from persim_gym.baselines.cadm_config import CaDMConfig, check_coordinates, get_
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
 from persim_gym.baselines.context_network import mlp, soft_clamp
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import matmul_precision, resolve_device, with_torch_defaults
+from persim_gym.devices import matmul_precision, products_dtype, resolve_device, with_torch_defaults
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
@@ -121,22 +121,21 @@ def epochs_per_iteration(parts: list[tuple[IntArray, IntArray]], config: CaDMCon
     return max(1, min(config.max_epochs, config.max_gradient_steps // steps))
 
 
-def losses(parameters: dict[str, Tensor], config: CaDMConfig, batch: Batch) -> Tensor:
+def losses(
+    parameters: dict[str, Tensor], config: CaDMConfig, batch: Batch, hidden_dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return each member's loss (M,), without the penalty of the weights, for its own batch.
 
     Every future transition is a one-step sample of its own, paired with the context of the history before it; a
     transition after the end of its episode weighs nothing.
     """
-    contexts = encode(parameters, batch.histories)
-    repeats = batch.targets.shape[2] // contexts.shape[2]
+    contexts = encode(parameters, batch.histories, hidden_dtype)
+    repeats, activation = batch.targets.shape[2] // contexts.shape[2], torch.nn.functional.silu
     contexts = contexts.repeat_interleave(repeats, dim=2)
-    outputs = mlp(
-        parameters, "forward", torch.cat([batch.inputs, batch.actions, contexts], dim=1), torch.nn.functional.silu
+    outputs, backward = (
+        mlp(parameters, name, torch.cat([inputs, batch.actions, contexts], dim=1), activation, hidden_dtype)
+        for name, inputs in (("forward", batch.inputs), ("backward", batch.next_inputs))
     )
-    backward = mlp(
-        parameters, "backward", torch.cat([batch.next_inputs, batch.actions, contexts], dim=1),
-        torch.nn.functional.silu,
-    )  # fmt: skip
     # A small batch may have no transition before the end of its episodes.
     total = batch.weight.sum(dim=(1, 2)).clamp(min=1) * batch.targets.shape[1]
     if config.probabilistic:
@@ -166,6 +165,7 @@ class CaDMTrainer:
 
     def __init__(self, log: Trajectories, task: Task, config: CaDMConfig, seed: int, device: torch.device) -> None:
         self._log, self._task, self._config, self._device = log, task, config, device
+        self._hidden_dtype = products_dtype(config.matmul_precision, device)
         self._generator = torch.Generator(device).manual_seed(seed)
         self.parameters = self._initial_parameters()
         groups: dict[float, list[Tensor]] = {}
@@ -233,7 +233,7 @@ class CaDMTrainer:
         total = 0.0
         for part in rows.split(config.batch_size):
             batch = self._data.batch(part.expand(config.num_members, -1), offsets)
-            total += float(losses(self.parameters, config, batch).mean()) * len(part) / len(rows)
+            total += float(losses(self.parameters, config, batch, self._hidden_dtype).mean()) * len(part) / len(rows)
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -285,7 +285,7 @@ class CaDMTrainer:
 
     def _descend(self, part: Tensor, offsets: Tensor) -> None:
         """Take a step with a batch (M, B), and add the loss of its transitions up."""
-        loss = losses(self.parameters, self._config, self._data.batch(part, offsets)).sum()
+        loss = losses(self.parameters, self._config, self._data.batch(part, offsets), self._hidden_dtype).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

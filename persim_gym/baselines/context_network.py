@@ -29,13 +29,25 @@ _CACHE_BYTES = 1 << 19
 """Of the second-level cache, for the hidden units of one layer."""
 
 
-def mlp(parameters: Mapping[str, Tensor], name: str, inputs: Tensor, activation: Activation) -> Tensor:
-    """Return the linear outputs (M, O, B) of a network of all members for inputs (M, I, B)."""
+def mlp(
+    parameters: Mapping[str, Tensor],
+    name: str,
+    inputs: Tensor,
+    activation: Activation,
+    hidden_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return the linear outputs (M, O, B) of a network of all members for inputs (M, I, B).
+
+    Hidden units and the products between hidden layers are of ``hidden_dtype``, those of the first and the last layer,
+    which are small and decide how exact inputs and outputs are, always float32.
+    """
     last = num_layers(parameters, name) - 1
     for index in range(last + 1):
-        inputs = torch.baddbmm(parameters[f"{name}.{index}.bias"], parameters[f"{name}.{index}.weight"], inputs)
+        weight, bias = parameters[f"{name}.{index}.weight"], parameters[f"{name}.{index}.bias"]
+        dtype = hidden_dtype if 0 < index < last else torch.float32
+        inputs = torch.baddbmm(bias.to(dtype), weight.to(dtype), inputs.to(dtype))
         if index < last:
-            inputs = activation(inputs)
+            inputs = activation(inputs.to(hidden_dtype))
     return inputs
 
 
