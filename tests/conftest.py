@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import persim_gym
-from persim_gym import tasks
+from persim_gym.tasks import registry as task_registry
 
 torch.set_num_threads(1)
 
@@ -102,7 +102,7 @@ def registry():
 @pytest.fixture
 def known_tasks():
     """The tasks that are known by name, put back afterwards."""
-    before = dict(tasks._TASKS)
+    before = dict(task_registry._TASKS)
     yield
-    tasks._TASKS.clear()
-    tasks._TASKS.update(before)
+    task_registry._TASKS.clear()
+    task_registry._TASKS.update(before)

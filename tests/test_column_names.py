@@ -7,8 +7,9 @@ import pytest
 from gymnasium import spaces
 
 import persim_gym
-from persim_gym import errors, storage, tasks
+from persim_gym import errors, storage
 from persim_gym.interop import from_dataframe, to_dataframe
+from persim_gym.tasks import registry
 
 pandas = pytest.importorskip("pandas")
 pytestmark = pytest.mark.filterwarnings("ignore:task Ward leaves", "ignore:the learned")
@@ -91,7 +92,7 @@ def test_what_is_learned_and_simulated_has_the_names(log, tmp_path):
 
 
 def test_a_task_that_is_known_without_names_is_the_same_task(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
     task = ward(reward=lambda before, actions, after: -abs(after[..., 0]))
     persim_gym.register_task(task)
     quiet = replace(log, rewards=np.zeros_like(log.rewards))

@@ -10,15 +10,13 @@ from support import walk_task
 import persim_gym
 from persim_gym import Trajectories, errors
 from persim_gym.baselines import fit_bcq, fit_cql, fit_morel
-from persim_gym.data.log_checks import (
+from persim_gym.data.log_checks import check_log, start_states, with_task_covariates
+from persim_gym.data.log_warnings import (
     _contradictory,
-    check_log,
     jumping,
-    start_states,
     untried_actions,
     warn_of_rewards,
     warn_of_terminal_flags,
-    with_task_covariates,
 )
 from persim_gym.tasks import Covariate
 from persim_gym.tasks.objective import TO_LEARN

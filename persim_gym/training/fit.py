@@ -14,7 +14,7 @@ import torch
 
 from persim_gym.arguments import below_one, checked_seed
 from persim_gym.config import RANKS, PerSimConfig, get_config
-from persim_gym.data.log_checks import (
+from persim_gym.data.log_warnings import (
     untried_actions,
     warn_of_jumps,
     warn_of_long_episodes,
