@@ -91,6 +91,35 @@ def test_what_is_learned_and_simulated_has_the_names(log, tmp_path):
         persim_gym.envs.PersonalizedEnv(loaded, "p-4").reset(options={"state": np.array([1e9, 0.0])})
 
 
+def test_names_outlast_d3rlpy_and_minari(log, tmp_path, monkeypatch):
+    """Of d3rlpy's dumps, too; a buffer of two logs has the names that one of them lacks, and never two of a kind."""
+    d3rlpy = pytest.importorskip("d3rlpy")
+    pytest.importorskip("minari")
+    from persim_gym.interop.d3rlpy import Episode, TransitionPicker, from_d3rlpy, to_d3rlpy
+    from persim_gym.interop.minari import from_minari, to_minari
+
+    buffer = to_d3rlpy(log, action_size=3)
+    with open(tmp_path / "buffer.h5", "w+b") as file:
+        buffer.dump(file)
+    with open(tmp_path / "buffer.h5", "rb") as file:
+        again = d3rlpy.dataset.ReplayBuffer.load(
+            file, d3rlpy.dataset.InfiniteBuffer(), episode_cls=Episode, transition_picker=TransitionPicker()
+        )
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert from_d3rlpy(buffer).given_names == from_d3rlpy(again).given_names == NAMES
+    assert from_minari(to_minari(log, "ward-v0", action_size=3)).given_names == NAMES
+
+    unnamed, renamed = replace(log, action_names=()), replace(log, action_names=("units",))
+    for others, joined in ((unnamed, NAMES), (renamed, None)):
+        for episode in to_d3rlpy(others, action_size=3).episodes:
+            (both := to_d3rlpy(log, action_size=3)).append_episode(episode)
+        if joined is None:
+            with pytest.raises(errors.InvalidDataError, match=r"different action_names .*'dose'.*'units'"):
+                from_d3rlpy(both)
+        else:
+            assert from_d3rlpy(both).given_names == joined
+
+
 def test_a_task_that_is_known_without_names_is_the_same_task(log, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
     task = ward(reward=lambda before, actions, after: -abs(after[..., 0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[
         "episode_starts": np.concatenate(starts),
         "agent_labels": labels,
         "covariates": _join_covariates(logs, labels),
-        **_names(logs),
+        **joint_names([log.given_names for log in logs]),
         "provenance": joint_provenance([log.provenance for log in logs], always=True),
     }
 
@@ -62,11 +62,16 @@ def _check_same_kind(first: Trajectories, log: Trajectories) -> None:
         )
 
 
-def _names(logs: Sequence[Trajectories]) -> dict[str, tuple[str, ...]]:
-    """Return the names of observations and actions, which some logs may lack."""
+def joint_names(given_names: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, tuple[str, ...]]:
+    """Return the names of observations and actions of what is joined, some of which may lack them.
+
+    Raises:
+        InvalidDataError: two have different ones.
+
+    """
     found = {}
-    for what in logs[0].given_names:
-        given = list(dict.fromkeys(names for log in logs if (names := log.given_names[what])))
+    for what in dict.fromkeys(what for names in given_names for what in names):
+        given = list(dict.fromkeys(tuple(some) for names in given_names if (some := names.get(what))))
         if len(given) > 1:
             raise InvalidDataError(
                 f"logs of different {what} cannot be joined: {given[0]} and {given[1]}; if they are the same, in the "

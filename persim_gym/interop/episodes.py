@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.data.joining import joint_names
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.provenance import joint_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
@@ -29,6 +30,8 @@ class Description:
     """By name, in the log's order, if known."""
     task: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The log's ``given_names``, of observations and actions."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def split(log: Trajectories) -> Iterator[LoggedEpisode]:
                 None if covariates is None else dict(zip(log.covariate_names, covariates, strict=True)),
                 log.task,
                 dict(log.provenance),
+                log.given_names,
             ),
         )
 
@@ -89,8 +93,8 @@ def join(
         provenance: instead of what the episodes say.
 
     Raises:
-        InvalidDataError: nobody says whose the episodes are, episodes of different tasks, shapes or covariates, an
-            agent with two values of one, a single row without its next observation, values outside the task.
+        InvalidDataError: nobody says whose the episodes are, episodes of different tasks, shapes, names or covariates,
+            an agent with two values of one, a single row without its next observation, values outside the task.
 
     """
     if not episodes:
@@ -123,6 +127,7 @@ def join(
         covariates=covariates,
         covariate_names=names,
         task=named.name if isinstance(named, Task) else named,
+        **joint_names([one.names for one in known]),
         provenance=joint_provenance(origins) if provenance is None else provenance,
     )
     if task is not None:

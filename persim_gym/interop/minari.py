@@ -55,7 +55,12 @@ def to_minari(
     synthetic = "synthetic " if log.provenance.get("synthetic") else ""
     details.setdefault("description", f"{synthetic}log of {log.num_agents} agents: {log}")
     details.setdefault("algorithm_name", str(log.provenance.get("policy", "unknown")))
-    shared = {"task": log.task, "covariate_names": list(log.covariate_names), "provenance": dict(log.provenance)}
+    shared = {
+        "task": log.task,
+        "covariate_names": list(log.covariate_names),
+        "provenance": dict(log.provenance),
+        "names": {what: list(names) for what, names in log.given_names.items()},
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about every detail that is not given
@@ -239,4 +244,5 @@ def _description(metadata: dict[str, Any], shared: dict[str, Any] | None) -> Des
         None if values is None else dict(zip(shared["covariate_names"], map(float, values), strict=True)),
         shared["task"],
         shared["provenance"],
+        shared.get("names", {}),
     )
