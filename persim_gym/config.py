@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
+from persim_gym.settings import Settings, choice, finite, truth, whole, widths
 
 RANKS = (3, 5, 10, 15, 20, 30)
 """The ranks among which the paper selects by validation error."""

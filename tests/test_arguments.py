@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from persim_gym import PerSimConfig, baselines, fit
-from persim_gym.arguments import Settings, choice, finite, truth, whole, widths
 from persim_gym.baselines.cadm_config import CaDMConfig
 from persim_gym.baselines.morel import MOReLConfig
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.settings import Settings, choice, finite, truth, whole, widths
 
 
 @dataclasses.dataclass(frozen=True)

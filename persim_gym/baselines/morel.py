@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import Settings, at_least_zero, checked, checked_seed, finite, whole, widths, zero_to_one
+from persim_gym.arguments import at_least_zero, checked_seed, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
 from persim_gym.baselines.morel_ppo import check_installed, new_network, new_ppo
@@ -29,6 +29,7 @@ from persim_gym.config import named_settings
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError
+from persim_gym.settings import Settings, checked, finite, whole, widths
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.types import FloatArray

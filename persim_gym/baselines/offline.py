@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import check_settings_known, finite_number, whole_number, zero_to_one
+from persim_gym.arguments import finite_number, whole_number, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.extras import d3rlpy
+from persim_gym.settings import check_settings_known
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.types import FloatArray

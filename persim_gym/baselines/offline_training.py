@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.arguments import Settings, whole
 from persim_gym.baselines.discrete_q import DiscreteSteps, follows
 from persim_gym.baselines.learned_policy import OwnRandomness, restore_weights, weights_of
 from persim_gym.baselines.logs import check_rewards, policy_log
@@ -24,6 +23,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
+from persim_gym.settings import Settings, whole
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import scale_actions
 from persim_gym.terminal import ProgressBar
