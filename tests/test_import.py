@@ -15,8 +15,8 @@ PACKAGE = Path(persim_gym.__file__).parent
 # The architecture: each package or module may import those before it.
 LAYERS = (
     "types", "errors", "user_warnings", "extras", "arguments", "settings", "config", "storage", "terminal", "devices",
-    "threads", "memory", "tasks", "data", "collection", "model", "simulators", "factors", "training", "rollouts", "registration",
-    "envs", "planning", "generation", "evaluation", "plotting", "interop", "baselines", "cli",
+    "threads", "memory", "tasks", "data", "collection", "model", "simulators", "factors", "training", "rollouts",
+    "registration", "envs", "planning", "generation", "evaluation", "plotting", "interop", "baselines", "cli",
 )  # fmt: skip
 FORWARD = {("model", "simulators")}  # `Ensemble.simulator` is where users meet it; imported on use
 PACKAGES = sorted(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py"))
