@@ -174,8 +174,7 @@ def calibrate(
             f"measure errors along; calibration needs {_LEAST_AGENTS}"
         )
     states, rows = trajectories.observations[segments.starts], segments.rows
-    actions, drawn = trajectories.actions[rows], generator_of(seed)
-    means, deviations = _predict(newcomers, agents, states, actions, draws, drawn, device)
+    means, deviations = _predict(newcomers, agents, states, trajectories.actions[rows], draws, rng, device)
     errors = np.abs(trajectories.next_observations[rows] - means) / np.maximum(deviations, np.finfo(np.float32).tiny)
     return replace(ensemble, calibration=_widths_of(errors, segments.inside, agents))
 
