@@ -55,8 +55,9 @@ def products_dtype(precision: str, device: torch.device) -> torch.dtype:
     Torch computes "medium" products of float32 matrices on a CPU in bfloat16 only if it has tiles for them (AMX);
     processors that have bfloat16 products without tiles multiply twice as fast what is bfloat16 to begin with.
     """
-    has_products = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if precision == "medium" and has_products else torch.float32
+    if precision != "medium" or device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def with_torch_defaults(function: Callable[P, R]) -> Callable[P, R]:

@@ -122,6 +122,7 @@ def test_medium_precision_trains_with_bfloat16_hidden_units(cart_pole_log, monke
         return losses(*arguments)
 
     monkeypatch.setattr(cadm_training, "losses", recorded)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
     for precision, dtype in (("medium", torch.bfloat16), ("highest", torch.float32)):
         seen.clear()

@@ -56,11 +56,15 @@ def test_pieces_are_done_side_by_side_and_each_by_one_thread(two_threads):
 def test_products_are_of_bfloat16_only_where_asked_for_and_worth_it(monkeypatch):
     """On a CPU that has such products, or has not."""
     cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     for has_products, medium in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has_products: has, raising=False)
         assert devices.products_dtype("medium", cpu) is medium
         assert devices.products_dtype("high", cpu) is devices.products_dtype("highest", cpu) is torch.float32
         assert devices.products_dtype("medium", torch.device("meta")) is torch.float32
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # as on a Mac, where nobody can be asked
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    assert devices.products_dtype("medium", cpu) is torch.float32
 
 
 def test_the_precision_of_products_is_put_back():
