@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from persim_gym.config import PerSimConfig
     from persim_gym.data.trajectories import Trajectories
     from persim_gym.evaluation.calibration import Forecast, calibrate, forecast
+    from persim_gym.evaluation.coverage import IntervalCoverage, interval_coverage
     from persim_gym.evaluation.log_errors import LogError, log_error
     from persim_gym.evaluation.prediction import PredictionError, prediction_error
     from persim_gym.evaluation.returns import (
@@ -51,6 +52,7 @@ __all__ = [
     "CovariateMap",
     "Ensemble",
     "Forecast",
+    "IntervalCoverage",
     "LogError",
     "MLPPolicy",
     "MPCAgent",
@@ -70,6 +72,7 @@ __all__ = [
     "forecast",
     "generate",
     "get_task",
+    "interval_coverage",
     "load",
     "log_error",
     "mpc_returns",
@@ -96,6 +99,7 @@ _NAMES = {
     "config": ("PerSimConfig",),
     "data.trajectories": ("Trajectories",),
     "evaluation.calibration": ("Forecast", "calibrate", "forecast"),
+    "evaluation.coverage": ("IntervalCoverage", "interval_coverage"),
     "evaluation.log_errors": ("LogError", "log_error"),
     "evaluation.prediction": ("PredictionError", "prediction_error"),
     "evaluation.returns": (

@@ -481,6 +481,7 @@ SEEDED = {
     "fit_covariate_map": lambda seed: persim_gym.fit_covariate_map(WALK, seed=seed),
     "forecast": lambda seed: persim_gym.forecast(WALK, 0, np.zeros((1, 2)), [[0]], seed=seed),
     "generate": lambda seed: persim_gym.generate(WALK, [0], 1, "random", seed=seed, progress=False),
+    "interval_coverage": lambda seed: persim_gym.interval_coverage(WALK, small_log(), seed=seed),
     "mpc_returns": lambda seed: mpc_returns(WALK, seed=seed),
     "plot_frames": lambda seed: persim_gym.plot_frames(WALK, "never.png", agents=[0], seed=seed),
     "plot_trajectories": lambda seed: persim_gym.plot_trajectories(WALK, "never.png", agents=[0], seed=seed),
@@ -754,6 +755,7 @@ except persim_gym.errors.MissingExtraError as error:
     "call",
     [
         lambda model: persim_gym.log_error(model, "log.safetensors"),
+        lambda model: persim_gym.interval_coverage(model, "log.safetensors"),
         lambda model: persim_gym.update(model, model),
         lambda model: persim_gym.refit_factors(model, "x"),
         lambda model: persim_gym.personalize(model, "x"),
@@ -771,6 +773,7 @@ def test_what_is_no_log_is_told_so(call):
     "call",
     [
         lambda log: persim_gym.log_error(log, log),
+        lambda log: persim_gym.interval_coverage(log, log),
         lambda log: persim_gym.update("x", log),
         lambda log: persim_gym.refit_factors(log, log),
         lambda log: persim_gym.personalize(log, log),

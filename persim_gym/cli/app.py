@@ -69,6 +69,9 @@ def evaluate(
         Path | None, typer.Option(help="Measure errors along this log of its agents, not in their true systems.")
     ] = None,
     horizon: Annotated[int, typer.Option(help="With --log: steps that a prediction runs freely.", min=1)] = 50,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="With --log: also how often the intervals of forecasts cover it.")
+    ] = False,
     policy: Annotated[str, typer.Option(help='Test policy: "test" (shipped), "random", or a policy file.')] = "test",
     episodes: Annotated[int, typer.Option(help="Episodes an agent for the prediction error.", min=1)] = 200,
     mpc_episodes: Annotated[int, typer.Option(help="MPC episodes per agent; 0 for none.", min=0)] = 20,
@@ -89,7 +92,7 @@ def evaluate(
     if json_path is not None:
         check_output(json_path, RECORDS, model, log, policy)
     if log is None:
-        refuse_options(context, ("horizon",), "is for --log, which is not given")
+        refuse_options(context, ("horizon", "intervals"), "is for --log, which is not given")
     else:
         refuse_options(context, _FOR_TRUE_SYSTEMS, "is for true systems, not for --log")
     ensemble = load(model, task=task_of(task))
@@ -99,6 +102,8 @@ def evaluate(
     common: dict[str, Any] = {"device": device, "progress": not quiet}
     if log is not None:
         parts = _measured_along(log, ensemble, chosen, horizon=horizon, aggregate=aggregate, **common)
+        if intervals:
+            parts = itertools.chain(parts, _intervals_measured(log, ensemble, chosen, device=device))
     elif ensemble.task.make_system is None:
         raise InvalidArgumentError(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
@@ -217,6 +222,18 @@ def _measured_along(
     title = f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps"
     _print_rows(title, [*rows, mean_over_agents(rows)])
     yield {"log": str(log), "log_error": to_records(rows)}
+
+
+def _intervals_measured(
+    log: Path, ensemble: Any, agents: Sequence[int | str] | None, *, device: str
+) -> Iterator[_Records]:
+    """Print how often the intervals of forecasts cover a log, or a log of some agents, and give it for JSON."""
+    from persim_gym import Trajectories, interval_coverage
+
+    along = Trajectories.load(log)
+    rows = interval_coverage(ensemble, along if agents is None else along.select(agents), device=device)
+    _print_rows("coverage of intervals", rows)
+    yield {"interval_coverage": to_records(rows)}
 
 
 def _predictions_measured(ensemble: Any, policy: str, **settings: Any) -> Iterator[_Records]:

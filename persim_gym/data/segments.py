@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persim_gym.data.parts import turns
 from persim_gym.types import BoolArray, IntArray
+
+if TYPE_CHECKING:
+    from persim_gym.data.trajectories import Trajectories
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,3 +37,9 @@ class Segments:
     def where(self, chosen: BoolArray) -> Segments:
         """Return some of the segments (S,)."""
         return Segments(self.starts[chosen], self.lengths[chosen])
+
+
+def drawn_starts(log: Trajectories, possible: BoolArray, most: int, rng: np.random.Generator) -> IntArray:
+    """Return up to ``most`` of a log's possible rows (T,), ascending: drawn one of each agent, then a second one, …."""
+    rows = rng.permutation(np.flatnonzero(possible))
+    return np.sort(rows[np.argsort(turns(log.agents[rows]), kind="stable")][:most])

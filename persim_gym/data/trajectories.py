@@ -207,6 +207,11 @@ class Trajectories:
         return self.episode_ends - self.episode_starts
 
     @property
+    def steps_left(self) -> IntArray:
+        """(T,): how many transitions of its episode there are from each on, itself included."""
+        return np.repeat(self.episode_ends, self.episode_lengths) - np.arange(self.num_transitions)
+
+    @property
     def episode_agents(self) -> IntArray:
         """(E,): index of each episode's agent."""
         return self.agents[self.episode_starts]

@@ -22,7 +22,7 @@ from persim_gym.arguments import array_or_object, finite_number, generator_of, w
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.parts import turns
-from persim_gym.data.segments import Segments
+from persim_gym.data.segments import Segments, drawn_starts
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidDataError
 from persim_gym.factors.statistics import sufficient_statistics
@@ -68,7 +68,7 @@ def forecast(
     *,
     levels: Sequence[float] = (0.5, 0.8, 0.95),
     draws: int = 8,
-    seed: int = 0,
+    seed: int | np.random.Generator = 0,
     device: str = "cpu",
 ) -> Forecast:
     """Predict where action sequences lead, and how sure that is.
@@ -81,7 +81,7 @@ def forecast(
         actions: (B, H) integers or (B, H, A) numbers.
         levels: coverage probabilities in (0, 1). A calibrated ensemble supports 0.5, 0.8, 0.9 and 0.95 only.
         draws: number of paths per member, with factors and noise of their own; at least 3.
-        seed: seed of the draws.
+        seed: seed of the draws, or the generator that they come from.
         device: device to predict on.
 
     Raises:
@@ -256,11 +256,9 @@ def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
 
 
 def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
-    """Return up to 1000 segments that begin anywhere in the late rows, one of each agent, then a second one, …."""
-    rows = rng.permutation(np.flatnonzero(late))
-    starts = np.sort(rows[np.argsort(turns(log.agents[rows]), kind="stable")][:_MAX_SEGMENTS])
-    ends = log.episode_ends[np.searchsorted(log.episode_starts, starts, side="right") - 1]
-    return Segments(starts, np.minimum(ends - starts, _HORIZON))
+    """Return up to 1000 segments that begin anywhere in the late rows, as many of each agent as there are."""
+    starts = drawn_starts(log, late, _MAX_SEGMENTS, rng)
+    return Segments(starts, np.minimum(log.steps_left[starts], _HORIZON))
 
 
 def _widths_of(errors: FloatArray, inside: BoolArray, agents: IntArray) -> FloatArray:

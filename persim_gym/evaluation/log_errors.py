@@ -12,10 +12,10 @@ from persim_gym.arguments import whole_number
 from persim_gym.data.labels import AgentIndex
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.model.dynamics import LearnedDynamics, known_agents
+from persim_gym.evaluation.held_out import measured_agents
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
-from persim_gym.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,7 @@ def log_error(
 
     """
     horizon = whole_number("horizon", horizon)
-    agents = known_agents(ensemble, trajectories)
-    if trajectories.provenance.get("synthetic"):
-        warn_user(
-            "the log is synthetic, at least in part: errors along it say how far simulators are from one another, and "
-            "nothing of the agents themselves",
-        )
-    if trajectories.digest == ensemble.provenance.get("data_digest"):
-        warn_user(
-            "the model was trained on this very log, along which its errors are smaller than along others: hold a part "
-            "out before training, kept, held_out = log.split(0.2)"
-        )
+    agents = measured_agents(ensemble, trajectories)
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []
     with ProgressBar("log error", trajectories.num_agents, progress) as bar:
