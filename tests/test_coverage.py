@@ -66,6 +66,7 @@ def test_calibrated_intervals_cover_newcomers(known_tasks):
     log = walk_log(rng.uniform(0.5, 2, 100), error, 1)
     trained = persim_gym.refit_factors(replace(walkers(agents=100), agent_labels=log.agent_labels), log)
     calibrated = persim_gym.calibrate(trained, walk_log(rng.uniform(0.5, 2, 300), error, 2), draws=4)
+    assert ", calibrated" in repr(calibrated) and "calibrated" not in repr(trained)
     fresh = walk_log(rng.uniform(0.5, 2, 300), error, 3)
     fresh = replace(fresh, agent_labels=tuple(f"new {label}" for label in fresh.agent_labels))
     early, late = fresh.split(0.5)

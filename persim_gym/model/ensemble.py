@@ -200,7 +200,7 @@ class Ensemble(LearnedDynamics):
         return (
             f"Ensemble({self.task.name}: {self.num_agents} agents, {self.num_members} members, "
             f"rank {self.config.rank}, {size:.1f} MB{'' if error is None else f', validation error {error}'}"
-            f"{outcomes_note(self.provenance)}"
+            f"{'' if self.calibration is None else ', calibrated'}{outcomes_note(self.provenance)}"
             f"{synthetic_note(self.provenance.get('data', {})).replace('synthetic', 'learned from synthetic data')})"
         )
 
