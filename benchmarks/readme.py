@@ -90,8 +90,9 @@ def leads(folder: Path = RESULTS) -> str:
     return (
         "In Tables 9 and 10 PerSim or PerSim+ are the best, or within the best's standard deviation of it, in "
         f"{either} of the {cells} cells. That rests on value iteration, which {given}: with "
-        f"MPC, the paper's planner, it is {by_mpc}. Two rows are compared by the seeds and episodes that both have, "
-        "for first states differ, and are the same for all methods. The strongest other method stands below ours.\n\n"
+        f"MPC, the paper's planner, it is {by_mpc}. Two rows are compared by the seeds that both have and, where they "
+        "are known one by one, by the episodes, for first states differ, and are the same for all methods. The "
+        "strongest other method stands below ours.\n\n"
         f"{results.markdown([heading, *found])}"
     )
 
