@@ -21,6 +21,7 @@ SMALL_EXAMPLES = {
     "what_if.py": ["--out", "picture.png"],
     "compare_policies.py": ["--agents", "2", "--episodes", "2"],
     "own_table.py": ["--patients", "4", "--epochs", "2"],
+    "new_agents.py": ["--patients", "110", "--epochs", "2"],
     "learned_reward.py": ["--agents", "6", "--epochs", "2"],
     "train_sb3.py": ["--steps", "128", "--episodes", "2", "--json", "result.json"],
     "feed_d3rlpy.py": ["--steps", "3", "--candidates", "5", "--episodes", "2"],
