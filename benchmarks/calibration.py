@@ -79,8 +79,7 @@ def coverage(ensemble: Ensemble, *, data: str, agents: int, seed: int, scale: st
 
 def _starts(log: Trajectories, horizon: int, rng: np.random.Generator) -> np.ndarray:
     """Return rows from which the episode goes on for the horizon."""
-    left = np.repeat(log.episode_ends, log.episode_lengths) - np.arange(log.num_transitions)
-    rows = np.flatnonzero(left >= horizon)
+    rows = np.flatnonzero(log.steps_left >= horizon)
     return np.sort(rng.choice(rows, min(_SEGMENTS, len(rows)), replace=False))
 
 

@@ -101,9 +101,8 @@ def evaluate(
     chosen = agents_of(agents, ensemble.agent_labels)
     common: dict[str, Any] = {"device": device, "progress": not quiet}
     if log is not None:
-        parts = _measured_along(log, ensemble, chosen, horizon=horizon, aggregate=aggregate, **common)
-        if intervals:
-            parts = itertools.chain(parts, _intervals_measured(log, ensemble, chosen, device=device))
+        common |= {"horizon": horizon, "aggregate": aggregate}
+        parts = _measured_along(log, ensemble, chosen, intervals=intervals, **common)
     elif ensemble.task.make_system is None:
         raise InvalidArgumentError(
             f"task {ensemble.task.name} has no true system to measure in; give --log, a log of its agents that "
@@ -210,30 +209,23 @@ def main() -> None:
 
 
 def _measured_along(
-    log: Path, ensemble: Any, agents: Sequence[int | str] | None, **settings: Any
+    log: Path, ensemble: Any, agents: Sequence[int | str] | None, *, intervals: bool = False, **settings: Any
 ) -> Iterator[_Records]:
-    """Print the ensemble's errors along a log, or a log of some agents, and give them for JSON."""
-    from persim_gym import Trajectories, log_error
+    """Print errors along a log, or a log of some agents, and how often intervals cover it, and give each for JSON."""
+    from persim_gym import Trajectories, interval_coverage, log_error
     from persim_gym.data.reprs import synthetic_note
     from persim_gym.evaluation.log_errors import mean_over_agents
 
     along = Trajectories.load(log)
-    rows = log_error(ensemble, along if agents is None else along.select(agents), **settings)
+    along = along if agents is None else along.select(agents)
+    rows = log_error(ensemble, along, **settings)
     title = f"errors along {log}{synthetic_note(along.provenance)}, up to {settings['horizon']} steps"
     _print_rows(title, [*rows, mean_over_agents(rows)])
     yield {"log": str(log), "log_error": to_records(rows)}
-
-
-def _intervals_measured(
-    log: Path, ensemble: Any, agents: Sequence[int | str] | None, *, device: str
-) -> Iterator[_Records]:
-    """Print how often the intervals of forecasts cover a log, or a log of some agents, and give it for JSON."""
-    from persim_gym import Trajectories, interval_coverage
-
-    along = Trajectories.load(log)
-    rows = interval_coverage(ensemble, along if agents is None else along.select(agents), device=device)
-    _print_rows("coverage of intervals", rows)
-    yield {"interval_coverage": to_records(rows)}
+    if intervals:
+        covered = interval_coverage(ensemble, along, device=settings["device"])
+        _print_rows("coverage of intervals", covered)
+        yield {"interval_coverage": to_records(covered)}
 
 
 def _predictions_measured(ensemble: Any, policy: str, **settings: Any) -> Iterator[_Records]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,32 +90,23 @@ def train(
 
 def personalize(model: Model, data: Log, out: Out, task: OwnTask = None, device: Device = "cpu") -> None:
     """Append new agents to an ensemble, known by their transitions in a log, without training."""
-    from persim_gym import Trajectories, load
-    from persim_gym import personalize as personalized
+    from persim_gym import personalize as change
 
-    check_output(out, ENSEMBLE, model, data)
-    ensemble = load(model, task=task_of(task))
-    _write(personalized(ensemble, Trajectories.load(data), device=device), out)
+    _write_changed(change, model, data, out, task, device=device)
 
 
 def update(model: Model, data: Log, out: Out, task: OwnTask = None, device: Device = "cpu") -> None:
     """Tell an ensemble of more transitions of its agents, exactly as if they had been there from the beginning."""
-    from persim_gym import Trajectories, load
-    from persim_gym import update as updated
+    from persim_gym import update as change
 
-    check_output(out, ENSEMBLE, model, data)
-    ensemble = load(model, task=task_of(task))
-    _write(updated(ensemble, Trajectories.load(data), device=device), out)
+    _write_changed(change, model, data, out, task, device=device)
 
 
 def calibrate(model: Model, data: Log, out: Out, task: OwnTask = None, seed: Seed = 0, device: Device = "cpu") -> None:
     """Set the width of forecast intervals by errors on agents of a log that the ensemble was not trained on."""
-    from persim_gym import Trajectories, load
-    from persim_gym import calibrate as calibrated
+    from persim_gym import calibrate as change
 
-    check_output(out, ENSEMBLE, model, data)
-    ensemble = load(model, task=task_of(task))
-    _write(calibrated(ensemble, Trajectories.load(data), seed=seed, device=device), out)
+    _write_changed(change, model, data, out, task, seed=seed, device=device)
 
 
 def install(model: Model, name: Name = None, task: OwnTask = None) -> None:
@@ -150,9 +142,16 @@ def models() -> None:
     console.print(f"model home: {model_home()}")
 
 
-def _write(ensemble: Any, out: Path) -> None:
-    ensemble.save(out)
-    print_written(ensemble, out)
+def _write_changed(
+    change: Callable[..., Any], model: Path, data: Path, out: Path, task: str | None, **settings: Any
+) -> None:
+    """Write what a function of the library makes of an ensemble and a log."""
+    from persim_gym import Trajectories, load
+
+    check_output(out, ENSEMBLE, model, data)
+    changed = change(load(model, task=task_of(task)), Trajectories.load(data), **settings)
+    changed.save(out)
+    print_written(changed, out)
 
 
 def _install(ensemble: Any, name: str | None) -> None:

@@ -256,7 +256,7 @@ def _halves(log: Trajectories) -> tuple[BoolArray, BoolArray]:
 
 
 def _segments(log: Trajectories, late: BoolArray, rng: np.random.Generator) -> Segments:
-    """Return up to 1000 segments that begin anywhere in the late rows, as many of each agent as there are."""
+    """Return up to 1000 segments that begin anywhere in the late rows, drawn in turn of all agents."""
     starts = drawn_starts(log, late, _MAX_SEGMENTS, rng)
     return Segments(starts, np.minimum(log.steps_left[starts], _HORIZON))
 
