@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import Cell, Measured, Score, by_agent, episodes_of, method_in_file_name, once, with_training
+from cells import Cell, Measured, Score, by_agent, episodes_of, locked_file, method_in_file_name, once, with_training
 from methods import METHODS, Model, Planner
-from models import locked_model, logged, models_folder, other_settings
+from models import logged, models_folder, other_settings
 from scores import objective_of, score_episodes, score_predictions
 
 from persim_gym import MPCAgent, ValueIterationAgent, get_task
@@ -55,7 +55,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
             config = config.with_changes(normalize=True)
     else:
         config = get_cadm_config(method.base, cell.env).with_changes(**cell.scale.training(cell.method))
-    with locked_model(path):
+    with locked_file(path):
         if path.exists():
             model: ContextModel = kind.load(path)
             if model.config != config:

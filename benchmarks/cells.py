@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import protocol
+from filelock import BaseFileLock, FileLock, Timeout
 from methods import METHODS, Model
 from protocol import Scale, Table
 
@@ -106,36 +108,60 @@ def budget(cell: Cell) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
-def once(cell: Cell, path: Path, compute: Callable[[], list[Score]]) -> Measured:
+def once(cell: Cell, path: Path, compute: Callable[[], list[Score]], *, wait: bool = True) -> Measured:
     """Return what is kept in a file of that name and of the cell's budget, or compute and keep it.
 
     A file from before budgets were kept is taken for one of today's.
+
+    Raises:
+        filelock.Timeout: another process computes it, and it is not to be waited for.
+
     """
     path, asked = path.with_name(f"{path.name}.json"), budget(cell)
-    if path.exists():
-        document = json.loads(path.read_text())
-        if document.get("budget", asked) == asked:
-            scores = tuple(
-                Score(**score | {"of_each": tuple(score.get("of_each", ()))}) for score in document["scores"]
-            )
-            return Measured(scores, document["commit"], document["wall_s"])
-    start, version = time.perf_counter(), commit()
-    scores = tuple(compute())
-    measured = Measured(scores, version, round(time.perf_counter() - start, 1))
-    storage.write_text(path, json.dumps(asdict(measured) | {"budget": asked}, indent=1))
+    with locked_file(path, blocking=wait):
+        kept = _kept(path, asked)
+        if kept is not None:
+            return kept
+        start, version = time.perf_counter(), commit()
+        scores = tuple(compute())
+        measured = Measured(scores, version, round(time.perf_counter() - start, 1))
+        storage.write_text(path, json.dumps(asdict(measured) | {"budget": asked}, indent=1))
     text = ", ".join(f"agent {score.agent} {score.metric} {score.value:.5g}" for score in scores)
     print(f"{path.stem}: {text} ({measured.wall_s:.0f} s)", file=sys.stderr, flush=True)
     return measured
 
 
+def _kept(path: Path, asked: Mapping[str, Any]) -> Measured | None:
+    """Return what a file keeps of a budget."""
+    document = json.loads(path.read_text()) if path.exists() else None
+    if document is None or document.get("budget", asked) != asked:
+        return None
+    scores = (Score(**score | {"of_each": tuple(score.get("of_each", ()))}) for score in document["scores"])
+    return Measured(tuple(scores), document["commit"], document["wall_s"])
+
+
 def by_agent(cell: Cell, folder: Path, compute: Callable[[int], Score]) -> Measured:
-    """Return the scores of all test agents; each agent is kept by itself, for one may take hours."""
-    parts = [
-        once(cell, folder / f"{cell.name}-agent{agent}", lambda agent=agent: [compute(agent)])
-        for agent in range(len(get_task(cell.env).test_agents))
-    ]
+    """Return the scores of all test agents; each agent is kept by itself, for one may take hours.
+
+    Processes that measure the same cell divide the agents: those that another one has are come back to.
+    """
+
+    def part(agent: int, *, wait: bool) -> Measured:
+        return once(cell, folder / f"{cell.name}-agent{agent}", lambda: [compute(agent)], wait=wait)
+
+    agents = range(len(get_task(cell.env).test_agents))
+    for agent in agents:
+        with suppress(Timeout):
+            part(agent, wait=False)
+    parts = [part(agent, wait=True) for agent in agents]
     scores = tuple(score for part in parts for score in part.scores)
     return Measured(scores, versions(part.commit for part in parts), sum(part.wall_s for part in parts))
+
+
+def locked_file(path: Path, *, blocking: bool = True) -> BaseFileLock:
+    """Return the lock of a file, to hold while what it keeps is made: another process then waits and finds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"), blocking=blocking)
 
 
 def with_training(measured: Measured, model: LearnedDynamics | LearnedPolicy) -> Measured:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import protocol
 import seeds
-from cells import Cell, Measured, Score, by_agent, episodes_of, with_training
+from cells import Cell, Measured, Score, by_agent, episodes_of, locked_file, with_training
 from methods import METHODS, Learner
-from models import locked_model, logged, models_folder, other_settings
+from models import logged, models_folder, other_settings
 from scores import score_episodes
 
 from persim_gym import Trajectories, get_task
@@ -81,7 +81,7 @@ def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> Learned
     whose = "" if agent is None else f"-agent{agent}"
     name = f"{method.base}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
     path = models_folder(cache, cell.env) / name
-    with locked_model(path):
+    with locked_file(path):
         if not path.exists():
             log = logged(cell.env, cell.data, cell.scale)
             policy = learner(cell.method)(log, agent=agent, checkpoint=path, **_settings(cell, device))

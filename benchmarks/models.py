@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import protocol
-from cells import CACHE, cache_folder
-from filelock import BaseFileLock, FileLock
+from cells import CACHE, cache_folder, locked_file
 from protocol import Scale
 
 from persim_gym import Ensemble, Trajectories, collect, fit
@@ -38,7 +37,7 @@ def trained(
     part = "" if first is None else f"-first{first}"
     path = models_folder(cache, env) / f"{config or env}-{data}-{scale.name}{part}-seed{seed}.persim"
     settings = get_config(config or env, env).with_changes(**scale.changes)
-    with locked_model(path):
+    with locked_file(path):
         if path.exists():
             ensemble = Ensemble.load(path, task=env)
             if ensemble.config != settings:
@@ -56,12 +55,6 @@ def trained(
         )
         ensemble.save(path)
     return ensemble
-
-
-def locked_model(path: Path) -> BaseFileLock:
-    """Return the lock of a model's file, to hold while it is trained: another process then waits and finds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f"{path.name}.lock"))
 
 
 def other_settings(path: Path) -> FileFormatError:

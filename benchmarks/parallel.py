@@ -1,4 +1,4 @@
-"""Measuring many cells at once, each group that shares a trained model in a process of its own."""
+"""Measuring many cells at once: processes take the groups that share a trained model, then divide their agents."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ from persim_gym.errors import PerSimError
 def measure_in_processes(
     cells: Sequence[Cell], processes: int, *, device: str, cache: Path
 ) -> Iterator[tuple[Cell, Measured | str]]:
-    """Yield what was measured of each cell, or why it could not be, as groups of cells are done."""
+    """Yield what was measured of each cell, or why it could not be, as groups of cells are done.
+
+    A process that finds no other group left helps with the last ones: a cell's agents are then measured in several at
+    once (`cells.by_agent`), which wait for one that trains the model.
+    """
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(_model_of(cell), []).append(cell)
     threads = max(1, (os.cpu_count() or 1) // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(threads,)) as pool:
-        futures = [pool.submit(_measure_group, group, device, cache) for group in groups.values()]
+        helping = list(groups.values())[: -processes - 1 : -1] * (processes - 1)
+        futures = [pool.submit(_measure_group, group, device, cache) for group in [*groups.values(), *helping]]
+        done: set[str] = set()
         for future in as_completed(futures):
-            yield from future.result()
+            found = [one for one in future.result() if one[0].name not in done]
+            yield from found
+            done |= {cell.name for cell, _ in found}
 
 
 def _begin(threads: int) -> None:

@@ -24,7 +24,8 @@ from persim_gym.baselines.cadm_training import (
     replayed_parts,
     weight_decay,
 )
-from persim_gym.baselines.context_network import ContextNetwork, Features
+from persim_gym.baselines.context_network import ContextNetwork
+from persim_gym.baselines.layers import Features
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.errors import (
     FileFormatError,

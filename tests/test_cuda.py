@@ -10,8 +10,8 @@ from support import interrupt_after
 import persim_gym
 from persim_gym.baselines.cadm_agent import CaDMAgent
 from persim_gym.baselines.cadm_training import fit_cadm
-from persim_gym.baselines.context_network import Scaling
 from persim_gym.baselines.joint import fit_joint
+from persim_gym.baselines.layers import Scaling
 from persim_gym.baselines.morel import fit_morel
 from persim_gym.baselines.plain_dynamics import PlainDynamics
 from persim_gym.config import get_config

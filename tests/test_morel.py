@@ -16,7 +16,7 @@ from support import interrupt_after
 import persim_gym
 from persim_gym import storage
 from persim_gym.baselines import OfflinePolicy, morel, morel_threshold, plain_dynamics
-from persim_gym.baselines.context_network import mlp
+from persim_gym.baselines.layers import mlp
 from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel
 from persim_gym.baselines.morel_threshold import THRESHOLD_SCALES, first_that_seldom_halts, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -409,7 +410,7 @@ def test_a_model_that_another_process_trains_is_waited_for(benchmark, tmp_path, 
     fit = models.fit
 
     def spy(*arguments, **settings):
-        trained.append(models.locked_model(path).acquire)
+        trained.append(models.locked_file(path).acquire)
         with pytest.raises(filelock.Timeout):
             trained[-1](timeout=0)
         return fit(*arguments, **settings)
@@ -420,6 +421,26 @@ def test_a_model_that_another_process_trains_is_waited_for(benchmark, tmp_path, 
         found = [pool.submit(models.trained, "CartPole", "random", scale, 0, **settings) for _ in "ab"]
         assert found[0].result().config == found[1].result().config
     assert len(trained) == 1
+
+
+def test_processes_divide_the_agents_of_a_cell(benchmark, tmp_path):
+    """Two that measure the same cell are at work on different agents at once, and both come by all scores."""
+    cells, protocol = benchmark["cells"], benchmark["protocol"]
+    scale = protocol.get_scale("quick")
+    cell = cells.Cell(protocol.get_table(10), "CartPole", "random", "PerSim", 0, scale)
+    together, begun = threading.Barrier(2), []
+
+    def compute(agent):
+        begun.append(agent)
+        if agent < 2:
+            together.wait(timeout=30)
+        return cells.Score(str(agent), "return", float(agent))
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(cells.by_agent, cell, tmp_path, compute) for _ in "ab"]
+        first, second = (one.result() for one in both)
+    assert first == second and [score.value for score in first.scores] == [0, 1, 2, 3, 4]
+    assert sorted(begun) == [0, 1, 2, 3, 4]
 
 
 def test_a_scale_that_does_not_exist(benchmark):

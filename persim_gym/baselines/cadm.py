@@ -18,9 +18,10 @@ from torch import Tensor
 
 from persim_gym.baselines.cadm_config import CaDMConfig
 from persim_gym.baselines.context import ContextModel
-from persim_gym.baselines.context_network import ContextDynamics, Scaling, layer_shapes, mlp
+from persim_gym.baselines.context_network import ContextDynamics
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.baselines.history import History, check_history
+from persim_gym.baselines.layers import Scaling, layer_shapes, mlp
 from persim_gym.devices import on_device
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persim_gym.arguments import below_one, whole_number
-from persim_gym.baselines.context_network import Features
+from persim_gym.baselines.layers import Features
 from persim_gym.config import PRECISIONS, named_settings
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.settings import Settings, checked, choice, finite, truth, whole, widths

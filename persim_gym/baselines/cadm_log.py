@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.cadm_config import CaDMConfig
-from persim_gym.baselines.context_network import Scaling, one_hot
+from persim_gym.baselines.layers import Scaling, one_hot
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.tasks import Task
 

@@ -15,7 +15,8 @@ from persim_gym.arguments import checked_seed
 from persim_gym.baselines.cadm import CaDM, encode, parameter_shapes
 from persim_gym.baselines.cadm_config import CaDMConfig, check_coordinates, get_cadm_config
 from persim_gym.baselines.cadm_log import Batch, StandardizedLog
-from persim_gym.baselines.context_network import mlp, soft_clamp
+from persim_gym.baselines.context_network import soft_clamp
+from persim_gym.baselines.layers import mlp
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, products_dtype, resolve_device, with_torch_defaults
 from persim_gym.errors import TrainingDivergedError

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from persim_gym.arguments import checked_seed
 from persim_gym.baselines.context import ContextModel
-from persim_gym.baselines.context_network import ContextDynamics, Features, Scaling, layer_shapes, mlp, one_hot
+from persim_gym.baselines.context_network import ContextDynamics
+from persim_gym.baselines.layers import Features, Scaling, layer_shapes, mlp, one_hot
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, on_device, resolve_device, with_torch_defaults

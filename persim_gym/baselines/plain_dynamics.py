@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.context_network import Scaling, action_features, layer_shapes, mlp
+from persim_gym.baselines.layers import Scaling, action_features, layer_shapes, mlp
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import TrainingDivergedError
 from persim_gym.model.factorization import initialize_layer
