@@ -26,7 +26,7 @@ from methods import LOG, METHODS
 from parallel import measure_in_processes
 from protocol import Scale, Table
 from script import script
-from seeds import Seeds, values_of
+from seeds import Seeds, of_several_budgets, values_of
 
 from persim_gym.errors import InvalidArgumentError, PerSimError
 
@@ -173,9 +173,11 @@ def report(table: Table, scale: Scale, folder: Path = RESULTS) -> str:
     tallies = [results.tally(table, rows, method) for method in table.learned if method in measured - {LOG}]
     ours = [name for name, one in METHODS.items() if name in measured and one.is_persim and not one.variant_of]
     tallies += map(str, results.leads(table, rows, ours, values_of(table, scale, folder)))
-    more = results.not_measured(table, scale, rows), results.intervals(rows)
+    mixed = {(row.env, row.data, row.method) for row in rows} & of_several_budgets(table, scale, folder)
+    note = f'{results.SEVERAL_BUDGETS}: its seeds were not all trained, or tried, alike ("Training budgets").'
+    more = results.not_measured(table, scale, rows), results.intervals(rows), note if mixed else ""
     facts = [fact for fact in (*tallies, *more) if fact]
-    return "\n\n".join([text, results.comparison(table, rows), *facts])
+    return "\n\n".join([text, results.comparison(table, rows, mixed), *facts])
 
 
 @script

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,15 @@ def _contents(sections: Sequence[str]) -> str:
 def leads(folder: Path = RESULTS) -> str:
     """Return in how many cells of Tables 9 and 10 PerSim leads, by planner, and the strongest other method."""
     found, cells, either, by_mpc = [], 0, 0, 0
-    solvers: dict[str, None] = {}
+    solvers: dict[str, dict[str, None]] = {}
     for table in map(protocol.get_table, (9, 10)):
         rows, values = (one(table, protocol.get_scale("full"), folder) for one in (results.read, seeds.values_of))
         found += [[str(table.number), *lead.texts] for lead in results.leads(table, rows, PERSIMS, values)]
         learned = [row for row in rows if row.data != protocol.NO_DATA]
         both = results.lead("", learned, PERSIMS, values)
-        rivals = (row.method for row in learned if not METHODS[row.method].is_persim)
-        solvers |= dict.fromkeys(name for name in rivals if METHODS[name].acts_by(Planner.VALUE_ITERATION))
+        for row in learned:
+            if not METHODS[row.method].is_persim and METHODS[row.method].acts_by(Planner.VALUE_ITERATION):
+                solvers.setdefault(row.method, {})[row.env] = None
         cells, either = cells + both.cells, either + both.near
         by_mpc += results.lead("", learned, ("PerSim", "PerSim+"), values).near
     heading = [
@@ -83,18 +84,22 @@ def leads(folder: Path = RESULTS) -> str:
         "best or within its deviation",
     ]
     given = (
-        f"of the other systems only CaDM was given ({' and '.join(solvers)})"
+        f"of the other systems only these were given: {_and(f'{one} ({_and(envs)})' for one, envs in solvers.items())}"
         if solvers
         else "the other systems were not given"
     )
     return (
-        "In Tables 9 and 10 PerSim or PerSim+ are the best, or within the best's standard deviation of it, in "
-        f"{either} of the {cells} cells. That rests on value iteration, which {given}: with "
-        f"MPC, the paper's planner, it is {by_mpc}. Two rows are compared by the seeds that both have and, where they "
-        "are known one by one, by the episodes, for first states differ, and are the same for all methods. The "
-        "strongest other method stands below ours.\n\n"
+        "In Tables 9 and 10 PerSim or PerSim+, by MPC or by value iteration, are the best, or within the best's "
+        f"standard deviation of it, in {either} of the {cells} cells. By MPC alone, the paper's planner, it is "
+        f"{by_mpc}: the others rest on value iteration, which {given}. Two rows are compared by the seeds that both "
+        "have and, where they are known one by one, by the episodes, for first states differ, and are the same for "
+        "all methods. The strongest other method stands below ours.\n\n"
         f"{results.markdown([heading, *found])}"
     )
+
+
+def _and(names: Iterable[str]) -> str:
+    return " and ".join(names)
 
 
 def update(text: str, content: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
@@ -206,6 +211,19 @@ def _budgets(scales: Sequence[protocol.Scale], folder: Path) -> str:
     if others:
         heading = ["scale", "table", "env", "method", "training", "episodes", "data", "seeds"]
         texts += ["Measured under an earlier budget:", results.markdown([heading, *others])]
+    unknown = [
+        [scale.name, str(table.number), env, method, ", ".join(data)]
+        for scale in scales
+        for table in protocol.TABLES.values()
+        for (env, method), data in _unrecorded(table, scale, folder).items()
+    ]
+    if unknown:
+        heading = ["scale", "table", "env", "method", "data"]
+        texts += [
+            "Of some rows not all seeds are in `seeds.csv`, and so it is not recorded how long these were trained; the "
+            "remarks above say it where it is known to be otherwise than today:",
+            results.markdown([heading, *unknown]),
+        ]
     return "\n\n".join(texts)
 
 
@@ -222,6 +240,16 @@ def _measured_otherwise(
     for (*row, data), numbers in sorted(found.items()):
         grouped.setdefault((*row, tuple(sorted(numbers))), []).append(data)
     return grouped
+
+
+def _unrecorded(table: protocol.Table, scale: protocol.Scale, folder: Path) -> dict[tuple[str, str], list[str]]:
+    """Return the data sets by (env, method) of a table's rows that have a budget, but not the scores of each seed."""
+    known, found = seeds.values_of(table, scale, folder), {}
+    for row in results.read(table, scale, folder):
+        recorded = known.get((row.env, row.data, row.method, row.agent), {})
+        if row.method in scale.budgets and row.metric == table.metrics[0] and len(recorded) < row.seeds:
+            found.setdefault((row.env, row.method), {})[row.data] = None
+    return {key: list(data) for key, data in found.items()}
 
 
 def _settings(folder: Path) -> list[str]:

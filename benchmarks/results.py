@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -46,6 +46,8 @@ class Row:
 
 ONE_SEED = "†"
 """Behind the best figure where it is of a single seed, so without an interval."""
+SEVERAL_BUDGETS = "‡"
+"""Behind the number of a row's seeds, where these were not all trained and tried alike."""
 _NO_VALUES: ByRow = MappingProxyType({})
 Key = tuple[str, str, str]
 """(env, data, method)."""
@@ -120,8 +122,11 @@ def paper(table: Table) -> dict[tuple[str, str, str, str, str], tuple[float, flo
     return figures
 
 
-def comparison(table: Table, rows: Sequence[Row]) -> str:
-    """Return a Markdown table of our rows beside the paper's, with the best of ours, and what is tied, in bold."""
+def comparison(table: Table, rows: Sequence[Row], mixed: Collection[Key] = ()) -> str:
+    """Return a Markdown table of our rows beside the paper's, with the best of ours, and what is tied, in bold.
+
+    Rows are marked that are ``mixed``, of seeds of several budgets.
+    """
     figures, best = paper(table), best_of(rows)
     agents = list(dict.fromkeys(row.agent for row in rows))
     lines = [["env", "data", "score", "method", *(f"agent {a}" if a.isdigit() else a for a in agents)]]
@@ -131,7 +136,8 @@ def comparison(table: Table, rows: Sequence[Row]) -> str:
         for method in dict.fromkeys(row.method for row in group):
             of_agent = {row.agent: row for row in group if row.method == method}
             seeds = next(iter(of_agent.values())).seeds
-            label = f"{method} ({seeds} seed{'s' if seeds > 1 else ''})"
+            mark = f" {SEVERAL_BUDGETS}" if (env, data, method) in mixed else ""
+            label = f"{method} ({seeds} seed{'s' if seeds > 1 else ''}{mark})"
             ours = [_our_figure(of_agent[a], best) if a in of_agent else "" for a in agents]
             lines.append([env, data, metric, label, *ours])
         published_here = [key[2] for key in figures if (*key[:2], key[4]) == (env, data, metric)]
@@ -312,7 +318,8 @@ def tally(table: Table, rows: Sequence[Row], method: str) -> str:
         half_digit = 0.0005  # the paper prints three decimals
         good = sum(ours <= theirs + half_digit for ours, (theirs, _) in pairs)
         near = sum(ours <= 2 * (theirs + half_digit) for ours, (theirs, _) in pairs)
-        return f"{method}: RMSE at or below the paper's in {good} of {len(pairs)} cells, within twice in {near}."
+        cells = f"{good} of {len(pairs)} cells, within twice in {near}"
+        return f"{method}: RMSE at or below the paper's, to its three decimals, in {cells}."
     good = sum(ours >= mean - np.nan_to_num(std) for ours, (mean, std) in pairs)
     return f"{method}: return at or above the paper's mean minus one deviation in {good} of {len(pairs)} cells."
 

@@ -127,6 +127,15 @@ def values_of(table: Table, scale: Scale, folder: Path = RESULTS) -> ByRow:
     return values
 
 
+def of_several_budgets(table: Table, scale: Scale, folder: Path = RESULTS) -> set[tuple[str, str, str]]:
+    """Return (env, data, method) of the rows of a table whose seeds were not all trained and tried for as long."""
+    budgets: dict[tuple[Any, ...], set[tuple[str, int]]] = {}
+    for line in seeds_file(scale, folder).read():
+        budgets.setdefault(_method_of(line), set()).add((line.training, line.episodes))
+    rows = (Cell(table, env, data, method, 0, scale) for _, env, data, method in budgets if env in table.envs)
+    return {(cell.env, cell.data, cell.method) for cell in rows if len(budgets.get(_method_of_cell(cell), ())) > 1}
+
+
 def outdated(line: SeedScore, scale: Scale) -> bool:
     """Return whether a line's method was trained or tried for longer or shorter than it is today."""
     cell = Cell(get_table(line.table), line.env, line.data, line.method, line.seed, scale)
