@@ -10,7 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import by_coordinate, checked_seed, whole_number
 from persim_gym.collection.episodes import Step, in_episode_order
-from persim_gym.collection.policies import as_policy, policy_name, rows_of_state
+from persim_gym.collection.policies import as_policy, asked, policy_name, rows_of_state
 from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, PerSimError
@@ -88,13 +88,13 @@ def generate(
     indices = find_listed(agents, ensemble.agent_labels)
     episodes_per_agent = whole_number("episodes_per_agent", episodes_per_agent)
     limit, seed = ensemble.task.limit_of(max_episode_steps), checked_seed(seed)
-    start_seed, action_seed, end_seed = np.random.SeedSequence(seed).spawn(3)
+    start_seed, action_seed, end_seed, noise_seed = np.random.SeedSequence(seed).spawn(4)
     act = _actor(policy, ensemble, np.random.default_rng(action_seed), planner)
     first = _first_states(ensemble, starts, (len(indices), episodes_per_agent), np.random.default_rng(start_seed))
     bound, size = max_disagreement, ensemble.task.observation_size
     bound = None if bound is None else by_coordinate("max_disagreement", bound, size, above=True)
     acting = np.repeat(indices, episodes_per_agent)
-    run = _Run(ensemble, acting, aggregate, device, bound)
+    run = _Run(ensemble, acting, aggregate, device, bound, np.random.default_rng(noise_seed))
     columns = run.record(first, act, limit, np.random.default_rng(end_seed), progress)
     episodes = columns.pop("agents")
     labels: list[str] = [ensemble.agent_labels[int(index)] for index in indices]
@@ -165,7 +165,7 @@ def _actor(policy: Any, ensemble: LearnedDynamics, rng: np.random.Generator, pla
 
     def ask(simulator: Simulator, observations: FloatArray, state: Any, begin: bool) -> tuple[Any, Any]:
         own = observations.copy()  # the policy may scale them in place
-        return other.predict(own, state, np.full(len(observations), begin), deterministic=True)
+        return asked(other, own, state, np.full(len(observations), begin))
 
     return ask
 
@@ -191,10 +191,18 @@ class _Run:
     """All episodes, stepped together until each is over."""
 
     def __init__(
-        self, ensemble: LearnedDynamics, agents: IntArray, aggregate: str, device: str, bound: FloatArray | None
+        self,
+        ensemble: LearnedDynamics,
+        agents: IntArray,
+        aggregate: str,
+        device: str,
+        bound: FloatArray | None,
+        noise: np.random.Generator,
     ) -> None:
         self._ensemble, self._agents, self._bound = ensemble, agents, bound
         self._aggregate, self._device = aggregate, device
+        self._noise = noise
+        """Seeds every simulator that draws next states."""
         self.num_cut = 0
         """Episodes that were cut because the simulator diverges, or its members disagree."""
 
@@ -230,9 +238,11 @@ class _Run:
     def _simulator(self, running: IntArray) -> Simulator:
         agents = [AgentIndex(agent) for agent in self._agents[running]]
         one = len(set(agents)) == 1  # its folded network then serves all rows
-        return self._ensemble.simulator(
+        simulator = self._ensemble.simulator(
             agents=agents[:1] if one else agents, aggregate=self._aggregate, device=self._device
         )
+        simulator.reseed(self._noise)
+        return simulator
 
     def _step(self, simulator: Simulator, observations: FloatArray, actions: Any) -> tuple[FloatArray, np.ndarray]:
         """Return the next observations (B, D) within the space, and which of them are believed (B,)."""

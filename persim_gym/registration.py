@@ -71,10 +71,15 @@ def register_ensemble(ensemble: str | Path | Ensemble, *, name: str | None = Non
         ModelHomeError: the model home cannot be written.
 
     """
-    from persim_gym.model.dynamics import check_is_ensemble
+    from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
     from persim_gym.model.ensemble import Ensemble
     from persim_gym.tasks import register_task
 
+    if isinstance(ensemble, LearnedDynamics) and not isinstance(ensemble, Ensemble):
+        raise InvalidArgumentError(
+            f"ids are of PerSim's ensembles, and {ensemble!r} is none: make its environments by "
+            "persim_gym.envs.PersonalizedEnv(model, agent)"
+        )
     if not isinstance(ensemble, (str, Path)):
         check_is_ensemble(ensemble)
     given = ensemble if isinstance(ensemble, Ensemble) else Ensemble.load(ensemble)
@@ -186,6 +191,8 @@ def checked_name(name: str) -> str:
     """Return a model's name if ids and a file can be made of it."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")
+    if re.search(r"-agent\d+$", name):
+        raise InvalidArgumentError(f"name={name!r} would make ids that are those of a model's agents: choose another")
     return name
 
 

@@ -620,6 +620,8 @@ def with_arguments(call, *arguments, **settings):
         ("deviation=-1 must be a finite number of at least 0", cheetah_agent("mppi", deviation=-1)),
         ("noise_smoothing=1 must be at least 0 and below 1", cheetah_agent("mppi", noise_smoothing=1)),
         ("initial_deviation=0.5 must be a range", lambda: plan_cheetah(initial_deviation=0.5)),
+        (r"initial_deviation=\(0.6, 0.3\) must be .* lower", lambda: plan_cheetah(initial_deviation=(0.6, 0.3))),
+        ("objective=5 must be a persim_gym.tasks.PlanningObjective", lambda: plan_cheetah(objective=5)),
         ("initial_deviation=inf must be a finite number", lambda: plan_cheetah(initial_deviation=(0.3, np.inf))),
         (
             r"initial_deviation=\(0.3, 0.6\) must be a finite number",

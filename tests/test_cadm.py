@@ -777,3 +777,44 @@ def test_models_are_shown_in_a_line(model):
     assert repr(model).startswith("CaDM(CartPole: 20 agents, ")
     assert repr(model.simulator(3)).startswith("CaDMSimulator(CartPole: agent 3, ")
     assert repr(persim_gym.MPCAgent(model.simulator(3))).startswith("MPCAgent(random_shooting, horizon 50, in CaDMSim")
+
+
+def test_drawn_states_go_by_the_seed_and_by_nothing_else(cart_pole_log):
+    """Synthetic trajectories of two seeds differ; a question or a plan in between leaves an episode as it is."""
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    fixed = {"starts": np.zeros(4), "max_episode_steps": 4, "progress": False}
+    made = [
+        persim_gym.generate(model, [3], 4, lambda o: np.ones(len(o), int), seed=seed, **fixed) for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(made[0].observations, made[1].observations)
+    assert not np.array_equal(made[0].observations, made[2].observations)
+    alone = PersonalizedEnv(model, 3)
+    several = PersonalizedVectorEnv(model, 2, 3)
+    for env, actions in ((alone, 1), (several, np.array([1, 1]))):
+        seen = []
+        for asks in (False, True):
+            env.reset(seed=1)
+            if asks:
+                env.simulator.step(np.zeros((1, 4)), [0])
+                persim_gym.MPCAgent(env, horizon=3, num_candidates=4).predict(np.zeros((1, 4)))
+            seen.append(env.step(actions)[0])
+        np.testing.assert_array_equal(*seen)
+
+
+def test_value_iteration_plans_with_the_means_of_what_is_drawn(model):
+    simulator = model.simulator(3)
+    still, states, actions = simulator.deterministic(), np.zeros((500, 4)), np.zeros(500, int)
+    means = [still.step_members(states, actions) for _ in "ab"]
+    np.testing.assert_array_equal(*means)
+    assert not still.stochastic and (still is simulator) == (not simulator.stochastic)
+    drawn = simulator.step_members(states, actions)
+    apart = np.abs(drawn.mean(axis=1) - means[0].mean(axis=1))
+    assert (apart <= 5 * drawn.std(axis=1) / 500**0.5 + 1e-6).all()
+    agent = persim_gym.ValueIterationAgent(simulator, points=4)
+    states = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * 0.05
+    np.testing.assert_array_equal(agent.predict(states)[0], agent.predict(states)[0])
+
+
+def test_ids_are_of_persim_only(model):
+    with pytest.raises(InvalidArgumentError, match=r"CaDM\(CartPole.*PersonalizedEnv\(model, agent\)"):
+        persim_gym.register_ensemble(model)

@@ -636,3 +636,14 @@ def test_options_that_reset_does_not_know():
             one.reset(seed=0, options={"State": np.zeros(4)})
         with pytest.raises(errors.InvalidArgumentError, match="options=5 must be a dictionary"):
             one.reset(options=5)
+
+
+@pytest.mark.parametrize("make", [lambda e: PersonalizedEnv(e, 0), lambda e: PersonalizedVectorEnv(e, 2, 0)])
+def test_states_to_begin_in_are_within_the_space(make):
+    """What exceeds a bound by rounding is brought back to it; what float32 cannot hold is refused."""
+    env = make(random_ensemble("CartPole"))
+    bound = env.unwrapped.task.observation_space.high[2]
+    observation, _ = env.reset(options={"state": [0, 0, bound * (1 + 1e-7), 0]})
+    assert env.observation_space.contains(observation)
+    with pytest.raises(errors.InvalidStateError, match="must be finite, got inf as"):
+        env.reset(options={"state": [0, 1e39, 0, 0]})

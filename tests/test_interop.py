@@ -465,6 +465,13 @@ def test_a_log_that_its_task_refuses(cart_pole_log):
             partial(call, Trajectories.from_arrays(agents=[0], observations=[[0.0]], actions=[0],
                                                    next_observations=[[0.0]])),
         )  # fmt: skip
+        fits = Trajectories.from_arrays(agents=[0], observations=np.zeros((1, 4)), actions=[0],
+                                        next_observations=np.zeros((1, 4)), task="CartPole")  # fmt: skip
+        for size, message in ((5, "but task CartPole has 2 actions"), (2.5, "must be a whole"), ("3", "must be a")):
+            _refuses(
+                errors.InvalidArgumentError, ValueError, f"action_size='?{size}'?,? {message}",
+                partial(call, fits, action_size=size),
+            )  # fmt: skip
     _refuses(errors.InvalidDataError, ValueError, "not a replay buffer", lambda: interop.from_d3rlpy([1]))
 
 

@@ -200,3 +200,33 @@ def test_states_that_cannot_be_cut_are_refused():
 
     with pytest.raises(errors.InvalidArgumentError, match="state, here a tuple, must be None or an array"):
         collect("CartPole", policy=Recurrent(), num_agents=6)
+
+
+@pytest.mark.parametrize("epsilon", [5, -0.1, float("nan"), "a"])
+def test_epsilon_is_a_probability(epsilon):
+    with pytest.raises(errors.InvalidArgumentError, match="epsilon=.* must be from 0 to 1"):
+        MLPPolicy("MountainCar", [(np.zeros((2, 3)), np.zeros(3))], epsilon=epsilon)
+
+
+class ActionsAlone:
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        return np.ones(len(observation), int)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda observations: (np.ones(len(observations), int), None), r"returned a pair.*\[0\]"),
+        (ActionsAlone(), "predict of ActionsAlone takes .* must return a pair, actions and the state or None"),
+        (lambda observations: torch.ones(len(observations), requires_grad=True), "requires grad"),
+    ],
+)
+def test_what_a_policy_returns_is_checked(policy, message):
+    ensemble = random_ensemble("CartPole")
+    wrong = (errors.InvalidArgumentError, errors.InvalidActionError)
+    with pytest.raises(wrong, match=message):
+        persim_gym.generate(ensemble, [0, 1], 1, policy, progress=False)
+    with pytest.raises(wrong, match=message):
+        persim_gym.simulated_policy_returns(ensemble, policy, agents=[0, 1], episodes=1)
+    with pytest.raises(wrong, match=message):
+        collect("CartPole", policy=policy, num_agents=2, seed=0)

@@ -201,7 +201,7 @@ def test_a_bad_file_in_the_home_does_no_harm(home, run_python, name, spoil):
     assert name in run_python(code, PERSIM_HOME=str(home))
 
 
-@pytest.mark.parametrize("name", ["my model", "a/b", "../outside", ""])
+@pytest.mark.parametrize("name", ["my model", "a/b", "../outside", "", "CartPole-agent7"])
 def test_a_name_that_makes_no_id_is_refused(home, registry, name):
     """Before anything is written or registered."""
     before = set(registry)

@@ -148,7 +148,7 @@ def test_n_step_returns_stay_in_their_episode(count):
     [
         (errors.InvalidArgumentError, "PPO has no replay buffer", lambda: sb3.PPO("MlpPolicy", Pushes()), pushes_log()),
         (
-            errors.InvalidArgumentError, "5 transitions, .*4: .*larger buffer_size",
+            errors.InvalidArgumentError, "5 transitions, the replay buffer room for 4 beside the 0 that it holds",
             lambda: sb3.SAC("MlpPolicy", Pushes(), buffer_size=4), pushes_log(),
         ),
         (
@@ -176,3 +176,11 @@ def test_logs_that_a_buffer_does_not_take(kind, message, make, log):
     """Before anything is added."""
     with pytest.raises(kind, match=message):
         fill_replay_buffer(make(), log)
+
+
+def test_a_second_log_is_not_written_over_the_first():
+    model = sb3.SAC("MlpPolicy", Pushes(), buffer_size=9)
+    fill_replay_buffer(model, pushes_log())
+    with pytest.raises(errors.InvalidArgumentError, match="5 transitions, the replay buffer room for 4 beside the 5"):
+        fill_replay_buffer(model, pushes_log())
+    assert model.replay_buffer.size() == 5

@@ -5,6 +5,7 @@ import dataclasses
 import gymnasium as gym
 import numpy as np
 import pytest
+from support import random_ensemble
 
 from persim_gym import Ensemble, PerSimConfig, get_task
 from persim_gym.errors import InvalidArgumentError, InvalidStateError, NonFiniteReturnError
@@ -173,3 +174,11 @@ def test_points_as_a_list_or_an_array():
     task = get_task("MountainCar")
     for points in (5, np.int64(5), [5, 5], np.array([5, 5])):
         assert make_grid(task, points=points, bounds=([-1, -1], [1, 1])).shape == (5, 5)
+
+
+def test_no_observations_no_actions():
+    ensemble = random_ensemble("MountainCar")
+    agent = ValueIterationAgent(ensemble.simulator(0), points=5)
+    assert agent.predict(np.zeros((0, 2)))[0].shape == (0,)
+    with pytest.raises(InvalidArgumentError, match="objective=5 must be a"):
+        ValueIterationAgent(ensemble.simulator(0), points=5, objective=5)

@@ -89,7 +89,8 @@ class ContextNetwork:
 
     The standardization is folded into the first layer, and so is the context of a single agent; those of several enter
     beside state and action, which takes less memory than biases of their own. A network that predicts a variance draws
-    each particle's next state anew with every call (TS∞ of Chua et al., 2018).
+    each particle's next state anew with every call (TS∞ of Chua et al., 2018), unless it has no generator to draw with:
+    next states are then their means.
     """
 
     def __init__(
@@ -193,10 +194,13 @@ class ContextNetwork:
         dynamics, outputs = self._dynamics, outputs.float()
         if dynamics.log_variance_bounds is not None:
             outputs, log_variance = outputs.chunk(2, dim=-2)
-            low, high = (bound.reshape(-1, 1) for bound in dynamics.log_variance_bounds)
-            deviation = (0.5 * soft_clamp(log_variance, low, high)).exp()
-            noise = torch.randn(outputs.shape, generator=self._generator, dtype=torch.float32, device=outputs.device)
-            outputs = outputs + deviation * noise
+            if self._generator is not None:
+                low, high = (bound.reshape(-1, 1) for bound in dynamics.log_variance_bounds)
+                deviation = (0.5 * soft_clamp(log_variance, low, high)).exp()
+                noise = torch.randn(
+                    outputs.shape, generator=self._generator, dtype=torch.float32, device=outputs.device
+                )
+                outputs = outputs + deviation * noise
         targets = outputs * dynamics.targets.scale + dynamics.targets.mean
         following = dynamics.features.base(states) + targets
         return following if dynamics.state_bounds is None else following.clamp(*dynamics.state_bounds)

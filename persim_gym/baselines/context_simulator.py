@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,10 @@ from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from persim_gym.baselines.context import ContextModel
+
+
+_SEEDS = 2**31
+"""Exclusive upper bound of the seeds that are drawn."""
 
 
 class ContextSimulator(Simulator):
@@ -41,7 +46,7 @@ class ContextSimulator(Simulator):
         self._dtype = dtype
         self._dynamics = model.dynamics(device)
         self._contexts = contexts.repeat_interleave(self._dynamics.particles_per_member, 0)
-        self._generator = torch.Generator(device)
+        self._generator: torch.Generator | None = torch.Generator(device)
         self._column = {int(agent): column for column, agent in enumerate(agents)}
         self._by_agent: dict[int, ContextNetwork] = {}
         self._all_columns = self._told(self._contexts)
@@ -52,15 +57,24 @@ class ContextSimulator(Simulator):
 
     @property
     def stochastic(self) -> bool:
-        return self._dynamics.log_variance_bounds is not None
+        return self._dynamics.log_variance_bounds is not None and self._generator is not None
+
+    def deterministic(self) -> ContextSimulator:
+        if not self.stochastic:
+            return self
+        other = copy.copy(self)
+        other._generator, other._by_agent = None, {}
+        other._all_columns = other._told(self._contexts)
+        return other
 
     @property
     def num_members(self) -> int:
         """P: members, or particles tied to them."""
         return self._dynamics.num_particles
 
-    def reseed(self, seed: int) -> None:
-        self._generator.manual_seed(seed)
+    def reseed(self, seed: int | np.random.Generator) -> None:
+        if self._generator is not None:
+            self._generator.manual_seed(seed if isinstance(seed, int) else int(seed.integers(_SEEDS)))
 
     def network(self, agent: int) -> ContextNetwork:
         """Return the network of an agent's index, or of an environment's number."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.collection.policies import rows_of_state
+from persim_gym.collection.policies import asked, rows_of_state
 from persim_gym.tasks import System, Task
 from persim_gym.types import BoolArray, FloatArray, IntArray, Policy
 
@@ -93,7 +93,7 @@ def run(
     for index in range(task.max_episode_steps if steps is None else steps):
         told: dict[str, Any] = {"running": running} if plans else {}
         begun = np.full(len(episodes), index == 0)
-        given, state = policy.predict(observations.astype(np.float32), state, begun, True, **told)
+        given, state = asked(policy, observations.astype(np.float32), state, begun, **told)
         # Copies, for what is yielded is kept: policies and systems may write to arrays of their own at every step.
         actions = np.array(task.executed(given, len(episodes)))
         next_observations = np.array(system.step(actions))

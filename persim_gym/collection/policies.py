@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym import storage
-from persim_gym.arguments import generator_of
+from persim_gym.arguments import as_array, generator_of, zero_to_one
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.tasks import Task, get_task, task_fields, task_of_file
 from persim_gym.tasks.action_bounds import unscale_actions
-from persim_gym.types import FloatArray, IntArray, Policy
+from persim_gym.types import BoolArray, FloatArray, IntArray, Policy
 
 _KIND = "policy"
 
@@ -54,7 +56,15 @@ class FunctionPolicy:
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True
     ) -> Any:
-        return np.asarray(self._function(observation)), None
+        actions = self._function(observation)
+        if isinstance(actions, tuple) and len(actions) == 2 and actions[1] is None:
+            raise InvalidArgumentError(
+                "the policy returned a pair, as predict() of Stable-Baselines3 does, and not actions: take the "
+                "first of it, lambda observations: model.predict(observations)[0]"
+            )
+        with suppress(ValueError):  # the check of actions says why
+            actions = as_array(actions)
+        return actions, None
 
 
 class MLPPolicy:
@@ -85,7 +95,7 @@ class MLPPolicy:
         """
         self.task = get_task(task)
         self.layers = [(np.asarray(weight, np.float32), np.asarray(bias, np.float32)) for weight, bias in layers]
-        self.epsilon = float(epsilon)
+        self.epsilon = zero_to_one("epsilon", epsilon)
         self.provenance = dict(provenance or {})
         sizes = (self.layers[0][0].shape[0], self.layers[-1][0].shape[1])
         if sizes != (self.task.observation_size, self.task.action_size):
@@ -192,6 +202,26 @@ def _check_takes_state(policy: Any) -> None:
             f"predict(observations, state, episode_start, deterministic=True) ({error}): let it take these and return "
             "actions and the state, or give a function of observations alone, lambda observations: …"
         ) from error
+
+
+def asked(policy: Policy, observations: FloatArray, state: Any, begun: BoolArray, **told: Any) -> tuple[Any, Any]:
+    """Return a policy's actions, still to be checked, and its state, or raise `InvalidArgumentError` for no such pair.
+
+    Args:
+        policy: as `as_policy` returned it.
+        observations: (B, D).
+        state: what it returned before, or None.
+        begun: (B,) whether an episode begins here.
+        **told: what else the policy takes.
+
+    """
+    answer = policy.predict(observations, state, begun, deterministic=True, **told)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise InvalidArgumentError(
+            f"predict of {type(policy).__name__} takes (observations, state, episode_start, deterministic=True), and "
+            f"so must return a pair, actions and the state or None; it returned {reprlib.repr(answer)}"
+        )
+    return answer
 
 
 def policy_name(policy: Any) -> str:

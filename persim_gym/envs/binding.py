@@ -22,8 +22,6 @@ from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
 
 ENSEMBLE_MODES = ("aggregate", "member", "posterior")
-SEEDS = 2**31
-"""Exclusive upper bound of the seeds that are drawn for stochastic simulators."""
 
 
 def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generator, count: int) -> FloatArray:

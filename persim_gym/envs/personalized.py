@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
+from persim_gym.envs.binding import bind, check_mode, draw_initial_observations, load
 from persim_gym.envs.caution import Caution
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.dynamics import LearnedDynamics
@@ -126,20 +126,20 @@ class PersonalizedEnv(TaskEnv):
 
     @cached_property
     def simulator(self) -> Simulator:
-        """The simulator behind the environment, for batches, rollouts and planners."""
+        """The simulator of the agent, for rollouts and planners; what these draw leaves episodes as they are."""
         return self.ensemble.simulator(self.agent, aggregate=self.aggregate)
 
     def _steppers(self) -> tuple[SingleStepper | _SimulatorStepper, MeanStepper | CompiledMeanStepper | None]:
         """Return what steps every member, and what steps their mean at once, where that is enough."""
         if not isinstance(self.ensemble, Ensemble):
-            return _SimulatorStepper(self.simulator), None
+            return _SimulatorStepper(self.ensemble.simulator(self.agent, aggregate=self.aggregate)), None
         network = fold(self.ensemble, self.agent)
         of_mean = self._mode == "aggregate" and self.aggregate == "mean" and MeanStepper.fits(network)
         return SingleStepper(network), mean_stepper(network) if of_mean else None
 
     def _begin(self, state: FloatArray | None) -> FloatArray:
-        if not isinstance(self.ensemble, Ensemble) and self.simulator.stochastic:
-            self.simulator.reseed(int(self.np_random.integers(SEEDS)))
+        if isinstance(self._stepper, _SimulatorStepper):
+            self._stepper.reseed(self.np_random)
         if self._mode != "aggregate":
             self._member = int(self.np_random.integers(self.ensemble.num_members))
         if self._mode == "posterior":
@@ -202,6 +202,10 @@ class _SimulatorStepper:
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
+
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Start the simulator's own random numbers anew, if it has any."""
+        self._simulator.reseed(rng)
 
     def changes(self, state: np.ndarray, action: int | np.ndarray) -> np.ndarray:
         """Return every member's predicted change (M, D) for a state (D,) and a checked action."""

@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space
 
 from persim_gym.arguments import array_or_object, whole_number
-from persim_gym.envs.binding import SEEDS, bind, check_mode, draw_initial_observations, load
+from persim_gym.envs.binding import bind, check_mode, draw_initial_observations, load
 from persim_gym.envs.caution import Caution
 from persim_gym.errors import (
     EpisodeOverError,
@@ -132,7 +132,11 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
         if uncertainty:
             known.known_posterior()
         self.ensemble, self.num_envs = known, num_envs
-        self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
+        self._stepping = known.simulator(agents=agents, aggregate=aggregate, device=device)
+        self.simulator = self._stepping
+        """The simulator of these agents, for batches and planners; what these draw leaves episodes as they are."""
+        if self._stepping.stochastic:
+            self.simulator = known.simulator(agents=agents, aggregate=aggregate, device=device)
         self.task = self.simulator.task
         self.max_episode_steps = step_limit(self.task, time_limit, max_episode_steps)
         self._uncertainty = uncertainty
@@ -147,7 +151,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             self._ended = np.zeros(num_envs, bool)
         except (MemoryError, ValueError) as error:  # NumPy's word for more than can be counted is ValueError
             raise OutOfMemoryError(f"out of memory ({error}); lower num_envs={num_envs}") from error
-        self._drawn = None if ensemble == "aggregate" else _DrawnMembers(known, self.simulator, num_envs, ensemble)
+        self._drawn = None if ensemble == "aggregate" else _DrawnMembers(known, self._stepping, num_envs, ensemble)
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
@@ -166,8 +170,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
 
         """
         super().reset(seed=self._single_seed(seed))
-        if self.simulator.stochastic:
-            self.simulator.reseed(int(self.np_random.integers(SEEDS)))
+        self._stepping.reseed(self.np_random)
         given = checked_options(options, ("state", "reset_mask"))
         mask = np.ones(self.num_envs, bool)
         if given.get("reset_mask") is not None:
@@ -195,7 +198,7 @@ class PersonalizedVectorEnv(gymnasium.vector.VectorEnv[np.ndarray, np.ndarray, n
             )
         actions = self.task.executed(actions, self.num_envs)
         before, resetting = self._observations, self._ended
-        model = self.simulator if self._drawn is None else self._drawn
+        model = self._stepping if self._drawn is None else self._drawn
         prediction = model.step(before, actions, uncertainty=self._uncertainty)
         after, diverged = self._within_space(before, prediction.next_observations)
         rewards = np.array(self.task.reward(before, actions, after), np.float64)  # a copy: both are written to below

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from persim_gym.arguments import whole_number
 from persim_gym.data.joining import joint_names
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.provenance import joint_provenance
@@ -155,7 +156,11 @@ def number_of_actions(log: Trajectories, task: Task | None, action_size: int | N
             f"the log names {'no task' if log.task is None else f'task {log.task!r}, which is not known here'}, so its "
             "number of actions is unknown: give task= or action_size="
         )
-    size = action_size if action_size is not None else task.action_size
+    size = task.action_size if action_size is None else whole_number("action_size", action_size)
+    if task is not None and size != task.action_size:
+        raise InvalidArgumentError(
+            f"action_size={size}, but task {task.name} has {task.action_size} actions: leave it out"
+        )
     if log.actions.max() >= size:
         raise InvalidArgumentError(f"action_size={size}, but the log has action {log.actions.max()}")
     return size

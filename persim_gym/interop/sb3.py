@@ -77,8 +77,8 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
         log: the trajectories, recorded or synthetic.
 
     Raises:
-        InvalidArgumentError: a model without a replay buffer, or with one too small, or with one that takes the next
-            row's observation for the next one (``optimize_memory_usage``).
+        InvalidArgumentError: a model without a replay buffer, or with too little room in it, or with one that takes
+            the next row's observation for the next one (``optimize_memory_usage``).
         InvalidDataError: the log's observations or actions are not those of the model's spaces.
 
     """
@@ -91,10 +91,11 @@ def fill_replay_buffer(model: Any, log: Trajectories) -> None:
             "make the model without it"
         )
     check_is_log(log)
-    if log.num_transitions > buffer.buffer_size * buffer.n_envs:
+    room = (buffer.buffer_size - buffer.size()) * buffer.n_envs
+    if log.num_transitions > room:
         raise InvalidArgumentError(
-            f"the log has {log.num_transitions} transitions, the replay buffer room for "
-            f"{buffer.buffer_size * buffer.n_envs}: make the model with a larger buffer_size"
+            f"the log has {log.num_transitions} transitions, the replay buffer room for {room} beside the "
+            f"{buffer.size() * buffer.n_envs} that it holds: make the model with a larger buffer_size"
         )
     # That of a log where `to_sb3_vec_env` rescales, below wrappers of any number.
     space = getattr(getattr(model.env, "unwrapped", None), "task_action_space", model.action_space)

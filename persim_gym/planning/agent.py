@@ -11,7 +11,7 @@ from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidSta
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.planning.cem import cross_entropy_method
 from persim_gym.planning.icem import improved_cross_entropy_method
-from persim_gym.planning.models import model_and_task
+from persim_gym.planning.models import checked_objective, model_and_task
 from persim_gym.planning.mppi import path_integral_control
 from persim_gym.planning.random_shooting import random_shooting
 from persim_gym.planning.search import ContinuousSearch, DiscreteSearch, Plan, Search
@@ -82,7 +82,7 @@ class MPCAgent:
         self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
         if self._propagation not in PROPAGATIONS:
             raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
-        self._objective = objective or self.task.objective
+        self._objective = checked_objective(objective) or self.task.objective
         self._rng = generator_of(seed)
         self._max_return = self._objective.largest_return(self.horizon)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.simulators.simulator import Simulator
-from persim_gym.tasks import System, Task
+from persim_gym.tasks import PlanningObjective, System, Task
 
 _NEUTRAL = (
     "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "Autoreset", "RecordEpisodeStatistics", "RecordVideo",
@@ -42,6 +42,15 @@ def model_and_task(model: Any, task: Task | None = None) -> tuple[Simulator | Sy
             "persim-gym, or a true system and task="
         )
     return source, found
+
+
+def checked_objective(objective: Any) -> PlanningObjective | None:
+    """Return what is to be maximized, None if nothing is given, or raise `InvalidArgumentError`."""
+    if objective is not None and not isinstance(objective, PlanningObjective):
+        raise InvalidArgumentError(
+            f"objective={objective!r} must be a persim_gym.tasks.PlanningObjective of a reward and a termination"
+        )
+    return objective
 
 
 def _without_wrappers(model: Any) -> Any:

@@ -108,4 +108,7 @@ def _checked_setting(name: str, value: Any, default: Any) -> Any:
         return _CHECKS[name](name, value)
     if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(default):
         raise InvalidArgumentError(f"{name}={value!r} must be a range, two numbers")
-    return tuple(_CHECKS[name](name, end) for end in value)
+    low, high = (_CHECKS[name](name, end) for end in value)
+    if low > high:
+        raise InvalidArgumentError(f"{name}={value!r} must be a range, the lower number first")
+    return low, high

@@ -17,7 +17,7 @@ import numpy as np
 
 from persim_gym.arguments import batch_of, finite_number, whole_number
 from persim_gym.errors import InvalidArgumentError, NonFiniteReturnError
-from persim_gym.planning.models import model_and_task
+from persim_gym.planning.models import checked_objective, model_and_task
 from persim_gym.simulators.simulator import Simulator
 from persim_gym.tasks import PlanningObjective, System, Task
 from persim_gym.tasks.rules import TerminationRisk
@@ -160,7 +160,7 @@ class ValueIterationAgent:
 
         Args:
             model: a simulator bound to one agent, an environment of this package, or a true system whose copies have
-                the same covariates.
+                the same covariates. Of a simulator that draws next states their means are planned with.
             task: only needed with a bare system.
             points: of the grid along each coordinate; by default some 90 000 in all.
             bounds: (low (D,), high (D,)) of the grid; by default the task's own or, where it names none, those of the
@@ -173,8 +173,8 @@ class ValueIterationAgent:
             max_sweeps: steps to plan ahead at most; by default the task's time limit.
 
         Raises:
-            InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large, a number out of its
-                range.
+            InvalidArgumentError: continuous actions, unknown bounds, a grid too small or too large, an objective that
+                is none, a number out of its range.
             NonFiniteReturnError: the model diverges, or the reward is not a finite number, somewhere on the grid.
 
         """
@@ -187,7 +187,7 @@ class ValueIterationAgent:
         self.value_function = value_iteration(
             simulated_step(source) if isinstance(source, Simulator) else true_step(source),
             num_actions=found.action_size,
-            objective=objective or PlanningObjective(found.reward, found.terminated),
+            objective=checked_objective(objective) or PlanningObjective(found.reward, found.terminated),
             grid=make_grid(found, points=points, bounds=bounds),
             discount=discount,
             tolerance=finite_number("tolerance", tolerance, 0),
@@ -200,6 +200,8 @@ class ValueIterationAgent:
         """Return the best actions for observations (E, D) or (D,), and None; the other arguments are not used."""
         given, single = batch_of(observation)
         observations = self.task.check_observations(given, "E", dtype=np.float64, finite=True)
+        if len(observations) == 0:
+            return np.zeros(0, np.int64), None
         actions = self.value_function.action_values(observations).argmax(axis=0)
         return (actions[0] if single else actions), None
 
@@ -243,7 +245,8 @@ def make_grid(
 
 
 def simulated_step(simulator: Simulator) -> StepFn:
-    """Return the step function of one agent's simulator: the aggregate of the members."""
+    """Return the step function of one agent's simulator: the aggregate of the members, of means where they draw."""
+    simulator = simulator.deterministic()
     if len(simulator.agents) != 1:
         raise InvalidArgumentError(f"value iteration plans for one agent; the simulator has {len(simulator.agents)}")
 

@@ -79,8 +79,14 @@ class Simulator(ABC):
         """Whether `network_of` takes states of several agents at once."""
         return False
 
-    def reseed(self, seed: int) -> None:  # noqa: B027 - those that are not stochastic have nothing to do
-        """Start the simulator's own random numbers anew, if it has any."""
+    def reseed(  # noqa: B027 - those that are not stochastic have nothing to do
+        self, seed: int | np.random.Generator
+    ) -> None:
+        """Start the simulator's own random numbers anew, if it has any, from a seed or from one that is drawn."""
+
+    def deterministic(self) -> Simulator:
+        """Return the simulator whose next states are the means of those that are drawn; itself if none are."""
+        return self
 
     def conditioned_on(self, observations: Any, actions: Any) -> Simulator:
         """Return the simulator for B episodes that began with observations (B, T + 1, D) and actions (B, T).

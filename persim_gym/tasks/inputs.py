@@ -104,8 +104,10 @@ class ChecksInputs:
     def check_states(self, states: Any, *leading: int | str) -> FloatArray:
         """Return states to begin in, given by a user, as an array of their own, float64 (*leading, D).
 
+        What is outside the observation space by rounding alone is brought back to its bound.
+
         Raises:
-            InvalidStateError: no finite numbers of this shape, or outside the observation space by more than rounding.
+            InvalidStateError: no numbers of this shape that float32 holds, or outside the observation space.
 
         """
         given = self.check_observations(states, *leading, dtype=np.float64, finite=True, name="state").copy()
@@ -118,7 +120,9 @@ class ChecksInputs:
                 f"{low[place[-1]]:.6g} to {high[place[-1]]:.6g} in task {self.name}'s observation_space: correct the "
                 "state, or widen the space"
             )
-        return given
+        with np.errstate(over="ignore"):
+            self.check_observations(given.astype(np.float32), *leading, finite=True, name="state")
+        return np.clip(given, low, high)
 
     def check_actions(self, actions: Any, *leading: int | str) -> np.ndarray:
         """Return actions given by a user or chosen by a policy as an array (*leading,) or (*leading, A).
