@@ -20,8 +20,14 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """Return a seed as an int if it is a whole number of at least 0; else raise `InvalidArgumentError`."""
-    return whole_number("seed", seed, least=0)
+    """Return a seed as an int below 2⁶³, which all libraries take, or raise `InvalidArgumentError`.
+
+    It is itself unless it is larger, as NumPy's own are.
+    """
+    given = whole_number("seed", seed, least=0)
+    if given < 2**63:
+        return given
+    return int(np.random.SeedSequence(given).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator_of(seed: Any) -> np.random.Generator:

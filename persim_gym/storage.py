@@ -22,6 +22,7 @@ CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
 """Of tables, which `persim_gym.interop.from_dataframe` reads."""
 JSON = "JSON"
 """What `content_of` says of records."""
+_RECORDS_HAVE = {"command", "provenance"}
 _CONTENTS = {"ensemble": "an ensemble", "trajectories": "a log"}
 _METADATA_KEY = "persim_gym"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -112,14 +113,19 @@ def content_name(kind: str) -> str:
 
 
 def content_of(path: Path) -> str:
-    """Say what a file holds: what `content_name` says of ours, a table by its name, JSON, or something else."""
+    """Say what a file holds: what `content_name` says of ours, a table by its name, records in JSON, or another."""
     kind = kind_of(path)
     if kind is not None:
         return content_name(kind)
     if is_table(path):
         return "a table"
     with open(path, "rb") as file:
-        return JSON if file.read(1) == b"{" else "something else"
+        text = file.read() if file.read(1) == b"{" else b""
+    try:
+        document = json.loads(b"{" + text)
+    except ValueError:
+        return "something else"
+    return JSON if _RECORDS_HAVE <= document.keys() else "other JSON than this command's"
 
 
 def check_replaceable(path: Path, content: str, content_of: Callable[[Path], str] = content_of) -> None:

@@ -59,7 +59,8 @@ def files(tmp_path, cart_pole_log):
     }
     for name, content in contents.items():
         content.save(tmp_path / name)
-    (tmp_path / "records").write_text(json.dumps({}))
+    (tmp_path / "records").write_text(json.dumps({"command": "persim-gym evaluate", "provenance": {}}))
+    (tmp_path / "notebook").write_text(json.dumps({"cells": ["an analysis"], "nbformat": 4}))
     (tmp_path / "table").write_text("a,b\n1,2\n")
     (tmp_path / "empty").write_text("")
     return tmp_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from persim_gym import storage
 from persim_gym.data.labels import NumberedLabels
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
 COLLECTED, SYNTHETIC = "a collected log", "a synthetic log"
 ENSEMBLE, RECORDS = storage.content_name("ensemble"), storage.JSON
@@ -46,10 +47,22 @@ def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
         storage.check_table_name(out)
     elif content != RECORDS:
         storage.check_name(out)
-    for path in inputs:
-        if path is not None and Path(path).exists() and out.exists() and out.samefile(path):
+    for given in inputs:
+        path = _file_of(given)
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise InvalidArgumentError(f"{out} is read, and would be overwritten: give another file to write to")
     storage.check_replaceable(out, content, _content)
+
+
+def _file_of(given: str | Path | None) -> Path | None:
+    """Return the file that is read where a file, or the name of a model, is given; None for other names."""
+    if given is None or Path(given).exists():
+        return None if given is None else Path(given)
+    from persim_gym.registration import model_file
+
+    with suppress(UnknownNameError):
+        return model_file(given)
+    return None
 
 
 def _content(path: Path) -> str:

@@ -43,10 +43,18 @@ def check_log(log: Trajectories, task: Task, *, rows: IntArray | None = None) ->
 
 
 def check_order(what: str, names: Sequence[Any], known: Sequence[str], task_name: str) -> None:
-    """Raise `InvalidDataError` if the names of columns are a task's, in another order."""
-    if list(names) != list(known) and set(names) == set(known) and len(names) == len(known):
+    """Raise `InvalidDataError` if the name of a column is that of another column of a task."""
+    names, known = list(names), list(known)
+    if len(names) != len(known) or names == known:
+        return
+    if set(names) == set(known):
+        raise InvalidDataError(f"{what}={names} are those of task {task_name} in another order: give {what}={known}")
+    moved = [place for place, name in enumerate(names) if name in known and known[place] != name]
+    if moved:
+        name = names[moved[0]]
         raise InvalidDataError(
-            f"{what}={list(names)} are those of task {task_name} in another order: give {what}={list(known)}"
+            f"{what}={names} has {name!r} in place {moved[0]}, where task {task_name} has {known[moved[0]]!r}: its "
+            f"{what} are {known}; give them in this order"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persim_gym import storage
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.user_warnings import warn_user
 
@@ -12,10 +13,17 @@ _MAX_UPDATES = 1000
 
 
 def checked_provenance(provenance: Any) -> dict[str, Any]:
-    """Return what a user says of where a log comes from, or raise `InvalidArgumentError` if it is no mapping."""
+    """Return what a user says of where a log comes from.
+
+    Raises:
+        InvalidArgumentError: it is no mapping, or holds what JSON cannot.
+
+    """
     if provenance is not None and not isinstance(provenance, Mapping):
         raise InvalidArgumentError(f"provenance={provenance!r} must be a dict, such as {{'source': {provenance!r}}}")
-    return dict(provenance or {})
+    found = dict(provenance or {})
+    storage.to_json(found)  # which says at once what no file could hold
+    return found
 
 
 def joint_provenance(provenances: Sequence[Mapping[str, Any]], *, always: bool = False) -> dict[str, Any]:

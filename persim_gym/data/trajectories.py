@@ -26,9 +26,11 @@ from persim_gym.data.validation import (
     check_finite,
     check_names,
     check_resolution,
+    column_names,
     covariate_rows,
     flags,
     numbers,
+    told_apart,
 )
 from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task
@@ -127,21 +129,27 @@ class Trajectories:
             covariates: (N, K) known properties of the agents, in the order of their labels.
             covariate_names: (K,) their names, none twice.
             task: what it is a log of; the log keeps its name.
-            observation_names: (D,), if they have names.
-            action_names: (A,), or the one name of discrete actions.
+            observation_names: (D,), if they have names; by default those of the columns, if observations are a data
+                frame, such as pandas'.
+            action_names: (A,), or the one name of discrete actions; by default as for observations.
             provenance: anything JSON can hold that says where the log comes from.
 
         Raises:
-            InvalidDataError: arrays that do not fit together, NaN or infinity, an agent without a transition, rows of
-                an episode that do not stand together.
+            InvalidDataError: arrays that do not fit together, NaN or infinity, numbers that float32 cannot tell apart,
+                an agent without a transition, rows of an episode that do not stand together, data frames whose columns
+                are in another order.
 
         """
+        observation_names = column_names("observation_names", observation_names, observations)
+        action_names = column_names("action_names", action_names, actions)
+        column_names("observation_names", observation_names, next_observations)
         given, observations = observations, numbers("observations", observations, 2)
         count = len(observations)
         if 0 in observations.shape:
             what = "transition" if count == 0 else "observation coordinate"
             raise InvalidDataError(f"the log has no {what}: observations have shape {observations.shape}")
         indices, labels = agent_indices(agents, agent_labels, count)
+        covariate_names = tuple(as_list("covariate_names", covariate_names, "names"))
         covariates = covariate_rows(covariates, covariate_names)
         ended = flags("terminated", terminated, count)
         cut = flags("truncated", truncated, count)
@@ -150,7 +158,7 @@ class Trajectories:
             "agents": indices,
             "observations": observations,
             "actions": action_column(actions, count),
-            "rewards": np.zeros(count, np.float32) if rewards is None else numbers("rewards", rewards, 1, count),
+            "rewards": np.zeros(count, np.float32) if rewards is None else told_apart("rewards", rewards, 1, count),
             "terminated": ended,
             "truncated": cut,
         }
@@ -167,10 +175,10 @@ class Trajectories:
             episode_starts=starts,
             agent_labels=labels,
             covariates=covariates,
-            covariate_names=tuple(covariate_names),
+            covariate_names=covariate_names,
             task=task.name if isinstance(task, Task) else task,
-            observation_names=tuple(as_list("observation_names", observation_names, "names")),
-            action_names=tuple(as_list("action_names", action_names, "names")),
+            observation_names=observation_names,
+            action_names=action_names,
             provenance=checked_provenance(provenance),
         )
         log._validate()
@@ -242,7 +250,13 @@ class Trajectories:
     @property
     def source(self) -> dict[str, Any]:
         """What the provenance of a model says of the log it was learned from."""
-        return {"data_digest": self.digest, "data": dict(self.provenance), "num_transitions": self.num_transitions}
+        names = {what: list(given) for what, given in self.given_names.items() if given}
+        return {
+            "data_digest": self.digest,
+            "data": dict(self.provenance),
+            "num_transitions": self.num_transitions,
+            **({"names": names} if names else {}),
+        }
 
     def agent_index(self, agent: int | str) -> int:
         """Return the index of an agent given by index (int) or label (str)."""

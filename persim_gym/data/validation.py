@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from persim_gym.arguments import as_array
+from persim_gym.arguments import as_array, as_list
 from persim_gym.data.labels import label_text
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _CHUNK = 1_000_000
 _LEAST_RESOLUTION = 4
 """Steps of float32 that a coordinate's usual change must span."""
+_LARGEST_BLUR = 0.1
+"""Of their deviation from the mean that the rounding of numbers to float32 may have."""
+_SAME = 1e-11
+"""Of the largest number: those that differ by less are the same, however they were computed."""
 _LEAST_CHANGE = 1e-6
 """Of a coordinate's largest change: less is the drift of a system at rest, which nobody needs to tell apart."""
 
@@ -41,6 +45,46 @@ def numbers(name: str, values: Any, axes: int, count: int | None = None) -> Floa
         raise InvalidDataError(f"{name} has {len(array)} rows, observations has {count}")
     check_finite(name, array, values)
     return array
+
+
+def told_apart(name: str, values: Any, axes: int, count: int) -> FloatArray:
+    """Return numbers as `numbers` does, or raise `InvalidDataError` where float32 blurs how they differ."""
+    kept, given = numbers(name, values, axes, count), np.asarray(values)
+    if given.dtype == np.float32:
+        return kept
+    exact = given.astype(np.float64)
+    deviation, error = exact.std(axis=0), np.abs(kept - exact).max(axis=0)
+    differ = np.ptp(exact, axis=0) > _SAME * np.abs(exact).max(axis=0)
+    blurred = np.flatnonzero(np.atleast_1d(differ & (error > _LARGEST_BLUR * deviation)))
+    if len(blurred):
+        column = int(blurred[0])
+        where, steps = f" coordinate {column}" if axes > 1 else "", np.atleast_1d(error)[column]
+        raise InvalidDataError(
+            f"{name}{where} of up to {np.abs(exact).max():.6g} deviate from their mean by "
+            f"{np.atleast_1d(deviation)[column]:.3g}, but float32, which logs are kept in, errs by {steps:.3g} there: "
+            "subtract an offset from them, or give them in another unit"
+        )
+    return kept
+
+
+def column_names(what: str, names: Any, values: Any) -> tuple[str, ...]:
+    """Return the names of columns, or those that a data frame has where none are given; () if there are none.
+
+    Raises:
+        InvalidArgumentError: a single name.
+        InvalidDataError: they are those of the data frame's columns in another order.
+
+    """
+    given = tuple(as_list(what, names, "names"))
+    columns = tuple(getattr(values, "columns", ()))
+    if not given:
+        return columns if all(isinstance(one, str) for one in columns) and len(set(columns)) == len(columns) else ()
+    if columns != given and set(columns) == set(given):
+        raise InvalidDataError(
+            f"a table with the columns {list(columns)} was given, but {what} are {list(given)}: give its columns in "
+            f"that order, table[{list(given)}]"
+        )
+    return given
 
 
 def _array(name: str, values: Any, wanted: str = "an array") -> np.ndarray:
@@ -106,7 +150,7 @@ def action_column(actions: Any, count: int) -> FloatArray | IntArray:
             f"actions of shape {array.shape} and type {array.dtype}: give integers for discrete actions, "
             "or shape (rows, action coordinates) for continuous ones"
         )
-    return numbers("actions", array, 2, count)
+    return told_apart("actions", array, 2, count)
 
 
 def agent_indices(agents: Any, labels: Sequence[Any] | None, count: int) -> tuple[IntArray, tuple[str, ...]]:

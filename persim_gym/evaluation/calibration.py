@@ -20,13 +20,12 @@ import torch
 
 from persim_gym.arguments import array_or_object, finite_number, generator_of, whole_number
 from persim_gym.data.labels import NumberedLabels, find_agent, find_listed
-from persim_gym.data.log_checks import check_log
 from persim_gym.data.parts import turns
 from persim_gym.data.segments import Segments, drawn_starts
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidActionError, InvalidArgumentError, InvalidDataError
 from persim_gym.factors.statistics import sufficient_statistics
-from persim_gym.model.dynamics import check_is_ensemble
+from persim_gym.model.dynamics import check_is_ensemble, check_log_of
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.simulators.factor_simulator import FactorSimulator
@@ -147,7 +146,7 @@ def calibrate(
     """
     draws, rng = whole_number("draws", draws, least=_LEAST_DRAWS), generator_of(seed)
     check_is_ensemble(ensemble)
-    check_log(trajectories, ensemble.task)
+    check_log_of(ensemble, trajectories)
     posterior = ensemble.known_posterior()
     if trajectories.digest == ensemble.provenance.get("data_digest"):
         warn_user(

@@ -16,7 +16,7 @@ from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingSta
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards, with_reward_posterior
 from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
-from persim_gym.model.dynamics import check_is_ensemble, check_same_covariates, known_agents, no_posterior
+from persim_gym.model.dynamics import check_is_ensemble, check_log_of, check_same_covariates, known_agents, no_posterior
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
 from persim_gym.model.normalizer import varies
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
@@ -118,7 +118,7 @@ def personalize(
     _check_knows_factors(ensemble)
     given = _by_label(covariates)
     if trajectories is not None:
-        check_log(trajectories, ensemble.task)
+        check_log_of(ensemble, trajectories)
         trajectories = with_task_covariates(trajectories, ensemble.task)
     labels = _newcomers(ensemble, trajectories, agents, given)
     values = _newcomers_covariates(ensemble, trajectories, labels, given)

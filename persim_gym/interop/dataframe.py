@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,15 +101,16 @@ def from_dataframe(
     if observations is None:
         changed = [name for name, default in _ROLES.items() if given[name] is not default and given[name] != default]
         roles = _known_roles(frame, changed)
-        return from_dataframe(
+        log = from_dataframe(
             frame,
             gaps=gaps,
             task=roles["task"] if task is None else task,
             provenance=roles["provenance"] if provenance is None else provenance,
             **roles["columns"],
         )
+        return replace(log, **{what: tuple(names) for what, names in roles.get("names", {}).items()})
     for role in ("agent", "episode", "time", "reward", "terminated", "truncated"):
-        one_column(role, given[role])
+        one_column(frame, role, given[role])
     single = _is_column(frame, action)
     moves = [action] if single else list(action)
     if not moves:
@@ -175,14 +177,14 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     """Return a log as a data frame with one row a step; `from_dataframe` gives it back bit for bit.
 
     The columns are agent, episode, step, the names of observations and actions, reward, the observations' names after
-    "next", terminated, truncated, and the covariates. A column "synthetic" marks a synthetic log. For a CSV
-    file, which keeps no attributes, ``frame.attrs["persim_gym"]["columns"]`` are the arguments to read it with.
+    "next", terminated, truncated, and the covariates. A column "synthetic" marks a synthetic log. A name that is taken
+    becomes "observation step", "action step" or "covariate step". For a CSV file, which keeps no attributes,
+    ``frame.attrs["persim_gym"]["columns"]`` are the arguments to read it with.
 
     Args:
         log: the trajectories.
         observation_names: (D,); by default those of the log or of its task, or "observation 0", …. The actions' are
-            found alike, and are otherwise "action", or "action 0", …. "step" becomes "observation step", and so does
-            what else is another column's name.
+            found alike, and are otherwise "action", or "action 0", ….
 
     Raises:
         MissingExtraError: pandas is not installed.
@@ -191,7 +193,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     """
     pandas = import_pandas()
     check_is_log(log)
-    names, moves = _names(log, observation_names)
+    names, moves, covariates = _names(log, observation_names)
     actions = moves[0] if log.discrete else moves
     columns: dict[str, Any] = {
         "observations": names,
@@ -204,7 +206,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         "next_observations": [f"next {name}" for name in names],
         "terminated": "terminated",
         "truncated": "truncated",
-        "covariates": list(log.covariate_names) if log.covariates is not None else [],
+        "covariates": covariates,
     }
     lengths = log.episode_lengths
     labels = np.array([*log.agent_labels, None], object)[:-1]  # an object array, however long the labels are
@@ -220,7 +222,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         ("truncated", np.asarray(log.truncated)),
     ]
     if log.covariates is not None:
-        parts += zip(log.covariate_names, np.asarray(log.covariates)[log.agents].T, strict=True)
+        parts += zip(covariates, np.asarray(log.covariates)[log.agents].T, strict=True)
     if log.provenance.get("synthetic"):
         parts.append((_SYNTHETIC, np.full(log.num_transitions, str(log.provenance["synthetic"]))))
     used = [name for name, _ in parts]
@@ -228,7 +230,15 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         twice = next(name for name in used if used.count(name) > 1)
         raise InvalidArgumentError(f"two columns would be named {twice!r}: give other observation_names")
     frame = pandas.DataFrame(dict(parts))
-    frame.attrs[_ATTRIBUTE] = {"columns": columns, "task": log.task, "provenance": dict(log.provenance)}
+    own = {**log.given_names, "covariate_names": log.covariate_names}
+    if observation_names is not None:
+        own["observation_names"] = tuple(names)
+    frame.attrs[_ATTRIBUTE] = {
+        "columns": columns,
+        "names": {what: list(one) for what, one in own.items()},
+        "task": log.task,
+        "provenance": dict(log.provenance),
+    }
     return frame
 
 
@@ -260,9 +270,8 @@ def _texts(columns: Iterable[Any]) -> tuple[str, ...]:
     return names if all(isinstance(name, str) for name in names) else ()
 
 
-def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the names of the observations and of the actions, whoever has them; a name that is taken says whose."""
-    taken = (*_OWN_COLUMNS, *log.covariate_names)
+def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of observations, actions and covariates, whoever has them; a name that is taken says whose."""
     size = log.observations.shape[1]
     usual = usual_names(size, None if log.discrete else log.actions.shape[1])
     found = {what: list(names) for what, names in usual.items()}
@@ -272,12 +281,14 @@ def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], l
         raise InvalidArgumentError(f"observation_names has {len(given)} names for {size} coordinates")
     for names in (known, log.given_names, asked):
         found |= {what: list(own) for what, own in names.items() if len(own) == len(found[what])}
+    covariates = [] if log.covariates is None else list(log.covariate_names)
+    taken = {*_OWN_COLUMNS, *covariates}
+    states, moves = found["observation_names"], found["action_names"]
     if given is None:
-        found["observation_names"] = [
-            f"observation {one}" if one in taken else one for one in found["observation_names"]
-        ]
-    found["action_names"] = [f"action {one}" if one in taken else one for one in found["action_names"]]
-    return found["observation_names"], found["action_names"]
+        states = [f"observation {one}" if one in taken else one for one in states]
+    moves = [f"action {one}" if one in taken else one for one in moves]
+    others = {*_OWN_COLUMNS, *states, *(f"next {one}" for one in states), *moves}
+    return states, moves, [f"covariate {one}" if one in others else one for one in covariates]
 
 
 def _without_single_rows(columns: dict[str, Any], starts: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

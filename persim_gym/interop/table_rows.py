@@ -41,7 +41,7 @@ class TableRows:
                     f"leave it out or, if these are no agents, drop the column, table.drop(columns={agent!r})"
                 )
             named = [single_agent] * len(frame)
-        elif agent not in frame.columns:
+        elif agent not in frame.columns.tolist():
             raise InvalidDataError(
                 f"the table has no column {agent!r} of agents; name it with agent=, or give single_agent='its label' "
                 f"if all rows are of one agent. It has {', '.join(map(repr, frame.columns))}"
@@ -61,8 +61,10 @@ class TableRows:
         self._episodes = np.zeros(len(frame), np.int64)
         if episode is not None:
             self._episodes = import_pandas().factorize(column_of(frame, episode))[0]
-        order = [name for name in (agent, episode, time) if name in frame.columns]
+        order = [name for name in (agent, episode, time) if name in frame.columns.tolist()]
         self._hint = f"sort them first, table.sort_values({order}, kind='stable')"  # else equal keys lose their order
+        several = "if another episode begins there, name a column that tells an agent's episodes apart, episode=; else "
+        self._or_episode = "" if episode is not None else several
 
     def episode_starts(
         self, terminated: str | None, truncated: str | None, clock: Clock | None, *, split: bool, with_last: bool
@@ -114,8 +116,8 @@ class TableRows:
         """
         steps = np.where(inner, clock.steps, 1.0)
         for wrong, message in (
-            (steps == 0, "two rows have the same time; drop one of them or take their mean"),
-            (steps < 0, f"rows are out of order; {self._hint}"),
+            (steps == 0, f"two rows have the same time; {self._or_episode}drop one of them or take their mean"),
+            (steps < 0, f"rows are out of order; {self._or_episode}{self._hint}"),
         ):
             self._refuse(wrong, clock.column, message)
         commonest = clock.commonest(inner)
@@ -169,7 +171,7 @@ def column_of(frame: Any, name: str, spare: np.ndarray | None = None, hint: str 
 
     The error of one with missing values says what to do: ``hint``, if given.
     """
-    if name not in frame.columns:
+    if name not in frame.columns.tolist():  # the index itself also has the names of whole levels
         raise InvalidDataError(f"the table has no column {name!r}; it has {', '.join(map(repr, frame.columns))}")
     if list(frame.columns).count(name) > 1:
         raise InvalidDataError(f"the table has several columns {name!r}: rename all but one")
@@ -205,7 +207,14 @@ def numbers(
         column = column_of(frame, name, spare, hint)
         if column.dtype.kind not in "fiub":
             raise InvalidDataError(_no_number(name, column))
-        columns.append(column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64))
+        values = column.to_numpy(np.float32 if column.dtype == np.float32 else np.float64)
+        wrong = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
+        if len(wrong):
+            raise InvalidDataError(
+                f"column {name!r} holds {values[wrong[0]]:g} in row {wrong[0]} ({len(wrong)} such rows), which is "
+                "infinite or too large for float32: correct it, or make it missing"
+            )
+        columns.append(values)
     return np.stack(columns, axis=1) if columns else np.zeros((len(frame), 0), np.float32)
 
 
@@ -261,9 +270,9 @@ def flags(frame: Any, name: str, spare: np.ndarray | None = None) -> np.ndarray:
     return column.astype(bool) & there
 
 
-def one_column(role: str, name: Any) -> None:
-    """Raise `InvalidArgumentError` if a list is given where a role has one column."""
-    if isinstance(name, (list, tuple)):
+def one_column(frame: Any, role: str, name: Any) -> None:
+    """Raise `InvalidArgumentError` if a list is given where a role has one column, whose name may be a tuple."""
+    if isinstance(name, (list, tuple)) and name not in frame.columns.tolist():
         raise InvalidArgumentError(f"{role}={name!r} must be the name of one column, such as {role}={name[0]!r}")
 
 

@@ -14,6 +14,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray
+from persim_gym.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from persim_gym.model.outcomes import Outcome
@@ -112,7 +113,7 @@ def known_agents(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
 
     """
     check_is_ensemble(ensemble)
-    check_log(log, ensemble.task)
+    check_log_of(ensemble, log)
     index = {label: place for place, label in enumerate(ensemble.agent_labels)}
     strangers = [label for label in log.agent_labels if label not in index]
     if strangers:
@@ -123,6 +124,26 @@ def known_agents(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
     agents = np.array([index[label] for label in log.agent_labels], np.int64)
     check_same_covariates(ensemble, log, agents)
     return agents
+
+
+def check_log_of(ensemble: LearnedDynamics, log: Trajectories) -> None:
+    """Raise `InvalidDataError` if a log does not fit a model's task.
+
+    Warns of a log of another task, and of one whose columns have other names than the task's and than those of the log
+    that the model was trained on.
+    """
+    task = ensemble.task
+    check_log(log, task)
+    if log.task not in (None, task.name):
+        warn_user(f"the log is of task {log.task!r}, and is taken for one of {task.name!r}, which the model is of")
+    trained = ensemble.provenance.get("names") or {}
+    for what, names in log.given_names.items():
+        known = [tuple(one) for one in (task.given_names[what], trained.get(what, ())) if one]
+        if names and known and names not in known:
+            warn_user(
+                f"{what}={list(names)} are taken for {list(known[-1])}, which the model was trained on: if these are "
+                "the same quantities, name them alike; if not, the log tells the model nothing"
+            )
 
 
 def check_same_covariates(ensemble: LearnedDynamics, log: Trajectories, agents: IntArray | slice) -> None:
