@@ -7,8 +7,10 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from persim_gym import PerSimConfig, baselines, fit
+from persim_gym.arguments import checked_seed
 from persim_gym.baselines.cadm_config import CaDMConfig
 from persim_gym.baselines.morel import MOReLConfig
 from persim_gym.errors import InvalidArgumentError
@@ -80,3 +82,11 @@ def test_settings_can_be_copied_and_pickled(config):
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == dataclasses.replace(config) == config
     assert type(config)(**dataclasses.asdict(config)) == config and config.with_changes() == config
     assert all(type(value) in (int, float, bool, str, tuple, type(None)) for value in vars(config).values())
+
+
+def test_seeds_of_any_size():
+    """Those that all libraries take are themselves; NumPy's own, of 128 bits, become one."""
+    assert checked_seed(0) == 0 and checked_seed(2**63 - 1) == 2**63 - 1
+    large = checked_seed(2**127 + 1), checked_seed(2**127 + 2)
+    assert large[0] != large[1] and all(0 <= one < 2**63 for one in large)
+    torch.Generator().manual_seed(large[0])

@@ -191,3 +191,33 @@ def test_columns_in_another_order_or_of_other_names_are_refused(log, tmp_path):
         ward(action_names=("a", "b"))
     with pytest.raises(errors.InvalidArgumentError, match="two observations or actions named 'x'"):
         ward(observation_names=("x", "y"), action_names=("x",))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ensemble, log: persim_gym.log_error(ensemble, log, horizon=2),
+        lambda ensemble, log: persim_gym.update(ensemble, log),
+        lambda ensemble, log: persim_gym.personalize(ensemble, replace(log, agent_labels=("new", "newer", "newest"))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the model was trained on this very log", "ignore:the model has learned from these")
+@pytest.mark.filterwarnings("ignore:the ensemble was trained on 3 agents")
+def test_a_model_is_not_silent_about_other_columns(log, call):
+    """A column of another's name is refused, another name and another task are told."""
+    ensemble = learned(log, ward())
+    call(ensemble, log)
+    with pytest.raises(errors.InvalidDataError, match="has 'step' in place 0, where task Ward has 'glucose'"):
+        call(ensemble, replace(log, observation_names=("step", "insulin")))
+    with pytest.warns(RuntimeWarning, match=r"\['age', 'step'\] are taken for \['glucose', 'step'\]"):
+        call(ensemble, replace(log, observation_names=("age", "step")))
+    with pytest.warns(RuntimeWarning, match="the log is of task 'Insulin', and is taken for one of 'Ward'"):
+        call(ensemble, replace(log, task="Insulin"))
+
+
+@pytest.mark.filterwarnings("ignore:the model was trained on this very log")
+def test_the_names_that_a_model_was_trained_with_are_its_own(log):
+    """Where a task brings others, as built-in ones do, the user has said once that these are the same."""
+    ensemble = learned(log, ward(observation_names=("blood sugar", "count")))
+    assert ensemble.task.observation_names == ("blood sugar", "count")
+    persim_gym.log_error(ensemble, log, horizon=2)

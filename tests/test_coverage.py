@@ -27,6 +27,20 @@ def single_steps(agents, misses, *, deviation=0.1, task=None):
     )
 
 
+def test_a_clock_is_covered():
+    """A coordinate that always changes alike errs by rounding, and its intervals are as wide as that."""
+    ensemble = walkers(spread=1e-4, noise=0.1)
+    time = np.float32(0.1) * np.arange(31, dtype=np.float32)
+    states = np.stack([np.zeros(31), time], axis=1)
+    log = persim_gym.Trajectories.from_arrays(
+        agents=["1"] * 30, observations=states[:-1], actions=np.ones(30, int), next_observations=states[1:]
+    )
+    normalizer = replace(ensemble.normalizer, change_mean=np.array([0.0, 0.1]), change_scale=np.array([1.0, 0.0]))
+    clock = replace(ensemble, normalizer=normalizer)
+    for row in interval_coverage(clock, log, horizons=(1, 10, 20), levels=(0.95,)):
+        assert row.by_coordinate[1] == pytest.approx(1) and 0 < row.width[1] < 1e-4
+
+
 def test_all_agents_count_alike():
     """Agent 0 is missed in one of ten steps, agent 2 in one of two: together in 30 %. The other coordinate stays."""
     ensemble = walkers(spread=1e-4, noise=0.1)

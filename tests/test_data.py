@@ -1,6 +1,7 @@
 """`Trajectories`: made from a user's arrays, selected, joined, written and read."""
 
 import dataclasses
+import datetime
 
 import numpy as np
 import pytest
@@ -375,3 +376,47 @@ def test_numpys_numbers_go_into_files(log, tmp_path):
     assert Trajectories.load(tmp_path / "log").provenance == {"rows": 5, "means": [1.0, 1.0]}
     with pytest.raises(errors.InvalidArgumentError, match="cannot be kept in a file"):
         dataclasses.replace(log, provenance={"who": object()}).save(tmp_path / "log")
+
+
+def small(**changes):
+    columns = {
+        "agents": ["x"] * 4,
+        "observations": np.array([[1.0, 10], [2, 20], [3, 30], [4, 40]]),
+        "actions": [0, 1, 0, 1],
+        "next_observations": np.array([[2.0, 20], [3, 30], [4, 40], [5, 50]]),
+    }
+    return Trajectories.from_arrays(**{**columns, **changes})
+
+
+def test_a_data_frame_names_its_columns_itself():
+    """And its columns are never taken for others."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(small().observations, columns=["a", "b"])
+    assert small(observations=frame).observation_names == ("a", "b")
+    assert small(observations=frame, observation_names=["one", "two"]).observation_names == ("one", "two")
+    following = pandas.DataFrame(small().next_observations, columns=["a", "b"])
+    for changes in (
+        {"observations": frame, "next_observations": following[["b", "a"]]},
+        {"observations": frame, "observation_names": ["b", "a"]},
+    ):
+        with pytest.raises(errors.InvalidDataError, match=r"columns \['.', '.'\] was given, but observation_names are"):
+            small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("column", "numbers"),
+    [("rewards", [2e9, 2e9 + 1, 2e9, 2e9 + 3]), ("rewards", [1e-50, 3e-50, 0, 0]), ("actions", 2e9 + np.eye(4)[:, :1])],
+)
+def test_numbers_that_float32_cannot_tell_apart(column, numbers):
+    with pytest.raises(errors.InvalidDataError, match=f"{column}.* but float32, which logs are kept in, errs by"):
+        small(**{column: numbers})
+    assert small(rewards=[1 / 3] * 4).rewards.tolist() == [np.float32(1 / 3)] * 4
+    assert small(rewards=[1e6, 1e6 + 1, 1e6 - 1, 1e6]).rewards.std() > 0
+
+
+def test_what_no_file_could_hold_is_refused_at_once():
+    """Before hours of training are spent on the log."""
+    with pytest.raises(errors.InvalidArgumentError, match=r"datetime.date\(2026, 1, 31\), a date, cannot be kept"):
+        small(provenance={"extracted": datetime.date(2026, 1, 31)})
+    with pytest.raises(errors.InvalidArgumentError, match="covariate_names='age' must be a list of names"):
+        small(covariates=[[40.0]], covariate_names="age")

@@ -20,6 +20,7 @@ from support import (
 import persim_gym
 from persim_gym import errors, nearest_agents, personalize, refit_factors, update
 from persim_gym.factors import inference, statistics
+from persim_gym.factors.refit import refit_in_turns
 from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
 from persim_gym.tasks import Task
@@ -114,6 +115,16 @@ def linear_population(agents, count, *, spread, noise, seed):
         np.full(agents, count),
     )
     return factors, sums
+
+
+@pytest.mark.parametrize("size", [1.0, 0.1, 0.01, 1e-4])
+def test_it_does_not_matter_how_small_the_factors_begin(size):
+    """As they are where training was cut short."""
+    factors, sums = linear_population(60, 20, spread=0.3, noise=0.1, seed=0)
+    prior = Prior.estimate(sums, np.full((1, 60, 3), size), np.ones(2, bool))
+    means, _ = FactorPosterior.of(prior, sums).moments(range(60))
+    np.testing.assert_allclose(np.sqrt(prior.noise[0]), 0.1, rtol=0.1)
+    assert np.sqrt(((means[0] - factors) ** 2).mean()) < 0.03
 
 
 def test_agents_that_are_nearly_alike_are_found_to_be():
@@ -495,6 +506,25 @@ def test_what_a_bound_cuts_short_is_left_out():
     assert statistics.usable_rows(ensemble, log, np.array([0, 3])).tolist() == [3]
     free = replace(ensemble, config=SMALL)
     assert statistics.usable_rows(free, log, None).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_who_is_only_seen_ending_on_a_bound_keeps_its_factors(all_of_them):
+    """Its transitions do not say by how much it would have gone on, and the mean of all others is not it."""
+    config = SMALL.with_changes(clip_states=True, refit_factors=True, refit_rounds=2)
+    ensemble = random_ensemble("MountainCar", config, num_agents=2)
+    high = ensemble.task.observation_space.high[0]
+    before = np.random.default_rng(0).uniform(-0.5, 0.3, (40, 2)) * [1, 0.1]
+    after = before + [0.01, 0.0]
+    after[: 40 if all_of_them else 20, 0] = high
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(["agent 0", "agent 1"], 20), observations=before, actions=[0, 1] * 20,
+        next_observations=after, episode_starts=np.arange(40), task="MountainCar",
+    )  # fmt: skip
+    refitted = refit_in_turns(ensemble, log, rounds=2)
+    moved = np.abs(refitted.agent_factors() - ensemble.agent_factors()).max(axis=(0, 2))
+    assert moved[0] == 0 and (moved[1] == 0) == all_of_them
+    assert refitted.posterior.num_transitions.tolist() == [0, 0 if all_of_them else 20]
 
 
 def test_a_bound_of_whole_numbers_cuts_nothing_short():

@@ -605,12 +605,39 @@ def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
     design = (design - reward.output_mean) / reward.output_scale
     targets = (log.rewards - reward.output_mean) / reward.output_scale
     prior = reward.posterior.prior
-    penalty, noise = np.linalg.inv(prior.covariance[member]), ensemble.provenance["reward_rmse"] / reward.output_scale
-    mean = ensemble.outcomes["reward"].factors()[member].mean(0)
-    precision = penalty + design.T @ design / noise**2
-    expected = np.linalg.solve(precision, penalty @ mean + design.T @ targets / noise**2)
+    penalty, noise, mean = np.linalg.inv(prior.covariance[member]), prior.noise[member, 0], prior.mean[member]
+    precision = penalty + design.T @ design / noise
+    expected = np.linalg.solve(precision, penalty @ mean + design.T @ targets / noise)
     np.testing.assert_allclose(reward_factors(grown, "eve")[member, 0], expected, rtol=1e-3, atol=1e-4)
     assert reward.posterior.num_transitions[-1] == log.num_transitions
+
+
+def test_the_noise_of_rewards_is_what_their_factors_do_not_explain(ensemble):
+    """The error on rows held out also has that of the factors, which the posterior counts by itself."""
+    reward = ensemble.outcomes["reward"]
+    noise = np.sqrt(reward.posterior.prior.noise[:, 0]) * reward.output_scale
+    columns = own_log()
+    left = []
+    for agent in range(3):
+        own = columns.select([agent])
+        told = ensemble.simulator(agent).task.reward(own.observations, own.actions, own.next_observations)
+        left.append(told - own.rewards)
+    left = np.concatenate(left)
+    assert (noise < 2 * left.std()).all() and (noise > 0.2 * left.std()).all()
+
+
+@pytest.mark.filterwarnings("ignore:task Glucose leaves", "ignore:the learned")
+def test_a_log_of_which_every_row_ends_an_episode():
+    """One decision an agent and visit: there is nothing by which ends could be told apart."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(60, 2))
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(["a", "b", "c"], 20), observations=states, actions=rng.integers(3, size=60),
+        next_observations=states + 0.1, rewards=rng.normal(size=60), terminated=np.ones(60, bool),
+    )  # fmt: skip
+    learned = persim_gym.fit(log, task=own_task(), config=CONFIG, epochs=2, progress=False)
+    assert "termination_skill" not in learned.provenance and learned.provenance["terminations_missed"] == 0
+    assert learned.simulator(0).task.terminated.probability(states).min() > 0.5
 
 
 def test_an_outcome_of_other_agents(ensemble):

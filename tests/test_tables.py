@@ -358,3 +358,50 @@ def test_what_to_do_about_missing_values_depends_on_the_column(table):
         from_dataframe(table, observations=["x"], covariates=["age"])
     with pytest.raises(errors.InvalidDataError, match="column 'note' has no value in any row: leave it out"):
         from_dataframe(table, observations=["x"], reward="note")
+
+
+def test_an_agent_who_comes_back_may_begin_another_episode(table):
+    """Sorting by time would mix the two, and the advice does not begin with it."""
+    twice = pandas.concat([table[table.agent == "a"]] * 2, ignore_index=True)
+    with pytest.raises(errors.InvalidDataError, match="out of order; if another episode begins there, .* episode="):
+        from_dataframe(twice, observations=["x"], time="step")
+    with pytest.raises(errors.InvalidDataError, match="same time; if another episode begins there, name .* episode="):
+        from_dataframe(twice.sort_values("step", kind="stable"), observations=["x"], time="step")
+    twice["visit"] = [0] * 6 + [1] * 6
+    assert from_dataframe(twice, observations=["x"], time="step", episode="visit").num_episodes == 2
+    twice.loc[8, "step"] = 0
+    with pytest.raises(errors.InvalidDataError, match="out of order; sort them first"):
+        from_dataframe(twice, observations=["x"], time="step", episode="visit")
+
+
+@pytest.mark.parametrize(("column", "value"), [("x", np.inf), ("y", 1e39), ("age", -np.inf)])
+def test_infinite_numbers_are_in_the_tables_row(table, column, value):
+    """Also below rows that a gap leaves out, and for a property of an agent."""
+    table["age"] = 40.0
+    table.loc[0, "step"] = -5
+    table.loc[7, column] = value
+    with pytest.raises(errors.InvalidDataError, match=rf"column '{column}' holds .* in row 7 \(1 such rows\)"):
+        from_dataframe(table, observations=["x", "y"], time="step", gaps="split", covariates=["age"])
+
+
+def test_covariates_named_like_a_column_of_ours(table):
+    """They come back by their own names, and so do observations."""
+    named = table.rename(columns={"x": "step", "step": "hour"}).assign(reward=40.0)
+    log = from_dataframe(named, observations=["step"], covariates=["reward"])
+    frame = to_dataframe(log)
+    assert {"observation step", "covariate reward", "next observation step"} <= set(frame)
+    again = from_dataframe(frame)
+    assert (again.observation_names, again.covariate_names) == (("step",), ("reward",))
+    assert Trajectories.concatenate([log, again]).observation_names == ("step",)
+
+
+def test_columns_of_several_levels():
+    """Any column may be named by a tuple; the name of a whole level is no column."""
+    columns = pandas.MultiIndex.from_tuples([("id", "patient"), ("v", "glucose"), ("v", "dose")])
+    frame = pandas.DataFrame([["p", 1.0, 0], ["p", 2.0, 1], ["p", 3.0, 1]], columns=columns)
+    roles = {"observations": [("v", "glucose")], "action": ("v", "dose")}
+    log = from_dataframe(frame, agent=("id", "patient"), **roles)
+    assert log.agent_labels == ("p",) and log.actions.tolist() == [0, 1]
+    for wrong in ({**roles, "agent": "id"}, {**roles, "agent": ("id", "patient"), "observations": ["v"]}):
+        with pytest.raises(errors.InvalidDataError, match="the table has no column '(id|v)'"):
+            from_dataframe(frame, **wrong)

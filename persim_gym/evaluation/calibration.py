@@ -203,7 +203,17 @@ def _predict(
             np.tile(observations, (draws, 1)), np.tile(actions, times), disturb=_noise(ensemble, draws, rng)
         )
         paths = paths.reshape(-1, draws, rows, *paths.shape[2:])
-        return paths.mean(axis=(0, 1), dtype=np.float64), paths.std(axis=(0, 1), dtype=np.float64)
+        centre, deviation = (one(axis=(0, 1), dtype=np.float64) for one in (paths.mean, paths.std))
+        return centre, np.maximum(deviation, _rounding(observations, centre))
+
+
+def _rounding(observations: FloatArray, means: FloatArray) -> FloatArray:
+    """Return what float32 may round away from states (B, D) on their way to means (B, H, D).
+
+    A coordinate that always changes alike has no other error, and without one its intervals would have no width.
+    """
+    largest = np.maximum(np.abs(observations)[:, None], np.abs(means))
+    return np.finfo(np.float32).eps * largest * np.arange(1, means.shape[1] + 1)[:, None]
 
 
 def _noise(ensemble: Ensemble, draws: int, rng: np.random.Generator) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -46,7 +46,8 @@ def refit_factors(
         trajectories: of exactly the ensemble's agents.
         rows: (n,) of the transitions to use; by default all.
         replace_factors: whether the factors become the posterior means. Otherwise they stay as training left them, as
-            in the paper, and the posterior serves newcomers and intervals only.
+            in the paper, and the posterior serves newcomers and intervals only. So do in any case those of an agent
+            whose transitions all end on a bound of the observation space, which cuts short what they would say.
         device: to compute on.
 
     Raises:
@@ -76,7 +77,10 @@ def refit_factors(
     if not replace_factors:
         return known
     from_log = {key: value for key, value in ensemble.provenance.items() if key != BY_COVARIATES}
-    return _with_posterior_means(replace(known, provenance=from_log), np.arange(ensemble.num_agents))
+    with_rows = np.unique(trajectories.agents if rows is None else trajectories.agents[rows])
+    silent = np.setdiff1d(with_rows, np.flatnonzero(posterior.num_transitions))
+    told = np.setdiff1d(np.arange(ensemble.num_agents), silent)
+    return _with_posterior_means(replace(known, provenance=from_log), told)
 
 
 def personalize(

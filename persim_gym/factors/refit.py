@@ -82,6 +82,8 @@ def refit_state_head(
     """
     used = usable_rows(ensemble, trajectories, rows)
     parameters = {name: np.array(array) for name, array in ensemble.parameters.items()}
+    if len(used) == 0:  # every transition ends on a bound
+        return replace(ensemble, posterior=None, calibration=None)
     with torch.inference_mode(), limited_threads(ensemble.config.state_hidden):
         for member in range(ensemble.num_members):
             change = _solve(ensemble.with_members([member]), trajectories, used, resolve_device(device))

@@ -21,10 +21,6 @@ from persim_gym.threads import limited_threads
 from persim_gym.types import IntArray
 
 _BATCH = 512
-_NOISE, _LEAST_NOISE = 0.1, 1e-3
-"""Deviation of rewards from the model, in deviations of the log's: where no held-out rows told it, and the smallest."""
-_LEAST_VARIANCE = 0.01
-"""Smallest variance of the factors in any direction, relative to the mean one: a few agents do not show all."""
 
 
 def with_reward_posterior(
@@ -32,7 +28,7 @@ def with_reward_posterior(
 ) -> Ensemble:
     """Return the ensemble with the posterior of its reward's factors, given the log it was trained on.
 
-    The prior has mean and covariance of the factors there are, unless there is one already. The factors stay.
+    Prior and noise are those that make the rewards most likely, unless there are some already. The factors stay.
 
     Args:
         ensemble: one whose reward was not learned, or is common to all agents, stays as it is.
@@ -44,8 +40,12 @@ def with_reward_posterior(
     if not _tells_rewards(ensemble, log):
         return ensemble
     outcome = ensemble.outcomes["reward"]
-    prior = _prior(ensemble) if outcome.posterior is None else outcome.posterior.prior
-    posterior = FactorPosterior.of(prior, _statistics(ensemble, log, rows, device=device))
+    statistics = _statistics(ensemble, log, rows, device=device)
+    if outcome.posterior is None:
+        prior = Prior.estimate(statistics, outcome.factors(), np.array([True]))
+    else:
+        prior = outcome.posterior.prior
+    posterior = FactorPosterior.of(prior, statistics)
     return _with_reward(ensemble, replace(outcome, posterior=posterior))
 
 
@@ -81,20 +81,6 @@ def _tells_rewards(ensemble: Ensemble, log: Trajectories) -> bool:
 
 def _with_reward(ensemble: Ensemble, outcome: Outcome) -> Ensemble:
     return replace(ensemble, outcomes={**ensemble.outcomes, "reward": outcome})
-
-
-def _prior(ensemble: Ensemble) -> Prior:
-    """Return the distribution of the reward's factors among the ensemble's agents, and the noise of rewards."""
-    outcome = ensemble.outcomes["reward"]
-    factors = outcome.factors()
-    mean = factors.mean(1)
-    centred = factors - mean[:, None]
-    covariance = np.einsum("mni,mnj->mij", centred, centred) / factors.shape[1]
-    size = np.maximum(np.einsum("mii->m", covariance) / factors.shape[2], 1e-12)
-    covariance += _LEAST_VARIANCE * size[:, None, None] * np.eye(factors.shape[2])
-    scale = float(outcome.output_scale[0])
-    noise = max(ensemble.provenance.get("reward_rmse", _NOISE * scale) / scale, _LEAST_NOISE)
-    return Prior(mean, covariance, np.full((len(mean), 1), noise**2), num_agents=factors.shape[1])
 
 
 def _statistics(

@@ -234,7 +234,7 @@ def _estimate_member(
 ) -> _Estimate:
     """Return the prior and the noise that make the statistics most likely."""
     grams, products, squares = statistics.grams[member], statistics.products[member], statistics.squares[member]
-    means = np.asarray(factors[member], np.float64)
+    means = _rescaled(np.asarray(factors[member], np.float64), grams, products, squares)
     total = max(int(statistics.counts.sum()), 1)
     size = max(float((means**2).mean()), _TINY) * np.eye(means.shape[1])
     mean_squares = squares.sum(0) / total
@@ -266,6 +266,18 @@ def _estimate_member(
         if iteration + 1 >= _LEAST_ITERATIONS and _change(before, found) < _CONVERGED:
             break
     return found
+
+
+def _rescaled(factors: FloatArray, grams: FloatArray, products: FloatArray, squares: FloatArray) -> FloatArray:
+    """Return factors (N, r) times the number with which they explain the changes best.
+
+    Those of a training that was cut short are too small, and expectation maximization takes long to make them larger.
+    """
+    weights = 1 / np.maximum(squares.sum(0), _TINY)  # coordinates differ in size
+    explained = np.einsum("ndi,ni,d->", products, factors, weights)
+    size = np.einsum("ndij,ni,nj,d->", grams, factors, factors, weights, optimize=True)
+    scale = explained / size if size > 0 else 1.0
+    return factors * (scale if np.isfinite(scale) and scale > 1 else 1.0)
 
 
 def _change(before: _Estimate, after: _Estimate) -> float:

@@ -172,14 +172,13 @@ def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArr
     rows = np.arange(trajectories.num_transitions) if rows is None else rows
     columns = DeviceLog.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
     parameters = on_device(ensemble.parameters, torch.device("cpu"))
-    scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float32)
+    scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float64)
     members = ensemble.num_members
     total = torch.zeros(members + 1, trajectories.observations.shape[1], dtype=torch.float64)
     for states, agents, actions, changes in columns.batches(torch.as_tensor(rows), members):
-        errors = predict(parameters, states, agents, actions) - changes
-        errors = torch.cat([errors, errors.mean(0, keepdim=True)]) * scale[:, None]
-        total += errors.square().sum(2)
-    return (total / len(rows)).numpy()
+        errors = (predict(parameters, states, agents, actions) - changes).double()
+        total += torch.cat([errors, errors.mean(0, keepdim=True)]).square().sum(2)
+    return (total / len(rows) * scale**2).numpy()
 
 
 @dataclass

@@ -210,8 +210,9 @@ def outcome_errors(
             errors["terminations_missed"] = float(np.mean(~said[true]))
             problem = _Problem.of(log, task, "terminated", rows)
             frequency = float(np.mean(np.asarray(log.terminated)[kept]))
-            loss = float(problem.losses(outcomes["terminated"]).mean())
-            errors["termination_skill"] = 1 - loss / problem.constant_loss(frequency)
+            loss, constant = float(problem.losses(outcomes["terminated"]).mean()), problem.constant_loss(frequency)
+            if constant > 0:  # else every row ends an episode, and there is nothing to tell apart
+                errors["termination_skill"] = 1 - loss / constant
         errors["terminations_false"] = float(np.mean(said[~true])) if not true.all() else 0.0
     return errors
 
