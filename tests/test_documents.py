@@ -35,6 +35,7 @@ def readme_blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:agent 'p-17' takes .* of its simulated steps where")  # as the README says
 def test_readme_python_runs_in_order(tmp_path, monkeypatch):
     """Every Python block runs, each after those before it; Stable-Baselines3's where that is installed."""
     pytest.importorskip("pandas")
