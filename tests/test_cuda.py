@@ -18,7 +18,7 @@ from persim_gym.config import get_config
 from persim_gym.devices import resolve_device
 from persim_gym.planning import MPCAgent
 from persim_gym.rollouts import simulated_returns
-from persim_gym.training.fit import one_step_errors
+from persim_gym.training.errors import one_step_errors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

@@ -12,7 +12,7 @@ import persim_gym
 from persim_gym import Ensemble, errors, storage
 from persim_gym.data.labels import NumberedLabels
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.training.fit import one_step_errors
+from persim_gym.training.errors import one_step_errors
 
 ENSEMBLES = ("cart_pole", "mountain_car", "half_cheetah")
 

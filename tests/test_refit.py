@@ -11,7 +11,7 @@ import persim_gym
 from persim_gym import errors, refit_factors
 from persim_gym.factors import refit
 from persim_gym.factors.refit import refit_in_turns, refit_state_head
-from persim_gym.training.fit import one_step_errors
+from persim_gym.training.errors import one_step_errors
 
 CASES = [(task, config) for task in ("CartPole", "HalfCheetah") for config in (SMALL, SKIPPING, DEEP_SKIPPING)]
 

@@ -19,7 +19,7 @@ from persim_gym.baselines import fit_joint
 from persim_gym.config import CONFIGS, RANKS, get_config
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.training import trainer
-from persim_gym.training.fit import one_step_errors
+from persim_gym.training.errors import one_step_errors
 from persim_gym.training.preparation import split
 
 TINY = PerSimConfig(rank=3, state_hidden=(8,), num_members=2, epochs=4, batch_size=64, normalize=False)

@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from persim_gym.arguments import one_of
 from persim_gym.data.labels import AgentIndex
 from persim_gym.errors import InvalidArgumentError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
@@ -16,7 +17,7 @@ from persim_gym.factors.inference import personalize
 from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.registration import model_file
-from persim_gym.simulators.aggregation import check_aggregate
+from persim_gym.simulators.aggregation import AGGREGATES
 from persim_gym.tasks import Task, known_tasks
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
@@ -39,9 +40,8 @@ def draw_initial_observations(ensemble: LearnedDynamics, rng: np.random.Generato
 
 def check_mode(ensemble: str, aggregate: str) -> None:
     """Raise InvalidArgumentError if there is no such mode or aggregate, or the mode would ignore the aggregate."""
-    check_aggregate(aggregate)
-    if ensemble not in ENSEMBLE_MODES:
-        raise InvalidArgumentError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLE_MODES)}")
+    one_of("aggregate", aggregate, AGGREGATES)
+    one_of("ensemble", ensemble, ENSEMBLE_MODES)
     if ensemble != "aggregate" and aggregate != "mean":
         raise InvalidArgumentError(
             f"ensemble={ensemble!r} follows one member, and aggregate={aggregate!r} combines all: give only one of them"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.arguments import one_of
 from persim_gym.data.log_checks import check_log, check_order
 from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
@@ -95,8 +96,7 @@ def from_dataframe(
     """
     given = dict(locals())
     pandas = import_pandas()
-    if gaps not in GAPS:
-        raise InvalidArgumentError(f"gaps={gaps!r} must be one of {', '.join(GAPS)}")
+    one_of("gaps", gaps, GAPS)
     frame, origin = read_table(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
     if observations is None:
         changed = [name for name, default in _ROLES.items() if given[name] is not default and given[name] != default]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import array_or_object, batch_of, generator_of, truth_values, whole_number
+from persim_gym.arguments import array_or_object, batch_of, generator_of, one_of, truth_values, whole_number
 from persim_gym.errors import EpisodeOverError, InvalidArgumentError, InvalidStateError, NonFiniteReturnError
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.planning.cem import cross_entropy_method
@@ -79,9 +79,8 @@ class MPCAgent:
         self._planner = _find_planner(self.task, planner)
         self.horizon = whole_number("horizon", self._planner.horizon if horizon is None else horizon)
         self._plan = self._planner.with_settings(settings)
-        self._propagation = propagation or ("per_member" if self.task.discrete else "mean_state")
-        if self._propagation not in PROPAGATIONS:
-            raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
+        usual = "per_member" if self.task.discrete else "mean_state"
+        self._propagation = one_of("propagation", usual if propagation is None else propagation, PROPAGATIONS)
         self._objective = checked_objective(objective) or self.task.objective
         self._rng = generator_of(seed)
         self._max_return = self._objective.largest_return(self.horizon)

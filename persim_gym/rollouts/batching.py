@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.errors import InvalidArgumentError
+from persim_gym.arguments import one_of
 from persim_gym.rollouts.loops import column_returns, group_returns, mean_state_returns, tensor_returns
 from persim_gym.rollouts.pruning import MembersFn, best_of_members, worth_pruning
 from persim_gym.simulators.aggregation import aggregated
@@ -50,8 +50,7 @@ def simulated_returns(
             of their rollouts is left out; by default on a GPU, which is slow at many small products.
 
     """
-    if propagation not in PROPAGATIONS:
-        raise InvalidArgumentError(f"propagation={propagation!r} must be one of {', '.join(PROPAGATIONS)}")
+    one_of("propagation", propagation, PROPAGATIONS)
     goal = simulator.task.objective if objective is None else objective
     agents = np.broadcast_to(simulator.agents, len(observations))
     starts = np.asarray(observations, np.float32)

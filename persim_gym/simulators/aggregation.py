@@ -7,16 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from persim_gym.errors import InvalidArgumentError
 from persim_gym.types import FloatArray
 
 AGGREGATES = ("mean", "median")
-
-
-def check_aggregate(aggregate: str) -> None:
-    """Raise `InvalidArgumentError` if there is no such aggregate."""
-    if aggregate not in AGGREGATES:
-        raise InvalidArgumentError(f"aggregate={aggregate!r} must be one of {', '.join(AGGREGATES)}")
 
 
 def aggregated(members: Any, aggregate: str) -> Any:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.arguments import one_of
 from persim_gym.devices import resolve_device
 from persim_gym.errors import InvalidArgumentError, InvalidStateError
 from persim_gym.memory import explain_out_of_memory
-from persim_gym.simulators.aggregation import aggregated, check_aggregate
+from persim_gym.simulators.aggregation import AGGREGATES, aggregated
 from persim_gym.simulators.networks.interfaces import CpuNetwork, MemberNetwork
 from persim_gym.tasks import Task
 from persim_gym.threads import limited_threads
@@ -47,7 +48,7 @@ class Simulator(ABC):
             InvalidArgumentError: no agent, or an unknown aggregate or device.
 
         """
-        check_aggregate(aggregate)
+        one_of("aggregate", aggregate, AGGREGATES)
         if len(agents) == 0:
             raise InvalidArgumentError("a simulator needs at least one agent")
         self.task = task

@@ -14,9 +14,7 @@ from persim_gym.types import FloatArray
 class GymnasiumRenderer:
     """Draws a state by putting one of Gymnasium's environments into it."""
 
-    def __init__(
-        self, env_id: str, render_mode: str, put: Callable[[Any, FloatArray], None], extra: str, **env_options: Any
-    ) -> None:
+    def __init__(self, env_id: str, render_mode: str, put: Callable[[Any, FloatArray], None], extra: str) -> None:
         """Make the environment.
 
         Args:
@@ -24,13 +22,12 @@ class GymnasiumRenderer:
             render_mode: "rgb_array" or "human".
             put: sets the unwrapped environment to an observation (D,).
             extra: the extra of persim-gym that brings what the renderer needs.
-            **env_options: passed to `gymnasium.make`.
 
         """
         self._put = put
         self._extra = extra
         try:
-            self._env: Any = gymnasium.make(env_id, render_mode=render_mode, **env_options).unwrapped
+            self._env: Any = gymnasium.make(env_id, render_mode=render_mode).unwrapped
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             raise MissingExtraError("the renderer's library", extra) from error
         self._env.reset(seed=0)

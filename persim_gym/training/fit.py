@@ -22,7 +22,7 @@ from persim_gym.data.log_warnings import (
     warn_of_terminal_flags,
 )
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.devices import on_device, resolve_device, with_torch_defaults
+from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.factors.inference import refit_factors
 from persim_gym.factors.refit import refit_in_turns
@@ -30,22 +30,19 @@ from persim_gym.factors.rewards import with_reward_posterior
 from persim_gym.memory import explain_out_of_memory
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.ensemble import Ensemble
-from persim_gym.model.factorization import predict
-from persim_gym.model.normalizer import Normalizer, varies
+from persim_gym.model.normalizer import Normalizer
 from persim_gym.model.parameters import parameter_shapes
 from persim_gym.tasks import Task, warn_of_another_task
 from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
+from persim_gym.training.errors import familiar_disagreement, one_step_errors, relative_error
 from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes, warn_of_few_ends
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split, warn_of_rounding
 from persim_gym.training.selection import best_members
 from persim_gym.training.trainer import DeviceLog, Trainer
-from persim_gym.types import FloatArray, IntArray
+from persim_gym.types import IntArray
 from persim_gym.user_warnings import warn_user
-
-_UNFAMILIAR = 0.01
-"""Part of a log's own rows that may count as unfamiliar; each coordinate has an equal share of it."""
 
 
 @with_torch_defaults
@@ -110,20 +107,7 @@ def fit(
 
     """
     log, task = prepared(trajectories, task)
-    check_rewards_known(log, task)
-    untried = untried_actions(log, task)
-    warn_of_jumps(log, task)
-    warn_of_terminal_flags(log, task)
-    warn_of_long_episodes(log, task)
-    warn_of_rounding(log, task)
-    warn_of_rewards(log, task)
-    warn_of_few_ends(log, task)
-    warn_of_another_task(task)
-    if isinstance(rank, int) and rank > log.num_agents:
-        warn_user(
-            f"rank={rank} is more than the {log.num_agents} agents of the log, which cannot differ in so many ways; a "
-            "rank of at most their number learns as much, in less time",
-        )
+    untried = _checked(log, task, rank)
     candidates = _candidates(get_config(config, task.name).with_changes(**changes), rank, epochs)
     seed = checked_seed(seed)
     kept, held_out = split(log.num_transitions, below_one("validation_fraction", validation_fraction), seed)
@@ -149,36 +133,23 @@ def fit(
     return learned
 
 
-def familiar_disagreement(ensemble: Ensemble, trajectories: Trajectories) -> list[float]:
-    """Return the members' disagreement (D,) that at most 1 % of a log's rows exceed, in any of their coordinates."""
-    columns = DeviceLog.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
-    parameters = on_device(ensemble.parameters, torch.device("cpu"))
-    every = torch.arange(trajectories.num_transitions)
-    found = [
-        predict(parameters, states, agents, actions).std(0, correction=0)
-        for states, agents, actions, _ in columns.batches(every, ensemble.num_members)
-    ]
-    share = _UNFAMILIAR / len(found[0])
-    limits = np.quantile(torch.cat(found, dim=1).numpy(), 1 - share, axis=1, method="higher")
-    rounding = np.finfo(np.float32).eps * np.abs(trajectories.observations).max(axis=0)  # of simulated states
-    return (limits * ensemble.normalizer.change_scale + rounding).tolist()
-
-
-def one_step_errors(ensemble: Ensemble, trajectories: Trajectories, rows: IntArray | None = None) -> np.ndarray:
-    """Return the squared one-step error (M + 1, D), in squared units of the observation, averaged over some rows.
-
-    The first M rows are the members', the last is that of their mean prediction.
-    """
-    rows = np.arange(trajectories.num_transitions) if rows is None else rows
-    columns = DeviceLog.of(trajectories, ensemble.task, ensemble.normalizer, torch.device("cpu"))
-    parameters = on_device(ensemble.parameters, torch.device("cpu"))
-    scale = torch.tensor(ensemble.normalizer.change_scale, dtype=torch.float64)
-    members = ensemble.num_members
-    total = torch.zeros(members + 1, trajectories.observations.shape[1], dtype=torch.float64)
-    for states, agents, actions, changes in columns.batches(torch.as_tensor(rows), members):
-        errors = (predict(parameters, states, agents, actions) - changes).double()
-        total += torch.cat([errors, errors.mean(0, keepdim=True)]).square().sum(2)
-    return (total / len(rows) * scale**2).numpy()
+def _checked(log: Trajectories, task: Task, rank: int | str | None) -> list[int]:
+    """Warn of all that a log may lack or hold that training makes no simulators of; return the actions never tried."""
+    check_rewards_known(log, task)
+    untried = untried_actions(log, task)
+    warn_of_jumps(log, task)
+    warn_of_terminal_flags(log, task)
+    warn_of_long_episodes(log, task)
+    warn_of_rounding(log, task)
+    warn_of_rewards(log, task)
+    warn_of_few_ends(log, task)
+    warn_of_another_task(task)
+    if isinstance(rank, int) and rank > log.num_agents:
+        warn_user(
+            f"rank={rank} is more than the {log.num_agents} agents of the log, which cannot differ in so many ways; a "
+            "rank of at most their number learns as much, in less time",
+        )
+    return untried
 
 
 @dataclass
@@ -223,7 +194,7 @@ class _Runs:
         standardized = errors[:-1] / ensemble.normalizer.change_divisor**2
         return ensemble, {
             "validation_loss": float(standardized.mean()),
-            "validation_error": _relative_error(errors[-1], self.log),
+            "validation_error": relative_error(errors[-1], self.log),
             "validation_rmse": float(np.sqrt(errors[-1].mean())),  # of little use where coordinates differ in units
         }
 
@@ -328,14 +299,3 @@ def _memory_advice(config: PerSimConfig) -> str:
         f"lower batch_size={config.batch_size}, num_members={config.num_members}, "
         f"num_candidates={config.num_candidates} or state_hidden={config.state_hidden}"
     )
-
-
-def _relative_error(squared: FloatArray, log: Trajectories) -> float:
-    """Return the root mean over coordinates of squared errors (D,) / variance of the change: 1 for its mean.
-
-    A coordinate whose change does not vary is left out; not a number if none does.
-    """
-    states = np.asarray(log.observations, np.float64)
-    changes = np.asarray(log.next_observations, np.float64) - states
-    differ = varies(changes, states)
-    return float(np.sqrt(np.mean(squared[differ] / changes[:, differ].var(0)))) if differ.any() else float("nan")
