@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -274,7 +275,7 @@ def _map(path: Path, name: str, entry: Mapping[str, Any], start: int) -> np.ndar
         begin, end = (int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path}: the entry of array {name!r} is damaged") from error
-    if begin < 0 or end - begin != dtype.itemsize * int(np.prod(shape)):
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != dtype.itemsize * math.prod(shape):
         raise FileFormatError(f"{path}: the entry of array {name!r} is damaged")
     if begin == end:
         return np.zeros(shape, dtype)

@@ -517,7 +517,7 @@ UNKNOWN, NOT_LISTED = ([99], "no agent 99"), (99, r"(agents|label)=99 must be a 
 BAD = [
     *((name, SEEDED, seed, f"seed={seed!r} must be a whole") for name in SEEDED for seed in (-1, 1.5, True, "one")),
     *((name, LISTED, *bad) for name in LISTED for bad in (UNKNOWN, NOT_LISTED, ("x", "='x' must be a list"),
-      ([0, 0], r"agents=\[0, 0\] must .* none twice"), ([], r"agents=\[\] must name at least one"))),
+      ([0, 0], r"agents=\[0, 0\] must .* none twice: 0 is"), ([], r"agents=\[\] must name at least one"))),
     *((name, ROWS, *UNKNOWN) for name in ROWS if name != "personalize"),
     *((name, ROWS, *NOT_LISTED) for name in ("Ensemble.simulator", "personalize", "plot_agents")),
     ("forecast", ROWS, [0, 1], r"agents=\[0, 1\] must be one agent, or 1, one for each observation"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from persim_gym import Trajectories, errors, storage
+from persim_gym.data.labels import find_listed
 from persim_gym.tasks import get_task
 
 COLUMNS = ("agents", "observations", "actions", "rewards", "next_observations", "terminated", "truncated")
@@ -420,3 +421,18 @@ def test_what_no_file_could_hold_is_refused_at_once():
         small(provenance={"extracted": datetime.date(2026, 1, 31)})
     with pytest.raises(errors.InvalidArgumentError, match="covariate_names='age' must be a list of names"):
         small(covariates=[[40.0]], covariate_names="age")
+
+
+def test_many_agents_are_found_by_label():
+    """In the order given; a long list is not printed when one is named twice."""
+    labels = [f"m{place}" for place in range(3000)]
+    log = small(agents=[0, 1, 2, 3], agent_labels=labels[:4])
+    assert log.select(["m3", "m0"]).agent_labels == ("m3", "m0")
+    assert find_listed(labels[::-1], labels).tolist() == list(range(3000))[::-1]
+    with pytest.raises(
+        errors.InvalidArgumentError, match="must name at least one agent, and none twice: 'm7' is"
+    ) as told:
+        find_listed([*labels, "m7"], labels)
+    assert len(str(told.value)) < 300
+    with pytest.raises(errors.UnknownNameError, match="no agent is labelled 'm3000'"):
+        find_listed(["m1", "m3000"], labels)

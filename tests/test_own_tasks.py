@@ -20,6 +20,7 @@ from persim_gym.baselines.morel import fit_morel
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
 from persim_gym.model import outcomes
 from persim_gym.tasks import Covariate, find_task
+from persim_gym.tasks.task_files import import_task
 from persim_gym.training.outcomes import OutcomeLearner
 from persim_gym.training.preparation import split
 from persim_gym.training.trainer import Trainer
@@ -928,3 +929,13 @@ def test_a_learned_reward_that_has_diverged_is_told(monkeypatch):
         persim_gym.fit(
             own_log(episodes=6), task=own_task(), config=CONFIG.with_changes(epochs=1), refit=False, progress=False
         )
+
+
+def test_a_module_that_fails_names_itself(tmp_path, monkeypatch):
+    """Its own error is told, and which reference led there."""
+    (tmp_path / "broken_task.py").write_text("raise RuntimeError('no license')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        errors.PerSimError, match=r"from 'broken_task:TASK' \(RuntimeError: no license\): make the module"
+    ):
+        import_task("broken_task:TASK")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from support import random_ensemble
 
 import persim_gym
 from persim_gym import errors, storage
@@ -224,3 +225,29 @@ def test_kinds_of_files(path):
     assert storage.kind_of(path) == "thing" and storage.kind_of(path.with_name("none")) is None
     path.write_text("{}")
     assert storage.kind_of(path) is None
+
+
+def with_header(path, change):
+    """Write a file again with its entries changed."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    entries = json.loads(raw[8 : 8 + length])
+    change(entries)
+    header = json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entries: entries["agent.weight"].update(dtype="I32"),
+        lambda entries: entries["agent.weight"].update(shape=[2**32, 2**32], data_offsets=[0, 0]),
+        lambda entries: entries["agent.weight"].update(shape=[-2, -30, 2]),
+    ],
+)
+def test_entries_that_say_something_else(tmp_path, change):
+    """The bytes are as they were written; what they are taken for is not."""
+    random_ensemble("CartPole").save(tmp_path / "model.persim")
+    with_header(tmp_path / "model.persim", change)
+    with pytest.raises(errors.FileFormatError, match=r"model\.persim.*agent.weight.*"):
+        persim_gym.load(tmp_path / "model.persim")

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from support import SMALL, keep_checkpoints, keep_often, walk_dynamics, walk_task
+from support import SMALL, interrupt_after, keep_checkpoints, keep_often, walk_dynamics, walk_task
 from test_gradients import paper_loss
 
 import persim_gym
-from persim_gym import PerSimConfig, Task, Trajectories, devices, errors, fit, storage
+from persim_gym import PerSimConfig, Task, Trajectories, devices, errors, fit, get_task, storage
 from persim_gym.baselines import fit_joint
 from persim_gym.config import CONFIGS, RANKS, get_config
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.training import trainer
+from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.errors import one_step_errors
 from persim_gym.training.preparation import split
 
@@ -546,3 +547,46 @@ def test_a_log_from_a_file_is_trained_on_without_a_warning(tmp_path, run_python)
         "small = {'epochs': 1, 'num_members': 2, 'num_candidates': 0, 'refit_rounds': 0, 'state_hidden': (4, 4)}\n"
         "persim_gym.fit(log, normalize=True, rank=2, validation_fraction=0, progress=False, **small)"
     )
+
+
+def interrupted(log, path, monkeypatch, **settings):
+    """Leave a checkpoint beside a path, and return its file."""
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            fit(log, config=TINY, validation_fraction=0, checkpoint=path, progress=False, **settings)
+    return next(path.parent.glob("*.part"))
+
+
+def spoil_a_bit(raw):
+    return raw[:-9] + bytes([raw[-9] ^ 1]) + raw[-8:]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [spoil_a_bit, lambda raw: raw[:-100], lambda raw: raw.replace(b"seconds", b"sekonds"), lambda raw: b"nothing"],
+)
+def test_no_training_goes_on_from_a_damaged_checkpoint(log, tmp_path, monkeypatch, spoil):
+    """However little of it is damaged; what to do is said."""
+    file = interrupted(log, tmp_path / "model.persim", monkeypatch)
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(errors.FileFormatError, match="training cannot go on from .* delete it, and it begins again"):
+        fit(log, config=TINY, validation_fraction=0, checkpoint=tmp_path / "model.persim", progress=False)
+
+
+def test_two_trainings_of_one_checkpoint_name(log, tmp_path):
+    """The one that writes second goes on without, says so, and leaves the first one's file where it is."""
+    run = SimpleNamespace(state=lambda: {"w": torch.ones(3)}, progress=lambda: {"epoch": 1}, resume=pytest.fail)
+    settings = {"device": torch.device("cpu"), "config": {}}
+    first, second = (
+        Checkpoint.of(tmp_path / "model", log, get_task("CartPole"), seed=seed, **settings) for seed in (1, 2)
+    )
+    for checkpoint in (first, second):
+        checkpoint.resume(run)  # neither finds anything
+    first.write(run)
+    with pytest.warns(RuntimeWarning, match="without a checkpoint: .* is that of another training run, which began"):
+        second.write(run)
+    second.remove()
+    assert storage.read_document(first.path, "checkpoint")["seed"] == 1
+    first.remove()
+    assert list(tmp_path.iterdir()) == []

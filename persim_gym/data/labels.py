@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -74,10 +75,12 @@ def find_agent(agent: int | str, labels: Sequence[str]) -> AgentIndex:
     return index
 
 
-def _find(agent: int | str, labels: Sequence[str]) -> AgentIndex:
-    """Return the index of an agent without a warning."""
+def _find(agent: int | str, labels: Sequence[str], places: Mapping[str, int] | None = None) -> AgentIndex:
+    """Return the index of an agent without a warning; ``places``, if given, are those of all labels."""
     if isinstance(agent, str):
-        if agent in labels:
+        if places is not None and agent in places:
+            return AgentIndex(places[agent])
+        if places is None and agent in labels:
             return AgentIndex(labels.index(agent))
         few = ", ".join(repr(label) for label in labels[:5])
         raise UnknownNameError(f"no agent is labelled {agent!r}; labels are {few}{', …' if len(labels) > 5 else ''}")
@@ -134,8 +137,12 @@ def find_listed(agents: Any, labels: Sequence[str], *, name: str = "agents", dis
 
     """
     given = as_list(name, agents, "indices or labels")
-    indices = np.array([_find(one, labels) for one in given], np.int64)
+    several = sum(isinstance(one, str) for one in given) > 1 and not isinstance(labels, NumberedLabels)
+    places = {label: place for place, label in enumerate(labels)} if several else None
+    indices = np.array([_find(one, labels, places) for one in given], np.int64)
     _warn_of_labels(given, labels)
     if distinct and (len(given) == 0 or len(np.unique(indices)) < len(given)):
-        raise InvalidArgumentError(f"{name}={given!r} must name at least one agent, and none twice")
+        _, first = np.unique(indices, return_index=True)
+        twice = "" if len(given) == 0 else f": {given[np.setdiff1d(np.arange(len(given)), first)[0]]!r} is"
+        raise InvalidArgumentError(f"{name}={reprlib.repr(given)} must name at least one agent, and none twice{twice}")
     return indices

@@ -10,7 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.policies import as_policy, policy_name
-from persim_gym.data.labels import AgentIndex
+from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.generation import generate
 from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
@@ -119,22 +119,37 @@ def simulated_policy_returns(
     name = policy_name(policy)
     unfamiliar = _unfamiliar(ensemble, together, device)
     _warn_of_unfamiliar(together.agent_labels, unfamiliar)
-    rows = []
-    for agent, label in enumerate(together.agent_labels):
-        returns = _returns_of(together, label)
-        row = SimulatedReturn(
+    by_member = [
+        dict(zip(log.agent_labels, map(np.mean, _by_agent(log, log.episode_returns)), strict=True)) for log in alone
+    ]
+    lengths, ends = (_by_agent(together, column) for column in (together.episode_lengths, _terminated(together)))
+    return [
+        SimulatedReturn(
             agent=label,
             policy=name,
             mean=float(returns.mean()),
             std=float(returns.std()),
-            members=tuple(float(_returns_of(log, label).mean()) for log in alone),
-            length=float(together.episode_lengths[together.episode_agents == agent].mean()),
-            terminated=float(together.terminated[together.agents == agent].sum() / len(returns)),
+            members=tuple(float(means.get(label, np.nan)) for means in by_member),
+            length=float(lengths[agent].mean()),
+            terminated=float(ends[agent].mean()),
             unfamiliar=unfamiliar[agent],
             episodes=len(returns),
         )
-        rows.append(row)
-    return rows
+        for agent, (label, returns) in enumerate(
+            zip(together.agent_labels, _by_agent(together, together.episode_returns), strict=True)
+        )
+    ]
+
+
+def _by_agent(log: Trajectories, values: np.ndarray) -> list[np.ndarray]:
+    """Return what belongs to the episodes (E,) of a log, agent by agent."""
+    order = np.argsort(log.episode_agents, kind="stable")
+    return np.split(values[order], np.cumsum(np.bincount(log.episode_agents, minlength=log.num_agents))[:-1])
+
+
+def _terminated(log: Trajectories) -> np.ndarray:
+    """Return which episodes (E,) terminate."""
+    return np.asarray(log.terminated[log.episode_ends - 1])
 
 
 def _unfamiliar(ensemble: LearnedDynamics, log: Trajectories, device: str) -> list[float]:
@@ -142,12 +157,11 @@ def _unfamiliar(ensemble: LearnedDynamics, log: Trajectories, device: str) -> li
     limits = ensemble.provenance.get("familiar_disagreement")
     if limits is None or not isinstance(ensemble, Ensemble) or ensemble.num_members < 2:
         return [float("nan")] * log.num_agents
-    shares = []
-    for agent, label in enumerate(log.agent_labels):
-        own, simulator = log.agents == agent, ensemble.simulator(label, device=device)
-        disagreement = simulator.step(log.observations[own], log.actions[own]).disagreement
-        shares.append(float((disagreement > np.asarray(limits)).any(axis=1).mean()))
-    return shares
+    found = find_listed(log.agent_labels, ensemble.agent_labels)
+    simulator = ensemble.simulator(agents=list(map(AgentIndex, found[log.agents])), device=device)
+    beyond = (simulator.step(log.observations, log.actions).disagreement > np.asarray(limits)).any(axis=1)
+    counts = np.bincount(log.agents, minlength=log.num_agents)
+    return (np.bincount(log.agents, beyond, minlength=log.num_agents) / counts).tolist()
 
 
 def _warn_of_unfamiliar(labels: Sequence[str], shares: list[float]) -> None:
@@ -159,10 +173,3 @@ def _warn_of_unfamiliar(labels: Sequence[str], shares: list[float]) -> None:
             "more than on 99 % of the log's rows: the policy leaves what the log knows, and its return there is an "
             "extrapolation, however well the members agree on it. See SimulatedReturn.unfamiliar for every agent"
         )
-
-
-def _returns_of(log: Trajectories, label: str) -> np.ndarray:
-    """Return the returns of an agent's episodes; not a number of one that was left out, whose simulator diverges."""
-    if label not in log.agent_labels:
-        return np.full(1, np.nan)
-    return log.episode_returns[log.episode_agents == log.agent_index(label)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map, known_by_transitions_only
 from persim_gym.factors.rewards import with_own_rewards, with_reward_posterior
-from persim_gym.factors.statistics import AGENTS_AT_ONCE, posterior_given, sufficient_statistics
+from persim_gym.factors.statistics import posterior_given, sampled_agents, sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble, check_log_of, check_same_covariates, known_agents, no_posterior
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
 from persim_gym.model.normalizer import varies
@@ -63,7 +64,7 @@ def refit_factors(
             "call persim_gym.personalize for new agents"
         )
     check_same_covariates(ensemble, trajectories, slice(None))
-    sample = np.unique(np.linspace(0, ensemble.num_agents - 1, AGENTS_AT_ONCE).astype(np.int64))
+    sample = sampled_agents(ensemble.num_agents)
     statistics = sufficient_statistics(ensemble, trajectories, rows, agents=sample, device=device)
     states = np.asarray(trajectories.observations, np.float64)
     informative = varies(np.asarray(trajectories.next_observations, np.float64) - states, states)
@@ -256,20 +257,22 @@ def _newcomers(
     """Return the labels of the newcomers, checked."""
     known = dict.fromkeys([*(() if log is None else log.agent_labels), *covariates])
     labels = tuple(map(str, known if agents is None else as_list("agents", agents, "labels")))
-    forgotten = [label for label in covariates if label not in labels]
+    different = set(labels)
+    forgotten = [label for label in covariates if label not in different]
     if forgotten:
         raise InvalidArgumentError(
-            f"covariates are given of {forgotten[0]!r}, who is not among agents={list(labels)}: name it there, too"
+            f"covariates are given of {forgotten[0]!r}, who is not among agents={reprlib.repr(list(labels))}: name it "
+            "there, too"
         )
-    taken = set(ensemble.agent_labels) & set(labels)
+    taken = set(ensemble.agent_labels) & different
     if taken:
         label = next(label for label in labels if label in taken)
         raise InvalidArgumentError(
             f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
             "newcomer another label"
         )
-    if not labels or len(set(labels)) < len(labels):
-        raise InvalidArgumentError(f"agents={list(labels)} must be one newcomer or more, each named once")
+    if not labels or len(different) < len(labels):
+        raise InvalidArgumentError(f"agents={reprlib.repr(list(labels))} must be one newcomer or more, each named once")
     return labels
 
 

@@ -13,6 +13,7 @@ import torch
 
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import on_device, resolve_device
+from persim_gym.factors.statistics import sampled_agents
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.model.factorization import agent_features, member_actions
 from persim_gym.model.outcomes import Outcome, reward_inputs
@@ -42,7 +43,8 @@ def with_reward_posterior(
     outcome = ensemble.outcomes["reward"]
     statistics = _statistics(ensemble, log, rows, device=device)
     if outcome.posterior is None:
-        prior = Prior.estimate(statistics, outcome.factors(), np.array([True]))
+        sample = sampled_agents(ensemble.num_agents)
+        prior = Prior.estimate(statistics.of_agents(sample), outcome.factors()[:, sample], np.array([True]))
     else:
         prior = outcome.posterior.prior
     posterior = FactorPosterior.of(prior, statistics)

@@ -21,6 +21,11 @@ _BATCH = 512
 """Rows of which the features are computed at once; with all members they about fill the processor's cache."""
 
 
+def sampled_agents(count: int) -> IntArray:
+    """Return the indices of the agents, evenly spaced, that a prior is estimated from: all, or some thousand."""
+    return np.unique(np.linspace(0, count - 1, AGENTS_AT_ONCE).astype(np.int64))
+
+
 def posterior_given(
     ensemble: Ensemble, log: Trajectories, prior: Prior, rows: IntArray | None = None, *, device: str = "cpu"
 ) -> FactorPosterior:

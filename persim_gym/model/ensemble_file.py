@@ -29,6 +29,8 @@ _SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
 _POSTERIOR = "posterior."
 _READ_AT_ONCE = 1_000_000
 """Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
+_WHOLE = ("num_transitions", "prior_agents")
+"""Last part of the names of arrays of whole numbers; all others are of floats."""
 _MAY_BE_INFINITE = (f"{_POSTERIOR}noise", "calibration")
 """Of a coordinate that tells nothing of the agents; where simulators diverge."""
 
@@ -114,7 +116,7 @@ def _header(path: str | Path, document: Mapping[str, Any]) -> tuple[PerSimConfig
         different = count if isinstance(labels, NumberedLabels) else len(set(labels))
         if len(labels) != count or different < count:
             raise ValueError(f"{len(labels)} labels, {different} of them different, for {count} agents")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FileFormatError(f"{path}: the header is damaged ({error})") from error
     return config, labels, provenance
 
@@ -146,6 +148,11 @@ def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], digests: A
     if not isinstance(digests, dict):
         raise FileFormatError(f"{path}: the header is damaged (digests is {digests!r})")
     for name, array in arrays.items():
+        kind = "i" if name.rpartition(".")[2] in _WHOLE else "f"
+        if array.dtype.kind != kind:
+            raise FileFormatError(
+                f"{path} is damaged: array {name!r} is of type {array.dtype}; write or fetch it again"
+            )
         if array.size >= _READ_AT_ONCE:
             continue
         whole = ~np.isnan(array) if name in _MAY_BE_INFINITE else np.isfinite(array)

@@ -45,6 +45,11 @@ class SufficientStatistics:
     counts: IntArray
     """(N,): transitions."""
 
+    def of_agents(self, agents: IntArray) -> SufficientStatistics:
+        """Return those of some agents (n,)."""
+        sums = (self.grams[:, agents], self.products[:, agents], self.squares[:, agents])
+        return SufficientStatistics(*sums, self.counts[agents])
+
 
 @dataclass(frozen=True, eq=False)
 class Prior:

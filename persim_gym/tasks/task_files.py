@@ -108,9 +108,10 @@ def import_task(reference: str) -> Task:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module's own code raises
         raise PerSimError(
-            f"no task can be imported from {reference!r} ({error}): make the module importable here, or give task="
+            f"no task can be imported from {reference!r} ({type(error).__name__}: {error}): make the module importable "
+            "here, or give task="
         ) from error
     if not isinstance(found, Task):
         raise PerSimError(f"{reference!r} is {found!r}, not a Task")

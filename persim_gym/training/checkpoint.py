@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from persim_gym import storage
-from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError
+from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, PerSimError
 from persim_gym.tasks.spaces import space_to_json
 from persim_gym.user_warnings import warn_user
 
@@ -121,22 +122,53 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return
-        arrays, document = storage.read(self.path, _KIND)
-        wanted = json.loads(storage.to_json(dict(self.identity)))
-        different = ", ".join(key for key in wanted if document.get(key) != wanted[key])
+        try:
+            arrays, document = storage.read(self.path, _KIND)
+        except FileFormatError as error:
+            raise self._damaged(error) from error
+        different = self._different(document)
         if different:
             raise FileFormatError(
                 f"{self.path} is a checkpoint of another training run (different {different}); "
                 "delete it, or give another checkpoint name"
             )
-        run.resume({name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document)
-        self.earlier_seconds = float(document["seconds"])
+        if document.get("digest", _digest(arrays)) != _digest(arrays):  # earlier versions wrote none
+            raise self._damaged("its arrays are not those that were written")
+        try:
+            run.resume({name: torch.tensor(np.array(array)) for name, array in arrays.items()}, document)
+            self.earlier_seconds = float(document["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"{error} in its header") from error
+
+    def _damaged(self, why: object) -> FileFormatError:
+        return FileFormatError(
+            f"training cannot go on from {self.path} ({why}): delete it, and it begins again, or give another "
+            "checkpoint name"
+        )
+
+    def _different(self, document: Mapping[str, Any]) -> str:
+        """Return in what the run of a file's document is another than this one, "" if it is the same."""
+        wanted = json.loads(storage.to_json(dict(self.identity)))
+        return ", ".join(key for key in wanted if document.get(key) != wanted[key])
+
+    def _is_anothers(self) -> bool:
+        """Whether the file there is now is another run's, which began since this one did."""
+        try:
+            return self.path is not None and bool(self._different(storage.read_document(self.path, _KIND)))
+        except PerSimError:  # there is none, or none that any run can go on from
+            return False
 
     def write(self, run: Resumable) -> None:
-        """Keep a run as it is now; a disk that is full is warned of, for the run itself goes on without."""
-        if self.path is not None:
+        """Keep a run as it is now; what keeps it from that is warned of, for the run itself goes on without."""
+        if self.path is not None and self._is_anothers():
+            warn_user(
+                f"training goes on without a checkpoint: {self.path} is that of another training run, which began at "
+                "the same time; give each its own checkpoint name"
+            )
+            self._written = time.perf_counter()
+        elif self.path is not None:
             arrays = {name: np.asarray(torch.as_tensor(tensor).detach().cpu()) for name, tensor in run.state().items()}
-            document = {**self.identity, **run.progress(), "seconds": self.seconds}
+            document = {**self.identity, **run.progress(), "seconds": self.seconds, "digest": _digest(arrays)}
             try:
                 storage.write(self.path, _KIND, arrays, document)
             except FileWriteError as error:
@@ -145,8 +177,17 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget the run, which is over."""
-        if self.path is not None:
+        if self.path is not None and not self._is_anothers():
             self.path.unlink(missing_ok=True)
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the digest of all arrays, with their names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(name.encode())
+        digest.update(np.asarray(array, order="C").tobytes())
+    return digest.hexdigest()
 
 
 def with_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:

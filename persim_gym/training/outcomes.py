@@ -34,6 +34,7 @@ _TO_CHOOSE_BY = 0.2
 ENOUGH_ENDS = 5
 """Fewer ends of episodes do not tell a risk: their mere number has a standard error of half of it, 1/√4, and more."""
 
+_ROWS_AT_ONCE = 8192
 _USELESS = 10.0
 """A reward is of no use that errs by so many times what the log's rewards deviate from their mean."""
 
@@ -190,15 +191,16 @@ def outcome_errors(
     """Return the errors, on rows held out, of what was learned from the kept ones, as `persim_gym.fit` names them."""
     reward, risk = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     agents = np.asarray(log.agents)[rows]
-    for agent in np.unique(agents):
-        own = agents == agent
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        own = agents[part].tolist()
         columns = [
-            np.asarray(getattr(log, name))[rows[own]] for name in ("observations", "actions", "next_observations")
+            np.asarray(getattr(log, name))[rows[part]] for name in ("observations", "actions", "next_observations")
         ]
         if "reward" in outcomes:
-            reward[own] = LearnedReward(outcomes["reward"], [int(agent)])(*columns)
+            reward[part] = LearnedReward(outcomes["reward"], own)(*columns)
         if "terminated" in outcomes:
-            risk[own] = LearnedTermination(outcomes["terminated"], [int(agent)]).probability(columns[2])
+            risk[part] = LearnedTermination(outcomes["terminated"], own).probability(columns[2])
     errors: dict[str, float] = {}
     if "reward" in outcomes:
         errors["reward_rmse"] = float(np.sqrt(np.mean((reward - np.asarray(log.rewards)[rows]) ** 2)))
