@@ -19,7 +19,7 @@ from support import (
 
 import persim_gym
 from persim_gym import errors, nearest_agents, personalize, refit_factors, update
-from persim_gym.factors import inference, statistics
+from persim_gym.factors import statistics
 from persim_gym.factors.refit import refit_in_turns
 from persim_gym.model.normalizer import Normalizer, varies
 from persim_gym.model.posterior import FactorPosterior, Prior, SufficientStatistics
@@ -384,8 +384,7 @@ def test_many_agents_are_done_a_block_at_a_time(refitted, monkeypatch):
     ensemble, log = refitted
     newcomers = simulated_log(ensemble, [6, 4, 1], seed=1, labels=["anna", "ben", "carl"])
     whole = personalize(ensemble, newcomers)
-    for module in (inference, statistics):
-        monkeypatch.setattr(module, "AGENTS_AT_ONCE", 2)
+    monkeypatch.setattr(statistics, "AGENTS_AT_ONCE", 2)
     np.testing.assert_allclose(personalize(ensemble, newcomers).agent_factors(), whole.agent_factors(), atol=1e-5)
     sampled = refit_factors(ensemble, log)  # prior of the first and the last agent
     assert sampled.posterior.num_transitions.tolist() == [5, 1, 9, 3]
