@@ -10,7 +10,7 @@ from support import perfect_walk_ensemble, walk_task
 import persim_gym
 from persim_gym import Task, Trajectories, ValueIterationAgent, generate
 from persim_gym.envs import PersonalizedEnv, PersonalizedVectorEnv
-from persim_gym.model.outcomes import Outcome
+from persim_gym.model.outcomes import Outcome, OutcomeScaling
 from persim_gym.rollouts import simulated_returns
 from persim_gym.tasks.objective import TO_LEARN
 from persim_gym.tasks.rules import ended
@@ -63,7 +63,7 @@ def walk(slope, intercept, **changes):
     arrays["state.1.weight"] = np.full((2, 1, 1), slope, np.float32)
     arrays["state.1.bias"] = np.full((2, 1, 1), intercept, np.float32)
     arrays["action.weight"] = np.ones((2, 1, 1), np.float32)
-    outcome = Outcome(arrays, np.zeros(2), np.ones(2), np.zeros(1), np.ones(1))
+    outcome = Outcome(arrays, OutcomeScaling(np.zeros(2), np.ones(2), np.zeros(1), np.ones(1)))
     return dataclasses.replace(ensemble, outcomes={"terminated": outcome})
 
 

@@ -603,8 +603,8 @@ def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
     one = dataclasses.replace(one, parameters={**one.parameters, "agent.weight": table}, posterior=None)
     columns = log.observations, log.actions, log.next_observations
     design = np.stack([outcomes.LearnedReward(one, [place])(*columns) for place in range(3)], axis=1)
-    design = (design - reward.output_mean) / reward.output_scale
-    targets = (log.rewards - reward.output_mean) / reward.output_scale
+    design = (design - reward.scaling.output_mean) / reward.scaling.output_scale
+    targets = (log.rewards - reward.scaling.output_mean) / reward.scaling.output_scale
     prior = reward.posterior.prior
     penalty, noise, mean = np.linalg.inv(prior.covariance[member]), prior.noise[member, 0], prior.mean[member]
     precision = penalty + design.T @ design / noise
@@ -616,7 +616,7 @@ def test_the_posterior_of_rewards_is_bayesian_linear_regression(ensemble):
 def test_the_noise_of_rewards_is_what_their_factors_do_not_explain(ensemble):
     """The error on rows held out also has that of the factors, which the posterior counts by itself."""
     reward = ensemble.outcomes["reward"]
-    noise = np.sqrt(reward.posterior.prior.noise[:, 0]) * reward.output_scale
+    noise = np.sqrt(reward.posterior.prior.noise[:, 0]) * reward.scaling.output_scale
     columns = own_log()
     left = []
     for agent in range(3):
@@ -658,7 +658,8 @@ def test_a_file_without_its_outcomes(ensemble, tmp_path):
     with pytest.raises(errors.FileFormatError, match="no learned reward"):
         persim_gym.load(tmp_path / "none.persim")
     reward = ensemble.outcomes["reward"]
-    wrong = dataclasses.replace(reward, input_mean=reward.input_mean[:1])
+    scaling = dataclasses.replace(reward.scaling, input_mean=reward.scaling.input_mean[:1])
+    wrong = dataclasses.replace(reward, scaling=scaling)
     dataclasses.replace(ensemble, outcomes={"reward": wrong}).save(tmp_path / "wrong.persim")
     with pytest.raises(errors.FileFormatError, match="reward.input_mean"):
         persim_gym.load(tmp_path / "wrong.persim")

@@ -26,7 +26,7 @@ from persim_gym.devices import matmul_precision, on_device, resolve_device, with
 from persim_gym.model.action_scaling import folded, scaled
 from persim_gym.model.factorization import initialize_layer
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.simulators.networks.interfaces import state_bounds
+from persim_gym.simulators.networks.interfaces import bounds_on
 from persim_gym.tasks import Task
 from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
@@ -51,6 +51,10 @@ class JointModel(ContextModel):
         """M."""
         return self.config.num_members
 
+    @property
+    def clips_states(self) -> bool:
+        return self.config.clip_states
+
     def dynamics(self, device: torch.device) -> ContextDynamics:
         normalizer, size = self.normalizer, self.task.action_size
         plain = None if self.task.discrete else Scaling(torch.zeros(size, 1).to(device), torch.ones(size, 1).to(device))
@@ -62,7 +66,7 @@ class JointModel(ContextModel):
             actions=plain,
             action_size=size,
             activation=torch.relu_,
-            state_bounds=state_bounds(self.task, device) if self.config.clip_states else None,
+            state_bounds=bounds_on(device, self.state_bounds),
         )
 
     def agent_contexts(self, agents: IntArray, device: torch.device) -> Tensor:

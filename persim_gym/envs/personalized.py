@@ -108,8 +108,7 @@ class PersonalizedEnv(TaskEnv):
         self._stepper, self._mean = self._steppers()
         space, limit = task.observation_space, inf if self._mean is None else self._mean.limit
         self._lows, self._highs = np.maximum(space.low, -limit).tolist(), np.minimum(space.high, limit).tolist()
-        clips = isinstance(self.ensemble, Ensemble) and self.ensemble.config.clip_states
-        self._member_bounds = (space.low, space.high) if clips else None
+        self._member_bounds = self.ensemble.state_bounds
         """Of each member's next state, where the simulator keeps to them."""
         self._reach = sqrt(self.ensemble.num_members - 1)
         """Standard deviations from their mean within which all members lie (Samuelson's inequality)."""

@@ -106,9 +106,8 @@ def forecast(
     means, deviations = _predict(ensemble, chosen, observations, moves, draws, rng, device)
     half = widths[:, _range_of(means.shape[1])][:, None] * deviations
     lower, upper = means - half, means + half
-    if ensemble.config.clip_states:  # and so are the means
-        space = ensemble.task.observation_space
-        lower, upper = (np.clip(bound, space.low, space.high) for bound in (lower, upper))
+    if ensemble.state_bounds is not None:  # and so are the means
+        lower, upper = (np.clip(bound, *ensemble.state_bounds) for bound in (lower, upper))
     return Forecast(means, deviations, tuple(levels), lower, upper)
 
 
@@ -220,8 +219,7 @@ def _noise(ensemble: Ensemble, draws: int, rng: np.random.Generator) -> Callable
     """Return what adds a step's noise to states (M, D, draws·B), and keeps them within bounds if the ensemble does."""
     noise = ensemble.known_posterior().prior.noise_of_predictions  # (M, D)
     deviation = (np.sqrt(noise) * ensemble.normalizer.change_scale)[..., None, None]
-    space = ensemble.task.observation_space
-    low, high = (space.low, space.high) if ensemble.config.clip_states else (-np.inf, np.inf)
+    low, high = ensemble.state_bounds or (-np.inf, np.inf)
 
     def disturbed(states: torch.Tensor) -> torch.Tensor:
         paths = states.double().cpu().numpy().reshape(*states.shape[:2], draws, -1)

@@ -12,8 +12,8 @@ from persim_gym.data.labels import AgentIndex
 from persim_gym.data.segments import drawn_starts
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidDataError
+from persim_gym.evaluation.agents import agents_along
 from persim_gym.evaluation.calibration import forecast
-from persim_gym.evaluation.held_out import measured_agents
 from persim_gym.model.dynamics import check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.types import FloatArray
@@ -80,7 +80,7 @@ def interval_coverage(
     check_is_ensemble(ensemble)
     check_is_log(trajectories)
     ensemble.known_posterior()  # says at once if there is none
-    agents = measured_agents(ensemble, trajectories)
+    agents = agents_along(ensemble, trajectories)
     longest = int(trajectories.episode_lengths.max())
     within = [horizon for horizon in steps if horizon <= longest]
     if not within:

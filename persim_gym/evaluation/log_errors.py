@@ -12,7 +12,7 @@ from persim_gym.arguments import whole_number
 from persim_gym.data.labels import AgentIndex
 from persim_gym.data.segments import Segments
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.evaluation.held_out import measured_agents
+from persim_gym.evaluation.agents import agents_along
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import FloatArray
@@ -68,7 +68,7 @@ def log_error(
 
     """
     horizon = whole_number("horizon", horizon)
-    agents = measured_agents(ensemble, trajectories)
+    agents = agents_along(ensemble, trajectories)
     segments, rounding = _segments(trajectories, horizon), np.finfo(np.float32).eps
     found: list[LogError] = []
     with ProgressBar("log error", trajectories.num_agents, progress) as bar:

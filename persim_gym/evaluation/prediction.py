@@ -12,7 +12,8 @@ from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
 from persim_gym.errors import PerSimError
-from persim_gym.model.dynamics import GivenCovariates, LearnedDynamics, measured_agents, true_covariates
+from persim_gym.evaluation.agents import GivenCovariates, measured_agents, true_covariates
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.tasks import Task
 from persim_gym.terminal import ProgressBar
 from persim_gym.types import BoolArray, FloatArray, Policy

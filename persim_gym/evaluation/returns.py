@@ -11,7 +11,8 @@ import numpy as np
 from persim_gym.arguments import checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy, policy_name
-from persim_gym.model.dynamics import GivenCovariates, LearnedDynamics, measured_agents, true_covariates
+from persim_gym.evaluation.agents import GivenCovariates, measured_agents, true_covariates
+from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.planning import MPCAgent, ValueIterationAgent
 from persim_gym.tasks import System, Task
 from persim_gym.terminal import ProgressBar

@@ -101,14 +101,14 @@ def _statistics(
             before, after = (
                 np.asarray(column[part], np.float64) for column in (log.observations, log.next_observations)
             )
-            inputs = np.concatenate(reward_inputs(before, after), axis=1)
-            inputs = ((inputs - outcome.input_mean) / outcome.input_scale).astype(np.float32)
-            rewards = (np.asarray(log.rewards[part], np.float64) - outcome.output_mean) / outcome.output_scale
+            inputs, rewards = outcome.scaling.standardized(
+                np.concatenate(reward_inputs(before, after), axis=1), np.asarray(log.rewards[part], np.float64)[:, None]
+            )
             actions = torch.tensor(np.asarray(log.actions[part]), device=place)
             moves = member_actions(actions, members, ensemble.task.action_size).contiguous()
-            states = torch.tensor(inputs, device=place).T.expand(members, -1, -1).contiguous()
+            states = torch.tensor(inputs, dtype=torch.float32, device=place).T.expand(members, -1, -1).contiguous()
             features = agent_features(parameters, states, moves)[:, 0].permute(2, 0, 1).double()  # (B, M, r)
-            targets = torch.tensor(rewards, device=place)[:, None, None].expand(-1, members, -1)
+            targets = torch.tensor(rewards, device=place)[:, :, None].expand(-1, members, -1)
             joint = torch.cat([features, targets], dim=2)
             owners = torch.tensor(agents[start : start + _BATCH], device=place)
             sums.index_add_(0, owners, joint[..., :, None] * joint[..., None, :])

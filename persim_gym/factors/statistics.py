@@ -107,17 +107,17 @@ def _features(
 
 
 def usable_rows(ensemble: Ensemble, log: Trajectories, rows: IntArray | None) -> IntArray:
-    """Return the rows, all if None, in which no bound that the configuration keeps states within cuts a change short.
+    """Return the rows, all if None, in which no bound that the ensemble keeps states within cuts a change short.
 
     That is where a coordinate comes from between its bounds and ends on one. One that begins on a bound lives there,
     as a flag does, or is pressed against it. Nor is a bound of whole numbers a wall: it is one of the values that a
     count or a score takes, and to leave out the rows that get there would be to choose rows by their outcome.
     """
     chosen = np.arange(log.num_transitions) if rows is None else np.asarray(rows, np.int64)
-    if not ensemble.config.clip_states:
+    if ensemble.state_bounds is None:
         return chosen
-    space = ensemble.task.observation_space
+    low, high = ensemble.state_bounds
     given, following = log.observations[chosen], log.next_observations[chosen]
-    before, after = ((states > space.low) & (states < space.high) for states in (given, following))
+    before, after = ((states > low) & (states < high) for states in (given, following))
     counts = ((given == np.round(given)) & (following == np.round(following))).all(axis=0)
     return chosen[~(before & ~after & ~counts).any(axis=1)]

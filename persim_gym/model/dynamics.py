@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.data.labels import AgentIndex, find_agent, find_listed
+from persim_gym.data.labels import find_agent
 from persim_gym.data.log_checks import check_log
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
-from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray, IntArray
 from persim_gym.user_warnings import warn_user
 
@@ -49,6 +48,17 @@ class LearnedDynamics(ABC):
     @abstractmethod
     def num_members(self) -> int:
         """M: trajectories that a simulator follows side by side, of members or of particles tied to them."""
+
+    @property
+    def clips_states(self) -> bool:
+        """Whether predicted next states are kept within the bounds of the task's observations."""
+        return False
+
+    @property
+    def state_bounds(self) -> tuple[FloatArray, FloatArray] | None:
+        """Lower and upper bounds, (D,) each, that predicted next states are kept within; None for no bounds."""
+        space = self.task.observation_space
+        return (space.low, space.high) if self.clips_states else None
 
     @abstractmethod
     def simulator(
@@ -163,40 +173,9 @@ def check_same_covariates(ensemble: LearnedDynamics, log: Trajectories, agents: 
         )
 
 
-GivenCovariates = Mapping[str, Mapping[str, float] | Sequence[float]]
-"""Covariates by an agent's label: each value by its name, or all (K,) in the task's order."""
-
-
 def check_is_ensemble(ensemble: Any, name: str = "ensemble") -> None:
     """Raise `InvalidArgumentError` for anything but a model, such as an environment, given as the argument ``name``."""
     if not isinstance(ensemble, LearnedDynamics):
         raise InvalidArgumentError(
             f"{name}={ensemble!r} must be an ensemble: persim_gym.load(name), or env.unwrapped.ensemble"
         )
-
-
-def measured_agents(ensemble: LearnedDynamics, agents: Sequence[int | str] | None) -> list[int]:
-    """Return the indices of the agents to measure: those given, else those like the task's test agents, else all."""
-    check_is_ensemble(ensemble)
-    if agents is not None:
-        return [AgentIndex(agent) for agent in find_listed(agents, ensemble.agent_labels)]
-    return [AgentIndex(agent) for agent in _test_agents(ensemble) or range(ensemble.num_agents)]
-
-
-def _test_agents(ensemble: LearnedDynamics) -> list[int]:
-    """Return the indices of the agents that have a test agent's covariates."""
-    tests = np.array(ensemble.task.test_agents, np.float64)
-    if ensemble.covariates is None or not len(tests):
-        return []
-    same = np.isclose(np.asarray(ensemble.covariates)[:, None], tests)  # (agents, test agents, K)
-    return np.flatnonzero(np.any(np.all(same, axis=2), axis=1)).tolist()
-
-
-def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCovariates | None) -> FloatArray:
-    """Return (K,) covariates of an agent's true system: those given for its label, else those the model knows."""
-    label = ensemble.agent_labels[agent]
-    if covariates is not None and label in covariates:
-        given = covariates[label]
-        named = isinstance(given, Mapping)
-        return (covariate_array(ensemble.task, [given]) if named else ensemble.task.check_covariates([given]))[0]
-    return np.asarray(ensemble.agent_covariates(agent), np.float64)

@@ -60,6 +60,10 @@ class Ensemble(LearnedDynamics):
         """M."""
         return self.config.num_members
 
+    @property
+    def clips_states(self) -> bool:
+        return self.config.clip_states
+
     def agent_factors(self, agents: Any = slice(None)) -> FloatArray:
         """Return u (M, N, r) of the chosen agents, shared bias included."""
         return self.parameters["agent.weight"][:, agents] + self.parameters["agent.bias"][:, None]

@@ -15,7 +15,7 @@ from persim_gym.config import PerSimConfig
 from persim_gym.data.labels import NumberedLabels
 from persim_gym.errors import FileFormatError
 from persim_gym.model.normalizer import Normalizer
-from persim_gym.model.outcomes import Outcome, outcome_shapes
+from persim_gym.model.outcomes import Outcome, OutcomeScaling, outcome_shapes
 from persim_gym.model.parameters import parameter_shapes
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task, task_fields, task_of_file
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _KIND = "ensemble"
 _NORMALIZER = tuple(field.name for field in fields(Normalizer))
-_SCALING = ("input_mean", "input_scale", "output_mean", "output_scale")
+_SCALING = tuple(field.name for field in fields(OutcomeScaling))
 _POSTERIOR = "posterior."
 _READ_AT_ONCE = 1_000_000
 """Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
@@ -96,7 +96,7 @@ def _arrays(ensemble: Ensemble) -> dict[str, np.ndarray]:
         arrays["covariates"] = ensemble.covariates
     for name, outcome in ensemble.outcomes.items():
         arrays |= {f"{name}.{key}": array for key, array in outcome.parameters.items()}
-        arrays |= {f"{name}.{key}": getattr(outcome, key) for key in _SCALING}
+        arrays |= {f"{name}.{key}": getattr(outcome.scaling, key) for key in _SCALING}
         if outcome.posterior is not None:
             arrays |= {f"{name}.{_POSTERIOR}{key}": array for key, array in outcome.posterior.to_arrays().items()}
     if ensemble.posterior is not None:
@@ -190,11 +190,11 @@ def _take_outcomes(
     for name in names:
         shapes = {key: shape for key, (shape, _) in outcome_shapes(task, config, num_agents, name).items()}
         inputs = (shapes["state.0.weight"][2],)
-        scaling = {"input_mean": inputs, "input_scale": inputs, "output_mean": (1,), "output_scale": (1,)}
+        scaling = {key: inputs if key.startswith("input") else (1,) for key in _SCALING}
         _check_shapes(path, arrays, {f"{name}.{key}": shape for key, shape in {**shapes, **scaling}.items()})
         outcomes[name] = Outcome(
             {key: arrays.pop(f"{name}.{key}") for key in shapes},
-            **{key: np.array(arrays.pop(f"{name}.{key}")) for key in scaling},
+            OutcomeScaling(**{key: np.array(arrays.pop(f"{name}.{key}")) for key in scaling}),
             posterior=_take_posterior(path, arrays, f"{name}.{_POSTERIOR}", config, num_agents, size=1),
         )
     if "reward" in task.learned and "reward" not in outcomes:

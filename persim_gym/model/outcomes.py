@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from persim_gym.tasks import PlanningObjective, Task, ToLearn
 from persim_gym.tasks.rules import TerminationRisk, never_terminated
 from persim_gym.types import FloatArray
 
+if TYPE_CHECKING:
+    import torch
+
 SURE = 1e-3
 """Probabilities of termination this close to 0 or 1 are taken for 0 or 1.
 
@@ -34,11 +37,9 @@ true risk below it, which ends less than a fifth of episodes of 200 steps, is no
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A reward or a termination learned from the log: M members for N agents."""
+class OutcomeScaling:
+    """Standardization of an outcome's inputs x, and of a reward; 0 and 1 for the logit of a termination."""
 
-    parameters: Mapping[str, np.ndarray]
-    """float32, as `outcome_shapes` says."""
     input_mean: FloatArray
     """(I,)."""
     input_scale: FloatArray
@@ -47,6 +48,20 @@ class Outcome:
     """(1,)."""
     output_scale: FloatArray
     """(1,); 0 for a reward that is the same in all rows."""
+
+    def standardized(self, inputs: FloatArray, targets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return inputs (T, I) and targets (T, 1) as the network has them."""
+        divisor = np.where(self.output_scale > 0, self.output_scale, 1.0)
+        return (inputs - self.input_mean) / self.input_scale, (targets - self.output_mean) / divisor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A reward or a termination learned from the log: M members for N agents."""
+
+    parameters: Mapping[str, np.ndarray]
+    """float32, as `outcome_shapes` says."""
+    scaling: OutcomeScaling
     posterior: FactorPosterior | None = None
     """Of a reward's factors, D being 1, if each agent has its own. Its prior is of the agents learned from; its means
     are the factors of those whose rewards came later, while the others' stay as training left them."""
@@ -177,56 +192,49 @@ class _Bound:
     def __init__(self, outcome: Outcome, agents: Sequence[int], *, probability: bool = False) -> None:
         self._arrays = dict(outcome.parameters)
         self._arrays["agent.weight"] = self._arrays["agent.weight"][:, list(agents)]
-        self._scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
-        self._num_agents, self._probability = len(agents), probability
-        self._on_device: dict[Any, Any] = {}
+        self._scaling, self._num_agents, self._probability = outcome.scaling, len(agents), probability
+        self._on_device: dict[torch.device, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]] = {}
 
     def __call__(self, parts: Sequence[Any], actions: Any) -> Any:
         """Return the members' mean (…) for parts (…, D) of x and actions (…) or (…, A), or None for a single w."""
         import torch
 
-        from persim_gym.model.factorization import predict
+        from persim_gym.model.factorization import member_actions, member_rows, predict
 
         numpy = not isinstance(parts[0], torch.Tensor)
         columns = [torch.tensor(np.asarray(part, np.float32)) if numpy else part.float() for part in parts]
         leading, device = columns[0].shape[:-1], columns[0].device
-        parameters, (mean, scale, output_mean, output_scale) = self._tensors(device)
-        states = (torch.cat(columns, dim=-1).reshape(-1, len(mean)) - mean) / scale
-        members, batch = parameters["agent.weight"].shape[0], len(states)
-        member = torch.arange(members, device=device)[:, None]
-        agents = torch.zeros(batch, dtype=torch.int64, device=device)
+        parameters, scaling = self._on(device)
+        members, table_size = parameters["agent.weight"].shape[0], 0
+        states = torch.cat(columns, dim=-1)
+        states = (states.reshape(-1, states.shape[-1]) - scaling["input_mean"]) / scaling["input_scale"]
+        agents = torch.zeros(len(states), dtype=torch.int64, device=device)
         if self._num_agents > 1:
             agents = torch.arange(self._num_agents, device=device).expand(leading).reshape(-1)
+        taken = torch.as_tensor(0 if actions is None else actions, device=device)
         if "action.weight" in parameters:
-            taken = torch.as_tensor(0 if actions is None else actions, device=device)
-            moves = taken.expand(leading).reshape(-1) + member * parameters["action.weight"].shape[1]
-            moves = moves.view(-1)
+            taken, table_size = taken.expand(leading).reshape(-1), parameters["action.weight"].shape[1]
         else:
-            taken = torch.as_tensor(np.asarray(actions, np.float32) if numpy else actions, device=device).float()
-            moves = taken.expand(*leading, taken.shape[-1]).reshape(batch, -1).T.expand(members, -1, -1)
+            taken = taken.float().expand(*leading, taken.shape[-1]).reshape(len(states), -1)
         with torch.inference_mode():
-            rows = (agents + member * self._num_agents).view(-1)
+            rows = member_rows(agents, members, self._num_agents).view(-1)
+            moves = member_actions(taken, members, table_size)
             outputs = predict(parameters, states.T.expand(members, -1, -1), rows, moves)[:, 0]
             if self._probability:
                 likely = outputs.sigmoid().mean(0)
                 result = torch.where((likely < SURE) | (likely > 1 - SURE), likely.round(), likely)
             else:
-                result = outputs.mean(0) * output_scale + output_mean
+                result = outputs.mean(0) * scaling["output_scale"] + scaling["output_mean"]
             result = result.reshape(leading)
         return result.numpy() if numpy else result
 
-    def _tensors(self, device: Any) -> Any:
-        import torch
+    def _on(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the parameters and the scaling on a device."""
+        from persim_gym.devices import on_device
 
         if device not in self._on_device:
-
-            def move(array: Any) -> Any:
-                return torch.tensor(np.ascontiguousarray(array, np.float32), device=device)
-
-            self._on_device[device] = (
-                {name: move(array) for name, array in self._arrays.items()},
-                tuple(move(array) for array in self._scaling),
-            )
+            scaling = {name: np.asarray(array, np.float32) for name, array in vars(self._scaling).items()}
+            self._on_device[device] = on_device(self._arrays, device), on_device(scaling, device)
         return self._on_device[device]
 
 

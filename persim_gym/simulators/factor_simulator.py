@@ -15,7 +15,7 @@ from persim_gym.model.factorization import agent_features, member_actions, membe
 from persim_gym.model.outcomes import bound_task
 from persim_gym.simulators.networks.agent_network import AgentNetwork, clamped
 from persim_gym.simulators.networks.folding import fold
-from persim_gym.simulators.networks.interfaces import Bounds, CpuNetwork, state_bounds
+from persim_gym.simulators.networks.interfaces import Bounds, CpuNetwork, bounds_on
 from persim_gym.simulators.networks.kernels import jit
 from persim_gym.simulators.networks.shallow import ShallowNetwork
 from persim_gym.simulators.networks.shallow_compiled import CompiledShallowNetwork
@@ -102,16 +102,14 @@ class FactorSimulator(Simulator):
         if self.device.type != "cpu" or not (self.task.discrete and len(self.ensemble.config.state_hidden) == 1):
             return None
         if agent not in self._cpu_networks:
-            space = self.task.observation_space
-            bounds = (space.low, space.high) if self.ensemble.config.clip_states else None
             network = CompiledShallowNetwork if jit.available() else ShallowNetwork
-            self._cpu_networks[agent] = network(fold(self.ensemble, agent), bounds)
+            self._cpu_networks[agent] = network(fold(self.ensemble, agent), self.ensemble.state_bounds)
         return self._cpu_networks[agent]
 
     @cached_property
     def _bounds(self) -> Bounds | None:
-        """The bounds of states, where the configuration keeps to them."""
-        return state_bounds(self.task, self.device) if self.ensemble.config.clip_states else None
+        """The bounds of states, where the ensemble keeps to them."""
+        return bounds_on(self.device, self.ensemble.state_bounds)
 
     def _next_states(self, states: Tensor, actions: Tensor, first: int = 0) -> Tensor:
         if self._by_row:

@@ -18,7 +18,14 @@ from persim_gym.errors import InvalidDataError
 from persim_gym.model.action_scaling import for_raw_actions, scaled
 from persim_gym.model.factorization import predict
 from persim_gym.model.normalizer import deviation_or_one, varies
-from persim_gym.model.outcomes import LearnedReward, LearnedTermination, Outcome, outcome_shapes, reward_inputs
+from persim_gym.model.outcomes import (
+    LearnedReward,
+    LearnedTermination,
+    Outcome,
+    OutcomeScaling,
+    outcome_shapes,
+    reward_inputs,
+)
 from persim_gym.tasks import Task
 from persim_gym.training.checkpoint import Checkpoint
 from persim_gym.training.epochs import run_epochs
@@ -27,7 +34,6 @@ from persim_gym.training.trainer import DeviceLog, Trainer
 from persim_gym.types import FloatArray, IntArray
 from persim_gym.user_warnings import warn_user
 
-_Scaling = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
 _TO_CHOOSE_BY = 0.2
 """Part of the rows that tells whether outcomes have factors of each agent's own, where none are held out anyway."""
 
@@ -77,7 +83,7 @@ class OutcomeLearner:
         for name in self.names(kept):
             shared = self.learn(name, kept, by_agent=False, stage="validation")
             found[name] = shared, False
-            if not self._can_tell(name, held_out) or not shared.output_scale.any():
+            if not self._can_tell(name, held_out) or not shared.scaling.output_scale.any():
                 continue
             own = self.learn(name, kept, by_agent=True, stage="validation")
             problem = _Problem.of(self.log, self.task, name, held_out)
@@ -118,7 +124,7 @@ class OutcomeLearner:
             arrays = for_raw_actions(self.log.actions, arrays)
         if not by_agent:
             arrays["agent.weight"] = np.repeat(arrays["agent.weight"], self.log.num_agents, axis=1)
-        return Outcome(arrays, *scaling)
+        return Outcome(arrays, scaling)
 
     def names(self, rows: IntArray) -> list[str]:
         """Return what can be learned from some rows.
@@ -255,7 +261,7 @@ class _Problem:
         nothing = np.zeros(len(rows), np.int64)
         return cls(True, after, deviation_or_one(after), targets, agents, nothing, num_agents, 1)
 
-    def scaling(self) -> _Scaling:
+    def scaling(self) -> OutcomeScaling:
         """Return mean and scale of the inputs, and of the targets, 0 and 1 if these are probabilities.
 
         The scale of targets that do not vary is 0: the outcome is their mean, whatever a network says.
@@ -264,13 +270,11 @@ class _Problem:
         if not self.logistic:
             deviation = np.where(varies(self.targets), deviation_or_one(self.targets), 0.0)
             mean, scale = self.targets.mean(0), deviation
-        return self.inputs.mean(0), self.input_scale, mean, scale
+        return OutcomeScaling(self.inputs.mean(0), self.input_scale, mean, scale)
 
-    def columns(self, scaling: _Scaling, device: torch.device) -> DeviceLog:
+    def columns(self, scaling: OutcomeScaling, device: torch.device) -> DeviceLog:
         """Return inputs and targets, standardized."""
-        input_mean, input_scale, output_mean, output_scale = scaling
-        inputs = (self.inputs - input_mean) / input_scale
-        targets = (self.targets - output_mean) / np.where(output_scale > 0, output_scale, 1.0)
+        inputs, targets = scaling.standardized(self.inputs, self.targets)
         return DeviceLog(
             torch.tensor(np.concatenate([inputs, targets], axis=1), dtype=torch.float32, device=device),
             torch.tensor(self.agents, device=device),
@@ -282,8 +286,7 @@ class _Problem:
 
     def losses(self, outcome: Outcome) -> FloatArray:
         """Return the squared errors (T,) of the members' mean, or the cross entropies of their mean probability."""
-        scaling = outcome.input_mean, outcome.input_scale, outcome.output_mean, outcome.output_scale
-        columns = self.columns(scaling, torch.device("cpu"))
+        columns = self.columns(outcome.scaling, torch.device("cpu"))
         parameters = on_device(outcome.parameters, torch.device("cpu"))
         loss_of = binary_cross_entropy if self.logistic else mse_loss
         losses = []

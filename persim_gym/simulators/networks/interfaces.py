@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
 
 Bounds = tuple[Tensor, Tensor]
 """Lower and upper bounds of states, columns (D, 1)."""
 
 
-def state_bounds(task: Task, device: torch.device) -> Bounds:
-    """Return the bounds of a task's observation space on a device."""
-    space = task.observation_space
-    low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in (space.low, space.high))
+def bounds_on(device: torch.device, bounds: tuple[FloatArray, FloatArray] | None) -> Bounds | None:
+    """Return bounds (D,), where a model has some (`LearnedDynamics.state_bounds`), on a device."""
+    if bounds is None:
+        return None
+    low, high = (torch.tensor(bound, dtype=torch.float32, device=device) for bound in bounds)
     return low[:, None], high[:, None]
 
 
