@@ -71,6 +71,11 @@ class PerSimConfig(Settings):
         if self.refit_rounds and not self.refit_factors:
             raise InvalidArgumentError(f"refit_rounds={self.refit_rounds} needs refit_factors=True")
 
+    def learning_rate_in(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, the first being 0."""
+        every = self.halve_learning_rate_every
+        return self.learning_rate * 0.5 ** (epoch // every if every else 0)
+
     def batch_size_for(self, num_transitions: int) -> int:
         """Return the size of the batches when so many transitions are learned from."""
         if self.max_steps_per_epoch == 0:

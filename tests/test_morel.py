@@ -74,13 +74,12 @@ def test_the_next_state_is_the_members_mean(dynamics, cart_pole_log):
 def test_members_have_weights_and_batches_of_their_own(cart_pole_log, own, monkeypatch):
     """Either alone makes them differ: all rows in each batch, or the same first weights."""
     if own == "batches":
-        initial = plain_dynamics._initial_parameters
+        initial = plain_dynamics.initial_layers
 
         def equal(*arguments):
-            parameters = initial(*arguments)
-            return {name: part.detach()[:1].repeat(4, 1, 1).requires_grad_() for name, part in parameters.items()}
+            return {name: part[:1].repeat(4, 1, 1) for name, part in initial(*arguments).items()}
 
-        monkeypatch.setattr(plain_dynamics, "_initial_parameters", equal)
+        monkeypatch.setattr(plain_dynamics, "initial_layers", equal)
     size = 10_000 if own == "weights" else 64
     learned = fit_plain_dynamics(cart_pole_log, get_task("CartPole"), hidden=(8,), epochs=2, batch_size=size)
     for name, part in learned.parameters.items():

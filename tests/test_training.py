@@ -536,7 +536,7 @@ def test_rounding_of_a_constant_is_no_input_of_a_reward():
         states[:, 1] *= one
     log = dataclasses.replace(log, observations=noisy[0], next_observations=noisy[1])
     ensemble = fit(log, task=task, config=TINY.with_changes(normalize=True), progress=False)
-    assert ensemble.outcomes["reward"].input_scale[3] == 1.0
+    assert ensemble.outcomes["reward"].scaling.input_scale[3] == 1.0
 
 
 def test_a_log_from_a_file_is_trained_on_without_a_warning(tmp_path, run_python):

@@ -21,20 +21,26 @@ from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics
 from persim_gym.baselines.context_simulator import ContextSimulator
 from persim_gym.baselines.history import History, check_history
-from persim_gym.baselines.layers import Scaling, layer_shapes, mlp
+from persim_gym.baselines.layers import Scaling, mlp
 from persim_gym.devices import on_device
+from persim_gym.model.parameters import layer_shapes
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
 
 
-def parameter_shapes(config: CaDMConfig, task: Task) -> dict[str, tuple[int, int, int]]:
+def parameter_shapes(config: CaDMConfig, task: Task) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter: weights (M, outputs, inputs), biases (M, outputs, 1)."""
     size, members = task.observation_size, config.num_members
     history = config.history_length * (size + task.action_size)
     inputs = config.features.size(size) + task.action_size + config.context_size
-    shapes = layer_shapes("encoder", members, (history, *config.encoder_hidden, config.context_size))
-    shapes |= layer_shapes("forward", members, (inputs, *config.hidden, size * (2 if config.probabilistic else 1)))
-    shapes |= layer_shapes("backward", members, (inputs, *config.hidden, size))
+    networks = {
+        "encoder": (history, *config.encoder_hidden, config.context_size),
+        "forward": (inputs, *config.hidden, size * (2 if config.probabilistic else 1)),
+        "backward": (inputs, *config.hidden, size),
+    }
+    shapes = {
+        key: shape for name, sizes in networks.items() for key, (shape, _) in layer_shapes(name, members, sizes).items()
+    }
     if config.probabilistic:
         shapes |= {"min_log_variance": (1, size, 1), "max_log_variance": (1, size, 1)}
     return shapes

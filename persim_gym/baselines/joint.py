@@ -19,13 +19,13 @@ from torch import Tensor
 from persim_gym.arguments import checked_seed
 from persim_gym.baselines.context import ContextModel
 from persim_gym.baselines.context_network import ContextDynamics
-from persim_gym.baselines.layers import Features, Scaling, layer_shapes, mlp, one_hot
+from persim_gym.baselines.layers import Features, Scaling, initial_layers, mlp, one_hot
 from persim_gym.config import PerSimConfig, get_config
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.devices import matmul_precision, on_device, resolve_device, with_torch_defaults
 from persim_gym.model.action_scaling import folded, scaled
-from persim_gym.model.factorization import initialize_layer
 from persim_gym.model.normalizer import Normalizer
+from persim_gym.model.parameters import layer_shapes
 from persim_gym.simulators.networks.interfaces import bounds_on
 from persim_gym.tasks import Task
 from persim_gym.threads import limited_threads
@@ -75,7 +75,8 @@ class JointModel(ContextModel):
     @classmethod
     def shapes(cls, config: PerSimConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
         layers = layer_shapes("forward", config.num_members, _sizes(config, task))
-        return {**layers, "agent.weight": (config.num_members, num_agents, config.rank)}
+        shapes = {key: shape for key, (shape, _) in layers.items()}
+        return {**shapes, "agent.weight": (config.num_members, num_agents, config.rank)}
 
     @classmethod
     def own_shapes(cls, config: PerSimConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
@@ -193,9 +194,8 @@ class _Trainer:
 
     def run_epoch(self) -> float:
         """Visit every transition once with every member; return the members' mean loss."""
-        config, count, every = self._config, len(self._inputs), self._config.halve_learning_rate_every
-        rate = self._optimizer.param_groups[0]["lr"]
-        rate.fill_(config.learning_rate * 0.5 ** (self.epoch // every if every else 0))
+        config, count = self._config, len(self._inputs)
+        self._optimizer.param_groups[0]["lr"].fill_(config.learning_rate_in(self.epoch))
         self._total.zero_()
         drawn = torch.rand(config.num_members, count, generator=self._generator, device=self._device)
         for rows in torch.argsort(drawn, dim=1).split(config.batch_size_for(count), dim=1):
@@ -246,13 +246,9 @@ def _sizes(config: PerSimConfig, task: Task) -> tuple[int, ...]:
 def _initial_parameters(
     log: Trajectories, task: Task, config: PerSimConfig, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
-    parameters, sizes = {}, _sizes(config, task)
-    for name, shape in JointModel.shapes(config, task, log.num_agents).items():
-        parameters[name] = torch.empty(shape, device=device)
-        if name == "agent.weight":
-            parameters[name].normal_(generator=generator)  # torch's own of an embedding
-        else:
-            initialize_layer(parameters[name], sizes[int(name.split(".")[1])], generator)
+    parameters = initial_layers("forward", config.num_members, _sizes(config, task), generator, device)
+    embedding = torch.empty(config.num_members, log.num_agents, config.rank, device=device)
+    parameters["agent.weight"] = embedding.normal_(generator=generator)  # torch's own of an embedding
     return {name: tensor.requires_grad_() for name, tensor in parameters.items()}
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.model.factorization import num_layers
+from persim_gym.model.factorization import initialize_layer, num_layers
 from persim_gym.model.normalizer import varies
+from persim_gym.model.parameters import layer_shapes
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import scale_actions
 
@@ -42,13 +43,14 @@ def mlp(
     return inputs
 
 
-def layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tuple[int, int, int]]:
-    """Return the shapes of a network's weights (M, outputs, inputs) and biases (M, outputs, 1)."""
-    shapes = {}
-    for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        shapes[f"{name}.{index}.weight"] = (members, outputs, inputs)
-        shapes[f"{name}.{index}.bias"] = (members, outputs, 1)
-    return shapes
+def initial_layers(
+    name: str, members: int, sizes: Sequence[int], generator: torch.Generator, device: torch.device
+) -> dict[str, Tensor]:
+    """Return a network's weights (M, outputs, inputs) and biases (M, outputs, 1), drawn as torch does."""
+    return {
+        key: initialize_layer(torch.empty(shape, device=device), fan_in, generator)
+        for key, (shape, fan_in) in layer_shapes(name, members, sizes).items()
+    }
 
 
 def one_hot(actions: Tensor, count: int) -> Tensor:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym.baselines.layers import Scaling, action_features, layer_shapes, mlp
+from persim_gym.baselines.layers import Scaling, action_features, initial_layers, mlp
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import TrainingDivergedError
-from persim_gym.model.factorization import initialize_layer
 from persim_gym.tasks import Task
 from persim_gym.threads import single_thread
 from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network, with_prefix, without_prefix
@@ -143,7 +142,8 @@ class _Trainer:
         self._inputs = torch.cat([self.states(states), moves]).T.contiguous()
         self._targets = self.changes(changes).T.contiguous()
         sizes = (self._inputs.shape[1], *hidden, self._targets.shape[1])
-        self.parameters = _initial_parameters(num_members, sizes, self._generator, device)
+        layers = initial_layers("net", num_members, sizes, self._generator, device)
+        self.parameters = {name: tensor.requires_grad_() for name, tensor in layers.items()}
         self._optimizer = torch.optim.Adam(
             self.parameters.values(), lr=learning_rate, fused=True, capturable=device.type == "cuda"
         )
@@ -237,13 +237,3 @@ class _BestWeights:
     def finite(self) -> bool:
         """Whether every member has had an error that is a finite number."""
         return bool(self.errors.isfinite().all())
-
-
-def _initial_parameters(
-    members: int, sizes: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> dict[str, Tensor]:
-    parameters = {}
-    for name, shape in layer_shapes("net", members, sizes).items():
-        fan_in = sizes[int(name.split(".")[1])]
-        parameters[name] = initialize_layer(torch.empty(shape, device=device), fan_in, generator).requires_grad_()
-    return parameters

@@ -31,18 +31,19 @@ def parameter_shapes(
         "agent.bias": ((members, rank), num_agents),
     }
     outputs = (observation_size if num_outputs is None else num_outputs) * rank
-    shapes.update(_layer_shapes("state", members, (observation_size, *config.state_hidden, outputs)))
+    shapes.update(layer_shapes("state", members, (observation_size, *config.state_hidden, outputs)))
     if discrete:
         shapes["action.weight"] = ((members, action_size, rank), action_size)
         shapes["action.bias"] = ((members, rank), action_size)
     else:
-        shapes.update(_layer_shapes("action", members, (action_size, *config.action_hidden, rank)))
+        shapes.update(layer_shapes("action", members, (action_size, *config.action_hidden, rank)))
     if config.linear_skip:
         shapes[SKIP] = ((members, outputs, observation_size), observation_size)
     return shapes
 
 
-def _layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tuple[tuple[int, ...], int]]:
+def layer_shapes(name: str, members: int, sizes: Sequence[int]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return shape and fan-in of a network's weights (M, outputs, inputs) and biases (M, outputs, 1)."""
     shapes: dict[str, tuple[tuple[int, ...], int]] = {}
     for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         shapes[f"{name}.{index}.weight"] = ((members, outputs, inputs), inputs)

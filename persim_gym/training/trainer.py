@@ -140,9 +140,6 @@ class Trainer:
     def run_epoch(self, columns: DeviceLog, rows: Tensor) -> float:
         """Visit every transition once, each member in its own order; return the mean loss."""
         config, count = self.config, len(rows)
-        every = config.halve_learning_rate_every
-        halvings = self.epoch // every if every else 0
-        learning_rate = config.learning_rate * 0.5**halvings
         order = torch.stack(
             [
                 rows[torch.randperm(count, generator=self.generator, device=rows.device)]
@@ -151,7 +148,7 @@ class Trainer:
         )
         run = self._run_compiled if self._compiled else self._run_recorded if rows.is_cuda else self._run_batches
         with matmul_precision(config.matmul_precision):
-            self.loss = run(columns, order, learning_rate)
+            self.loss = run(columns, order, config.learning_rate_in(self.epoch))
         self.epoch += 1
         return self.loss
 
