@@ -54,7 +54,7 @@ def _dynamics(cell: Cell, device: str, cache: Path) -> ContextModel:
         if method.our_settings:  # with ours, states and changes are standardized, too
             config = config.with_changes(normalize=True)
     else:
-        config = get_cadm_config(method.base, cell.env).with_changes(**cell.scale.training(cell.method))
+        config = get_cadm_config(method.base, cell.env).with_changes(**cell.scale.training(cell.method, cell.env))
     with locked_file(path):
         if path.exists():
             model: ContextModel = kind.load(path)

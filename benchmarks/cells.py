@@ -99,7 +99,7 @@ def budget(cell: Cell) -> dict[str, Any]:
     """Return how much a cell's method is trained and tried, as JSON has it."""
     scale = cell.scale
     found = {
-        "training": {**scale.changes, **scale.training(cell.method)},
+        "training": {**scale.changes, **scale.training(cell.method, cell.env)},
         "agents": protocol.scale_of(scale, cell.method).num_agents,
         "episodes": episodes_of(cell),
         "planner": scale.planner,

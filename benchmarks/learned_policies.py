@@ -76,7 +76,7 @@ def learner(method: str) -> Callable[..., LearnedPolicy]:
 
 def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> LearnedPolicy:
     """Return the policy learned from one agent's data, or from everyone's, trained now or earlier."""
-    method, training = METHODS[cell.method], seeds.in_words(cell.scale.training(cell.method))
+    method, training = METHODS[cell.method], seeds.in_words(cell.scale.training(cell.method, cell.env))
     kind = MOReLPolicy if method.learner is Learner.MOREL else OfflinePolicy
     whose = "" if agent is None else f"-agent{agent}"
     name = f"{method.base}-{cell.env}-{cell.data}-{cell.scale.name}-seed{cell.seed}{whose}.policy"
@@ -95,7 +95,7 @@ def _trained(cell: Cell, agent: int | None, device: str, cache: Path) -> Learned
 
 def _settings(cell: Cell, device: str) -> dict[str, Any]:
     """Return how a cell's policy is trained."""
-    training = cell.scale.training(cell.method)
+    training = cell.scale.training(cell.method, cell.env)
     return {"seed": cell.seed, "device": device, "progress": sys.stderr.isatty(), **training}
 
 

@@ -73,7 +73,7 @@ def _curve(cell: Cell, agents: Sequence[int], *, steps: int, every: int, cache: 
             points.append(Point(cell.env, cell.data, cell.method, agent, seed, done, mean, std, scale.name))
             print(points[-1], flush=True)
 
-    settings = {**scale.training(cell.method), "steps": steps, "callback": watch, "callback_every": every}
+    settings = {**scale.training(cell.method, cell.env), "steps": steps, "callback": watch, "callback_every": every}
     learn = learned_policies.learner(cell.method)
     learn(_learned_from(cell, everyones, agents[0], cache), seed=seed, progress=False, **settings)
     return points

@@ -89,10 +89,13 @@ class Scale:
     """The environments that it is meant for."""
     budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By method, the settings that say how much it is trained."""
+    env_budgets: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """By environment and method, those that are otherwise there."""
 
-    def training(self, method: str) -> Mapping[str, Any]:
+    def training(self, method: str, env: str) -> Mapping[str, Any]:
         """Return the budget of what a method acts or plans with, which is another method's where it is a variant."""
-        return self.budgets.get(METHODS[method].base, {})
+        base = METHODS[method].base
+        return {**self.budgets.get(base, {}), **self.env_budgets.get(env, {}).get(base, {})}
 
     @property
     def file_suffix(self) -> str:
@@ -192,12 +195,13 @@ SCALES = {
             # A batch of 256 pairs, as its authors' code has them: four futures cost five members four times as much.
             "PE-TS CaDM": {"futures_per_context": 1, "max_gradient_steps": 60_000, "matmul_precision": "medium"},
             **dict.fromkeys(_MOREL, {"epochs": 100, "policy_steps": 1_000_000, "max_halted": 0.1}),
-            "BCQ-P": {"steps": 25_000},  # at 50,000 CartPole's poles fall early again
+            "BCQ-P": {"steps": 25_000},  # at 50,000 CartPole's poles fall early again, while MountainCar settles
             "BCQ-A": {"steps": 20_000},
             "CQL-P": {"steps": 20_000, "target_update_interval": 200},
             "CQL-A": {"steps": 10_000, "target_update_interval": 200},
             **{name: _augmented_budget(METHODS[name]) for name in _AUGMENTED},
         },
+        env_budgets={"MountainCar": {"BCQ-P": {"steps": 50_000}}},
     ),
     # What two cores of a CPU do of HalfCheetah in an hour.
     "small": Scale(

@@ -196,6 +196,12 @@ def _budgets(scales: Sequence[protocol.Scale], folder: Path) -> str:
     lines = [
         [scale.name, method, seeds.in_words(training)] for scale in scales for method, training in scale.budgets.items()
     ]
+    lines += [
+        [scale.name, f"{method}, {env}", seeds.in_words(scale.training(method, env))]
+        for scale in scales
+        for env, budgets in scale.env_budgets.items()
+        for method in budgets
+    ]
     table = results.markdown([["scale", "method", "training"], *lines])
     texts = [
         "## Training budgets",

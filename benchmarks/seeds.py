@@ -96,7 +96,7 @@ class Seeds:
                 episodes_of(cell),
                 measured.commit,
                 measured.wall_s,
-                in_words(self.scale.training(cell.method)),
+                in_words(self.scale.training(cell.method, cell.env)),
                 " ".join(format(value, ".6g") for value in one.of_each),
             )
             for one in measured.scores
@@ -139,7 +139,7 @@ def of_several_budgets(table: Table, scale: Scale, folder: Path = RESULTS) -> se
 def outdated(line: SeedScore, scale: Scale) -> bool:
     """Return whether a line's method was trained or tried for longer or shorter than it is today."""
     cell = Cell(get_table(line.table), line.env, line.data, line.method, line.seed, scale)
-    return (line.training, line.episodes) != (in_words(scale.training(line.method)), episodes_of(cell))
+    return (line.training, line.episodes) != (in_words(scale.training(line.method, line.env)), episodes_of(cell))
 
 
 def in_words(training: Mapping[str, Any]) -> str:
