@@ -155,6 +155,7 @@ METHODS = {
         Method("True env + VI", "True env+MPC", Model.TRUE, planner=_VI),
         _VANILLA_CADM,
         _PE_TS_CADM,
+        replace(_VANILLA_CADM, name="Vanilla CaDM+", our_settings=True),
         _variant(_VANILLA_CADM, "Vanilla CaDM + VI", planner=_VI),
         _variant(_PE_TS_CADM, "PE-TS CaDM + VI", planner=_VI),
         _MOREL_P,

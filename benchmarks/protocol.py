@@ -30,6 +30,7 @@ EVERYONE = "all"
 """In place of an agent, where it is a training on all agents' data."""
 
 _CADM = ("Vanilla CaDM", "PE-TS CaDM")
+_CADM_PLUS = ("Vanilla CaDM+",)
 _CADM_VI = ("Vanilla CaDM + VI", "PE-TS CaDM + VI")
 _MOREL = ("MOReL-P", "MOReL-A")
 _MOREL_SAMPLED = ("MOReL-P, sampled", "MOReL-A, sampled")
@@ -130,7 +131,7 @@ def _few(bases: Sequence[str]) -> tuple[str, ...]:
 
 
 _PREDICTION_METHODS = ("PerSim", "PerSim+", "PerSim median", *_CADM)
-_RETURN_METHODS = (*PERSIMS, *_CADM, *_CADM_VI, *_MOREL, *_BCQ_AND_CQL)
+_RETURN_METHODS = (*PERSIMS, *_CADM, *_CADM_PLUS, *_CADM_VI, *_MOREL, *_BCQ_AND_CQL)
 
 
 def _augmented_budget(method: Method) -> dict[str, Any]:
@@ -154,8 +155,8 @@ TABLES = {
         5, "Return and length of the logged trajectories", ("MountainCar", "CartPole", "HalfCheetah"),
         ("return", "length"), ("log",),
     ),
-    6: _prediction(6, "MountainCar", (*_PREDICTION_METHODS, *_JOINTS)),
-    7: _prediction(7, "CartPole", (*_PREDICTION_METHODS, *_JOINTS)),
+    6: _prediction(6, "MountainCar", (*_PREDICTION_METHODS, *_CADM_PLUS, *_JOINTS)),
+    7: _prediction(7, "CartPole", (*_PREDICTION_METHODS, *_CADM_PLUS, *_JOINTS)),
     8: _prediction(8, "HalfCheetah", _PREDICTION_METHODS),
     9: _returns(9, "MountainCar", (*_RETURN_METHODS, *_JOINTS, *_PLAIN), _TRUE),
     10: _returns(10, "CartPole", (*_RETURN_METHODS, *_MOREL_SAMPLED, *_JOINTS, *_PLAIN), _TRUE),
@@ -191,7 +192,10 @@ SCALES = {
         # steps, d3rlpy's default, they are 69 replacements; every 200 steps, 20,000 are 100 and 10,000 are 50. How the
         # returns grow is in results/plateau.csv.
         budgets={
-            "Vanilla CaDM": {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"},
+            **dict.fromkeys(
+                ("Vanilla CaDM", *_CADM_PLUS),
+                {"futures_per_context": 4, "max_gradient_steps": 60_000, "matmul_precision": "medium"},
+            ),
             # A batch of 256 pairs, as its authors' code has them: four futures cost five members four times as much.
             "PE-TS CaDM": {"futures_per_context": 1, "max_gradient_steps": 60_000, "matmul_precision": "medium"},
             **dict.fromkeys(_MOREL, {"epochs": 100, "policy_steps": 1_000_000, "max_halted": 0.1}),
@@ -243,7 +247,7 @@ SCALES = {
         planner={"num_candidates": 20, "horizon": 5},
         policy_episodes=2,
         budgets={
-            **dict.fromkeys(_CADM, _TINY_CADM),
+            **dict.fromkeys((*_CADM, *_CADM_PLUS), _TINY_CADM),
             **dict.fromkeys(_MOREL, _TINY_MOREL),
             **dict.fromkeys((*_BCQ_AND_CQL, *_AUGMENTED), {"steps": 2, "batch_size": 4}),
         },

@@ -73,14 +73,15 @@ def standardized(log, config):
     return StandardizedLog.of(log, get_task(log.task), config, torch.arange(log.num_transitions), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("config", ["Vanilla CaDM", "Vanilla CaDM+"])
 @pytest.mark.parametrize("log", ["cart_pole_log", "cheetah_log"])
-def test_histories_are_the_last_transitions_oldest_first(log, request):
+def test_histories_are_the_last_transitions_oldest_first(log, config, request):
     """Gathered from the log or followed step by step, they are the same; before the first transition they are zero.
 
     Continuous actions are standardized in both; a model keeps each agent's history up to the end of its log.
     """
     log = request.getfixturevalue(log)
-    model = fit_cadm(log, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
+    model = fit_cadm(log, config=config, device="cpu", progress=False, **{**TINY, "max_epochs": 1})
     data = standardized(log, model.config)
     start, end = log.episode_starts[2], log.episode_ends[2]
     history = model.new_histories(1)
@@ -94,6 +95,18 @@ def test_histories_are_the_last_transitions_oldest_first(log, request):
     first = data.histories(torch.tensor([[start]]))
     assert not first.any() and end - start > 11
     assert not history.restarted(np.array([True])).values.any()
+
+
+def test_changes_of_state_reach_the_encoder_in_units_of_their_deviation(cart_pole_log, tmp_path):
+    """With the "+" settings, and after saving; as in the authors' code, without them, they are raw."""
+    changes = cart_pole_log.next_observations - cart_pole_log.observations
+    before, moves, after = (
+        column[5:6] for column in (cart_pole_log.observations, cart_pole_log.actions, cart_pole_log.next_observations)
+    )
+    for config, expected in (("Vanilla CaDM", after - before), ("Vanilla CaDM+", (after - before) / changes.std(0))):
+        fit_cadm(cart_pole_log, config=config, device="cpu", progress=False, **TINY).save(tmp_path / "model.cadm")
+        history = CaDM.load(tmp_path / "model.cadm").new_histories(1).after(before, moves, after)
+        np.testing.assert_allclose(history.values[0, :4], expected[0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -515,7 +528,8 @@ def test_an_iteration_ends_when_the_average_of_its_validation_loss_grows(cart_po
     bar = ProgressBar("", 1, False)
     # The average starts at 1.5 times the first score and moves by a hundredth: 1.495, 1.492, 1.491, then it grows.
     slow = [1.0, 1.2, 1.4, 1.6, 0.0]
-    for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4), (slow, 4)):
+    negative = [-3.0, -1.9, 0.0]  # at two thirds: −2.01, which −1.9 raises
+    for scores, expected in (([5.0] * 9, 9), ([5.0, 4.0, 3.0, 1000.0, 0.0], 4), (slow, 4), (negative, 2)):
         epochs, left = [], iter(scores)
         monkeypatch.setattr(trainer, "validation_loss", lambda rows, left=left: next(left))
         trainer.run_iteration(kept, held_out, len(scores), bar)
@@ -628,7 +642,7 @@ def test_features_of_states():
 
 
 def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_log, tmp_path):
-    with pytest.raises(UnknownNameError, match="unknown config 'CaDM'; named ones are Vanilla CaDM, PE-TS CaDM"):
+    with pytest.raises(UnknownNameError, match="unknown config 'CaDM'; named ones are Vanilla CaDM, PE-TS CaDM, "):
         fit_cadm(cart_pole_log, config="CaDM")
     assert get_cadm_config(None, "HalfCheetah") == get_cadm_config("Vanilla CaDM", "HalfCheetah")
     with pytest.raises(InvalidDataError, match="the log's actions are continuous|18 observation coordinates"):

@@ -47,7 +47,16 @@ def rows_of(benchmark, tmp_path, number):
 def test_a_table_is_measured_written_and_printed_beside_the_papers(benchmark, folders, tmp_path, capsys):
     assert run(benchmark, folders, "--table", "7", "--data", "random", "--seeds", "2") == 0
     rows = rows_of(benchmark, tmp_path, 7)
-    methods = ("PerSim", "PerSim+", "PerSim median", "Vanilla CaDM", "PE-TS CaDM", "Joint network", "Joint network+")
+    methods = (
+        "PerSim",
+        "PerSim+",
+        "PerSim median",
+        "Vanilla CaDM",
+        "PE-TS CaDM",
+        "Vanilla CaDM+",
+        "Joint network",
+        "Joint network+",
+    )
     assert len(rows) == len(methods) * 5 * 2  # methods, agents, metrics
     assert {(row.method, row.seeds) for row in rows} == {(method, 2) for method in methods}
     header = (tmp_path / "results" / "table7-quick.csv").read_text().splitlines()[0]

@@ -122,14 +122,16 @@ class CaDM(ContextModel):
         scaling = None
         if not self.task.discrete:
             scaling = self.parameters["action_mean"][:, 0], self.parameters["action_scale"][:, 0]
-        return History.empty(self.task, self.config.history_length, count, scaling)
+        changes = self.parameters["history_scale"][:, 0] if self.config.standardized_history else None
+        return History.empty(self.task, self.config.history_length, count, scaling, changes)
 
     @classmethod
     def shapes(cls, config: CaDMConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:
         inputs, size, actions = config.features.size(task.observation_size), task.observation_size, task.action_size
         columns = {"input": inputs, "target": size} | ({} if task.discrete else {"action": actions})
         scalings = {f"{name}_{part}": (rows, 1) for name, rows in columns.items() for part in ("mean", "scale")}
-        return {**parameter_shapes(config, task), **scalings}
+        history = {"history_scale": (size, 1)} if config.standardized_history else {}
+        return {**parameter_shapes(config, task), **scalings, **history}
 
     @classmethod
     def own_shapes(cls, config: CaDMConfig, task: Task, num_agents: int) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,9 @@ class CaDMConfig(Settings):
     """How many transitions a context is trained to explain: the one after it and those that follow."""
     futures_per_context: int = whole(10)
     """Of these transitions, as many, drawn anew, enter a gradient step; fewer cost less and mean the same."""
+    standardized_history: bool = truth(False)
+    """Whether changes of state enter the history divided by their deviation over the log. In raw units, as in the
+    authors' code, small ones, such as MountainCar's, hardly reach the encoder, beside actions of 0 and 1."""
     context_size: int = whole(10)
     encoder_hidden: tuple[int, ...] = widths((256, 128, 64))
     """Widths of the encoder's ReLU layers."""
@@ -90,7 +93,12 @@ class CaDMConfig(Settings):
 
 VANILLA_CADM = CaDMConfig()
 PE_TS_CADM = CaDMConfig(probabilistic=True, num_members=5, num_particles=20)
-CONFIGS = {"Vanilla CaDM": VANILLA_CADM, "PE-TS CaDM": PE_TS_CADM}
+_PUBLISHED = {"Vanilla CaDM": VANILLA_CADM, "PE-TS CaDM": PE_TS_CADM}
+CONFIGS = {
+    **_PUBLISHED,
+    # Ours.
+    **{f"{name}+": config.with_changes(standardized_history=True) for name, config in _PUBLISHED.items()},
+}
 _TASK_FEATURES: dict[str, dict[str, Any]] = {"HalfCheetah": {"absolute": (0,), "angles": (2,)}}
 """As in the authors' code: the forward speed is predicted itself, the pitch seen by sine and cosine."""
 

@@ -43,14 +43,16 @@ class StandardizedLog:
     widths: tuple[int, ...]
     """Of these five."""
     remembered: Tensor
-    """(T + 1, D + A): what a history holds of a transition, change of state and action; the last row, none's, is
-    zero."""
+    """(T + 1, D + A): what a history holds of a transition, change of state, standardized or not, and action; the last
+    row, none's, is zero."""
     starts: Tensor
     """(T,): the first transition of each one's episode."""
     ends: Tensor
     """(T,): the one after the last of each one's episode."""
     history_length: int
     """K."""
+    history_scale: Tensor | None
+    """(D, 1): what changes of state in a history are divided by; None for raw ones."""
     inputs: Scaling
     actions: Scaling | None
     """None for discrete actions, which are one-hot."""
@@ -79,7 +81,9 @@ class StandardizedLog:
             input_scaling(inputs), input_scaling(next_inputs), actions, target_scaling(targets),
             backward_scaling(backward_targets),
         )  # fmt: skip
-        remembered = torch.cat([next_states - states, actions]).T
+        moved = next_states - states
+        history_scale = Scaling.of(moved[:, rows]).scale if config.standardized_history else None
+        remembered = torch.cat([moved if history_scale is None else moved / history_scale, actions]).T
         return cls(
             columns=torch.cat(parts).T.contiguous(),
             widths=tuple(len(part) for part in parts),
@@ -87,6 +91,7 @@ class StandardizedLog:
             starts=torch.tensor(np.repeat(log.episode_starts, log.episode_lengths), device=device),
             ends=torch.tensor(np.repeat(log.episode_ends, log.episode_lengths), device=device),
             history_length=config.history_length,
+            history_scale=history_scale,
             inputs=input_scaling,
             actions=action_scaling,
             targets=target_scaling,

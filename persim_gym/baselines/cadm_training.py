@@ -50,14 +50,15 @@ def fit_cadm(
     twentieth of the agents, in random order, standardizes anew and goes on training. What the paper leaves open: every
     iteration gets the same number of epochs, at most 200 and at least one, and so many that all of them together make
     no more gradient steps than the configuration allows; an iteration ends early when a slow average of its validation
-    loss grows. That average starts at 1.5 times the first loss and moves by a hundredth of the way in each epoch, so
-    that a single epoch whose loss is above it, by half at first, ends an iteration: the steps taken,
-    ``provenance["gradient_steps"]``, may be a quarter of the limit.
+    loss grows. That average starts at 1.5 times the first loss, at two thirds of a negative one, and moves by a
+    hundredth of the way in each epoch, so that a single epoch whose loss is above it ends an iteration: the steps
+    taken, ``provenance["gradient_steps"]``, may be a quarter of the limit.
 
     Args:
         trajectories: the log.
         task: the task that the log was recorded in; by default the one named in it.
-        config: "Vanilla CaDM", the default, or "PE-TS CaDM", with the task's own features; or settings as they are.
+        config: "Vanilla CaDM", the default, or "PE-TS CaDM", with the task's own features; "Vanilla CaDM+" or "PE-TS
+            CaDM+", with changes of state standardized in the history, too; or settings as they are.
         seed: of the initial weights, the order of agents and the batches.
         device: "auto", "cpu", "cuda", … .
         checkpoint: a file name; unfinished training is kept beside it after every iteration, and the same call
@@ -208,7 +209,7 @@ class CaDMTrainer:
             validation = self.validation_loss(torch.as_tensor(held_out, device=self._device))
             before = average
             if average is None:
-                average = validation + 0.5 * abs(validation)
+                average = validation * 1.5 if validation > 0 else validation / 1.5
             average = _PERSISTENCE * average + (1 - _PERSISTENCE) * validation
             if before is not None and average > before:
                 break
@@ -256,6 +257,8 @@ class CaDMTrainer:
         arrays = {name: tensor.detach() for name, tensor in self.parameters.items()}
         arrays |= {"input_mean": data.inputs.mean, "input_scale": data.inputs.scale}
         arrays |= {"target_mean": data.targets.mean, "target_scale": data.targets.scale}
+        if data.history_scale is not None:
+            arrays["history_scale"] = data.history_scale
         if data.actions is not None:
             arrays |= {"action_mean": data.actions.mean, "action_scale": data.actions.scale}
         last = log.episode_ends[[np.flatnonzero(log.episode_agents == agent)[-1] for agent in range(log.num_agents)]]

@@ -14,7 +14,7 @@ from persim_gym.types import BoolArray, FloatArray, IntArray
 
 @dataclass(frozen=True)
 class History:
-    """The last K transitions of B episodes: changes of state in raw units, and actions; oldest first, then zeros."""
+    """The last K transitions of B episodes: changes of state, and actions; oldest first, then zeros."""
 
     values: FloatArray
     """(B, K·(D + A)) float32."""
@@ -26,16 +26,23 @@ class History:
     """D + A."""
     action_scaling: tuple[FloatArray, FloatArray] | None
     """Mean and scale (A,) of continuous actions."""
+    change_scale: FloatArray | None = None
+    """(D,): what changes of state are divided by; None for raw ones."""
 
     @classmethod
     def empty(
-        cls, task: Task, length: int, count: int, action_scaling: tuple[FloatArray, FloatArray] | None
+        cls,
+        task: Task,
+        length: int,
+        count: int,
+        action_scaling: tuple[FloatArray, FloatArray] | None,
+        change_scale: FloatArray | None = None,
     ) -> History:
         """Return the histories of B episodes that begin."""
         width = task.observation_size + task.action_size
         values = np.zeros((count, length * width), np.float32)
         num_actions = task.action_size if task.discrete else 0
-        return cls(values, np.zeros(count, np.int64), num_actions, width, action_scaling)
+        return cls(values, np.zeros(count, np.int64), num_actions, width, action_scaling, change_scale)
 
     def after(self, observations: FloatArray, actions: Any, next_observations: FloatArray) -> History:
         """Return the histories one transition later; the oldest goes where all places are filled."""
@@ -44,7 +51,10 @@ class History:
         else:
             mean, scale = self.action_scaling or (np.zeros(1), np.ones(1))
             moves = (np.asarray(actions) - mean) / scale
-        latest = np.concatenate([np.subtract(next_observations, observations), moves], axis=1)
+        changes = np.subtract(next_observations, observations)
+        if self.change_scale is not None:
+            changes = changes / self.change_scale
+        latest = np.concatenate([changes, moves], axis=1)
         places = self.values.reshape(len(self.values), -1, self.width).copy()
         length, rows = places.shape[1], np.arange(len(places))
         full = self.counts == length
