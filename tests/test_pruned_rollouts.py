@@ -1,15 +1,17 @@
 """Leaving out candidates that cannot be the best changes neither the winner nor any score that is given."""
 
+import math
+
 import numpy as np
 import pytest
-from support import random_ensemble
+from support import perfect_walk_ensemble, random_ensemble, walk_task
 
 from persim_gym import load
 from persim_gym.baselines.cadm_training import fit_cadm
 from persim_gym.planning import MPCAgent
 from persim_gym.registration import SHIPPED_MODELS
 from persim_gym.rollouts import simulated_returns
-from persim_gym.tasks import get_task
+from persim_gym.tasks import PlanningObjective
 
 
 @pytest.mark.parametrize("agent", range(4))
@@ -44,7 +46,21 @@ def test_many_particles_are_asked_one_after_the_other(cart_pole_log):
     assert not given.all(), "nothing was left out, so the test says nothing"
 
 
-def test_only_planners_that_want_the_best_prune():
-    """Random shooting does; elites need every score."""
-    assert MPCAgent(random_ensemble(get_task("CartPole")).simulator(0))._planner.best_only
-    assert not MPCAgent(random_ensemble(get_task("HalfCheetah")).simulator(0))._planner.best_only
+@pytest.mark.parametrize("planner", ["random_shooting", "cem"])
+def test_only_planners_that_want_the_best_prune(planner):
+    """Random shooting leaves steps of members out; elites need every score."""
+    discrete = planner == "random_shooting"
+    ensemble = perfect_walk_ensemble(walk_task()) if discrete else random_ensemble("HalfCheetah")
+    simulator, asked = ensemble.simulator(0), 0
+
+    def reward(states, actions, next_states):
+        nonlocal asked
+        asked += math.prod(next_states.shape[:-1])
+        return -(1 + actions if discrete else abs(actions[..., 0])) + 0 * next_states[..., 0]
+
+    settings = {"num_candidates": 2000, "horizon": 5, "propagation": "per_member"}
+    settings |= {} if discrete else {"num_rounds": 1}
+    agent = MPCAgent(simulator, planner=planner, objective=PlanningObjective(reward, max_reward=0.0), **settings)
+    agent.predict(np.zeros(simulator.task.observation_size, np.float32))
+    everything = 2000 * 5 * simulator.num_members
+    assert (0 < asked < everything) if discrete else asked == everything

@@ -99,13 +99,15 @@ def test_register_a_file(saved, registry, monkeypatch):
     assert registry["PerSim-Mine-v0"].kwargs == {"model": str(saved), **UNLIMITED}
 
 
-def test_an_id_without_a_limit_leaves_the_environment_its_own(tmp_path, registry, known_tasks):
+def test_an_id_without_a_limit_leaves_the_environment_its_own(home, registry, known_tasks):
     """Where a file does not tell the time limit, and its task is made known later than its ids."""
-    task = dataclasses.replace(walk_task(), name="Later")
-    perfect_walk_ensemble(task).save(tmp_path / "later.persim")
+    task, home_file = dataclasses.replace(walk_task(), name="Later"), home / "Later.persim"
+    home.mkdir()
+    perfect_walk_ensemble(task).save(home_file)
     definition = {name: value for name, value in task.to_json().items() if name != "max_episode_steps"}
-    rewrite_header(tmp_path / "later.persim", task_definition=definition)
-    env_id = registration._register_file(tmp_path / "later.persim", "Later")[1]
+    rewrite_header(home_file, task_definition=definition)
+    registration.register_all()
+    env_id = "PerSim-Later-agent0-v0"
     persim_gym.register_task(task)
     assert registry[env_id].max_episode_steps is None
     assert gymnasium.make(env_id).unwrapped.max_episode_steps == task.max_episode_steps
