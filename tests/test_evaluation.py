@@ -21,7 +21,7 @@ from persim_gym import (
     value_iteration_returns,
 )
 from persim_gym.collection.policies import as_policy
-from persim_gym.errors import InvalidActionError, InvalidArgumentError, UnknownNameError
+from persim_gym.errors import InvalidActionError, InvalidArgumentError, PerSimError, UnknownNameError
 from persim_gym.evaluation.prediction import mean_predictor_errors, trajectory_scores
 from persim_gym.evaluation.records import to_records
 from persim_gym.evaluation.returns import run_episodes
@@ -138,6 +138,15 @@ def test_short_episodes_are_drawn_again():
     assert row.rmse == pytest.approx(0, abs=1e-4)
 
 
+def test_an_episode_is_scored_that_lasts_to_index_12():
+    """One state from index 10 on would have no variance, two are enough: the walk that ends a step earlier is not."""
+    measure = partial(prediction_error, policy=lambda observations: np.full(len(observations), 2), agents=[1])
+    (row,) = measure(perfect_walk_ensemble(walk_task(start=18.0, goal=30.0, limit=100)), episodes=2)
+    assert row.redrawn == 0 and row.rmse == pytest.approx(0, abs=1e-4)
+    with pytest.raises(PerSimError, match="end before step 12"):
+        measure(perfect_walk_ensemble(walk_task(start=19.0, goal=30.0, limit=100)), episodes=2)
+
+
 def test_scores_equal_scikit_learns():
     """R² weighted by variance and RMSE over the valid part of each trajectory; what comes after it does not count."""
     metrics = pytest.importorskip("sklearn.metrics")
@@ -212,6 +221,23 @@ def test_the_seed_decides_where_episodes_begin():
     for measure in (partial(policy_returns, ensemble, balance), partial(prediction_error, ensemble, policy=balance)):
         one, again, other = (measure(agents=[1], episodes=3, seed=seed) for seed in (0, 0, 1))
         assert one == again != other
+
+
+def test_every_agent_has_random_numbers_of_its_own():
+    """Of twins, alike in the model and in truth: what is drawn for one says nothing of the other."""
+    walkers, planner = perfect_walk_ensemble(walk_task(limit=10), (1.0, 1.0)), {"horizon": 3, "num_candidates": 2}
+    poles = random_ensemble("CartPole", SMALL, num_agents=2, step_size=0.02)
+    alike = {**poles.parameters, "agent.weight": poles.parameters["agent.weight"][:, [0, 0]]}
+    poles = dataclasses.replace(poles, parameters=alike, covariates=np.tile([10.0, 0.5], (2, 1)))
+    for rows in (
+        policy_returns(walkers, "random", episodes=4),
+        mpc_returns(walkers, episodes=4, **planner),
+        true_mpc_returns(walkers, episodes=4, **planner),
+        policy_returns(poles, balance, episodes=4),
+    ):
+        assert rows[0].mean != rows[1].mean
+    one, other = prediction_error(poles, policy=balance, episodes=4)
+    assert one.rmse != other.rmse
 
 
 def test_unknown_truth_can_be_given():

@@ -58,6 +58,19 @@ def test_a_policy_may_change_the_observations_it_is_given(walk):
     assert log.digest == same.digest
 
 
+def test_a_policys_memory_stays_with_its_agent_in_simulators(walk):
+    """The first agent is the first to arrive; the others' rows of the state are then still their own."""
+
+    class Memory:
+        def predict(self, observation, state=None, episode_start=None, deterministic=True):
+            state = np.array([2, 1, 0]) if state is None else state
+            return state, state
+
+    log = quiet(walk, [0, 1, 2], 1, Memory(), starts="task")
+    assert log.episode_lengths.tolist() == [2, 12, 12]
+    np.testing.assert_array_equal(log.actions, 2 - log.agents)
+
+
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
@@ -164,6 +177,8 @@ def test_episodes_are_cut_where_members_disagree(walk):
     partly = quiet(ensemble, [1], 3, up, starts=[[1, 0], [2, 0], [9, 0]], max_disagreement=0.2)
     assert partly.num_episodes == 2 and partly.provenance["episodes_empty"] == 1
     assert partly.provenance["episodes_cut"] == 3  # each at another step
+    short = quiet(ensemble, [1], 1, up, starts=[3.9, 0.0], max_disagreement=0.2)
+    assert short.truncated.tolist() == [True]  # its second step is not believed
 
 
 def test_an_agent_without_a_step_is_left_out(cart_pole):
