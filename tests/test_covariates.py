@@ -246,6 +246,9 @@ def test_a_fraction_of_the_covariates_is_enough_and_agents_without_are_left_out(
     covariate_map = fit_covariate_map(replace(ensemble, covariates=covariates), kind="ridge", fraction=0.5)
     assert covariate_map.num_known == 5 and covariate_map.high[0] <= covariates[9, 0]
     np.testing.assert_allclose(covariate_map.predict(np.array([[0.6]]))[0][:, 0, 0], 0.6, atol=1e-3)
+    drawn = [fit_covariate_map(ensemble, kind="ridge", fraction=0.3, seed=seed) for seed in (0, 1, 2, 0)]
+    ranges = [(*one.low, *one.high) for one in drawn]
+    assert len(set(ranges)) > 1 and ranges[0] == ranges[3]
     one, other, again = (fit_covariate_map(ensemble, kind="mlp", fraction=0.5, seed=seed) for seed in (0, 1, 0))
     point = np.array([[1.0]])
     assert one.predict(point)[0].tolist() == again.predict(point)[0].tolist() != other.predict(point)[0].tolist()

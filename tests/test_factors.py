@@ -229,6 +229,19 @@ def test_a_newcomer_is_predicted_like_the_agent_it_is():
     assert distances[2] < 0.5 * distances[0]
 
 
+def test_distances_are_those_of_what_the_model_predicts():
+    """Of two agents' changes over the rows of the log, in units of the noise: the root mean square of all members."""
+    ensemble = random_ensemble(roomy("MountainCar"), NORMALIZED, num_agents=5)
+    log = simulated_log(ensemble, [9, 4, 12, 7, 5], noise=0.01)
+    ensemble = refit_factors(ensemble, log)
+    noise = np.sqrt(ensemble.posterior.prior.noise) * ensemble.normalizer.change_scale
+    changes = [reference_changes(ensemble, agent, log.observations, log.actions) for agent in range(5)]
+    expected = [np.sqrt(np.square((one - changes[2]) / noise[:, None]).mean()) for one in changes]
+    found = nearest_agents(ensemble, 2, 9)
+    assert [label for label, _ in found] == [f"agent {agent}" for agent in np.argsort(expected)[1:]]
+    np.testing.assert_allclose([distance for _, distance in found], np.sort(expected)[1:], rtol=1e-4)
+
+
 def renamed(log, *labels):
     """Return the log with other names for its agents."""
     return replace(log, agent_labels=labels)

@@ -30,6 +30,16 @@ def test_pruned_search_finds_the_same_plan(agent):
     assert not given.all(), "nothing was left out, so the test says nothing"
 
 
+def test_the_median_leaves_nothing_out():
+    """What some members say bounds the mean of all, not their median: every score is given, as without pruning."""
+    simulator = load(SHIPPED_MODELS / "CartPole.persim").simulator(0, aggregate="median")
+    actions = np.random.default_rng(0).integers(2, size=(1, 400, 30))
+    every, best_only = (
+        simulated_returns(simulator, np.zeros((1, 4)), best_only=one)(np.arange(1), actions) for one in (False, True)
+    )
+    np.testing.assert_array_equal(best_only, every)
+
+
 def test_many_particles_are_asked_one_after_the_other(cart_pole_log):
     """Twenty particles of five members that draw nothing: the plan is that of asking all of them at once."""
     few = {"hidden": (16, 16), "encoder_hidden": (8,), "iterations": 1, "max_gradient_steps": 300}
