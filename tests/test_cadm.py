@@ -38,7 +38,7 @@ from persim_gym.errors import (
 )
 from persim_gym.model.dynamics import LearnedDynamics
 from persim_gym.rollouts import simulated_returns
-from persim_gym.tasks import get_task
+from persim_gym.tasks import PlanningObjective, get_task
 from persim_gym.terminal import ProgressBar
 
 TINY = {"hidden": (16, 16), "encoder_hidden": (16, 8), "iterations": 2, "max_epochs": 2, "futures_per_context": 3}
@@ -261,24 +261,32 @@ def test_particles_follow_their_member_and_differ(cart_pole_log):
 @pytest.mark.parametrize("stops, first", [([7], 0), ([5, 5, 9], 4), ([3, 4, 10, 11, 12, 20], 2), (range(2, 42, 2), 0)])
 def test_particles_of_a_member_are_rows_of_one_product(model, stops, first):
     """Any number of each particle, of all of them or some, against one product a particle."""
-    simulator = model.simulator(0)
-    network, each = simulator.network(0), simulator.num_members // model.config.num_members
-    if first + len(stops) > simulator.num_members:
+    each, place = model.num_members // model.config.num_members, torch.device("cpu")
+    if first + len(stops) > model.num_members:
         pytest.skip("fewer particles")
-    layers = [network._first, *network._rest]
-    rows = torch.tensor(np.random.default_rng(0).normal(size=(stops[-1], layers[0][0].shape[2])), dtype=torch.float32)
+    parameters = {name: torch.tensor(array) for name, array in model.parameters.items()}
+    contexts = model.agent_contexts(np.array([0]), place)
+    rng = np.random.default_rng(0)
+    states = parameters["input_mean"] + parameters["input_scale"] * torch.tensor(rng.normal(size=(4, stops[-1])))
+    states, actions = states.float(), torch.tensor(rng.integers(2, size=stops[-1]))
+    inputs = torch.cat([(states - parameters["input_mean"]) / parameters["input_scale"], torch.eye(2)[actions].T])
     expected = []
     for index, (left, right) in enumerate(itertools.pairwise([0, *stops])):
-        hidden, member = rows[left:right], (first + index) // each
-        for weight, bias in layers[:-1]:
-            hidden = torch.nn.functional.silu(hidden @ weight[member].T + bias[member])
-        expected.append(hidden @ layers[-1][0][member].T + layers[-1][1][member])
-    expected = torch.cat(expected)
-    torch.testing.assert_close(network._outputs(rows, list(stops), first), expected, rtol=1e-4, atol=1e-5)
-    contexts = simulator._contexts
-    halved = ContextNetwork(simulator._dynamics, contexts, None, torch.bfloat16)._outputs(rows, list(stops), first)
-    assert halved.dtype == torch.bfloat16
-    torch.testing.assert_close(halved.float(), expected, rtol=0.05, atol=0.05)
+        member = (first + index) // each
+        hidden = torch.cat([inputs[:, left:right], contexts[member].expand(-1, right - left)])
+        for layer in range(3):
+            weight, bias = (parameters[f"forward.{layer}.{kind}"][member] for kind in ("weight", "bias"))
+            hidden = weight @ (torch.nn.functional.silu(hidden) if layer else hidden) + bias
+        expected.append(hidden[:4])  # means; a variance after them is not drawn from
+    expected = torch.cat(expected, dim=1)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        network = ContextNetwork(model.dynamics(place), contexts.repeat_interleave(each, 0), None, dtype)
+        changes = network.next_columns(states, actions, list(stops), first) - states
+        found.append((changes - parameters["target_mean"]) / parameters["target_scale"])
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected, rtol=0.05, atol=0.05)
+    assert (found[0] - found[1]).abs().max() > 1e-4, "computed alike"
 
 
 def test_columns_of_particles_go_where_their_states_go(model):
@@ -780,11 +788,35 @@ def test_a_caller_may_change_the_actions_it_gets(model, cart_pole_log):
     np.testing.assert_array_equal(state.actions, kept)
 
 
+def test_every_plan_draws_next_states_of_its_own(model, cart_pole_log):
+    """From one state, by the same action, at the beginning of an episode: each call sees other ones."""
+    if not model.simulator(0).stochastic:
+        pytest.skip("it draws nothing")
+    seen = {0: [], 1: []}
+
+    def reward(states, actions, next_states):
+        seen[int(actions[0])].append(np.array(next_states))
+        return 0 * next_states[..., 0]
+
+    agent, state = CaDMAgent(model, horizon=1, num_candidates=1, objective=PlanningObjective(reward)), None
+    for _ in range(8):
+        _, state = agent.predict(cart_pole_log.observations[:1], state, np.array([True]))
+    assert sum(map(len, seen.values())) == 8
+    for drawn in seen.values():
+        assert len({one.tobytes() for one in drawn}) == len(drawn)
+
+
 def test_a_conditioned_simulator_computes_as_the_one_it_is_made_from(model, cart_pole_log):
-    simulator = model.simulator_of(model.histories[:1], device=torch.device("cpu"), dtype=torch.bfloat16)
-    assert simulator.conditioned_on(cart_pole_log.observations[None, :4], cart_pole_log.actions[None, :3])._dtype is (
-        torch.bfloat16
+    """In bfloat16 a step is nearly that of float32, not the same."""
+    beginning = cart_pole_log.observations[None, :4], cart_pole_log.actions[None, :3]
+    exact, halved = (
+        model.simulator_of(model.histories[:1], device=torch.device("cpu"), dtype=dtype)
+        .conditioned_on(*beginning)
+        .deterministic()
+        .step_members(cart_pole_log.observations[3:4], [1])
+        for dtype in (torch.float32, torch.bfloat16)
     )
+    assert 0 < np.abs(halved - exact).max() < 0.05
 
 
 def test_models_are_shown_in_a_line(model):

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -18,6 +19,7 @@ from persim_gym import storage
 from persim_gym.baselines import OfflinePolicy, morel, morel_threshold, plain_dynamics
 from persim_gym.baselines.layers import mlp
 from persim_gym.baselines.morel import MOReLConfig, MOReLPolicy, fit_morel
+from persim_gym.baselines.morel_run import PolicyRun, halting, isolated_training
 from persim_gym.baselines.morel_threshold import THRESHOLD_SCALES, first_that_seldom_halts, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv
 from persim_gym.baselines.plain_dynamics import _BestWeights, discrepancy, fit_plain_dynamics
@@ -33,6 +35,7 @@ from persim_gym.errors import (
     UnknownNameError,
 )
 from persim_gym.tasks import get_task
+from persim_gym.training.checkpoint import Checkpoint
 
 QUICK = {"hidden": (16, 16), "epochs": 3, "policy_steps": 256, "num_envs": 8}
 
@@ -398,6 +401,47 @@ def test_after_the_trial_ppo_goes_on_as_if_there_had_been_none(cart_pole_log):
     assert tried.provenance["threshold_scale"] == 1.0 and tried.ppo.num_timesteps == given.ppo.num_timesteps
     for one, two in zip(tried.ppo.policy.parameters(), given.ppo.policy.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_next_episode_of_an_environment_is_not_looked_at():
+    """One ends after a step and its next episode halts, while the other goes on for three."""
+
+    class Env:
+        num_envs, steps = 2, 0
+
+        def reset(self, seed):
+            return np.zeros((2, 4)), {}
+
+        def step(self, actions):
+            self.steps += 1
+            halted = np.array([self.steps == 2, False])
+            return np.zeros((2, 4)), None, halted, np.array([self.steps == 1, self.steps == 3]), {"halted": halted}
+
+    found = halting(Env(), SimpleNamespace(predict=lambda observations, deterministic: (np.zeros(2, int), None)), 0)
+    assert (found.halted, found.mean_episode_steps) == (0.0, 2.0)
+
+
+@pytest.mark.usefixtures("global_generators_untouched")
+def test_every_rollout_has_random_numbers_of_its_own():
+    """Those of the seed and of the steps before it, for torch, NumPy and the environment."""
+
+    class Ppo:
+        def __init__(self, env):
+            self.env, self.num_timesteps, self.drawn = env, 0, []
+
+        def learn(self, steps, reset_num_timesteps):
+            self.num_timesteps += 8
+            self.drawn += [torch.rand(()).item(), np.random.random(), self.env.np_random.random()]
+
+    found = []
+    with isolated_training():
+        for seed, stops in ((0, [24]), (0, [8, 24]), (1, [24])):
+            run = PolicyRun(SimpleNamespace, Ppo, seed=seed, checkpoint=Checkpoint(None, {}))
+            for stop in stops:
+                torch.rand(3)  # whatever was drawn in between
+                run.learn(stop)
+            found.append(run.ppo.drawn)
+    assert found[0] == found[1] and len(set(found[0] + found[2])) == 18
 
 
 def test_a_policy_that_can_only_halt_says_so(cart_pole_log):

@@ -334,6 +334,24 @@ def test_training_ends_when_the_score_stays_where_it_is(discrete, method):
             METHODS[method](log, steps=10, **settings, **wrong)
 
 
+def test_patience_outlasts_an_interruption(discrete, tmp_path, monkeypatch):
+    """The scores that were no better before it count."""
+    task, log = discrete
+    monkeypatch.setattr(offline_training, "_BAR_STEPS", 4)
+    settings = {"task": task, "steps": 20, "callback_every": 4, "progress": False, "patience": 2, **SMALL}
+    asked = []
+
+    def select(policy):
+        asked.append([1.0, 0.5, 0.2, 9.0, 9.0][len(asked)])
+        return asked[-1]
+
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        fit_bcq(log, select=select, checkpoint=tmp_path / "one.policy", **settings)
+    policy = fit_bcq(log, select=select, checkpoint=tmp_path / "one.policy", **settings)
+    assert asked == [1.0, 0.5, 0.2] and policy.provenance["gradient_steps"] == 12
+
+
 def test_a_score_that_is_no_number(discrete):
     """It could never be compared."""
     task, log = discrete
