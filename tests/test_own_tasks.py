@@ -133,7 +133,10 @@ def test_the_errors_of_what_was_learned_are_those_on_the_rows_held_out():
     """Of the ensemble that was validated: of its rewards in their units, of its ends by the kind of row."""
     log, config = own_log(), CONFIG.with_changes(epochs=15)
     ensemble = persim_gym.fit(log, task=own_task(), config=config, refit=False, progress=False)
-    _, held_out = split(log.num_transitions, 0.2, 0)
+    kept, held_out = split(log.num_transitions, 0.2, 0)
+    np.testing.assert_array_equal(
+        ensemble.outcomes["reward"].posterior.num_transitions, np.bincount(log.agents[kept]), "others were learned from"
+    )
     squared, missed, false, risks = [], [], [], []
     for agent in range(3):
         task, rows = ensemble.simulator(agent).task, held_out[log.agents[held_out] == agent]
