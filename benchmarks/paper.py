@@ -4,9 +4,9 @@
 
 Writes benchmarks/results/table6.csv after every finished method, and each finished seed to results/seeds.csv there.
 What is in these files is not measured again, but with --again what was trained for longer or shorter than it is today,
-or tried for more or fewer episodes, or has no line in seeds.csv, is. An interrupted run goes on: trained ensembles and
-finished agents are kept in benchmarks/.cache, which all tables share. With --jobs 8, eight models are trained and
-measured at once.
+or tried for more or fewer episodes, or has no line in seeds.csv, is. An interrupted run loses at most the model or the
+agent in work, and the same command goes on: trained ensembles and finished agents are kept in benchmarks/.cache, which
+all tables share. With --jobs 8, eight models are trained and measured at once.
 """
 
 from __future__ import annotations
@@ -186,12 +186,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=int, required=True, help=", ".join(map(str, protocol.TABLES)))
     parser.add_argument("--data", nargs="+", help=f"{', '.join(protocol.DATA)} (the true system); default: all")
-    parser.add_argument("--method", nargs="+", help="only these methods")
+    parser.add_argument("--method", nargs="+", help="only these methods, by their names in the table: 'PerSim+ + VI'")
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first-seed", type=int, default=0, help="number of the first")
     parser.add_argument("--again", action="store_true", help="measure again what is of an earlier budget")
-    parser.add_argument("--scale", default="full", help=", ".join(protocol.SCALES))
+    parser.add_argument(
+        "--scale",
+        default="full",
+        help="full (the paper's), small (HalfCheetah only), quick (to try it: figures mean nothing)",
+    )
     parser.add_argument("--device", default="auto", help="a torch device")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes measure at once")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results files")

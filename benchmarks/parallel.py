@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -40,7 +41,8 @@ def measure_in_processes(
 
 
 def _begin(threads: int) -> None:
-    """Take down the version of the code as it was loaded, and leave the others their processors."""
+    """Take down the version of the code as it was loaded, leave the others their processors, and end when they do."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a report of each: the first process has one
     commit()
     torch.set_num_threads(threads)
 

@@ -291,8 +291,8 @@ def intervals(rows: Sequence[Row]) -> str:
     return " ".join(texts)
 
 
-_TOO_LONG = 1e5
-"""Figures from which on only the magnitude is printed: a model that diverges."""
+_TOO_LONG = 1e3
+"""Errors from which on three digits are printed, of the deviation, too: of a model that diverges."""
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % quantile of Student's t by number of seeds."""
 
@@ -343,7 +343,8 @@ def _reference(name: str, table: Table) -> list[dict[str, str]]:
 
 def _format(mean: float, std: float, metric: str) -> str:
     digits = {"rmse": 4, "r2": 3}.get(metric, 1)
-    mean_text, std_text = (f"{one:.{digits}f}" if abs(one) < _TOO_LONG else f"{one:.0e}" for one in (mean, std))
+    fixed = metric == "return" or max(abs(mean), abs(std)) < _TOO_LONG
+    mean_text, std_text = (f"{one:.{digits}f}" if fixed else f"{one:.3g}" for one in (mean, std))
     return mean_text if np.isnan(std) else f"{mean_text} ± {std_text}"
 
 

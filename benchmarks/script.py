@@ -22,7 +22,7 @@ Main: TypeAlias = Callable[[Sequence[str] | None], int | None]
 def script(main: Main) -> Callable[..., int]:
     """Make a main function of the command line's arguments take down the version of the code and report errors.
 
-    A `PerSimError` is one line on standard error, and exit status 2.
+    A `PerSimError` is one line on standard error, and exit status 2; so is an interruption, and 130.
     """
 
     @wraps(main)
@@ -33,6 +33,9 @@ def script(main: Main) -> Callable[..., int]:
         except PerSimError as error:
             print(f"{Path(inspect.getfile(main)).name}: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from error
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on after what is finished", file=sys.stderr)
+            raise SystemExit(130) from None
 
     return wrapped
 

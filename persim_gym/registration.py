@@ -190,7 +190,10 @@ def _register_document(path: Path, document: dict[str, Any], name: str) -> list[
 def checked_name(name: str) -> str:
     """Return a model's name if ids and a file can be made of it."""
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InvalidArgumentError(f"name={name!r} makes no id: use letters, digits, '_', '-' and '.'")
+        raise InvalidArgumentError(
+            f"name={name!r} makes no id: use letters, digits, '_', '-' and '.', in a task's name or in "
+            "register_ensemble(..., name=...)"
+        )
     if re.search(r"-agent\d+$", name):
         raise InvalidArgumentError(f"name={name!r} would make ids that are those of a model's agents: choose another")
     return name

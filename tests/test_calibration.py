@@ -412,6 +412,9 @@ def test_calibrating_on_the_agents_that_were_trained_on_is_told():
     log = replace(log, provenance={"table": "ward.csv"})
     kept, held_out = log.split(0.5)
     trained = replace(walkers(spread=1e-3, noise=0.1), agent_labels=log.agent_labels, provenance=kept.source)
-    with pytest.warns(RuntimeWarning, match=r"trained on these agents.*by='agent'"):
+    with pytest.warns(RuntimeWarning, match=r"trained on 30 of the log's 30 agents.*by='agent'"):
         calibrate(trained, held_out, draws=3)
+    others = replace(held_out, agent_labels=(*log.agent_labels[:2], *map(str, range(100, 128))))
+    with pytest.warns(RuntimeWarning, match="trained on 2 of the log's 30 agents"):
+        calibrate(trained, others, draws=3)
     calibrate(trained, replace(held_out, provenance={"table": "another.csv"}), draws=3)

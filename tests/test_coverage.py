@@ -135,7 +135,7 @@ def test_what_is_warned_of():
 def test_on_the_command_line(cart_pole, cart_pole_log, tmp_path, run_python):
     """Of some agents, printed and as JSON."""
     cart_pole.save(tmp_path / "one.persim")
-    own = cart_pole_log.select(["4", "7"])
+    own = cart_pole_log.split(0.5)[1].select(["4", "7"])
     own.save(tmp_path / "log.st")
     code = """
 import sys

@@ -711,7 +711,7 @@ def test_ends_that_a_table_loses_are_told():
     """Without next observations the last row of an episode goes, and with it that it was terminal."""
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame({"id": "ann", "x": [3.0, 2.0, 1.0, 0.0], "a": 0, "dead": [0, 0, 0, 1]})
-    with pytest.warns(RuntimeWarning, match="terminated is true in 1 rows"):
+    with pytest.warns(RuntimeWarning, match="terminated is true in 1 row "):
         log = interop.from_dataframe(table, **TINY, terminated="dead")
     assert not log.terminated.any()
 

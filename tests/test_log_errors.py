@@ -73,7 +73,7 @@ def test_a_perfect_simulator_and_that_of_another_agent():
 
 def test_other_dynamics_and_members_that_diverge(cart_pole_log):
     model = fit_cadm(cart_pole_log, device="cpu", progress=False, hidden=(8,), iterations=1, max_gradient_steps=1)
-    assert all(np.isfinite(row.ratio) for row in log_error(model, cart_pole_log.select(["3", "1"])))
+    assert all(np.isfinite(row.ratio) for row in log_error(model, cart_pole_log.split(0.5)[1].select(["3", "1"])))
     wild = random_ensemble("CartPole", step_size=1e30)
     assert not np.isfinite(log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio)
     assert log_error(wild, random_log(wild, [40], ["agent 0"]))[0].ratio == np.inf  # last when sorted, unlike NaN
@@ -109,7 +109,9 @@ def test_what_is_refused():
 def test_on_the_command_line(cart_pole, cart_pole_log, tmp_path, run_python):
     """A model without a true system is measured along a log; the records are JSON."""
     cart_pole.save(tmp_path / "one.persim")
-    cart_pole_log.select(["4", "7"]).save(tmp_path / "log.st")
+    _, held_out = cart_pole_log.split(0.5)
+    log = held_out.select(["4", "7"])
+    log.save(tmp_path / "log.st")
     code = """
 import sys
 from persim_gym.cli.app import main
@@ -119,7 +121,7 @@ main()
     printed = run_python(code, cwd=tmp_path)
     assert "errors along log.st, up to 5 steps" in printed and "unchanged" in printed
     records = json.loads((tmp_path / "out.json").read_text())
-    expected = log_error(cart_pole, cart_pole_log.select(["4", "7"]), horizon=5)
+    expected = log_error(cart_pole, log, horizon=5)
     last = next(line for line in printed.splitlines() if "all agents" in line)
     assert last.split()[2] == f"{np.mean([row.ratio for row in expected]):.4g}"
     assert last.split()[-1] == str(sum(row.steps for row in expected))
@@ -153,12 +155,22 @@ def test_a_number_that_is_another_agents_label_is_warned_of():
 
 
 def test_the_log_that_was_trained_on_is_noted():
-    """Its parts are not known any more."""
+    """And one that begins as it does, with more to come; what was held out of it does not, nor does another's."""
     log = persim_gym.collect(walk_task(), num_agents=3, seed=0)
-    walk = replace(perfect_walk_ensemble(walk_task()), provenance={"data_digest": log.digest})
+    places = log.agents[:, None] * np.float32([0, 1])  # or all would begin alike
+    log = replace(log, observations=log.observations + places, next_observations=log.next_observations + places)
+    kept, held_out = log.split(0.5)
+    walk = replace(
+        perfect_walk_ensemble(walk_task()), provenance=kept.source, initial_observations=kept.initial_observations
+    )
     with pytest.warns(RuntimeWarning, match=r"trained on this very log.*log\.split"):
-        log_error(walk, log)
-    log_error(walk, log.select([0]))
+        log_error(walk, kept)
+    for whole in (log, log.select([0])):
+        with pytest.warns(RuntimeWarning, match=r"most episodes of the log begin as those .*log\.split"):
+            log_error(walk, whole)
+    log_error(walk, held_out)
+    log_error(walk, replace(log, provenance={"another": "table"}))
+    log_error(replace(walk, initial_observations=np.zeros((3, 2), np.float32)), log)
 
 
 def test_a_synthetic_log_is_noted(tmp_path, capsys):

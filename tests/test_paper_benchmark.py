@@ -487,7 +487,8 @@ def test_figures_are_printed_as_long_as_they_mean_something(benchmark):
     printed = benchmark["results"]._format
     assert printed(0.01234, float("nan"), "rmse") == "0.0123"
     assert printed(-500.0, 0.0, "return") == "-500.0 ± 0.0"
-    assert printed(7.94e13, 1.12e14, "rmse") == "8e+13 ± 1e+14"
+    assert printed(7.94e13, 1.12e14, "rmse") == "7.94e+13 ± 1.12e+14"
+    assert printed(61559.4, 106000.0, "rmse") == "6.16e+04 ± 1.06e+05"
 
 
 def test_committed_results_are_readable_and_the_readme_is_up_to_date(benchmark):

@@ -134,7 +134,7 @@ def test_several_episodes_with_terminal_states_need_their_column():
             )
     table["visit"] = [0] * 4 + [1] * 4
     table["done"] = [0, 0, 1, 0, 0, 0, 0, 1]
-    with pytest.warns(RuntimeWarning, match="1 rows .* these episodes end without a terminal transition"):
+    with pytest.warns(RuntimeWarning, match="1 row .* these episodes end without a terminal transition"):
         log = from_dataframe(table, observations=["x"], terminated="done", episode="visit")
     assert log.next_observations[log.terminated].tolist() == [[99]] and len(log) == 6
 
@@ -148,7 +148,7 @@ def test_a_gap_after_the_terminal_state_begins_an_episode():
     assert log.episode_starts.tolist() == [0, 2] and log.observations[:, 0].tolist() == [0, 1, 3, 4, 5]
     assert log.next_observations[log.terminated].tolist() == [[2]] and np.flatnonzero(log.truncated).tolist() == [4]
     table["done"] = table.t == 2
-    with pytest.warns(RuntimeWarning, match="terminated is true in 1 rows"):
+    with pytest.warns(RuntimeWarning, match="terminated is true in 1 row "):
         assert from_dataframe(table, **roles).episode_starts.tolist() == [0, 2]
     with pytest.raises(errors.InvalidDataError, match="row 2 is terminated, but"):
         from_dataframe(table, **{**roles, "gaps": "error"})
@@ -272,7 +272,7 @@ def test_wrong_columns_after_the_action(table):
         ("x", ["150.0", "-", *"0123456789"], r"'-' in row 1, .* \(1 such rows\): correct them .* errors='coerce'"),
         ("x", [f"{number},5" for number in range(12)], r"decimal=','"),
         ("action", ["low", "high"] * 6, r"the same in every table: pandas.Categorical\(table\['action'\], categories="),
-        ("done", ["no", "yes"] * 6, r"'done' holds 'no'; .*\.map\(\{'no': False"),
+        ("done", ["no", "yes"] * 6, r"'done' holds 'no' in row 0; .*\.map\(\{'no': False"),
     ],
 )
 def test_words_among_numbers(table, column, values, message):

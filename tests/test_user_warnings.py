@@ -57,7 +57,7 @@ def environment():
         (fit, "no covariate 'age'"),
         (cql, "terminal flags are not what"),
         (arrays, "terminated is true in 2 rows"),
-        (table, "terminated is true in 1 rows"),
+        (table, "terminated is true in 1 row "),
         (environment, "agent 2 is the one of index 2"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -195,6 +196,7 @@ def main() -> None:
     Modules in the current folder are found, for tasks of a user's own are imported from there.
     """
     sys.path.insert(0, "")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code that warns
     try:
         app()
     except (PerSimError, OSError) as error:

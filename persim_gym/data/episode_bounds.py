@@ -106,7 +106,7 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     lost = int(columns["terminated"][last].sum())
     if lost:
         warn_user(
-            f"terminated is true in {lost} rows that are the last of their episodes and, without a next observation, "
+            f"terminated is true in {lost} row{'s' * (lost > 1)} at the ends of episodes which, without a next one, "
             "are dropped, so that these episodes end without a terminal transition: give next_observations or, if the "
             "marked row's own state is the terminal one, mark the row before it instead",
         )

@@ -47,7 +47,7 @@ def true_covariates(ensemble: LearnedDynamics, agent: int, covariates: GivenCova
 def agents_along(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
     """Return the index (n,) in a model of each agent of a log that it is to be measured along.
 
-    Warns of a synthetic log, and of the one that the model was trained on.
+    Warns of a synthetic log, and of one that the model was trained on, or that has the beginnings of its episodes.
 
     Raises:
         UnknownNameError: one is not in the model.
@@ -60,9 +60,27 @@ def agents_along(ensemble: LearnedDynamics, log: Trajectories) -> IntArray:
             "the log is synthetic, at least in part: errors along it say how far simulators are from one another, and "
             "nothing of the agents themselves",
         )
+    advice = "hold a part out before training, kept, held_out = log.split(0.2), and measure along that part alone"
     if log.digest == ensemble.provenance.get("data_digest"):
         warn_user(
-            "the model was trained on this very log, along which its errors are smaller than along others: hold a part "
-            "out before training, kept, held_out = log.split(0.2)"
+            f"the model was trained on this very log, along which its errors are smaller than along others: {advice}"
+        )
+    elif _begins_as_trained(ensemble, log):
+        warn_user(
+            "most episodes of the log begin as those that the model was trained on, and are of the same origin: along "
+            f"them its errors are smaller than along others; {advice}"
         )
     return agents
+
+
+def _begins_as_trained(ensemble: LearnedDynamics, log: Trajectories) -> bool:
+    """Whether most episodes begin exactly as some of the training log do, which was recorded in the same way.
+
+    Where many of those began alike, as in one fixed state, this says nothing.
+    """
+    if log.provenance != ensemble.provenance.get("data"):
+        return False
+    trained = [row.tobytes() for row in np.asarray(ensemble.initial_observations, np.float32)]
+    known = set(trained)
+    begun = [row.tobytes() in known for row in np.asarray(log.initial_observations, np.float32)]
+    return len(known) > 0.9 * len(trained) and bool(np.mean(begun) > 0.5)

@@ -255,10 +255,12 @@ def flags(frame: Any, name: str, spare: np.ndarray | None = None) -> np.ndarray:
     given = column_of(frame, name, spare)
     there = frame[name].notna().to_numpy()
     if given.dtype.kind not in "fiub":
-        if not all(isinstance(value, (bool, np.bool_)) for value in given.tolist()):
+        truths = [isinstance(value, (bool, np.bool_)) for value in given.tolist()]
+        if not all(truths):
+            row = truths.index(False)
             raise InvalidDataError(
-                f"column {name!r} holds {given.iloc[0]!r}; it must hold true or false, or 1 or 0: "
-                f"table[{name!r}].map({{'no': False, 'yes': True}}), with the column's own words"
+                f"column {name!r} holds {given.iloc[row]!r} in row {row}; it must hold true or false, or 1 or 0, as "
+                f"numbers: table[{name!r}].map({{'no': False, 'yes': True}}), with the column's own words"
             )
         return given.to_numpy(bool) & there
     column = numbers(frame, [name], spare)[:, 0]

@@ -113,7 +113,7 @@ class Simulator(ABC):
         """Predict one step.
 
         Args:
-            observations: (B, D).
+            observations: (B, D); what is not finite leads to what is not.
             actions: (B,) integers or (B, A) numbers.
             uncertainty: whether to compute `Prediction.standard_deviation`, too.
 
