@@ -18,7 +18,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from methods import METHODS, Model
 from protocol import Scale, Table
 
-from persim_gym import get_task, storage
+from persim_gym import files, get_task
 from persim_gym.baselines.learned_policy import LearnedPolicy
 from persim_gym.model.dynamics import LearnedDynamics
 
@@ -125,7 +125,7 @@ def once(cell: Cell, path: Path, compute: Callable[[], list[Score]], *, wait: bo
         start, version = time.perf_counter(), commit()
         scores = tuple(compute())
         measured = Measured(scores, version, round(time.perf_counter() - start, 1))
-        storage.write_text(path, json.dumps(asdict(measured) | {"budget": asked}, indent=1))
+        files.write_text(path, json.dumps(asdict(measured) | {"budget": asked}, indent=1))
     text = ", ".join(f"agent {score.agent} {score.metric} {score.value:.5g}" for score in scores)
     print(f"{path.stem}: {text} ({measured.wall_s:.0f} s)", file=sys.stderr, flush=True)
     return measured

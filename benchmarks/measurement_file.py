@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 import protocol
 from filelock import BaseFileLock, FileLock
 
-from persim_gym import storage
+from persim_gym import files
 from persim_gym.errors import FileFormatError
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,7 +23,7 @@ Record = TypeVar("Record")
 def locked(folder: Path) -> BaseFileLock:
     """Return a folder's lock, to hold from reading a file of it to writing it; who has it may take it once more."""
     path = folder.resolve() / ".lock"
-    storage.check_target(path)
+    files.check_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path, is_singleton=True)
 
@@ -103,8 +103,8 @@ class MeasurementFile(Generic[Record]):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.columns, *map(self.texts, ordered)])
         if self.versioned:
-            storage.write_text(_versions_file(self.path), json.dumps({"protocol": protocol.PROTOCOL}) + "\n")
-        storage.write_text(self.path, text.getvalue())
+            files.write_text(_versions_file(self.path), json.dumps({"protocol": protocol.PROTOCOL}) + "\n")
+        files.write_text(self.path, text.getvalue())
 
 
 def _check_versions(path: Path, envs: Iterable[str]) -> None:

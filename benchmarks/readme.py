@@ -28,7 +28,7 @@ from methods import METHODS, PERSIMS, Planner
 from paper import report
 from script import script
 
-from persim_gym import storage
+from persim_gym import files
 from persim_gym.baselines.offline_training import PAPER_STEPS
 from persim_gym.errors import FileFormatError
 
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(arguments)
-    storage.write_text(README, written(README.read_text()))
+    files.write_text(README, written(README.read_text()))
 
 
 def _section(table: protocol.Table, scale: protocol.Scale, folder: Path) -> str:

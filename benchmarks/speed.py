@@ -28,7 +28,7 @@ from speed_parts import PARTS
 from speed_rows import Row
 
 import persim_gym
-from persim_gym import storage
+from persim_gym import files
 
 
 @script
@@ -70,7 +70,7 @@ def _write_circumstances(parts: Sequence[str]) -> None:
         | {"python": platform.python_version()},
         "mbrl": speed_mbrl.available(),
     }
-    storage.write_text(path, json.dumps(document, indent=1) + "\n")
+    files.write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 _ORDER = (

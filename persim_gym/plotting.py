@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym import storage
+from persim_gym import files
 from persim_gym.arguments import as_list, checked_seed, whole_number
 from persim_gym.collection.episodes import run
 from persim_gym.collection.policies import action_seed, as_policy
@@ -319,7 +319,7 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) 
 def _picture(path: str | Path) -> Path:
     """Return where a picture is written, if it can be: asked before the work."""
     path = Path(path)
-    storage.check_target(path)
+    files.check_target(path)
     known = optional("matplotlib.backend_bases", "plots").FigureCanvasBase.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in known:
         raise InvalidArgumentError(f"{path} must end in .png, .pdf, .svg or another of {', '.join(sorted(known))}")
@@ -327,6 +327,6 @@ def _picture(path: str | Path) -> Path:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    with storage.replacing(path) as temporary:
+    with files.replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=130)
     return path

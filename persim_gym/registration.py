@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import EnvSpec, registry
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.errors import FileFormatError, InvalidArgumentError, ModelHomeError, PerSimError, UnknownNameError
 from persim_gym.user_warnings import warn_user
 
@@ -108,7 +108,7 @@ def installed_file(name: str) -> Path:
     """
     path = model_home() / f"{checked_name(name)}{SUFFIX}"
     try:
-        storage.check_target(path)
+        files.check_target(path)
     except OSError as error:
         raise ModelHomeError(f"no model can be installed: {error}; set PERSIM_HOME to a folder of yours") from error
     return path

@@ -1,26 +1,20 @@
-"""Our files: safetensors with one JSON document in the header, written atomically, never pickled."""
+"""Our files: safetensors with one JSON document in the header, never pickled."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import shutil
-import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, MissingFileError
+from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingFileError
+from persim_gym.files import check_name, check_replaceable, is_table, replacing
 
 FORMAT_VERSION = 2
 """Of files that are written; those of a later one are refused."""
-CSV_SUFFIXES, PARQUET_SUFFIXES = (".csv", ".csv.gz"), (".parquet", ".pq")
-"""Of tables, which `persim_gym.interop.from_dataframe` reads."""
 JSON = "JSON"
 """What `content_of` says of records."""
 _RECORDS_HAVE = {"command", "provenance"}
@@ -38,8 +32,6 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-
-
 READERS = {
     "ensemble": "persim_gym.load",
     "trajectories": "persim_gym.Trajectories.load",
@@ -66,15 +58,19 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
         InvalidArgumentError: there is a file of another kind, or the name is a table's.
 
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path)
     check_name(path)
-    check_replaceable(path, content_name(kind))
+    check_replaceable(path, content_name(kind), content_of)
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={_METADATA_KEY: to_json(header)})
+        try:
+            save_file(contiguous, temporary, metadata={_METADATA_KEY: to_json(header)})
+        except SafetensorError as error:  # what the disk refused
+            raise OSError(str(error)) from error
 
 
 def to_json(document: Any, **settings: Any) -> str:
@@ -93,10 +89,14 @@ def to_json(document: Any, **settings: Any) -> str:
     return json.dumps(document, default=plain, **settings)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file as a whole or not at all."""
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def with_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries with names that begin with one more name and a dot."""
+    return {f"{name}.{key}": value for key, value in entries.items()}
+
+
+def without_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those entries that `with_prefix` named so, under the names they had."""
+    return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -127,95 +127,6 @@ def content_of(path: Path) -> str:
     except ValueError:
         return "something else"
     return JSON if _RECORDS_HAVE <= document.keys() else "other JSON than this command's"
-
-
-def check_replaceable(path: Path, content: str, content_of: Callable[[Path], str] = content_of) -> None:
-    """Raise `InvalidArgumentError` if there is a file that holds anything else than content, by ``content_of``."""
-    if path.is_file() and path.stat().st_size and (found := content_of(path)) != content:
-        raise InvalidArgumentError(
-            f"{path} holds {found}, and would be overwritten by {content}: give another file to write to, or delete it"
-        )
-
-
-def is_table(path: str | Path) -> bool:
-    """Whether a file's name is that of a table."""
-    return str(path).lower().endswith(CSV_SUFFIXES + PARQUET_SUFFIXES)
-
-
-def check_name(path: str | Path) -> None:
-    """Raise `InvalidArgumentError` if what is no table would get the name of one."""
-    if is_table(path):
-        raise InvalidArgumentError(
-            f"{path} is the name of a table, but logs and ensembles are saved as safetensors: name a log "
-            "'log.safetensors', an ensemble 'model.persim'; persim_gym.interop.to_dataframe(log) makes a table of a log"
-        )
-
-
-def check_table_name(path: str | Path) -> None:
-    """Raise `InvalidArgumentError` if a table would get a name that does not say of which kind it is."""
-    if not is_table(path):
-        raise InvalidArgumentError(f"{path} must end with {', '.join(CSV_SUFFIXES)} or {', '.join(PARQUET_SUFFIXES)}")
-
-
-def check_target(path: str | Path) -> None:
-    """Raise `FileWriteError` if no file can be written to a path; worth asking before long work."""
-    path = Path(path)
-    if path.is_dir() or not path.name:
-        raise FileWriteError(f"{path} is a folder: give the name of a file to write")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise FileWriteError(f"{path} cannot be written: it is read-only; choose another, or change its permissions")
-    if _is_device(path):
-        return
-    path = path.resolve()
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise FileWriteError(f"{path} cannot be written: {parent} is not a folder")
-    if not os.access(parent, os.W_OK):
-        raise FileWriteError(f"{path} cannot be written: the folder {parent} is read-only; choose another")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside ``path``; it takes the place of ``path`` once it is whole, else it is removed.
-
-    A device, such as /dev/stdout, cannot be replaced: what was written is copied into it.
-    """
-    from safetensors import SafetensorError
-
-    check_target(path)
-    device = _is_device(path)
-    target = path if device else path.resolve()
-    folder = Path(tempfile.gettempdir()) if device else target.parent
-    temporary = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _put(temporary, target, device)
-    except (OSError, SafetensorError) as error:
-        raise FileWriteError(f"{path} cannot be written ({error}); make room, or choose another place") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _put(written: Path, target: Path, device: bool) -> None:
-    """Let a file take the place of the target and its permissions; into a device it is copied."""
-    with open(written, "rb") as file:
-        if device:
-            with open(target, "wb") as out:
-                shutil.copyfileobj(file, out)
-            return
-        os.fsync(file.fileno())
-    os.chmod(written, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
-    os.replace(written, target)
-
-
-def _is_device(path: Path) -> bool:
-    """Whether there is something that is neither a file nor a folder: a device, a terminal, a pipe."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def read_document(path: str | Path, kind: str) -> dict[str, Any]:
@@ -280,9 +191,3 @@ def _map(path: Path, name: str, entry: Mapping[str, Any], start: int) -> np.ndar
     if begin == end:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=start + begin, shape=shape).reshape(shape)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

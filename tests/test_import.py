@@ -14,9 +14,10 @@ PACKAGE = Path(persim_gym.__file__).parent
 
 # The architecture: each package or module may import those before it.
 LAYERS = (
-    "types", "errors", "user_warnings", "extras", "arguments", "settings", "config", "storage", "terminal", "devices",
-    "threads", "memory", "tasks", "data", "collection", "model", "simulators", "factors", "training", "rollouts",
-    "registration", "envs", "planning", "generation", "evaluation", "plotting", "interop", "baselines", "cli",
+    "types", "errors", "user_warnings", "extras", "arguments", "settings", "config", "files", "storage", "terminal",
+    "devices", "threads", "memory", "tasks", "data", "collection", "model", "simulators", "factors", "training",
+    "rollouts", "registration", "envs", "planning", "generation", "evaluation", "plotting", "interop", "baselines",
+    "cli",
 )  # fmt: skip
 FORWARD = {("model", "simulators")}  # `Ensemble.simulator` is where users meet it; imported on use
 PACKAGES = sorted(path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*/__init__.py"))
@@ -134,8 +135,8 @@ def test_optional_libraries_are_imported_on_use():
         (
             "torch",
             (
-                "types.py", "errors.py", "config.py", "storage.py", "tasks", "data", "collection", "planning",
-                "model/normalizer.py", "model/parameters.py", "model/ensemble_file.py", "model/ensemble.py",
+                "types.py", "errors.py", "config.py", "files.py", "storage.py", "tasks", "data", "collection",
+                "planning", "model/normalizer.py", "model/parameters.py", "model/ensemble_file.py", "model/ensemble.py",
                 "simulators/networks/folding.py",
             ),
         ),

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from support import random_ensemble
 
 import persim_gym
-from persim_gym import errors, storage
+from persim_gym import errors, files, storage
 from persim_gym.training.checkpoint import Checkpoint
 
 ARRAYS = {
@@ -68,7 +68,7 @@ def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         storage.write(path, "thing", {"matrix": np.zeros(1000)}, {})
     with pytest.raises(KeyboardInterrupt):
-        storage.write_text(path, "half")
+        files.write_text(path, "half")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
@@ -140,53 +140,22 @@ def test_entries_that_lie_are_refused(path):
         storage.read(path, "thing")
 
 
-def test_where_no_file_can_be_written(tmp_path):
-    """Said before the work is done: a folder, a file for a folder; a folder that is missing will be made."""
-    (tmp_path / "file").write_text("")
-    storage.check_target(tmp_path / "new" / "one.st")
-    for target, message in (
-        (tmp_path, "is a folder: give the name of a file"),
-        (tmp_path / "file" / "one.st", "file is not a folder"),
-    ):
-        for call in (storage.check_target, lambda path: storage.write_text(path, "text")):
-            with pytest.raises(errors.FileWriteError, match=message):
-                call(target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.os, "access", lambda folder, mode: False)
-    with pytest.raises(errors.FileWriteError, match="is read-only; choose another"):
-        storage.check_target(tmp_path / "one.st")
-
-
-def test_links_are_followed_and_permissions_kept(tmp_path):
-    """A file only its owner may read stays so; a link stays a link."""
-    (tmp_path / "real").mkdir()
-    storage.write_text(tmp_path / "real" / "one.json", "old")
-    (tmp_path / "real" / "one.json").chmod(0o600)
-    (tmp_path / "link.json").symlink_to(tmp_path / "real" / "one.json")
-    storage.write_text(tmp_path / "link.json", "new")
-    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real" / "one.json").read_text() == "new"
-    assert (tmp_path / "real" / "one.json").stat().st_mode & 0o777 == 0o600
-
-
 def test_devices_are_written_into(tmp_path, run_python):
     """Standard output, a pipe here, is not replaced; neither is what swallows everything."""
-    assert run_python("from persim_gym import storage; storage.write_text('/dev/stdout', 'one')") == "one"
+    assert run_python("from persim_gym import files; files.write_text('/dev/stdout', 'one')") == "one"
     storage.write("/dev/null", "thing", ARRAYS, {})
     assert Path("/dev/null").is_char_device() and Path("/dev/stdout").is_symlink()
 
 
 def test_read_only_files_are_refused(path, monkeypatch):
-    monkeypatch.setattr(storage.os, "access", lambda target, mode: Path(target) != path)
+    monkeypatch.setattr(files.os, "access", lambda target, mode: Path(target) != path)
     with pytest.raises(errors.FileWriteError, match="file cannot be written: it is read-only"):
         storage.write(path, "thing", ARRAYS, {})
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_an_error_of_ours(path, monkeypatch):
-    for write in (lambda to: storage.write_text(to, "text"), lambda to: storage.write(to, "thing", ARRAYS, {})):
+    for write in (lambda to: files.write_text(to, "text"), lambda to: storage.write(to, "thing", ARRAYS, {})):
         with pytest.raises(errors.FileWriteError, match="/dev/full cannot be written .*No space left.*; make room"):
             write("/dev/full")
     before = path.read_bytes()

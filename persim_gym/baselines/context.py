@@ -24,13 +24,14 @@ from persim_gym.data.labels import find_agents
 from persim_gym.devices import resolve_device
 from persim_gym.errors import FileFormatError, InvalidArgumentError, UnknownNameError
 from persim_gym.model.dynamics import LearnedDynamics
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from typing import Self
 
-_PARAMETERS = "parameters."
+_PARAMETERS = "parameters"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,7 +61,7 @@ class ContextModel(LearnedDynamics):
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
-        arrays = {f"{_PARAMETERS}{name}": array for name, array in self.parameters.items()}
+        arrays = with_prefix(_PARAMETERS, self.parameters)
         arrays |= {"initial_observations": self.initial_observations, **self.own_arrays()}
         if self.covariates is not None:
             arrays["covariates"] = self.covariates
@@ -87,11 +88,7 @@ class ContextModel(LearnedDynamics):
 
         """
         arrays, document = storage.read(path, cls.kind)
-        parameters = {
-            name.removeprefix(_PARAMETERS): np.array(array)
-            for name, array in arrays.items()
-            if name.startswith(_PARAMETERS)
-        }
+        parameters = {name: np.array(array) for name, array in without_prefix(_PARAMETERS, arrays).items()}
         try:
             config = cls.config_type().with_changes(**document["config"])
             labels, provenance = tuple(document["agent_labels"]), document["provenance"]

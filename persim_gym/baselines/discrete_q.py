@@ -19,7 +19,8 @@ from torch.nn.functional import huber_loss, one_hot
 
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.model.factorization import encode
-from persim_gym.training.checkpoint import optimizer_state, restore_optimizer, with_prefix, without_prefix
+from persim_gym.storage import with_prefix, without_prefix
+from persim_gym.training.checkpoint import optimizer_state, restore_optimizer
 from persim_gym.training.gradients import backpropagate
 from persim_gym.types import IntArray
 

@@ -17,9 +17,9 @@ from persim_gym import storage
 from persim_gym.arguments import batch_of
 from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import FileFormatError, InvalidArgumentError
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks import Task, task_fields, task_of_file
 from persim_gym.threads import single_thread
-from persim_gym.training.checkpoint import with_prefix, without_prefix
 from persim_gym.types import FloatArray
 
 if TYPE_CHECKING:

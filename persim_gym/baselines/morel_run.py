@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.terminal import ProgressBar
 from persim_gym.threads import single_thread
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 
 
 class PolicyRun:

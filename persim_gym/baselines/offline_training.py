@@ -24,11 +24,12 @@ from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, TrainingDivergedError
 from persim_gym.extras import d3rlpy
 from persim_gym.settings import Settings, whole
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import scale_actions
 from persim_gym.terminal import ProgressBar
 from persim_gym.threads import single_thread
-from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer, with_prefix, without_prefix
+from persim_gym.training.checkpoint import Checkpoint, optimizer_state, restore_optimizer
 from persim_gym.types import FloatArray, IntArray
 
 PAPER_STEPS = 550_000

@@ -13,9 +13,10 @@ from torch import Tensor
 from persim_gym.baselines.layers import Scaling, action_features, initial_layers, mlp
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import TrainingDivergedError
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks import Task
 from persim_gym.threads import single_thread
-from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network, with_prefix, without_prefix
+from persim_gym.training.checkpoint import Checkpoint, network_state, restore_network
 from persim_gym.training.epochs import run_epochs
 from persim_gym.training.graphs import RecordedStep
 from persim_gym.types import FloatArray

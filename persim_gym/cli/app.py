@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.cli import ensembles, logs
 from persim_gym.cli.arguments import (
     RECORDS,
@@ -177,7 +177,7 @@ def demo(
     """Run everything on CartPole in a few minutes: collect, train, evaluate, draw."""
     from persim_gym.cli.demo import run_demo
 
-    storage.check_target(out / "demo.json")
+    files.check_target(out / "demo.json")
     run_demo(
         out,
         num_agents=agents,
@@ -265,7 +265,7 @@ def _write_records(path: Path, ensemble: Any, measured: dict[str, Any]) -> None:
     records = {
         "command": " ".join(["persim-gym", *sys.argv[1:]]), "provenance": dict(ensemble.provenance), **measured
     }  # fmt: skip
-    storage.write_text(path, storage.to_json(records, indent=2) + "\n")
+    files.write_text(path, storage.to_json(records, indent=2) + "\n")
 
 
 def _print_rows(title: str, rows: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.data.labels import NumberedLabels
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 
@@ -42,16 +42,16 @@ def check_output(out: Path, content: str, *inputs: str | Path | None) -> None:
             or the other way round.
 
     """
-    storage.check_target(out)
+    files.check_target(out)
     if content == TABLE:
-        storage.check_table_name(out)
+        files.check_table_name(out)
     elif content != RECORDS:
-        storage.check_name(out)
+        files.check_name(out)
     for given in inputs:
         path = _file_of(given)
         if path is not None and path.exists() and out.exists() and out.samefile(path):
             raise InvalidArgumentError(f"{out} is read, and would be overwritten: give another file to write to")
-    storage.check_replaceable(out, content, _content)
+    files.check_replaceable(out, content, _content)
 
 
 def _file_of(given: str | Path | None) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.rule import Rule
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.collection.collect import collect
 from persim_gym.collection.logging_policies import test_policy
 from persim_gym.evaluation.prediction import HORIZON, PredictionError, prediction_error
@@ -89,7 +89,7 @@ def run_demo(
         "prediction_error": to_records(result.errors),
         "returns": to_records([*result.random, *result.simulator, *result.true]),
     }
-    storage.write_text(out / "demo.json", storage.to_json(records, indent=2) + "\n")
+    files.write_text(out / "demo.json", storage.to_json(records, indent=2) + "\n")
     picture = plot_trajectories(
         ensemble, out / "demo.png", agents=WEAK_AND_SHORT, steps=50, policy=test_policy(TASK).act, seed=seed
     )

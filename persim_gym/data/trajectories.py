@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.arguments import as_list
 from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
 from persim_gym.data.joining import joined_fields
@@ -360,7 +360,7 @@ class Trajectories:
             InvalidDataError: what it holds is no log.
 
         """
-        if storage.is_table(path) and storage.kind_of(path) is None and Path(path).exists():
+        if files.is_table(path) and storage.kind_of(path) is None and Path(path).exists():
             raise FileFormatError(
                 f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
                 "observations=[…], …).save('log.safetensors')"

@@ -7,7 +7,7 @@ from typing import Any
 
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError, PerSimError
 from persim_gym.extras import optional
-from persim_gym.storage import CSV_SUFFIXES, PARQUET_SUFFIXES, check_table_name, replacing
+from persim_gym.files import CSV_SUFFIXES, PARQUET_SUFFIXES, check_table_name, replacing
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _OTHERWISE = (

@@ -18,6 +18,7 @@ from persim_gym.model.normalizer import Normalizer
 from persim_gym.model.outcomes import Outcome, OutcomeScaling, outcome_shapes
 from persim_gym.model.parameters import parameter_shapes
 from persim_gym.model.posterior import FactorPosterior
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks import Task, task_fields, task_of_file
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 _KIND = "ensemble"
 _NORMALIZER = tuple(field.name for field in fields(Normalizer))
 _SCALING = tuple(field.name for field in fields(OutcomeScaling))
-_POSTERIOR = "posterior."
+_POSTERIOR = "posterior"
 _READ_AT_ONCE = 1_000_000
 """Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
 _WHOLE = ("num_transitions", "prior_agents")
 """Last part of the names of arrays of whole numbers; all others are of floats."""
-_MAY_BE_INFINITE = (f"{_POSTERIOR}noise", "calibration")
+_MAY_BE_INFINITE = (f"{_POSTERIOR}.noise", "calibration")
 """Of a coordinate that tells nothing of the agents; where simulators diverge."""
 
 
@@ -91,16 +92,15 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
 def _arrays(ensemble: Ensemble) -> dict[str, np.ndarray]:
     arrays = dict(ensemble.parameters)
     arrays["initial_observations"] = ensemble.initial_observations
-    arrays |= {f"normalizer.{name}": getattr(ensemble.normalizer, name) for name in _NORMALIZER}
+    arrays |= with_prefix("normalizer", {name: getattr(ensemble.normalizer, name) for name in _NORMALIZER})
     if ensemble.covariates is not None:
         arrays["covariates"] = ensemble.covariates
     for name, outcome in ensemble.outcomes.items():
-        arrays |= {f"{name}.{key}": array for key, array in outcome.parameters.items()}
-        arrays |= {f"{name}.{key}": getattr(outcome.scaling, key) for key in _SCALING}
+        arrays |= with_prefix(name, outcome.parameters) | with_prefix(name, vars(outcome.scaling))
         if outcome.posterior is not None:
-            arrays |= {f"{name}.{_POSTERIOR}{key}": array for key, array in outcome.posterior.to_arrays().items()}
+            arrays |= with_prefix(f"{name}.{_POSTERIOR}", outcome.posterior.to_arrays())
     if ensemble.posterior is not None:
-        arrays |= {f"{_POSTERIOR}{name}": array for name, array in ensemble.posterior.to_arrays().items()}
+        arrays |= with_prefix(_POSTERIOR, ensemble.posterior.to_arrays())
     if ensemble.calibration is not None:
         arrays["calibration"] = ensemble.calibration
     return arrays
@@ -132,7 +132,7 @@ def _shapes(task: Task, config: PerSimConfig, num_agents: int) -> dict[str, tupl
         discrete=task.discrete,
     )
     shapes = {name: shape for name, (shape, _) in dynamics.items()}
-    shapes |= {f"normalizer.{name}": (size,) for name in _NORMALIZER}
+    shapes |= with_prefix("normalizer", dict.fromkeys(_NORMALIZER, (size,)))
     shapes["initial_observations"] = ()
     return shapes
 
@@ -170,11 +170,11 @@ def _take_posterior(
     path: str | Path, arrays: dict[str, np.ndarray], prefix: str, config: PerSimConfig, num_agents: int, size: int
 ) -> FactorPosterior | None:
     """Take the posterior out of a file's arrays, if it has one; ``size`` is D."""
-    if not any(name.startswith(prefix) for name in arrays):
+    if not without_prefix(prefix, arrays):
         return None
     shapes = FactorPosterior.array_shapes(config.num_members, num_agents, config.rank, size)
-    _check_shapes(path, arrays, {f"{prefix}{name}": shape for name, shape in shapes.items()})
-    return FactorPosterior.from_arrays({name: arrays.pop(f"{prefix}{name}") for name in shapes})
+    _check_shapes(path, arrays, with_prefix(prefix, shapes))
+    return FactorPosterior.from_arrays({name: arrays.pop(f"{prefix}.{name}") for name in shapes})
 
 
 def _take_outcomes(
@@ -191,7 +191,7 @@ def _take_outcomes(
         shapes = {key: shape for key, (shape, _) in outcome_shapes(task, config, num_agents, name).items()}
         inputs = (shapes["state.0.weight"][2],)
         scaling = {key: inputs if key.startswith("input") else (1,) for key in _SCALING}
-        _check_shapes(path, arrays, {f"{name}.{key}": shape for key, shape in {**shapes, **scaling}.items()})
+        _check_shapes(path, arrays, with_prefix(name, {**shapes, **scaling}))
         outcomes[name] = Outcome(
             {key: arrays.pop(f"{name}.{key}") for key in shapes},
             OutcomeScaling(**{key: np.array(arrays.pop(f"{name}.{key}")) for key in scaling}),

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from persim_gym import storage
+from persim_gym import files, storage
 from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, PerSimError
+from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.tasks.spaces import space_to_json
 from persim_gym.user_warnings import warn_user
 
@@ -91,7 +92,7 @@ class Checkpoint:
             return cls(None, {})
         if not Path(path).name:
             raise InvalidArgumentError(f"checkpoint={str(path)!r} must be a file name")
-        storage.check_target(path)
+        files.check_target(path)
         spaces = {name: space_to_json(getattr(task, name)) for name in ("observation_space", "action_space")}
         identity = {
             "task": task.name,
@@ -188,16 +189,6 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
         digest.update(name.encode())
         digest.update(np.asarray(array, order="C").tobytes())
     return digest.hexdigest()
-
-
-def with_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return entries with names that begin with one more name and a dot."""
-    return {f"{name}.{key}": value for key, value in entries.items()}
-
-
-def without_prefix(name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those entries that `with_prefix` named so, under the names they had."""
-    return {key.removeprefix(f"{name}."): value for key, value in entries.items() if key.startswith(f"{name}.")}
 
 
 def network_state(
