@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.errors import FileFormatError, InvalidArgumentError, MissingFileError
+from persim_gym.errors import FileFormatError, FileWriteError, InvalidArgumentError, MissingFileError
 from persim_gym.files import check_name, check_replaceable, is_table, replacing
 
 FORMAT_VERSION = 2
@@ -21,6 +21,11 @@ _RECORDS_HAVE = {"command", "provenance"}
 _CONTENTS = {"ensemble": "an ensemble", "trajectories": "a log"}
 _METADATA_KEY = "persim_gym"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_ADVICE = {
+    "agent_labels": "give the agents shorter labels, or write fewer agents to a file",
+    "provenance": "keep less in the provenance",
+}
+"""What to do about a part of a document that is too large for a header."""
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -54,7 +59,7 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
         document: anything JSON can hold.
 
     Raises:
-        FileWriteError: it cannot be written.
+        FileWriteError: it cannot be written, or the document is too large for a header.
         InvalidArgumentError: there is a file of another kind, or the name is a table's.
 
     """
@@ -65,12 +70,34 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     check_name(path)
     check_replaceable(path, content_name(kind), content_of)
     header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
+    text = to_json(header)
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    if (size := _header_bytes(text, contiguous)) > _MAX_HEADER_BYTES:
+        raise FileWriteError(f"{path} cannot be written: {_too_large(header, size)}")
     with replacing(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata={_METADATA_KEY: to_json(header)})
+            save_file(contiguous, temporary, metadata={_METADATA_KEY: text})
         except SafetensorError as error:  # what the disk refused
             raise OSError(str(error)) from error
+
+
+def _header_bytes(text: str, arrays: Mapping[str, np.ndarray]) -> int:
+    """Return how many bytes safetensors' header has at most: our document's text, and an entry for each array."""
+    end = sum(array.nbytes for array in arrays.values())
+    entries = {
+        name: {"dtype": "BOOL", "shape": array.shape, "data_offsets": [end, end]} for name, array in arrays.items()
+    }
+    return len(json.dumps({"__metadata__": {_METADATA_KEY: text}, **entries}))
+
+
+def _too_large(document: Mapping[str, Any], size: int) -> str:
+    """Say which part of a document makes a header of ``size`` bytes, which are too many, and what to do about it."""
+    parts = {name: len(json.dumps(to_json(part))) for name, part in document.items()}
+    largest = max(parts, key=parts.__getitem__)
+    return (
+        f"its header would have {size:,} bytes, {parts[largest]:,} of them for {largest}, and safetensors allows "
+        f"{_MAX_HEADER_BYTES:,}: {_ADVICE.get(largest, 'keep less in it')}"
+    )
 
 
 def to_json(document: Any, **settings: Any) -> str:

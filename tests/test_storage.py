@@ -169,6 +169,24 @@ def test_a_full_disk_is_an_error_of_ours(path, monkeypatch):
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    ("part", "advice"),
+    [("agent_labels", "give the agents shorter labels"), ("provenance", "keep less in the provenance"), ("note", "")],
+)
+def test_a_header_that_is_too_large_says_of_what(tmp_path, monkeypatch, part, advice):
+    """No space would help; the bytes are those that safetensors counts, or a few more."""
+    document = {"agent_labels": ["0"], "provenance": {}, part: ["é" * 50] * 10}
+    storage.write(tmp_path / "whole", "thing", ARRAYS, document)
+    size = int.from_bytes((tmp_path / "whole").read_bytes()[:8], "little")
+    monkeypatch.setattr(storage, "_MAX_HEADER_BYTES", size - 8)
+    message = rf"its header would have .* bytes, 3,[0-9]{{3}} of them for {part}, .* allows {size - 8:,}: {advice}"
+    with pytest.raises(errors.FileWriteError, match=message):
+        storage.write(tmp_path / "other", "thing", ARRAYS, document)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    monkeypatch.setattr(storage, "_MAX_HEADER_BYTES", size + 100)
+    storage.write(tmp_path / "other", "thing", ARRAYS, document)
+
+
 def test_training_goes_on_where_no_checkpoint_can_be_written(tmp_path, monkeypatch):
     def full(*_):
         raise errors.FileWriteError("no room")
