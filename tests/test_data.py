@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from persim_gym import Trajectories, errors, storage
+from persim_gym.data.consistency import check_consistent
 from persim_gym.data.labels import find_listed
 from persim_gym.tasks import get_task
 
@@ -124,7 +125,7 @@ def test_split_by_time(log):
         parts = log.split(fraction)
         assert rows_of(*parts) == rows_of(log)
         for part in parts:
-            part._validate()
+            check_consistent(part)
             assert part.num_agents == 2
     assert len(log.split(0.25)[1]) == 2 and len(log.split(0.99)[0]) == 2
     assert not log.truncated[1]  # the log itself stays as it is

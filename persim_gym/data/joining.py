@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persim_gym.data.columns import COLUMNS
 from persim_gym.data.provenance import joint_provenance
 from persim_gym.errors import InvalidDataError
 from persim_gym.types import FloatArray
@@ -15,12 +16,8 @@ if TYPE_CHECKING:
     from persim_gym.data.trajectories import Trajectories
 
 
-def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[str, Any]:
-    """Return what the join of one or more logs has in other fields than the first of them.
-
-    Args:
-        logs: in the order of their rows.
-        columns: the fields that have an entry for each row.
+def joined_fields(logs: Sequence[Trajectories]) -> dict[str, Any]:
+    """Return what the join of one or more logs, their rows in this order, has in other fields than the first of them.
 
     Raises:
         InvalidDataError: logs of different tasks, shapes, kinds of actions, names or covariates.
@@ -30,7 +27,7 @@ def joined_fields(logs: Sequence[Trajectories], columns: Iterable[str]) -> dict[
         _check_same_kind(logs[0], log)
     labels = tuple(dict.fromkeys(label for log in logs for label in log.agent_labels))
     position = {label: index for index, label in enumerate(labels)}
-    joined = {name: np.concatenate([getattr(log, name) for log in logs]) for name in columns}
+    joined = {name: np.concatenate([getattr(log, name) for log in logs]) for name in COLUMNS}
     joined["agents"] = np.concatenate(
         [np.array([position[label] for label in log.agent_labels], np.int32)[log.agents] for log in logs]
     )

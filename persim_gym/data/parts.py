@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from persim_gym.arguments import checked_seed, finite_number, one_of
+from persim_gym.data.columns import COLUMNS
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.types import BoolArray, IntArray
 
@@ -29,19 +29,18 @@ def rows_of_agents(log: Trajectories, agents: IntArray) -> IntArray:
     return np.repeat(log.episode_starts[episodes] - starts, lengths) + np.arange(lengths.sum())
 
 
-def part_fields(log: Trajectories, rows: IntArray, agents: IntArray, columns: Iterable[str]) -> dict[str, Any]:
+def part_fields(log: Trajectories, rows: IntArray, agents: IntArray) -> dict[str, Any]:
     """Return what a part of a log has in other fields than the log.
 
     Args:
         log: the whole.
         rows: (t,) of the part; those of an episode stand together and in order.
         agents: (n,) indices of all agents who act in them, in the part's order.
-        columns: the fields that have an entry for each row.
 
     """
     place = np.empty(log.num_agents, np.int32)
     place[agents] = np.arange(len(agents))
-    fields = {name: np.asarray(getattr(log, name)[rows]) for name in columns}
+    fields = {name: np.asarray(getattr(log, name)[rows]) for name in COLUMNS}
     episodes = np.searchsorted(log.episode_starts, rows, side="right")
     return {
         **fields,

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym import files, storage
 from persim_gym.arguments import as_list
-from persim_gym.data.episode_bounds import check_starts, cut_ends, first_rows, with_successors
+from persim_gym.data import log_file
+from persim_gym.data.columns import ARRAYS
+from persim_gym.data.consistency import check_consistent
+from persim_gym.data.episode_bounds import cut_ends, first_rows, with_successors
 from persim_gym.data.joining import joined_fields
 from persim_gym.data.labels import find_agent, find_listed
 from persim_gym.data.parts import cut_before, held_out_rows, part_fields, rows_of_agents
@@ -22,9 +24,6 @@ from persim_gym.data.reprs import synthetic_note
 from persim_gym.data.validation import (
     action_column,
     agent_indices,
-    check_agent_indices,
-    check_finite,
-    check_names,
     check_resolution,
     column_names,
     covariate_rows,
@@ -32,22 +31,9 @@ from persim_gym.data.validation import (
     numbers,
     told_apart,
 )
-from persim_gym.errors import FileFormatError, InvalidArgumentError, InvalidDataError
+from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.types import BoolArray, FloatArray, IntArray
-
-_KIND = "trajectories"
-_COLUMNS = {
-    "agents": ("i", (1,)),
-    "observations": ("f", (2,)),
-    "actions": ("if", (1, 2)),
-    "rewards": ("f", (1,)),
-    "next_observations": ("f", (2,)),
-    "terminated": ("b", (1,)),
-    "truncated": ("b", (1,)),
-}
-"""Columns with one entry a transition: NumPy's kinds of their types, and their numbers of axes."""
-_ARRAYS = {**_COLUMNS, "episode_starts": ("i", (1,))}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,7 +167,7 @@ class Trajectories:
             action_names=action_names,
             provenance=checked_provenance(provenance),
         )
-        log._validate()
+        check_consistent(log)
         return log
 
     @property
@@ -238,7 +224,7 @@ class Trajectories:
     def digest(self) -> str:
         """SHA-256 over all columns: the identity of the data a model was trained on."""
         digest = hashlib.sha256()
-        for name in _ARRAYS:
+        for name in ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
@@ -271,7 +257,7 @@ class Trajectories:
 
         """
         chosen = find_listed(agents, self.agent_labels)
-        return replace(self, **part_fields(self, rows_of_agents(self, chosen), chosen, _COLUMNS))
+        return replace(self, **part_fields(self, rows_of_agents(self, chosen), chosen))
 
     def split(self, fraction: float, by: str = "time", seed: int = 0) -> tuple[Trajectories, Trajectories]:
         """Return a log to learn from, and one of what is held out of it to measure on.
@@ -301,7 +287,7 @@ class Trajectories:
         whole = replace(self, truncated=self.truncated | cut_before(self, held))
 
         def part(rows: IntArray) -> Trajectories:
-            return replace(whole, **part_fields(whole, rows, np.unique(whole.agents[rows]), _COLUMNS))
+            return replace(whole, **part_fields(whole, rows, np.unique(whole.agents[rows])))
 
         return part(np.flatnonzero(~held)), part(np.flatnonzero(held))
 
@@ -320,8 +306,8 @@ class Trajectories:
             raise InvalidDataError("there is nothing to concatenate")
         for log in logs:
             check_is_log(log)
-        joined = replace(logs[0], **joined_fields(logs, _COLUMNS))
-        joined._validate()
+        joined = replace(logs[0], **joined_fields(logs))
+        check_consistent(joined)
         return joined
 
     def save(self, path: str | Path) -> None:
@@ -332,21 +318,7 @@ class Trajectories:
             InvalidArgumentError: there is a file that holds no log, or the name is a table's.
 
         """
-        arrays = {name: getattr(self, name) for name in (*_COLUMNS, "episode_starts")}
-        if self.covariates is not None:
-            arrays["covariates"] = self.covariates
-        storage.write(
-            path,
-            _KIND,
-            arrays,
-            {
-                "task": self.task,
-                "agent_labels": list(self.agent_labels),
-                "covariate_names": list(self.covariate_names),
-                **{name: list(names) for name, names in self.given_names.items()},
-                "provenance": dict(self.provenance),
-            },
-        )
+        log_file.write(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectories:
@@ -360,30 +332,8 @@ class Trajectories:
             InvalidDataError: what it holds is no log.
 
         """
-        if files.is_table(path) and storage.kind_of(path) is None and Path(path).exists():
-            raise FileFormatError(
-                f"{path} is a table: make a log of it, persim_gym.interop.from_dataframe({str(path)!r}, "
-                "observations=[…], …).save('log.safetensors')"
-            )
-        arrays, document = storage.read(path, _KIND)
-        try:
-            log = cls(
-                **{name: arrays[name] for name in _ARRAYS},
-                covariates=arrays.get("covariates"),
-                agent_labels=tuple(map(str, document["agent_labels"])),
-                covariate_names=tuple(document["covariate_names"]),
-                task=document["task"],
-                observation_names=tuple(document.get("observation_names", ())),
-                action_names=tuple(document.get("action_names", ())),
-                provenance=dict(document["provenance"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is damaged: {error} is missing or of the wrong kind") from error
-        for name, (kinds, axes) in _ARRAYS.items():
-            column = getattr(log, name)
-            if column.dtype.kind not in kinds or column.ndim not in axes:
-                raise FileFormatError(f"{path} is damaged: {name} is of type {column.dtype} and shape {column.shape}")
-        log._validate()
+        log = cls(**log_file.read(path))
+        check_consistent(log)
         return log
 
     def __repr__(self) -> str:
@@ -399,60 +349,6 @@ class Trajectories:
 
     def __len__(self) -> int:
         return self.num_transitions
-
-    def _validate(self) -> None:
-        count = self.num_transitions
-        for name in _COLUMNS:
-            column = getattr(self, name)
-            if len(column) != count:
-                raise InvalidDataError(f"{name} has {len(column)} rows, agents has {count}")
-            if column.dtype.kind == "f":
-                check_finite(name, column)
-        if self.next_observations.shape != self.observations.shape:
-            raise InvalidDataError(
-                f"next_observations have shape {self.next_observations.shape}, observations {self.observations.shape}"
-            )
-        if not isinstance(self.task, str | None):
-            raise InvalidDataError(f"task={self.task!r} must be a Task or the name of one")
-        actions = 1 if self.discrete else self.actions.shape[1]
-        check_names("observation_names", self.observation_names, self.observations.shape[1])
-        check_names("action_names", self.action_names, actions)
-        self._validate_agents()
-        self._validate_episodes()
-
-    def _validate_agents(self) -> None:
-        if len(set(self.agent_labels)) != self.num_agents:
-            twice = next(label for label in self.agent_labels if self.agent_labels.count(label) > 1)
-            raise InvalidDataError(f"agent label {twice!r} is used twice")
-        check_agent_indices(self.agents, self.num_agents)
-        idle = np.flatnonzero(np.bincount(self.agents, minlength=self.num_agents) == 0)
-        if len(idle):
-            raise InvalidDataError(
-                f"agent {self.agent_labels[idle[0]]!r} has no transition ({len(idle)} such agents): "
-                "leave such agents out of the log and of agent_labels"
-            )
-        expected = (self.num_agents, len(self.covariate_names))
-        if self.covariates is not None:
-            if self.covariates.shape != expected:
-                raise InvalidDataError(
-                    f"covariates have shape {self.covariates.shape}, expected (agents, names) = {expected}"
-                )
-            check_finite("covariates", self.covariates)
-
-    def _validate_episodes(self) -> None:
-        starts = self.episode_starts
-        check_starts(starts, self.num_transitions)
-        change = np.flatnonzero(np.diff(self.agents)) + 1
-        stray = change[~np.isin(change, starts)]
-        if len(stray):
-            raise InvalidDataError(f"the agent changes within an episode, at row {stray[0]}")
-        inner = np.ones(self.num_transitions, bool)
-        inner[self.episode_ends - 1] = False
-        late = np.flatnonzero(inner & (self.terminated | self.truncated))
-        if len(late):
-            raise InvalidDataError(
-                f"row {late[0]} is terminated or truncated, yet its episode goes on; begin a new episode after it"
-            )
 
 
 def check_is_log(log: Any) -> None:

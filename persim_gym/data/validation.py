@@ -106,12 +106,6 @@ def check_finite(name: str, array: FloatArray, given: Any = None) -> None:
             raise InvalidDataError(f"{name} holds {values.tolist()} in row {row}: {reason}")
 
 
-def check_names(what: str, names: Sequence[str], count: int) -> None:
-    """Raise `InvalidDataError` for names that are no different texts, one for each column; there may be none."""
-    if names and (len(names) != count or len(set(names)) < count or not all(isinstance(one, str) for one in names)):
-        raise InvalidDataError(f"{what}={tuple(names)!r} must be {count} different text{'s' if count > 1 else ''}")
-
-
 def flags(name: str, values: Any, count: int) -> BoolArray:
     """Return a boolean column (T,); all False if not given."""
     if values is None:
