@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -166,6 +167,11 @@ def as_list(name: str, value: Any, of: str) -> list[Any]:
     if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
         raise InvalidArgumentError(f"{name}={value!r} must be a list of {of}, such as [{value!r}]")
     return list(value)
+
+
+def first_repeated(names: Iterable[Any]) -> Any:
+    """Return the first of some names, or other hashable values, that comes up again; None if all are different."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from persim_gym import PerSimConfig, baselines, fit
-from persim_gym.arguments import checked_seed
+from persim_gym.arguments import checked_seed, first_repeated
 from persim_gym.baselines.cadm_config import CaDMConfig
 from persim_gym.baselines.morel import MOReLConfig
 from persim_gym.errors import InvalidArgumentError
@@ -90,3 +90,11 @@ def test_seeds_of_any_size():
     large = checked_seed(2**127 + 1), checked_seed(2**127 + 2)
     assert large[0] != large[1] and all(0 <= one < 2**63 for one in large)
     torch.Generator().manual_seed(large[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "repeated"),
+    [([], None), (["a", "b"], None), (["a", "b", "b", "a"], "a"), ((2, 0, 0), 0), (iter(["b", "a", "a"]), "a")],
+)
+def test_the_first_name_that_comes_up_again(names, repeated):
+    assert first_repeated(names) == repeated

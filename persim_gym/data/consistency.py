@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from persim_gym.arguments import first_repeated
 from persim_gym.data.columns import COLUMNS
 from persim_gym.data.episode_bounds import check_starts
 from persim_gym.data.validation import check_agent_indices, check_finite
@@ -43,14 +44,14 @@ def _check_columns(log: Trajectories) -> None:
 
 def _check_names(what: str, names: Sequence[str], count: int) -> None:
     """Raise `InvalidDataError` for names that are no different texts, one for each column; there may be none."""
-    if names and (len(names) != count or len(set(names)) < count or not all(isinstance(one, str) for one in names)):
+    different = len(names) == count and first_repeated(names) is None
+    if names and not (different and all(isinstance(one, str) for one in names)):
         raise InvalidDataError(f"{what}={tuple(names)!r} must be {count} different text{'s' if count > 1 else ''}")
 
 
 def _check_agents(log: Trajectories) -> None:
     labels = log.agent_labels
-    if len(set(labels)) != log.num_agents:
-        twice = next(label for label in labels if labels.count(label) > 1)
+    if (twice := first_repeated(labels)) is not None:
         raise InvalidDataError(f"agent label {twice!r} is used twice")
     check_agent_indices(log.agents, log.num_agents)
     idle = np.flatnonzero(np.bincount(log.agents, minlength=log.num_agents) == 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from persim_gym.arguments import as_array, as_list
+from persim_gym.arguments import as_array, as_list, first_repeated
 from persim_gym.data.labels import label_text
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
@@ -78,7 +78,8 @@ def column_names(what: str, names: Any, values: Any) -> tuple[str, ...]:
     given = tuple(as_list(what, names, "names"))
     columns = tuple(getattr(values, "columns", ()))
     if not given:
-        return columns if all(isinstance(one, str) for one in columns) and len(set(columns)) == len(columns) else ()
+        texts = all(isinstance(one, str) for one in columns)
+        return columns if texts and first_repeated(columns) is None else ()
     if columns != given and set(columns) == set(given):
         raise InvalidDataError(
             f"a table with the columns {list(columns)} was given, but {what} are {list(given)}: give its columns in "
@@ -199,8 +200,7 @@ def as_float64(name: str, values: Any) -> FloatArray:
 
 def covariate_rows(covariates: Any, names: Sequence[str]) -> FloatArray | None:
     """Return covariates (N, K) as float64, None if not given, after a check that they are told apart by ``names``."""
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
+    if (twice := first_repeated(names)) is not None:
         raise InvalidDataError(f"covariate_names has {twice!r} twice: give each covariate a name of its own")
     if covariates is None:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from persim_gym.arguments import as_list, whole_number
+from persim_gym.arguments import as_list, first_repeated, whole_number
 from persim_gym.data.log_checks import check_log, with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
@@ -271,7 +271,7 @@ def _newcomers(
             f"agent {label!r} is in the ensemble already: persim_gym.update adds its new transitions, or give the "
             "newcomer another label"
         )
-    if not labels or len(different) < len(labels):
+    if not labels or first_repeated(labels) is not None:
         raise InvalidArgumentError(f"agents={reprlib.repr(list(labels))} must be one newcomer or more, each named once")
     return labels
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.arguments import one_of
+from persim_gym.arguments import first_repeated, one_of
 from persim_gym.data.log_checks import check_log, check_order
 from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
@@ -225,9 +225,7 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
         parts += zip(covariates, np.asarray(log.covariates)[log.agents].T, strict=True)
     if log.provenance.get("synthetic"):
         parts.append((_SYNTHETIC, np.full(log.num_transitions, str(log.provenance["synthetic"]))))
-    used = [name for name, _ in parts]
-    if len(set(used)) < len(used):
-        twice = next(name for name in used if used.count(name) > 1)
+    if (twice := first_repeated(name for name, _ in parts)) is not None:
         raise InvalidArgumentError(f"two columns would be named {twice!r}: give other observation_names")
     frame = pandas.DataFrame(dict(parts))
     own = {**log.given_names, "covariate_names": log.covariate_names}

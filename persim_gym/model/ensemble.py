@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persim_gym.arguments import as_list, whole_number
+from persim_gym.arguments import as_list, first_repeated, whole_number
 from persim_gym.config import PerSimConfig
 from persim_gym.data.labels import find_agents, find_listed
 from persim_gym.data.reprs import outcomes_note, synthetic_note, validation_text
@@ -139,7 +139,7 @@ class Ensemble(LearnedDynamics):
         """
         given = as_list("members", members, "indices")
         chosen = [whole_number("members", member, least=0) for member in given]
-        if not chosen or len(set(chosen)) < len(chosen) or max(chosen) >= self.num_members:
+        if not chosen or first_repeated(chosen) is not None or max(chosen) >= self.num_members:
             raise InvalidArgumentError(f"members={chosen} must be some of 0 … {self.num_members - 1}, none twice")
         return replace(
             self,

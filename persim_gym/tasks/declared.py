@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from persim_gym.arguments import array_or_object
+from persim_gym.arguments import array_or_object, first_repeated
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.tasks.covariate import Covariate
 from persim_gym.tasks.objective import PlanningObjective
@@ -59,6 +59,5 @@ def check_declared(task: Task) -> None:
 
 def _check_different(task: Task, what: str, names: Sequence[str]) -> None:
     """Raise `InvalidArgumentError` if a name is there twice."""
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := first_repeated(names)) is not None:
         raise InvalidArgumentError(f"task {task.name} has two {what} named {twice!r}: rename one")
