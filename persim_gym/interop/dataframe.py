@@ -16,8 +16,10 @@ from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.data.validation import check_within
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_clock import Clock
+from persim_gym.interop.table_columns import flags, numbers, one_column, whole_numbers
 from persim_gym.interop.table_files import import_pandas, read_table
-from persim_gym.interop.table_rows import TableRows, check_successors, flags, numbers, one_column, whole_numbers
+from persim_gym.interop.table_rows import TableRows
+from persim_gym.interop.table_successors import check_successors
 from persim_gym.tasks import Task, get_task, task_names
 from persim_gym.tasks.names import usual_names
 
@@ -99,56 +101,35 @@ def from_dataframe(
     one_of("gaps", gaps, GAPS)
     frame, origin = read_table(pandas, table, agent, nameless=agent_labels is not None and "" in agent_labels)
     if observations is None:
-        changed = [name for name, default in _ROLES.items() if given[name] is not default and given[name] != default]
-        roles = _known_roles(frame, changed)
-        log = from_dataframe(
-            frame,
-            gaps=gaps,
-            task=roles["task"] if task is None else task,
-            provenance=roles["provenance"] if provenance is None else provenance,
-            **roles["columns"],
-        )
-        return replace(log, **{what: tuple(names) for what, names in roles.get("names", {}).items()})
+        return _from_own_table(frame, given)
     for role in ("agent", "episode", "time", "reward", "terminated", "truncated"):
         one_column(frame, role, given[role])
-    single = _is_column(frame, action)
-    moves = [action] if single else list(action)
-    if not moves:
-        raise InvalidArgumentError(f"action={action!r} must be a column, or a list of one or more")
-    both = [] if isinstance(observations, str) else [name for name in moves if name in observations]
-    if both:
-        raise InvalidArgumentError(
-            f"column {both[0]!r} is an action and an observation: the state is what was known before the action"
-        )
+    discrete = _is_column(frame, action)
+    actions = [action] if discrete else list(action)
+    _check_actions(action, actions, observations)
     rows = TableRows(frame, agent, single_agent, agent_labels, episode, time)
-    with_last = next_observations is None
     clock = None if time is None else Clock(frame, time, time_step)
+    with_last = next_observations is None
     starts = rows.episode_starts(terminated, truncated, clock, split=gaps == "split", with_last=with_last)
-    spare = None
-    if with_last:
-        spare = np.zeros(len(frame), bool)
-        spare[np.append(starts[1:], len(frame)) - 1] = True
-    columns = {
+    spare = _last_of_episodes(starts, len(frame)) if with_last else None  # rows that may lack what is not a state
+    columns: dict[str, Any] = {
         "agents": rows.agents,
         "observations": numbers(frame, observations),
-        "actions": whole_numbers(frame, moves[0], spare) if single else numbers(frame, moves, spare),
+        "actions": whole_numbers(frame, action, spare) if discrete else numbers(frame, actions, spare),
         "next_observations": None if next_observations is None else numbers(frame, next_observations),
         "rewards": None if reward is None else numbers(frame, [reward], spare)[:, 0],
         "terminated": None if terminated is None else flags(frame, terminated, spare),
         "truncated": None if truncated is None else flags(frame, truncated, spare),
     }
-    fits = get_task(task) if isinstance(task, Task) or task in task_names() else None
-    if fits is not None and len(observations) == fits.observation_size:  # here rows and columns are the user's
-        check_order("observations", observations, fits.observation_names, fits.name)
-        check_within("the table", columns["observations"], fits.observation_space, observations)
-    columns["numbers"] = np.arange(len(frame))
+    known = get_task(task) if isinstance(task, Task) or task in task_names() else None
+    if known is not None:
+        _check_states(columns["observations"], observations, known)
+    kept = np.arange(len(frame))  # the table's rows that the columns hold
     if next_observations is not None:
         check_successors(columns["observations"], columns["next_observations"], starts, observations, next_observations)
     elif gaps == "split":
-        columns, starts = _without_single_rows(columns, starts)
-    kept = columns.pop("numbers")
-    if next_observations is None:
-        kept = np.delete(kept, np.append(starts[1:], len(kept)) - 1)
+        kept, starts = _without_single_rows(starts, len(frame))
+        columns = {name: None if column is None else column[kept] for name, column in columns.items()}
     log = Trajectories.from_arrays(
         **columns,
         agent_labels=rows.labels,
@@ -157,11 +138,11 @@ def from_dataframe(
         covariate_names=tuple(covariates),
         task=task.name if isinstance(task, Task) else task,
         observation_names=_texts(observations),
-        action_names=_texts(moves),
+        action_names=_texts(actions),
         provenance=_provenance(frame, {**origin, **checked_provenance(provenance)}),
     )
-    if fits is not None:
-        check_log(log, fits, rows=kept)
+    if known is not None:
+        check_log(log, known, rows=kept[~_last_of_episodes(starts, len(kept))] if with_last else kept)
     return log
 
 
@@ -240,13 +221,55 @@ def to_dataframe(log: Trajectories, *, observation_names: Sequence[str] | None =
     return frame
 
 
+def _from_own_table(frame: Any, given: Mapping[str, Any]) -> Trajectories:
+    """Return the log of a table that `to_dataframe` made and that says itself what its columns are.
+
+    Args:
+        frame: the table.
+        given: all arguments of `from_dataframe`, of which only gaps, task and provenance may be other than by default.
+
+    """
+    changed = [name for name, default in _ROLES.items() if given[name] is not default and given[name] != default]
+    own = _own_roles(frame, changed)
+    log = from_dataframe(
+        frame,
+        gaps=given["gaps"],
+        task=own["task"] if given["task"] is None else given["task"],
+        provenance=own["provenance"] if given["provenance"] is None else given["provenance"],
+        **own["columns"],
+    )
+    return replace(log, **{what: tuple(names) for what, names in own.get("names", {}).items()})
+
+
 def _is_column(frame: Any, action: Any) -> bool:
     """Whether this names one column, by a number or a tuple, too, as tables without a header or with levels do."""
     one = isinstance(action, str) or not isinstance(action, Iterable)
     return one or (isinstance(action, tuple) and action in frame.columns.tolist())
 
 
-def _known_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
+def _check_actions(given: Any, actions: Sequence[Any], observations: Sequence[Any]) -> None:
+    """Raise `InvalidArgumentError` if no column was ``given`` for the actions, or one that is an observation, too."""
+    if not actions:
+        raise InvalidArgumentError(f"action={given!r} must be a column, or a list of one or more")
+    both = [] if isinstance(observations, str) else [name for name in actions if name in observations]
+    if both:
+        raise InvalidArgumentError(
+            f"column {both[0]!r} is an action and an observation: the state is what was known before the action"
+        )
+
+
+def _check_states(states: np.ndarray, names: Sequence[Any], task: Task) -> None:
+    """Raise `InvalidDataError` if columns (T, D) are a task's in another order, or outside its space.
+
+    The messages have the table's own rows and columns, which those of the log's check have not. How many columns a task
+    has is left to that.
+    """
+    if len(names) == task.observation_size:
+        check_order("observations", names, task.observation_names, task.name)
+        check_within("the table", states, task.observation_space, names)
+
+
+def _own_roles(frame: Any, named: Sequence[str]) -> dict[str, Any]:
     """Return what `to_dataframe` noted of its table, without agents of whom no row is left."""
     known = frame.attrs.get(_ATTRIBUTE)
     if known is None:
@@ -289,17 +312,32 @@ def _names(log: Trajectories, given: Sequence[str] | None) -> tuple[list[str], l
     return states, moves, [f"covariate {one}" if one in others else one for one in covariates]
 
 
-def _without_single_rows(columns: dict[str, Any], starts: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Drop episodes of a single row, which is no transition where the next observation is the next row's."""
-    lengths = np.diff(np.append(starts, len(columns["agents"])))
-    kept = np.repeat(lengths > 1, lengths)
-    if not kept.any():
+def _last_of_episodes(starts: np.ndarray, count: int) -> np.ndarray:
+    """Return which of so many rows (T,) are the last ones of their episodes, which begin at rows (E,)."""
+    last = np.zeros(count, bool)
+    last[np.append(starts[1:], count) - 1] = True
+    return last
+
+
+def _without_single_rows(starts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out episodes of a single row, which is no transition where the next observation is the next row's.
+
+    Args:
+        starts: (E,) rows at which episodes begin.
+        count: the number of rows.
+
+    Returns:
+        The rows kept, and which of these begin the episodes that are left.
+
+    """
+    lengths = np.diff(np.append(starts, count))
+    kept = np.flatnonzero(np.repeat(lengths > 1, lengths))
+    if len(kept) == 0:
         raise InvalidDataError(
             "every row is an episode of its own, without a next row: look at time= and time_step=, or give "
             "next_observations"
         )
-    shortened = {name: None if column is None else column[kept] for name, column in columns.items()}
-    return shortened, np.append(0, np.cumsum(lengths[lengths > 1])[:-1])
+    return kept, np.append(0, np.cumsum(lengths[lengths > 1])[:-1])
 
 
 def _provenance(frame: Any, given: dict[str, Any]) -> dict[str, Any]:

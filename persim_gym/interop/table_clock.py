@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
+from persim_gym.interop.table_columns import column_of
 from persim_gym.interop.table_files import import_pandas
-from persim_gym.interop.table_rows import column_of
 from persim_gym.types import BoolArray
 
 
