@@ -343,7 +343,7 @@ def _reference(name: str, table: Table) -> list[dict[str, str]]:
 
 def _format(mean: float, std: float, metric: str) -> str:
     digits = {"rmse": 4, "r2": 3}.get(metric, 1)
-    fixed = metric == "return" or max(abs(mean), abs(std)) < _TOO_LONG
+    fixed = metric not in ("rmse", "r2") or max(abs(mean), abs(std)) < _TOO_LONG
     mean_text, std_text = (f"{one:.{digits}f}" if fixed else f"{one:.3g}" for one in (mean, std))
     return mean_text if np.isnan(std) else f"{mean_text} ± {std_text}"
 

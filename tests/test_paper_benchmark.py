@@ -137,7 +137,7 @@ def test_seeds_are_written_down_one_by_one_for_all_tables_that_have_them(benchma
     calls = []
     monkeypatch.setattr(benchmark["paper"], "measure", pretend)
     arguments = ("--env", "CartPole", "--data", "random", "--method", "BCQ-A", "--seeds")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run(benchmark, folders, "--table", "3", *arguments, "3")
     assert rows_of(benchmark, tmp_path, 3) == []
     run(benchmark, folders, "--table", "10", *arguments, "2")
@@ -257,7 +257,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(benchmark, folders, tmp_pat
     arguments = ("--table", "10", "--data", "-", "--method", "True env + VI", "--seeds", "2")
     with monkeypatch.context() as patch:
         patch.setattr(paper, "measure", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             run(benchmark, folders, *arguments)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.json")}
     assert len(kept) == 5  # the agents of the first seed
