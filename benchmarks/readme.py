@@ -92,7 +92,7 @@ def leads(folder: Path = RESULTS) -> str:
         "In Tables 9 and 10 PerSim or PerSim+, by MPC or by value iteration, are the best, or within the best's "
         f"standard deviation of it, in {either} of the {cells} cells. By MPC alone, the paper's planner, it is "
         f"{by_mpc}: the others rest on value iteration, which {given}. Two rows are compared by the seeds that both "
-        "have and, where they are known one by one, by the episodes, for first states differ, and are the same for "
+        "have and, where they are known one by one, by the episodes, because first states differ, and are the same for "
         "all methods. The strongest other method stands below ours.\n\n"
         f"{results.markdown([heading, *found])}"
     )
