@@ -22,7 +22,7 @@ Main: TypeAlias = Callable[[Sequence[str] | None], int | None]
 def script(main: Main) -> Callable[..., int]:
     """Make a main function of the command line's arguments take down the version of the code and report errors.
 
-    A `PerSimError` is one line on standard error, and exit status 2; so is an interruption, and 130.
+    A `PerSimError` is one line on standard error, and exit status 2, an interruption one, and 130.
     """
 
     @wraps(main)

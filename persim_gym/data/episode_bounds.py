@@ -106,9 +106,9 @@ def with_successors(columns: dict[str, Any], starts: IntArray) -> tuple[dict[str
     lost = int(columns["terminated"][last].sum())
     if lost:
         warn_user(
-            f"terminated is true in {lost} row{'s' * (lost > 1)} at the ends of episodes which, without a next one, "
-            "are dropped, so that these episodes end without a terminal transition: give next_observations or, if the "
-            "marked row's own state is the terminal one, mark the row before it instead",
+            f"terminated is true in {lost} row{'s' * (lost > 1)} dropped at the end of an episode, for want of a "
+            "next observation, so that these episodes end without a terminal transition: give next_observations "
+            "or, if the marked row's own state is the terminal one, mark the row before it instead",
         )
     kept = np.ones(count, bool)
     kept[last] = False

@@ -131,8 +131,8 @@ def calibrate(
 
     Args:
         ensemble: ensemble with the posterior of its agents' factors.
-        trajectories: log of held-out agents; their labels do not matter. Calibrating on training agents makes
-            the intervals too narrow, because errors on them are smaller; a warning says so.
+        trajectories: log of held-out agents; their labels do not matter. Calibrating on training agents makes the
+            intervals too narrow, because errors on them are smaller; a warning says so.
         draws: number of paths per member, as in `forecast`.
         seed: seed of the draws and of where the segments begin.
         device: device to predict on.
@@ -153,10 +153,10 @@ def calibrate(
             "will be too narrow; calibrate on a log of agents that it has not seen"
         )
     elif trajectories.provenance == ensemble.provenance.get("data"):
-        known = set(trajectories.agent_labels) & set(ensemble.agent_labels)
-        if known:
+        shared = set(trajectories.agent_labels) & set(ensemble.agent_labels)
+        if shared:
             warn_user(
-                f"the ensemble was trained on {len(known)} of the log's {trajectories.num_agents} agents, by the "
+                f"the ensemble was trained on {len(shared)} of the log's {trajectories.num_agents} agents, by the "
                 "labels and the provenance of the log: the intervals will be too narrow for others; calibrate on "
                 "agents that it has not seen, kept, new = log.split(0.2, by='agent')"
             )
