@@ -784,7 +784,7 @@ def test_rules_that_look_at_other_states_than_their_own(message, functions):
 
 
 def test_a_reward_that_cannot_be_learned_is_said_before_training(monkeypatch):
-    monkeypatch.setattr("persim_gym.training.fit.Trainer", lambda *arguments: pytest.fail("trained"))
+    monkeypatch.setattr("persim_gym.training.runner.Trainer", lambda *_, **__: pytest.fail("trained"))
     log = dataclasses.replace(own_log(), rewards=np.zeros(own_log().num_transitions, np.float32))
     with pytest.raises(errors.InvalidDataError, match="all rewards of the log are zero"):
         persim_gym.fit(log, task=own_task(), progress=False)

@@ -35,12 +35,12 @@ from persim_gym.model.parameters import parameter_shapes
 from persim_gym.tasks import Task, warn_of_another_task
 from persim_gym.threads import limited_threads
 from persim_gym.training.checkpoint import Checkpoint
-from persim_gym.training.epochs import run_epochs
 from persim_gym.training.errors import familiar_disagreement, one_step_errors, relative_error
 from persim_gym.training.outcomes import OutcomeLearner, check_rewards_known, learn_outcomes, warn_of_few_ends
 from persim_gym.training.preparation import known_of_agents, normalizer_of, prepared, split, warn_of_rounding
+from persim_gym.training.runner import Runner
 from persim_gym.training.selection import best_members
-from persim_gym.training.trainer import DeviceLog, Trainer
+from persim_gym.training.trainer import DeviceLog
 from persim_gym.types import IntArray
 from persim_gym.user_warnings import warn_user
 
@@ -117,7 +117,8 @@ def fit(
             "selects by validation error, so give a larger fraction, or a rank"
         )
     start = time.perf_counter()
-    runs = _Runs(log, task, seed, resolve_device(device), checkpoint, progress)
+    runner = Runner(seed, resolve_device(device), torch.get_num_threads(), progress)
+    runs = _Runs(log, task, runner, checkpoint)
     chosen, ensemble, found = candidates[0], None, {}
     with explain_out_of_memory(_memory_advice(chosen)), limited_threads(chosen.state_hidden):
         if len(held_out):
@@ -158,12 +159,9 @@ class _Runs:
 
     log: Trajectories
     task: Task
-    seed: int
-    device: torch.device
+    runner: Runner
     path: str | Path | None
     """Of the checkpoints."""
-    progress: bool
-    threads: int = field(default_factory=torch.get_num_threads)
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
     def train(self, config: PerSimConfig, rows: IntArray, stage: str) -> tuple[Ensemble, float]:
@@ -178,13 +176,14 @@ class _Runs:
             normalizer=normalizer,
             **known_of_agents(self.log),
         )
-        where: dict[str, Any] = {"rows": rows, "device": str(self.device)}
+        where: dict[str, Any] = {"rows": rows, "device": str(self.runner.device)}
         ensemble = refit_factors(ensemble, self.log, replace_factors=config.refit_factors, **where)
         if trained.num_members > config.num_members:
             ensemble = best_members(ensemble, self.log, config.num_members, rows=rows)
         ensemble = replace(ensemble, config=config)
         if config.refit_rounds:
-            ensemble = refit_in_turns(ensemble, self.log, rounds=config.refit_rounds, progress=self.progress, **where)
+            where["progress"] = self.runner.progress
+            ensemble = refit_in_turns(ensemble, self.log, rounds=config.refit_rounds, **where)
         return ensemble, loss
 
     def validate(self, config: PerSimConfig, kept: IntArray, held_out: IntArray) -> tuple[Ensemble, dict[str, Any]]:
@@ -200,16 +199,7 @@ class _Runs:
 
     def outcome_learner(self, config: PerSimConfig) -> OutcomeLearner:
         """Return what learns reward and termination with the same settings."""
-        return OutcomeLearner(
-            self.log,
-            self.task,
-            config,
-            self.seed,
-            self.device,
-            self.threads,
-            progress=self.progress,
-            checkpoint_of=partial(self._checkpoint, config),
-        )
+        return OutcomeLearner(self.log, self.task, config, self.runner, partial(self._checkpoint, config))
 
     def forget_checkpoints(self) -> None:
         """Remove the checkpoints of finished training."""
@@ -220,7 +210,7 @@ class _Runs:
         self, config: PerSimConfig, normalizer: Normalizer, rows: IntArray, stage: str
     ) -> tuple[dict[str, np.ndarray], float]:
         """Run the epochs; return the parameters, for actions as they are, and the last epoch's mean loss."""
-        columns = DeviceLog.of(self.log, self.task, normalizer, self.device)
+        columns = DeviceLog.of(self.log, self.task, normalizer, self.runner.device)
         if config.normalize:
             columns = columns.with_actions(scaled(self.log.actions))
         shapes = parameter_shapes(
@@ -230,27 +220,24 @@ class _Runs:
             action_size=self.task.action_size,
             discrete=self.task.discrete,
         )
-        trainer = Trainer(shapes, config, self.seed, self.device, self.threads)
-        run_epochs(
-            trainer,
-            partial(trainer.run_epoch, columns, torch.as_tensor(rows, device=self.device)),
+        parameters, loss = self.runner.train(
+            shapes,
+            config,
+            columns,
+            rows,
             self._checkpoint(config, rows, stage),
-            epochs=config.epochs,
             title=f"{self.task.name}, rank {config.rank}, {'all data' if stage == 'full' else 'validation'}",
-            progress=self.progress,
             advice=f"lower the learning rate (learning_rate={config.learning_rate}) or set normalize=True",
-            preparation=trainer.preparation,
         )
-        parameters = {name: tensor.cpu().numpy().copy() for name, tensor in trainer.parameters.items()}
-        return (for_raw_actions(self.log.actions, parameters) if config.normalize else parameters), trainer.loss
+        return (for_raw_actions(self.log.actions, parameters) if config.normalize else parameters), loss
 
     def _checkpoint(self, config: PerSimConfig, rows: IntArray, stage: str) -> Checkpoint:
         checkpoint = Checkpoint.of(
             self.path,
             self.log,
             self.task,
-            seed=self.seed,
-            device=self.device,
+            seed=self.runner.seed,
+            device=self.runner.device,
             suffix=f".rank{config.rank}-{stage}",
             config=config.to_json(),
             stage=stage,
@@ -287,9 +274,9 @@ def _provenance(runs: _Runs, untried: list[int], start: float) -> dict[str, Any]
     return {
         **runs.log.source,
         **({"untried_actions": untried} if untried else {}),
-        "seed": runs.seed,
+        "seed": runs.runner.seed,
         "wall_seconds": round(time.perf_counter() - start + earlier, 1),
-        "device": str(runs.device),
+        "device": str(runs.runner.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
 
