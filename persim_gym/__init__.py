@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from persim_gym.collection.policies import MLPPolicy
     from persim_gym.config import PerSimConfig
     from persim_gym.data.trajectories import Trajectories
-    from persim_gym.evaluation.calibration import Forecast, calibrate, forecast
+    from persim_gym.evaluation.calibration import calibrate
     from persim_gym.evaluation.coverage import IntervalCoverage, interval_coverage
+    from persim_gym.evaluation.forecasts import Forecast, forecast
     from persim_gym.evaluation.log_errors import LogError, log_error
     from persim_gym.evaluation.prediction import PredictionError, prediction_error
     from persim_gym.evaluation.returns import (
@@ -98,8 +99,9 @@ _NAMES = {
     "collection.policies": ("MLPPolicy",),
     "config": ("PerSimConfig",),
     "data.trajectories": ("Trajectories",),
-    "evaluation.calibration": ("Forecast", "calibrate", "forecast"),
+    "evaluation.calibration": ("calibrate",),
     "evaluation.coverage": ("IntervalCoverage", "interval_coverage"),
+    "evaluation.forecasts": ("Forecast", "forecast"),
     "evaluation.log_errors": ("LogError", "log_error"),
     "evaluation.prediction": ("PredictionError", "prediction_error"),
     "evaluation.returns": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from persim_gym.data.log_checks import check_log
+from persim_gym.data.log_and_task import check_log
 from persim_gym.data.log_warnings import warn_of_terminal_flags
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError

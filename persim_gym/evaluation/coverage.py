@@ -13,7 +13,7 @@ from persim_gym.data.segments import drawn_starts
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidDataError
 from persim_gym.evaluation.agents import agents_along
-from persim_gym.evaluation.calibration import forecast
+from persim_gym.evaluation.forecasts import forecast
 from persim_gym.model.dynamics import check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.types import FloatArray

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.arguments import as_list, first_repeated, whole_number
-from persim_gym.data.log_checks import check_log, with_task_covariates
+from persim_gym.data.log_and_task import check_log, with_task_covariates
 from persim_gym.data.provenance import with_update
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError

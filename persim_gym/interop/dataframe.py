@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.arguments import first_repeated, one_of
-from persim_gym.data.log_checks import check_log, check_order
+from persim_gym.data.log_and_task import check_log, check_order
 from persim_gym.data.provenance import checked_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
-from persim_gym.data.validation import check_within
+from persim_gym.data.within_spaces import check_within
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.interop.table_clock import Clock
 from persim_gym.interop.table_columns import flags, numbers, one_column, whole_numbers

@@ -10,7 +10,7 @@ import numpy as np
 
 from persim_gym.arguments import whole_number
 from persim_gym.data.joining import joint_names
-from persim_gym.data.log_checks import check_log
+from persim_gym.data.log_and_task import check_log
 from persim_gym.data.provenance import joint_provenance
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidArgumentError, InvalidDataError

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from persim_gym.data.trajectories import Trajectories
-from persim_gym.data.validation import check_actions
+from persim_gym.data.within_spaces import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingFileError
 from persim_gym.extras import optional
 from persim_gym.interop.episodes import Description, LoggedEpisode, join, known_task, number_of_actions, split

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from persim_gym.collection.policies import MLPPolicy, check_sees_observations
 from persim_gym.data.trajectories import Trajectories, check_is_log
-from persim_gym.data.validation import check_actions
+from persim_gym.data.within_spaces import check_actions
 from persim_gym.errors import InvalidArgumentError, InvalidDataError
 from persim_gym.extras import optional
 from persim_gym.tasks import Task

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from persim_gym.data.labels import find_agent
-from persim_gym.data.log_checks import check_log
+from persim_gym.data.log_and_task import check_log
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, InvalidDataError, MissingStatisticsError, UnknownNameError
 from persim_gym.types import FloatArray, IntArray

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.config import PerSimConfig
-from persim_gym.data.log_checks import check_log, start_states, with_task_covariates
+from persim_gym.data.log_and_task import check_log, start_states, with_task_covariates
 from persim_gym.data.trajectories import Trajectories, check_is_log
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.model.ensemble import MAX_INITIAL_OBSERVATIONS

@@ -10,7 +10,7 @@ from support import walk_task
 import persim_gym
 from persim_gym import Trajectories, errors
 from persim_gym.baselines import fit_bcq, fit_cql, fit_morel
-from persim_gym.data.log_checks import check_log, start_states, with_task_covariates
+from persim_gym.data.log_and_task import check_log, start_states, with_task_covariates
 from persim_gym.data.log_warnings import (
     _contradictory,
     jumping,

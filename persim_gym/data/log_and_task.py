@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persim_gym.data.trajectories import Trajectories, check_is_log
-from persim_gym.data.validation import check_actions, check_within
+from persim_gym.data.within_spaces import check_actions, check_within
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
 from persim_gym.types import FloatArray, IntArray
