@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from gymnasium import spaces
 
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 _CHUNK = 1_000_000
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from persim_gym.interop.d3rlpy import from_d3rlpy, to_d3rlpy
-    from persim_gym.interop.dataframe import from_dataframe, to_dataframe
+    from persim_gym.interop.dataframe import from_dataframe
     from persim_gym.interop.minari import from_minari, to_minari
+    from persim_gym.interop.own_table import to_dataframe
     from persim_gym.interop.sb3 import fill_replay_buffer, policy_from_sb3, to_sb3_vec_env
 
 __all__ = [
@@ -30,7 +31,7 @@ _HOMES = {
     "from_minari": "minari",
     "policy_from_sb3": "sb3",
     "to_d3rlpy": "d3rlpy",
-    "to_dataframe": "dataframe",
+    "to_dataframe": "own_table",
     "to_minari": "minari",
     "to_sb3_vec_env": "sb3",
 }
