@@ -114,14 +114,22 @@ def reproduce(
 
 
 def _unfinished(part: Part, seeds: Seeds) -> dict[results.Key, list[Cell]]:
-    """Return the rows that are of fewer seeds than asked for, or lack one of those asked for by number."""
+    """Return the rows that are of fewer seeds than asked for, or lack one of those asked for.
+
+    Of a row whose seeds are not all written down one by one nobody knows which it lacks: it is finished, unless seeds
+    are asked for by number.
+    """
     written = results.read(part.table, part.scale, seeds.folder)
-    unfinished = {}
-    for key, cells in part.rows().items():
-        lacking = (part.first_seed > 0 or part.again) and any(seeds.get(cell) is None for cell in cells)
-        if lacking or results.num_seeds(written, key) < part.seeds:
-            unfinished[key] = cells
-    return unfinished
+
+    def finished(key: results.Key, cells: Sequence[Cell]) -> bool:
+        known = results.num_seeds(written, key)
+        if known < part.seeds:
+            return False
+        if all(seeds.get(cell) is not None for cell in cells):
+            return True
+        return part.first_seed == 0 and not part.again and len(seeds.all_of(cells[0])) < known
+
+    return {key: cells for key, cells in part.rows().items() if not finished(key, cells)}
 
 
 def _measure_together(

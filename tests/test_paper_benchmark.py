@@ -115,6 +115,8 @@ def test_a_row_is_of_all_seeds_that_are_written_down(benchmark, folders, tmp_pat
     assert (row.mean, row.seeds) == (3.0, 1)
     run(benchmark, folders, *arguments, "1", "--first-seed", "2")
     run(benchmark, folders, *arguments, "1", "--first-seed", "4")
+    run(benchmark, folders, *arguments, "1")
+    assert calls == [2, 4, 0]
     run(benchmark, folders, *arguments, "3")
     assert calls == [2, 4, 0, 1]
     (row,) = rows_of(benchmark, tmp_path, 6)
