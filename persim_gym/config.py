@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.settings import Settings, choice, finite, truth, whole, widths
@@ -81,15 +81,6 @@ class PerSimConfig(Settings):
         if self.max_steps_per_epoch == 0:
             return self.batch_size
         return max(self.batch_size, -(-num_transitions // self.max_steps_per_epoch))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return a dictionary that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> PerSimConfig:
-        """Return the settings that `to_json` wrote."""
-        return cls().with_changes(**document)
 
 
 _MOUNTAIN_CAR = PerSimConfig(rank=3, normalize=False, batch_size=512)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, field, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, field, fields, replace
 from typing import Any, Self, cast
 
 from persim_gym.arguments import finite_number, layer_widths, one_of, whole_number, yes_or_no
@@ -38,6 +38,21 @@ class Settings:
         known = {one.name for one in fields(cast(Any, self))}
         check_settings_known(changes, known, of=type(self).__name__)
         return replace(cast(Any, self), **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that JSON can hold."""
+        return asdict(cast(Any, self))
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the settings that `to_json` wrote; what is not there has its default.
+
+        Raises:
+            UnknownNameError: there is no such setting.
+            InvalidArgumentError: a value is out of its range.
+
+        """
+        return cls().with_changes(**document)
 
 
 def check_settings_known(given: Collection[str], known: Collection[str], *, of: str) -> None:

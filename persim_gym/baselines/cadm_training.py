@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def fit_cadm(
     settings = get_cadm_config(config, task.name).with_changes(**changes)
     check_coordinates(settings, task)
     where, seed = resolve_device(device), checked_seed(seed)
-    saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=asdict(settings))
+    saved = Checkpoint.of(checkpoint, trajectories, task, seed=seed, device=where, config=settings.to_json())
     parts = replayed_parts(trajectories, settings, seed)
     epochs = epochs_per_iteration(parts, settings)
     trainer = CaDMTrainer(trajectories, task, settings, seed, where)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,7 +68,7 @@ class ContextModel(LearnedDynamics):
         document = {
             **task_fields(self.task),
             "agent_labels": list(self.agent_labels),
-            "config": asdict(self.config),
+            "config": self.config.to_json(),
             "provenance": dict(self.provenance),
         }
         storage.write(path, self.kind, arrays, document)
@@ -90,7 +90,7 @@ class ContextModel(LearnedDynamics):
         arrays, document = storage.read(path, cls.kind)
         parameters = {name: np.array(array) for name, array in without_prefix(_PARAMETERS, arrays).items()}
         try:
-            config = cls.config_type().with_changes(**document["config"])
+            config = cls.config_type.from_json(document["config"])
             labels, provenance = tuple(document["agent_labels"]), document["provenance"]
         except (KeyError, TypeError, UnknownNameError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error

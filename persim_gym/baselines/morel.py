@@ -193,7 +193,7 @@ def fit_morel(
     provenance = {
         **log.source,
         "seed": seed,
-        "config": {**asdict(settings), "hidden": list(settings.hidden)},
+        "config": settings.to_json(),
         "threshold_scale": threshold_scale,
         "threshold": run.trial_env.threshold,
         **asdict(halting),
@@ -273,7 +273,7 @@ class _Training:
             device=self.device,
             suffix=f".{stage}",
             stage=stage,
-            config=asdict(self.settings),
+            config=self.settings.to_json(),
         )
         self.checkpoints.append(checkpoint)
         return checkpoint
