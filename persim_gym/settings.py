@@ -40,8 +40,9 @@ class Settings:
         return replace(cast(Any, self), **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dictionary that JSON can hold."""
-        return asdict(cast(Any, self))
+        """Return a dictionary as JSON has it, lists in the place of tuples."""
+        values = asdict(cast(Any, self))
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
