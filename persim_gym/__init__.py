@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     )
     from persim_gym.evaluation.simulated_returns import SimulatedReturn, simulated_policy_returns
     from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
-    from persim_gym.factors.inference import nearest_agents, personalize, refit_factors, update
+    from persim_gym.factors.inference import refit_factors, update
+    from persim_gym.factors.newcomers import personalize
+    from persim_gym.factors.similarity import nearest_agents
     from persim_gym.generation import generate
     from persim_gym.model.ensemble import Ensemble
     from persim_gym.planning import MPCAgent, ValueIterationAgent
@@ -113,7 +115,9 @@ _NAMES = {
     ),
     "evaluation.simulated_returns": ("SimulatedReturn", "simulated_policy_returns"),
     "factors.covariates": ("CovariateMap", "fit_covariate_map"),
-    "factors.inference": ("nearest_agents", "personalize", "refit_factors", "update"),
+    "factors.inference": ("refit_factors", "update"),
+    "factors.newcomers": ("personalize",),
+    "factors.similarity": ("nearest_agents",),
     "generation": ("generate",),
     "model.ensemble": ("Ensemble",),
     "planning": ("MPCAgent", "ValueIterationAgent"),

@@ -13,7 +13,7 @@ from persim_gym.arguments import one_of
 from persim_gym.data.labels import AgentIndex
 from persim_gym.errors import InvalidArgumentError, MissingFileError
 from persim_gym.factors.covariates import CovariateMap, fit_covariate_map
-from persim_gym.factors.inference import personalize
+from persim_gym.factors.newcomers import personalize
 from persim_gym.model.dynamics import LearnedDynamics, check_is_ensemble
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.registration import model_file
