@@ -418,3 +418,10 @@ def test_calibrating_on_the_agents_that_were_trained_on_is_told():
     with pytest.warns(RuntimeWarning, match="trained on 2 of the log's 30 agents"):
         calibrate(trained, others, draws=3)
     calibrate(trained, replace(held_out, provenance={"table": "another.csv"}), draws=3)
+
+
+def test_newcomers_are_no_agents_that_were_trained_on():
+    log = walk_log(np.linspace(0.5, 2, 30), lambda rng, shape: 0.1 * rng.normal(size=shape), 0)
+    log = replace(log, agent_labels=tuple(map(str, range(100, 130))), provenance={"table": "ward.csv"})
+    trained = replace(walkers(spread=1e-3, noise=0.1), provenance={"data": log.provenance})
+    calibrate(persim_gym.personalize(trained, log), log, draws=3)  # without a warning

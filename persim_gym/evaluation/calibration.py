@@ -23,7 +23,7 @@ from persim_gym.evaluation.forecasts import LEAST_DRAWS, of_nameless_agents, pre
 from persim_gym.evaluation.intervals import LEVELS, RANGES, range_of
 from persim_gym.factors.statistics import sufficient_statistics
 from persim_gym.model.dynamics import check_is_ensemble, check_log_of
-from persim_gym.model.ensemble import Ensemble
+from persim_gym.model.ensemble import NEWCOMERS, Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.types import BoolArray, FloatArray, IntArray
 from persim_gym.user_warnings import warn_user
@@ -66,7 +66,8 @@ def calibrate(
             "will be too narrow; calibrate on a log of agents that it has not seen"
         )
     elif trajectories.provenance == ensemble.provenance.get("data"):
-        shared = set(trajectories.agent_labels) & set(ensemble.agent_labels)
+        trained = set(ensemble.agent_labels) - set(ensemble.provenance.get(NEWCOMERS, ()))
+        shared = trained & set(trajectories.agent_labels)
         if shared:
             warn_user(
                 f"the ensemble was trained on {len(shared)} of the log's {trajectories.num_agents} agents, by the "

@@ -19,7 +19,7 @@ from persim_gym.factors.inference import check_knows_factors, with_posterior_mea
 from persim_gym.factors.rewards import with_own_rewards
 from persim_gym.factors.statistics import posterior_given
 from persim_gym.model.dynamics import check_log_of
-from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
+from persim_gym.model.ensemble import BY_COVARIATES, NEWCOMERS, Ensemble
 from persim_gym.model.posterior import ASSUMED_DEVIATION, FactorPosterior, Prior
 from persim_gym.tasks.covariates import covariate_array
 from persim_gym.types import FloatArray
@@ -86,7 +86,7 @@ def personalize(
             for name, outcome in ensemble.outcomes.items()
         },
         posterior=None,
-        provenance=_grown_provenance(ensemble, trajectories, [labels[place] for place in described]),
+        provenance=_grown_provenance(ensemble, trajectories, labels, [labels[place] for place in described]),
     )
     newcomers = np.arange(first, first + len(labels))
     if ensemble.posterior is None and trajectories is None and len(described) == len(labels):
@@ -196,9 +196,12 @@ def _as_information(prior: Prior, mean: FloatArray, covariance: FloatArray) -> F
     return FactorPosterior(prior, information, information_vector, np.zeros(mean.shape[1], np.int64))
 
 
-def _grown_provenance(ensemble: Ensemble, log: Trajectories | None, described: Sequence[str]) -> dict[str, Any]:
-    """Return the provenance of the ensemble with newcomers of a log, some of whom a covariate map describes."""
+def _grown_provenance(
+    ensemble: Ensemble, log: Trajectories | None, labels: Sequence[str], described: Sequence[str]
+) -> dict[str, Any]:
+    """Return the provenance of the ensemble with newcomers of those labels, some of whom a covariate map describes."""
     provenance = dict(ensemble.provenance)
+    provenance[NEWCOMERS] = [*provenance.get(NEWCOMERS, ()), *labels]
     if log is not None:
         provenance = with_update(provenance, log.source, again=False)
     if described:

@@ -29,6 +29,8 @@ MAX_INITIAL_OBSERVATIONS = 10_000
 """How many first observations of a log a model keeps, for its episodes to begin in."""
 BY_COVARIATES = "known_by_covariates"
 """Where an ensemble's provenance has the labels of the agents of whom a covariate map has predicted anything."""
+NEWCOMERS = "newcomers"
+"""Where it has the labels of the agents that it was not trained on."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,7 +213,6 @@ class Ensemble(LearnedDynamics):
 
 def _provenance_of_agents(provenance: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """Return an ensemble's provenance for those of its agents only: another of the same label may come later."""
-    if BY_COVARIATES not in provenance:
-        return dict(provenance)
     still_there = set(labels)
-    return {**provenance, BY_COVARIATES: [label for label in provenance[BY_COVARIATES] if label in still_there]}
+    lists = [name for name in (BY_COVARIATES, NEWCOMERS) if name in provenance]
+    return {**provenance, **{name: [label for label in provenance[name] if label in still_there] for name in lists}}
