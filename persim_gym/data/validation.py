@@ -15,7 +15,8 @@ from persim_gym.types import BoolArray, FloatArray, IntArray
 if TYPE_CHECKING:
     pass
 
-_CHUNK = 1_000_000
+CHUNK = 1_000_000
+"""Rows of a column that are looked at together: a memory-mapped one may be larger than memory."""
 _LEAST_RESOLUTION = 4
 """Steps of float32 that a coordinate's usual change must span."""
 _LARGEST_BLUR = 0.1
@@ -97,8 +98,8 @@ def _array(name: str, values: Any, wanted: str = "an array") -> np.ndarray:
 
 def check_finite(name: str, array: FloatArray, given: Any = None) -> None:
     """Raise `InvalidDataError` if a column holds NaN or infinity, or so as float32 what a user has ``given``."""
-    for start in range(0, len(array), _CHUNK):  # a memory-mapped column may be larger than memory
-        finite = np.isfinite(array[start : start + _CHUNK])
+    for start in range(0, len(array), CHUNK):
+        finite = np.isfinite(array[start : start + CHUNK])
         if not finite.all():
             row = start + int(np.argwhere(~finite)[0][0])
             values = np.asarray(array if given is None else given)[row].astype(np.float64)

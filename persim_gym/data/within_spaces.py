@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from persim_gym.data.validation import CHUNK
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks.spaces import outside
 from persim_gym.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from gymnasium import spaces
-
-_CHUNK = 1_000_000
 
 
 def check_actions(actions: np.ndarray, space: spaces.Discrete | spaces.Box, *, rows: IntArray | None = None) -> None:
@@ -56,8 +55,8 @@ def check_within(
 
     The message names the agent, too, where ``agent_of`` gives the label of a row's.
     """
-    for start in range(0, len(states), _CHUNK):
-        part = states[start : start + _CHUNK]
+    for start in range(0, len(states), CHUNK):
+        part = states[start : start + CHUNK]
         beyond = np.argwhere(outside(part, space))
         if len(beyond):
             row, column = start + int(beyond[0, 0]), int(beyond[0, 1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from persim_gym.interop.table_files import import_pandas, read_table
 from persim_gym.interop.table_rows import TableRows
 from persim_gym.interop.table_successors import check_successors
 from persim_gym.tasks import Task, get_task, task_names
-
-if TYPE_CHECKING:
-    pass
 
 GAPS = ("error", "split")
 """What to do where a step is missing: refuse the table, or begin a new episode."""
