@@ -21,7 +21,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """Return a seed as an int below 2⁶³, which all libraries take, or raise `InvalidArgumentError`.
+    """Return a seed as an int below 2⁶³, which NumPy and torch take, or raise `InvalidArgumentError`.
 
     It is itself unless it is larger, as NumPy's own are.
     """

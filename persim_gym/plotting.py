@@ -17,7 +17,7 @@ from persim_gym.data.labels import AgentIndex, find_listed
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.extras import optional
-from persim_gym.model.dynamics import check_is_ensemble
+from persim_gym.factors.inference import check_knows_factors
 from persim_gym.model.ensemble import Ensemble
 from persim_gym.types import FloatArray
 
@@ -162,11 +162,12 @@ def plot_agents(
     Raises:
         UnknownNameError: there is no such method or agent.
         InvalidArgumentError: colors that are not one number per agent, or a single agent.
+        MissingStatisticsError: the model is not one of PerSim's.
         FileWriteError: the picture cannot be written there.
         MissingExtraError: matplotlib or scikit-learn is not installed.
 
     """
-    check_is_ensemble(ensemble)
+    check_knows_factors(ensemble)
     path = _picture(path)
     panel_colors = _colors_of(ensemble) if colors is None else _checked_colors(colors, ensemble.num_agents)
     labelled = find_listed(label, ensemble.agent_labels, name="label", distinct=False).tolist()

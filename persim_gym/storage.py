@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ _RECORDS_HAVE = {"command", "provenance"}
 _CONTENTS = {"ensemble": "an ensemble", "trajectories": "a log"}
 _METADATA_KEY = "persim_gym"
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_READ_AT_ONCE = 1_000_000
+"""Arrays of fewer numbers are read and checked when a file is read, the others read when they are needed."""
+_DIGESTS = "digests"
+"""Of these arrays, by name, in the document; files from before every kind had them are not checked."""
 _ADVICE = {
     "agent_labels": "give the agents shorter labels, or write fewer agents to a file",
     "provenance": "keep less in the provenance",
@@ -69,9 +74,10 @@ def write(path: str | Path, kind: str, arrays: Mapping[str, np.ndarray], documen
     path = Path(path)
     check_name(path)
     check_replaceable(path, content_name(kind), content_of)
-    header = {"format_version": FORMAT_VERSION, "kind": kind, **document}
-    text = to_json(header)
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    digests = {name: _digest(array) for name, array in contiguous.items() if array.size < _READ_AT_ONCE}
+    header = {"format_version": FORMAT_VERSION, "kind": kind, **document, _DIGESTS: digests}
+    text = to_json(header)
     if (size := _header_bytes(text, contiguous)) > _MAX_HEADER_BYTES:
         raise FileWriteError(f"{path} cannot be written: {_too_large(header, size)}")
     with replacing(path) as temporary:
@@ -159,6 +165,7 @@ def content_of(path: Path) -> str:
 def read_document(path: str | Path, kind: str) -> dict[str, Any]:
     """Return the JSON document of a file of ours without touching its arrays."""
     document, _, _ = _read_header(Path(path), kind)
+    document.pop(_DIGESTS, None)
     return document
 
 
@@ -167,13 +174,61 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
 
     Raises:
         MissingFileError: there is no such file.
-        FileFormatError: the file is cut short, of a newer format, of another kind, or not ours.
+        FileFormatError: the file is cut short, damaged, of a newer format, of another kind, or not ours.
 
     """
     path = Path(path)
     document, entries, start = _read_header(path, kind)
     arrays = {name: _map(path, name, entry, start) for name, entry in entries.items()}
+    _check_digests(path, arrays, document.pop(_DIGESTS, None))
     return arrays, document
+
+
+def check_numbers(
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    whole: Container[str] = (),
+    infinite: Container[str] = (),
+    unknown: Container[str] = (),
+) -> None:
+    """Refuse arrays of a file that are not of floats, or hold NaN or infinity; large ones are not looked at for these.
+
+    Args:
+        path: of the file.
+        arrays: by name.
+        whole: last parts of the names of arrays of whole numbers instead.
+        infinite: names of arrays that may hold infinity.
+        unknown: names of arrays that may hold both.
+
+    Raises:
+        FileFormatError: an array is damaged.
+
+    """
+    for name, array in arrays.items():
+        if array.dtype.kind != ("i" if name.rpartition(".")[2] in whole else "f"):
+            raise FileFormatError(
+                f"{path} is damaged: array {name!r} is of type {array.dtype}; write or fetch it again"
+            )
+        if array.size >= _READ_AT_ONCE or name in unknown:
+            continue
+        if not (~np.isnan(array) if name in infinite else np.isfinite(array)).all():
+            raise FileFormatError(f"{path} is damaged: array {name!r} holds NaN or infinity; write or fetch it again")
+
+
+def _check_digests(path: Path, arrays: Mapping[str, np.ndarray], digests: Any) -> None:
+    """Refuse arrays that are not what was written; large ones are not looked at."""
+    if digests is None:
+        return
+    if not isinstance(digests, dict):
+        raise FileFormatError(f"{path}: the header is damaged (digests is {digests!r})")
+    for name, array in arrays.items():
+        if array.size < _READ_AT_ONCE and digests.get(name) != _digest(array):
+            raise FileFormatError(f"{path} is damaged: array {name!r} is not what was written; write or fetch it again")
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.asarray(array, order="C").tobytes(), digest_size=16).hexdigest()
 
 
 def _read_header(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -190,7 +245,7 @@ def _read_header(path: Path, kind: str | None) -> tuple[dict[str, Any], dict[str
     try:
         entries = json.loads(raw)
         document = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
-        found_kind, version = document["kind"], int(document["format_version"])
+        found_kind, version = str(document["kind"]), int(document["format_version"])
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a file of persim-gym") from error

@@ -270,6 +270,12 @@ def change_array(path, name, value):
     save_file(arrays, path, metadata=metadata)
 
 
+def change_written(path, name, value):
+    """Do so as if this had been written, in a file without digests."""
+    change_header(path, digests=...)
+    change_array(path, name, value)
+
+
 def change_slightly(path):
     """Double a weight, as one wrong bit of its exponent does."""
     change_array(path, "state.0.weight", 2 * load_file(path)["state.0.weight"].flat[0])
@@ -297,9 +303,10 @@ def change_slightly(path):
         ("task_definition", lambda path: change_header(path, task="Mine", task_definition=[])),
         ("task_definition", lambda path: change_header(path, task="Mine", task_definition={})),
         ("task_definition", lambda path: change_header(path, task="Mine", task_definition={"reference": 5})),
-        ("'normalizer.change_scale' holds NaN", lambda path: change_array(path, "normalizer.change_scale", np.nan)),
-        ("'agent.weight' holds NaN", lambda path: change_array(path, "agent.weight", np.inf)),
-        ("'state.0.weight' holds NaN", lambda path: change_array(path, "state.0.weight", np.nan)),
+        ("'normalizer.change_scale' holds NaN", lambda path: change_written(path, "normalizer.change_scale", np.nan)),
+        ("'agent.weight' holds NaN", lambda path: change_written(path, "agent.weight", np.inf)),
+        ("'state.0.weight' holds NaN", lambda path: change_written(path, "state.0.weight", np.nan)),
+        ("'agent.weight' is not what was", lambda path: change_array(path, "agent.weight", np.nan)),
         (r"model\.persim is damaged: array 'state.0.weight' is not what was", change_slightly),
         ("damaged", lambda path: change_header(path, digests=3)),
         ("folder", lambda path: (path.unlink(), path.mkdir())),

@@ -244,6 +244,32 @@ def test_a_member_gets_the_context_of_its_own_encoder(cart_pole_log):
     assert touched.tolist() == [12, 13, 14, 15]
 
 
+def test_side_by_side_each_member_has_its_own_context_too(cart_pole_log):
+    """Agents simulated together get, member by member, what each of them gets alone."""
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    agents, states, actions = [0, 5, 9], cart_pole_log.observations[:3], np.array([0, 1, 1])
+    together = model.simulator(agents=agents).deterministic().step_members(states, actions)
+    assert np.abs(together - np.roll(together, together.shape[0] // 5, axis=0)).max() > 1e-4  # the members differ
+    for place, agent in enumerate(agents):
+        row = slice(place, place + 1)
+        alone = model.simulator(agent).deterministic().step_members(states[row], actions[row])
+        np.testing.assert_allclose(together[:, row], alone, atol=1e-6)
+
+
+def test_side_by_side_rollouts_are_of_each_members_own_context(cart_pole_log):
+    """Of agents rolled out in one batch, as on a GPU, and of one agent alone."""
+    model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
+    agents, starts = [0, 5, 9], cart_pole_log.observations[:3]
+    candidates = np.random.default_rng(0).integers(2, size=(3, 7, 5))
+    goal = PlanningObjective(lambda states, actions, reached: reached[..., 2], lambda reached: reached[..., 0] > 1e9)
+    simulator = model.simulator(agents=agents).deterministic()
+    together = simulated_returns(simulator, starts, objective=goal, together=True)(np.arange(3), candidates)
+    for place, agent in enumerate(agents):
+        row = slice(place, place + 1)
+        alone = simulated_returns(model.simulator(agent).deterministic(), starts[row], objective=goal)
+        np.testing.assert_allclose(together[row], alone(np.arange(1), candidates[row]), rtol=1e-4)
+
+
 def test_particles_follow_their_member_and_differ(cart_pole_log):
     model = fit_cadm(cart_pole_log, config="PE-TS CaDM", device="cpu", progress=False, **TINY)
     simulator = model.simulator(0)
@@ -691,6 +717,7 @@ def test_cadm_refuses_wrong_logs_settings_and_contexts(cart_pole_log, cheetah_lo
         ("absolute=0 must be a tuple of coordinates", {"absolute": 0}),
         ("learning_rate=-1", {"learning_rate": -1}),
         ("absolute=-1 must be a whole number", {"absolute": (-1,)}),
+        (r"absolute=\(0, 0\) must have each coordinate once", {"absolute": (0, 0)}),
         ("coordinate 1 is in absolute and in angles", {"absolute": (0, 1), "angles": (1,)}),
         ("angles has coordinate 4; those of task CartPole are 0 … 3", {"angles": (4,)}),
         ("hidden=8 must be a tuple of widths", {"hidden": 8}),
@@ -721,13 +748,15 @@ def test_what_an_agent_refuses(model, cart_pole_log, half_cheetah):
             agent.predict(observations[:3], wrong)
 
 
-def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
+def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log, tmp_path):
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         model.simulator(0).step(cart_pole_log.observations[:1], [0], uncertainty=True)
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         persim_gym.nearest_agents(model, 0)
     newcomer = dataclasses.replace(cart_pole_log.select([0]), agent_labels=("new",))
     for call in (
+        lambda: persim_gym.fit_covariate_map(model),
+        lambda: persim_gym.plot_agents(model, tmp_path / "agents.png"),
         lambda: persim_gym.personalize(model, newcomer),
         lambda: persim_gym.personalize(model, covariates={"new": {}}),
         lambda: persim_gym.refit_factors(model, cart_pole_log),
@@ -743,6 +772,17 @@ def test_what_only_an_ensemble_knows_is_said(model, cart_pole_log):
     states, actions = cart_pole_log.observations[:1], np.zeros((1, 3), int)
     with pytest.raises(MissingStatisticsError, match="CaDM knows no posterior"):
         persim_gym.forecast(model, 0, states, actions)
+
+
+def test_seeds_of_its_simulators(model, cart_pole_log):
+    """NumPy's whole numbers are seeds; what is none is refused, as everywhere."""
+    states, actions = cart_pole_log.observations[:1], [0]
+    one, other = (model.simulator(0, seed=seed).step(states, actions) for seed in (np.int64(1), 1))
+    np.testing.assert_array_equal(one.next_observations, other.next_observations)
+    if model.config.probabilistic:
+        for wrong in (-1, None, "x", 0.5):
+            with pytest.raises(InvalidArgumentError, match=f"seed={wrong!r} must be a whole number"):
+                model.simulator(0, seed=wrong)
 
 
 @pytest.mark.parametrize("policy", ["plan", "agent"])

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -191,6 +192,17 @@ def test_at_threshold_infinity_none_does(make):
         before = after
 
 
+def test_at_threshold_infinity_no_disagreement_is_too_large(dynamics, cart_pole_log):
+    """Members that lie far apart, by more than any threshold a setting would give, do not end an episode either."""
+    last = max(name for name in dynamics.parameters if name.endswith("bias"))
+    apart = {**dynamics.parameters, last: dynamics.parameters[last].clone()}
+    apart[last][0] += 1e4
+    env = PessimisticVectorEnv(replace(dynamics, parameters=apart), cart_pole_log, threshold=np.inf, penalty=50.0)
+    env.reset(seed=0)
+    _, rewards, _, _, info = env.step(np.zeros(64, int))
+    assert info["discrepancy"].min() > 100 and not info["halted"].any() and (rewards == 1.0).all()
+
+
 def test_between_them_the_episode_ends_exactly_where_the_members_disagree(make, cart_pole_log):
     env = make(1.0, num_envs=64)
     observations, _ = env.reset(seed=2)
@@ -292,6 +304,58 @@ def test_a_policy_for_continuous_actions(continuous_policy):
     assert continuous_policy.env.penalty == 200
     mean = continuous_policy.network.action_net(100 * torch.randn(60, 64, generator=torch.Generator().manual_seed(0)))
     assert 0.9 < mean.abs().max() <= 1  # before anything is clipped
+
+
+def drifting_log(unit):
+    """A state that decays and is pushed by actions from −unit to unit, and its task; the same in every unit."""
+    task = persim_gym.Task(
+        name=f"Drift{unit}",
+        observation_space=gymnasium.spaces.Box(-60, 60, (1,), np.float32),
+        action_space=gymnasium.spaces.Box(-unit, unit, (1,), np.float32),
+        reward=lambda states, actions, reached: -((reached[..., 0] - 1.0) ** 2),
+        terminated=lambda states: states[..., 0] > 50,
+        max_episode_steps=30,
+    )
+    rng = np.random.default_rng(0)
+    states, pushes = rng.uniform(-2, 2, (120, 1)), rng.uniform(-1, 1, (120, 1)).astype(np.float32)
+    reached = 0.9 * states + 0.3 * pushes
+    log = persim_gym.Trajectories.from_arrays(
+        agents=np.repeat(np.arange(4), 30), observations=states, actions=unit * pushes, next_observations=reached,
+        rewards=task.reward(None, None, reached), episode_starts=np.arange(120),
+    )  # fmt: skip
+    return log, task
+
+
+def test_continuous_actions_may_have_any_unit(tmp_path):
+    """What is learned, explores and is drawn is the same in another unit; one that is a power of two rounds alike."""
+    pytest.importorskip("stable_baselines3")
+    states, found = np.linspace(-2, 2, 50)[:, None], {}
+    for unit in (1.0, 1024.0):
+        log, task = drifting_log(unit)
+        policy = fit_morel(log, task=task, progress=False, **{**QUICK, "policy_steps": 2048})
+        policy.save(tmp_path / "one.policy")
+        loaded = MOReLPolicy.load(tmp_path / "one.policy", task=task)
+        best, drawn = (loaded.predict(states, deterministic=wanted)[0] for wanted in (True, False))
+        np.testing.assert_array_equal(best, policy.predict(states)[0])
+        assert np.abs(best).max() <= unit
+        found[unit] = np.concatenate([best, drawn]) / unit, policy.provenance["threshold"]
+    np.testing.assert_allclose(found[1024.0][0], found[1.0][0], atol=1e-4)
+    assert found[1024.0][1] == pytest.approx(found[1.0][1], rel=1e-3)
+    assert 0.3 < found[1.0][0][50:].std() < 1
+
+
+def test_a_loaded_policy_can_be_sent_to_another_process(policy, tmp_path):
+    policy.save(tmp_path / "one.policy")
+    loaded = MOReLPolicy.load(tmp_path / "one.policy")
+    again = pickle.loads(pickle.dumps(loaded))
+    states = 0.1 * np.random.default_rng(1).normal(size=(50, 4))
+    np.testing.assert_array_equal(again.predict(states)[0], loaded.predict(states)[0])
+
+
+def test_large_seeds_are_seeds_too(cart_pole_log):
+    pytest.importorskip("stable_baselines3")
+    policy = fit_morel(cart_pole_log, agent=0, seed=2**40, progress=False, **QUICK)
+    assert policy.provenance["seed"] == 2**40
 
 
 @pytest.mark.parametrize("kind", ["policy", "continuous_policy"])
@@ -407,7 +471,7 @@ def test_the_next_episode_of_an_environment_is_not_looked_at():
     """One ends after a step and its next episode halts, while the other goes on for three."""
 
     class Env:
-        num_envs, steps = 2, 0
+        task, num_envs, steps = get_task("CartPole"), 2, 0
 
         def reset(self, seed):
             return np.zeros((2, 4)), {}
@@ -493,7 +557,7 @@ def test_morel_refuses_wrong_logs_settings_and_actions(make, policy, cart_pole_l
     env.reset()
     with pytest.raises(InvalidActionError, match=r"whole numbers from 0 to 1 of shape \(2,\), got .* of shape \(3,\)"):
         env.step(np.zeros(3, int))
-    with pytest.raises(InvalidStateError, match=r"must have shape \(B, 4\); got shape \(1, 2\)"):
+    with pytest.raises(InvalidStateError, match=r"shape \(B, 4\) with every axis at least 1; got shape \(1, 2\)"):
         policy.predict(np.zeros((1, 2)))
     with pytest.raises(UnknownNameError, match="no setting 'kappa' of MOReL"):
         fit_morel(cart_pole_log, kappa=3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -368,6 +369,11 @@ def test_a_score_that_is_no_number(discrete):
         ("BCQ", "action_flexibility=0.0 must be", {"action_flexibility": 0.0}),
         ("BCQ", "action_flexibility=2.0 must be from 0 to 1", {"action_flexibility": 2.0}),
         ("BCQ", "beta=-1 must be", {"beta": -1}),
+        ("BCQ", "share_encoder='x' must be True or False", {"share_encoder": "x"}),
+        ("CQL", "q_func_factory='mean' must be a factory of d3rlpy's", {"q_func_factory": "mean"}),
+        ("CQL", "optim_factory=3 must be a factory of d3rlpy's", {"optim_factory": 3}),
+        ("CQL", "callback=5 must be a function of", {"callback": 5}),
+        ("CQL", "select=3 must be a function of", {"select": 3}),
         ("CQL", "alpha=-3 must be", {"alpha": -3}),
         ("CQL", "reward_scaler='any' is not fitted to the log here", {"reward_scaler": "any"}),
     ],
@@ -376,6 +382,52 @@ def test_settings_of_d3rlpy_out_of_their_range(discrete, method, message, wrong)
     task, log = discrete
     with pytest.raises(InvalidArgumentError, match=message):
         {"BCQ": fit_bcq, "CQL": fit_cql}[method](log, task=task, steps=1, progress=False, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("method", "message", "wrong"),
+    [
+        ("BCQ", "lam=3 must be from 0 to 1", {"lam": 3}),
+        ("BCQ", "tau='x' must be from 0 to 1", {"tau": "x"}),
+        ("CQL", "tau=-1 must be from 0 to 1", {"tau": -1}),
+        ("CQL", "conservative_weight=-2 must be", {"conservative_weight": -2}),
+        ("CQL", "alpha_threshold=-1 must be", {"alpha_threshold": -1}),
+        ("CQL", "soft_q_backup=3 must be True or False", {"soft_q_backup": 3}),
+        ("CQL", "initial_temperature=-1 must be a finite number above 0", {"initial_temperature": -1}),
+        ("CQL", "initial_alpha=0 must be a finite number above 0", {"initial_alpha": 0}),
+    ],
+)
+def test_settings_for_continuous_actions_out_of_their_range(continuous, method, message, wrong):
+    task, log = continuous
+    with pytest.raises(InvalidArgumentError, match=message):
+        {"BCQ": fit_bcq, "CQL": fit_cql}[method](log, task=task, steps=1, progress=False, **wrong)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rewards_that_are_not_the_tasks(discrete, method):
+    """Those of the log are learned from, which is said where the task's function differs; none at all are refused."""
+    task, log = discrete
+    fit = partial(METHODS[method], steps=1, progress=False, **SMALL)
+    with pytest.warns(RuntimeWarning, match="the log's rewards are not what .*BCQ and CQL the log"):
+        fit(dataclasses.replace(log, rewards=log.rewards - 7), task=task)
+    unknown = Task(
+        name="Unpaid",
+        observation_space=task.observation_space,
+        action_space=task.action_space,
+        max_episode_steps=20,
+    )
+    with pytest.raises(InvalidDataError, match="all rewards of the log are zero, so there is none to learn"):
+        fit(dataclasses.replace(log, rewards=np.zeros_like(log.rewards)), task=unknown)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_observations_to_act_on(request, kind):
+    """Actions for what is not finite, or for nothing at all, there are none."""
+    task, log = request.getfixturevalue(kind)
+    policy = fit_bcq(log, task=task, steps=1, progress=False, **SMALL)
+    for wrong in (np.array([[0.0], [np.nan]]), np.array([np.inf]), np.zeros((0, 1))):
+        with pytest.raises(InvalidStateError):
+            policy.predict(wrong)
 
 
 def test_a_policy_says_what_learned_it(discrete):
@@ -415,7 +467,7 @@ def test_offline_learners_refuse_wrong_logs_and_settings(discrete, continuous, m
         UnknownNameError, match="no setting 'batchsize' of d3rlpy's Discrete.*; did you mean batch_size"
     ):
         fit(log, task=task, batchsize=3, progress=False)
-    with pytest.raises(InvalidStateError, match=r"must have shape \(B, 1\); got shape \(1, 3\)"):
+    with pytest.raises(InvalidStateError, match=r"shape \(B, 1\) with every axis at least 1; got shape \(1, 3\)"):
         fit(log, task=task, steps=1, progress=False, **SMALL).predict(np.zeros((1, 3)))
 
     short = persim_gym.Trajectories.from_arrays(
@@ -556,7 +608,7 @@ def test_a_callback_that_predicts_changes_nothing(continuous):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_policy_reseeded(continuous):
+def test_a_policy_reseeded(continuous, tmp_path):
     """By `generate` and others, before they let it act: its candidates depend on the seed alone, and its own stay."""
     task, log = continuous
     policy = fit_bcq(log, task=task, steps=6, progress=False, **SMALL)
@@ -565,6 +617,14 @@ def test_a_policy_reseeded(continuous):
     first, again, other = (as_policy(policy, task, seed).predict(observations)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other) and torch.equal(policy.randomness.state, state)
+    policy.save(tmp_path / "one.policy")
+    loaded = OfflinePolicy.load(tmp_path / "one.policy", task=task, seed=np.int64(1))
+    np.testing.assert_array_equal(loaded.predict(observations)[0], first)  # of its seed alone, too
+    for wrong in (-1, None, "x"):
+        with pytest.raises(InvalidArgumentError, match=f"seed={wrong!r} must be a whole number"):
+            policy.reseeded(wrong)
+        with pytest.raises(InvalidArgumentError, match=f"seed={wrong!r} must be a whole number"):
+            OfflinePolicy.load(tmp_path / "one.policy", task=task, seed=wrong)
 
 
 def test_the_stream_of_a_gpu_goes_on(monkeypatch):

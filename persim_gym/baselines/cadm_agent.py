@@ -50,6 +50,8 @@ class CaDMAgent:
         """
         if not isinstance(model, CaDM):
             raise InvalidArgumentError(f"cannot plan in {model!r}: give a CaDM; MPCAgent plans in other simulators")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InvalidArgumentError(f"dtype={dtype!r} must be one of torch's floats, such as torch.bfloat16")
         self.model = model
         self._device, self._dtype = resolve_device(device), dtype
         self._rng = generator_of(seed)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from persim_gym.arguments import below_one, whole_number
+from persim_gym.arguments import below_one, first_repeated, whole_number
 from persim_gym.baselines.layers import Features
 from persim_gym.config import PRECISIONS, named_settings
 from persim_gym.errors import InvalidArgumentError
@@ -18,7 +18,10 @@ def _coordinates(name: str, value: Any) -> tuple[int, ...]:
     """Return indices of coordinates, or raise `InvalidArgumentError`."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InvalidArgumentError(f"{name}={value!r} must be a tuple of coordinates, such as (0, 2)")
-    return tuple(whole_number(name, one, least=0) for one in value)
+    found = tuple(whole_number(name, one, least=0) for one in value)
+    if first_repeated(found) is not None:
+        raise InvalidArgumentError(f"{name}={value!r} must have each coordinate once")
+    return found
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class ContextModel(LearnedDynamics):
 
         """
         arrays, document = storage.read(path, cls.kind)
+        storage.check_numbers(path, arrays, unknown=("covariates",))
         parameters = {name: np.array(array) for name, array in without_prefix(_PARAMETERS, arrays).items()}
         try:
             config = cls.config_type.from_json(document["config"])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.arguments import checked_seed
 from persim_gym.baselines.context_network import ContextCpuNetwork, ContextNetwork
 from persim_gym.model.dynamics import no_posterior
 from persim_gym.model.factorization import num_layers
@@ -74,7 +75,8 @@ class ContextSimulator(Simulator):
 
     def reseed(self, seed: int | np.random.Generator) -> None:
         if self._generator is not None:
-            self._generator.manual_seed(seed if isinstance(seed, int) else int(seed.integers(_SEEDS)))
+            drawn = isinstance(seed, np.random.Generator)
+            self._generator.manual_seed(int(seed.integers(_SEEDS)) if drawn else checked_seed(seed))
 
     def network(self, agent: int) -> ContextNetwork:
         """Return the network of an agent's index, or of an environment's number."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from persim_gym import storage
-from persim_gym.arguments import batch_of
+from persim_gym.arguments import batch_of, checked_seed
 from persim_gym.devices import resolve_device, with_torch_defaults
 from persim_gym.errors import FileFormatError, InvalidArgumentError
 from persim_gym.storage import with_prefix, without_prefix
@@ -35,8 +35,8 @@ class OwnRandomness:
         self._on_gpu = torch.device(device).type == "cuda"
 
     def reseeded(self, seed: int) -> OwnRandomness:
-        """Return another stream for the same device."""
-        return OwnRandomness(seed, "cuda" if self._on_gpu else "cpu")
+        """Return another stream for the same device, or raise `InvalidArgumentError` for what is no seed."""
+        return OwnRandomness(checked_seed(seed), "cuda" if self._on_gpu else "cpu")
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -99,9 +99,12 @@ class LearnedPolicy(ABC):
             deterministic: the action the policy thinks best; if False, one drawn as the policy learned to act, where
                 the method has such a thing.
 
+        Raises:
+            InvalidStateError: observations of another shape, none at all, or not finite.
+
         """
         given, single = batch_of(observation)
-        observations = self.task.check_observations(given, "B")
+        observations = self.task.check_observations(given, "B", least=1, finite=True)
         with single_thread(), self.randomness.active():
             actions = self._act(observations, deterministic)
         return (actions[0] if single else actions), None
@@ -113,7 +116,7 @@ class LearnedPolicy(ABC):
         return other
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: what `predict` needs, but not what training would go on from."""
+        """Write one safetensors file: what `predict` needs, but its stream of random numbers; not what trains it."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in weights_of(self._networks()).items()}
         document = {**task_fields(self.task), "settings": self._settings(), "provenance": self.provenance}
         storage.write(path, self.kind, arrays, document)
@@ -131,7 +134,7 @@ class LearnedPolicy(ABC):
             seed: of the policy's random numbers.
 
         Raises:
-            InvalidArgumentError: there is no such device.
+            InvalidArgumentError: there is no such device, or a seed below 0.
             FileFormatError: damaged, of a newer format, of another task, or of another kind of policy.
             UnknownNameError: its task is not registered.
             MissingExtraError: the library that learned it is not installed.
@@ -139,9 +142,10 @@ class LearnedPolicy(ABC):
         """
         where = resolve_device(device)
         arrays, document = storage.read(path, cls.kind)
-        found, randomness = task_of_file(path, document, task), OwnRandomness(seed, where)
+        found, randomness = task_of_file(path, document, task), OwnRandomness(checked_seed(seed), where)
         try:
-            policy = cls._untrained(found, document["settings"], document["provenance"], where, randomness)
+            with OwnRandomness(0, where).active():  # of weights, which are replaced
+                policy = cls._untrained(found, document["settings"], document["provenance"], where, randomness)
         except (KeyError, TypeError, ValueError, AttributeError, InvalidArgumentError) as error:
             raise FileFormatError(f"{path}: the header is damaged ({error})") from error
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from persim_gym.data.log_and_task import check_log
-from persim_gym.data.log_warnings import warn_of_terminal_flags
+from persim_gym.data.log_warnings import warn_of_rewards, warn_of_terminal_flags
 from persim_gym.data.trajectories import Trajectories
 from persim_gym.errors import InvalidDataError
 from persim_gym.tasks import Task
+from persim_gym.training.outcomes import check_rewards_known
 from persim_gym.training.preparation import task_of
 from persim_gym.types import IntArray
 
@@ -19,7 +20,7 @@ MIN_TRANSITIONS = 5
 def policy_log(
     trajectories: Trajectories, task: str | Task | None, agent: int | str | None
 ) -> tuple[Trajectories, Task]:
-    """Return the log that a policy learns from, and its task; warn of flags that contradict the task's rule.
+    """Return the log that a policy learns from, and its task; warn of what contradicts the task's own functions.
 
     Args:
         trajectories: of all agents.
@@ -39,13 +40,18 @@ def policy_log(
         rows = rows[trajectories.agents == trajectories.agent_index(agent)]
     check_terminal_flags(log, found, rows)
     warn_of_terminal_flags(trajectories, found)  # of all agents, whose rows are those that the user knows
+    warn_of_rewards(trajectories, found)
     if log.num_transitions < MIN_TRANSITIONS:
         whose = "the log" if agent is None else f"agent {log.agent_labels[0]!r}"
         raise InvalidDataError(
-            f"{whose} has {log.num_transitions} transitions; a policy needs at least {MIN_TRANSITIONS}: "
+            f"{whose} has {_counted(log.num_transitions)}; a policy needs at least {MIN_TRANSITIONS}: "
             "collect more, or learn from all agents (agent=None)"
         )
     return log, found
+
+
+def _counted(transitions: int) -> str:
+    return f"{transitions} transition{'s' * (transitions != 1)}"
 
 
 def check_terminal_flags(log: Trajectories, task: Task, rows: IntArray) -> None:
@@ -69,7 +75,8 @@ def check_rewards(log: Trajectories, task: Task) -> None:
 
     Where the reward is left to be learned from the log, its rewards are all there is.
     """
-    if np.asarray(log.rewards).any() or "reward" in task.learned:
+    check_rewards_known(log, task)
+    if np.asarray(log.rewards).any():
         return
     columns = (np.asarray(column, np.float64) for column in (log.observations, log.actions, log.next_observations))
     if np.any(task.reward(*columns)):

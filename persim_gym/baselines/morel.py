@@ -20,7 +20,7 @@ from torch import nn
 from persim_gym.arguments import at_least_zero, checked_seed, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.baselines.logs import policy_log
-from persim_gym.baselines.morel_ppo import check_installed, new_network, new_ppo
+from persim_gym.baselines.morel_ppo import actions_of, check_installed, new_network, new_ppo
 from persim_gym.baselines.morel_run import PolicyRun, isolated_training
 from persim_gym.baselines.morel_threshold import first_that_seldom_halts, largest_discrepancy
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv
@@ -104,7 +104,7 @@ class MOReLPolicy(LearnedPolicy):
         return "MOReL's PPO"
 
     def _act(self, observations: FloatArray, deterministic: bool) -> np.ndarray:
-        return self.network.predict(observations, deterministic=deterministic)[0]
+        return actions_of(self.network, self.task, observations, deterministic=deterministic)
 
     def _networks(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
@@ -116,9 +116,7 @@ class MOReLPolicy(LearnedPolicy):
     def _untrained(
         cls, task: Task, settings: Any, provenance: Mapping[str, Any], device: torch.device, randomness: OwnRandomness
     ) -> MOReLPolicy:
-        with randomness.active():
-            network = new_network(task).to(device)
-        return cls(network, task, randomness, provenance)
+        return cls(new_network(task).to(device), task, randomness, provenance)
 
 
 @with_torch_defaults

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
-import torch
+import numpy as np
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from persim_gym.extras import optional
@@ -24,6 +25,8 @@ def new_ppo(
     env: gymnasium.vector.VectorEnv[Any, Any, Any], task: Task, *, mean: Tensor, scale: Tensor, seed: int
 ) -> Any:
     """Return Stable-Baselines3's PPO, not trained yet, with the settings of the MOReL code that the paper cites.
+
+    Continuous actions are from −1 to 1 for it, whatever their units.
 
     What differs from that code: PPO learns from about 1024 steps of all environments together, with 64 of them
     16 steps of each, so that advantages are estimated over 16 steps where theirs see one rollout of 1024; and of
@@ -45,7 +48,7 @@ def new_ppo(
     rollout = max(4, 1024 // env.num_envs // 4 * 4)  # a multiple of the number of mini-batches
     ppo = PPO(
         "MlpPolicy",
-        to_sb3_vec_env(env),
+        to_sb3_vec_env(env, rescale_actions=not task.discrete),
         n_steps=rollout,
         batch_size=rollout * env.num_envs // 4,
         n_epochs=4,
@@ -58,7 +61,7 @@ def new_ppo(
         gae_lambda=0.95,
         max_grad_norm=0.5,
         policy_kwargs=_network_settings(task),
-        seed=seed,
+        seed=seed % 2**32,  # NumPy's old generators, which Stable-Baselines3 seeds, take no more
         device="cpu",
     )
     ppo.set_logger(Logger(folder=None, output_formats=[]))  # its usual one makes a folder for what is not written
@@ -72,6 +75,8 @@ def new_ppo(
 def new_network(task: Task) -> Any:
     """Return the network that PPO learns, Stable-Baselines3's `ActorCriticPolicy`, with any weights.
 
+    Continuous actions of it are from −1 to 1.
+
     Raises:
         MissingExtraError: Stable-Baselines3 is not installed.
 
@@ -79,15 +84,28 @@ def new_network(task: Task) -> Any:
     check_installed()
     from stable_baselines3.common.policies import ActorCriticPolicy
 
-    network = ActorCriticPolicy(task.observation_space, task.action_space, lambda _: 0.0, **_network_settings(task))
+    actions = task.action_space if task.discrete else spaces.Box(-1, 1, (task.action_size,))
+    network = ActorCriticPolicy(task.observation_space, actions, _no_learning_rate, **_network_settings(task))
     _keep_within_bounds(network, task)
     return network
 
 
+def actions_of(network: Any, task: Task, observations: FloatArray, *, deterministic: bool) -> np.ndarray:
+    """Return the task's actions (B,) or (B, A) that such a network takes, or draws, at observations (B, D)."""
+    actions = network.predict(observations, deterministic=deterministic)[0]
+    return actions if task.discrete else unscale_actions(actions, *task.action_bounds).astype(np.float32)
+
+
+def _no_learning_rate(_: float) -> float:
+    return 0.0
+
+
 def _network_settings(task: Task) -> dict[str, Any]:
+    from persim_gym.baselines.standardized_features import StandardizedObservations
+
     return {
         "net_arch": {"pi": [64, 64], "vf": [64, 64]},
-        "features_extractor_class": _standardizer(),
+        "features_extractor_class": StandardizedObservations,
         "features_extractor_kwargs": {"size": task.observation_size},
     }
 
@@ -96,37 +114,4 @@ def _keep_within_bounds(network: Any, task: Task) -> None:
     """Put a tanh behind a new network's mean action, if actions are continuous."""
     if not task.discrete:
         # The layer is part of the optimizer already; what is put behind it has no weights.
-        network.action_net = nn.Sequential(network.action_net, _Within(*task.action_bounds))
-
-
-class _Within(nn.Module):
-    """Tanh, scaled to bounds (A,)."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: FloatArray, high: FloatArray) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
-        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return unscale_actions(inputs.tanh(), self.low, self.high)
-
-
-def _standardizer() -> type:
-    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-
-    class StandardizedObservations(BaseFeaturesExtractor):
-        mean: Tensor
-        scale: Tensor
-
-        def __init__(self, observation_space: gymnasium.Space, size: int) -> None:
-            super().__init__(observation_space, size)
-            self.register_buffer("mean", torch.zeros(size))
-            self.register_buffer("scale", torch.ones(size))
-
-        def forward(self, observations: Tensor) -> Tensor:
-            return (observations - self.mean) / self.scale
-
-    return StandardizedObservations
+        network.action_net = nn.Sequential(network.action_net, nn.Tanh())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from persim_gym.baselines.morel_ppo import actions_of
 from persim_gym.baselines.pessimistic import PessimisticVectorEnv
 from persim_gym.storage import with_prefix, without_prefix
 from persim_gym.terminal import ProgressBar
@@ -128,7 +129,7 @@ def halting(env: PessimisticVectorEnv, policy: Any, seed: int) -> Halting:
     lengths, halted = np.zeros(env.num_envs), np.zeros(env.num_envs, bool)
     running = np.ones(env.num_envs, bool)
     while running.any():
-        actions, _ = policy.predict(observations, deterministic=True)
+        actions = actions_of(policy, env.task, observations, deterministic=True)
         observations, _, terminated, truncated, info = env.step(actions)
         lengths += running
         halted |= running & info["halted"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from persim_gym.arguments import finite_number, whole_number, zero_to_one
+from persim_gym.arguments import finite_number, whole_number, yes_or_no, zero_to_one
 from persim_gym.baselines.learned_policy import LearnedPolicy, OwnRandomness
 from persim_gym.errors import InvalidArgumentError
 from persim_gym.extras import d3rlpy
@@ -23,6 +23,10 @@ from persim_gym.types import FloatArray
 _CONFIGS = ("DiscreteBCQConfig", "BCQConfig", "DiscreteCQLConfig", "CQLConfig")
 """What a file may name."""
 _COUNTS = ("batch_size", "n_critics", "target_update_interval", "n_action_samples", "update_actor_interval")
+_PARTS = ("gamma", "tau", "lam")
+_WEIGHTS = ("alpha", "beta", "alpha_threshold", "conservative_weight")
+_POSITIVE = ("initial_temperature", "initial_alpha")
+_CHOICES = ("soft_q_backup", "share_encoder", "max_q_backup")
 
 
 def configured(config: Any, settings: dict[str, Any]) -> Any:
@@ -31,7 +35,7 @@ def configured(config: Any, settings: dict[str, Any]) -> Any:
     Raises:
         UnknownNameError: there is no such setting.
         InvalidArgumentError: a count that is no whole number of at least 1, a learning rate, discount or weight out of
-            its range, or a scaler.
+            its range, a choice that is not True or False, what is no factory of d3rlpy's, or a scaler.
 
     """
     check_settings_known(settings, {field.name for field in fields(config)}, of=f"d3rlpy's {type(config).__name__}")
@@ -46,10 +50,18 @@ def _checked(name: str, value: Any) -> Any:
         return whole_number(name, value)
     if name.endswith("learning_rate"):
         return finite_number(name, value, 0.0, above=True)
-    if name == "gamma":
+    if name in _PARTS:
         return zero_to_one(name, value)
-    if name in ("alpha", "beta"):
+    if name in _WEIGHTS:
         return finite_number(name, value, 0.0)
+    if name in _POSITIVE:
+        return finite_number(name, value, 0.0, above=True)
+    if name in _CHOICES:
+        return yes_or_no(name, value)
+    if name.endswith("_factory") and not hasattr(value, "get_type"):
+        raise InvalidArgumentError(
+            f"{name}={value!r} must be a factory of d3rlpy's, such as those in d3rlpy.models and d3rlpy.optimizers"
+        )
     if name == "action_flexibility":
         return zero_to_one(name, finite_number(name, value, 0.0, above=True))
     if name.endswith("_scaler") and value is not None:
@@ -106,8 +118,7 @@ class OfflinePolicy(LearnedPolicy):
             raise ValueError(f"config {settings['config']!r} is none of {', '.join(_CONFIGS)}")
         config = getattr(d3rlpy().algos, settings["config"]).deserialize(json.dumps(settings["values"]))
         algorithm = config.create(device=device_name(device))
-        with randomness.active():
-            algorithm.create_impl((task.observation_size,), task.action_size)
+        algorithm.create_impl((task.observation_size,), task.action_size)
         return cls(algorithm, task, randomness, provenance)
 
 

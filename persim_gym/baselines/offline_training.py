@@ -55,6 +55,10 @@ class Training(Settings):
         super().__post_init__()
         if self.patience is not None and self.select is None:
             raise InvalidArgumentError(f"patience={self.patience} needs the scores of select")
+        for name, signature in (("callback", "(policy, steps)"), ("select", "(policy)")):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise InvalidArgumentError(f"{name}={given!r} must be a function of {signature}")
 
 
 @with_torch_defaults

@@ -109,8 +109,8 @@ def _different(differ: Callable[..., BoolArray], *columns: FloatArray) -> IntArr
 def warn_of_rewards(log: Trajectories, task: Task) -> None:
     """Warn of rewards that are not what a user's own reward function says of their rows.
 
-    Simulators and planners follow the function. Nothing is said of a log all of whose rewards are zero, which is one
-    that was given none.
+    Simulators, planners and MOReL follow the function, BCQ and CQL the log. Nothing is said of a log all of whose
+    rewards are zero, which is one that was given none.
 
     Raises:
         InvalidDataError: the function returns what is not a finite number.
@@ -139,7 +139,7 @@ def warn_of_rewards(log: Trajectories, task: Task) -> None:
         warn_user(
             f"the log's rewards are not what the reward function of task {task.name} says: {logged[row]:g} in row "
             f"{row}, where the function says {found[row]:g} (such rows: {len(rows)} of {len(found)}). Simulators "
-            "follow the function; to learn the log's rewards, make the task without one",
+            "and MOReL follow the function, BCQ and CQL the log; to learn the log's rewards, make the task without one",
         )
 
 

@@ -12,6 +12,7 @@ from persim_gym.arguments import checked_seed, finite_number
 from persim_gym.devices import with_torch_defaults
 from persim_gym.errors import InvalidArgumentError, UnknownNameError
 from persim_gym.factors.covariate_prior import factors_given_covariates, with_one
+from persim_gym.factors.inference import check_knows_factors
 from persim_gym.model.ensemble import BY_COVARIATES, Ensemble
 from persim_gym.model.posterior import FactorPosterior
 from persim_gym.tasks import Task
@@ -125,9 +126,11 @@ def fit_covariate_map(ensemble: Ensemble, *, kind: str = "gp", fraction: float =
 
     Raises:
         UnknownNameError: there is no such kind.
+        MissingStatisticsError: the model is not one of PerSim's.
         InvalidArgumentError: the fraction is not in (0, 1], too few covariates are known, or a seed below 0.
 
     """
+    check_knows_factors(ensemble)
     seed = checked_seed(seed)
     if kind not in KINDS:
         raise UnknownNameError(f"no covariate map {kind!r}; there are {', '.join(KINDS)}")

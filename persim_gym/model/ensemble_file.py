@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -28,8 +27,6 @@ _KIND = "ensemble"
 _NORMALIZER = tuple(field.name for field in fields(Normalizer))
 _SCALING = tuple(field.name for field in fields(OutcomeScaling))
 _POSTERIOR = "posterior"
-_READ_AT_ONCE = 1_000_000
-"""Arrays of fewer numbers are read and checked when a file is loaded, the others read when they are needed."""
 _WHOLE = ("num_transitions", "prior_agents")
 """Last part of the names of arrays of whole numbers; all others are of floats."""
 _MAY_BE_INFINITE = (f"{_POSTERIOR}.noise", "calibration")
@@ -48,9 +45,7 @@ def write(path: str | Path, ensemble: Ensemble) -> None:
         "config": ensemble.config.to_json(),
         "provenance": dict(ensemble.provenance),
     }
-    arrays = _arrays(ensemble)
-    document["digests"] = {name: _digest(array) for name, array in arrays.items() if array.size < _READ_AT_ONCE}
-    storage.write(path, _KIND, arrays, document)
+    storage.write(path, _KIND, _arrays(ensemble), document)
 
 
 def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
@@ -66,7 +61,7 @@ def read(path: str | Path, *, task: str | Task | None = None) -> dict[str, Any]:
     config, labels, provenance = _header(path, document)
     known = task_of_file(path, document, task)
     _check_shapes(path, arrays, _shapes(known, config, len(labels)))
-    _check_arrays(path, arrays, document.get("digests"))
+    storage.check_numbers(path, arrays, whole=_WHOLE, infinite=_MAY_BE_INFINITE, unknown=("covariates",))
     posterior = _take_posterior(path, arrays, _POSTERIOR, config, len(labels), known.observation_size)
     names = document.get("outcomes", [])
     if not isinstance(names, list):
@@ -141,29 +136,6 @@ def _check_shapes(path: str | Path, arrays: Mapping[str, np.ndarray], shapes: Ma
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape[: len(shape)] != shape:
             raise FileFormatError(f"{path}: array {name!r} is missing or has the wrong shape, expected {shape}")
-
-
-def _check_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], digests: Any) -> None:
-    """Refuse arrays that hold NaN or infinity, or are not what was written; large ones are not looked at."""
-    if not isinstance(digests, dict):
-        raise FileFormatError(f"{path}: the header is damaged (digests is {digests!r})")
-    for name, array in arrays.items():
-        kind = "i" if name.rpartition(".")[2] in _WHOLE else "f"
-        if array.dtype.kind != kind:
-            raise FileFormatError(
-                f"{path} is damaged: array {name!r} is of type {array.dtype}; write or fetch it again"
-            )
-        if array.size >= _READ_AT_ONCE:
-            continue
-        whole = ~np.isnan(array) if name in _MAY_BE_INFINITE else np.isfinite(array)
-        if name != "covariates" and not whole.all():  # NaN there are those of agents whose are not known
-            raise FileFormatError(f"{path} is damaged: array {name!r} holds NaN or infinity; write or fetch it again")
-        if digests.get(name) != _digest(array):
-            raise FileFormatError(f"{path} is damaged: array {name!r} is not what was written; write or fetch it again")
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.blake2b(np.asarray(array, order="C").tobytes(), digest_size=16).hexdigest()
 
 
 def _take_posterior(
