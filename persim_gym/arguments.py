@@ -133,7 +133,10 @@ def yes_or_no(name: str, value: Any) -> bool:
 
 def truth_values(name: str, value: Any, count: int) -> np.ndarray:
     """Return truth values (count,), given for each or one for all, or raise `InvalidArgumentError`."""
-    array = np.asarray(value, bool)
+    given = array_or_object(value)
+    if given.dtype.kind not in "biuf" or not np.isin(given, (0, 1)).all():
+        raise InvalidArgumentError(f"{name}={value!r} must be truth values, one for all or {count}, one for each")
+    array = given.astype(bool)
     if array.shape not in ((), (1,), (count,)):
         raise InvalidArgumentError(f"{name} of shape {array.shape} must be one truth value, or {count}, one for each")
     return np.broadcast_to(array, count)

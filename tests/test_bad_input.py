@@ -653,6 +653,10 @@ def with_arguments(call, *arguments, **settings):
         ("cannot plan in 3", lambda: MPCAgent(3)),
         (r"cannot plan in .*ensemble.simulator\(agent\)", lambda: MPCAgent(random_ensemble("CartPole"))),
         (
+            r"episode_start=\[0.5, 0\] must be truth values, one for all or 2",
+            lambda: plan_cart_poles(np.zeros((2, 4)), np.zeros((2, 5), int), [0.5, 0]),
+        ),
+        (
             r"episode_start of shape \(3,\) must be one truth value, or 2",
             lambda: plan_cart_poles(np.zeros((2, 4)), np.zeros((2, 5), int), [True, False, True]),
         ),

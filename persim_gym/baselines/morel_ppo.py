@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from persim_gym.interop.sb3 import to_sb3_vec_env
 from persim_gym.tasks import Task
 from persim_gym.tasks.action_bounds import unscale_actions
 from persim_gym.types import FloatArray
+
+_LAYERS: dict[str, Any] = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+"""Of the networks of policy and value."""
 
 
 def check_installed() -> None:
@@ -60,15 +64,15 @@ def new_ppo(
         gamma=0.99,
         gae_lambda=0.95,
         max_grad_norm=0.5,
-        policy_kwargs=_network_settings(task),
+        policy_kwargs=_LAYERS,
         seed=seed % 2**32,  # NumPy's old generators, which Stable-Baselines3 seeds, take no more
         device="cpu",
     )
     ppo.set_logger(Logger(folder=None, output_formats=[]))  # its usual one makes a folder for what is not written
     network: Any = ppo.policy
+    _fit_to_task(network, task)
     network.features_extractor.mean.copy_(mean)
     network.features_extractor.scale.copy_(scale)
-    _keep_within_bounds(network, task)
     return ppo
 
 
@@ -85,8 +89,8 @@ def new_network(task: Task) -> Any:
     from stable_baselines3.common.policies import ActorCriticPolicy
 
     actions = task.action_space if task.discrete else spaces.Box(-1, 1, (task.action_size,))
-    network = ActorCriticPolicy(task.observation_space, actions, _no_learning_rate, **_network_settings(task))
-    _keep_within_bounds(network, task)
+    network = ActorCriticPolicy(task.observation_space, actions, _no_learning_rate, **_LAYERS)
+    _fit_to_task(network, task)
     return network
 
 
@@ -100,18 +104,27 @@ def _no_learning_rate(_: float) -> float:
     return 0.0
 
 
-def _network_settings(task: Task) -> dict[str, Any]:
-    from persim_gym.baselines.standardized_features import StandardizedObservations
+class _Standardization(nn.Module):
+    """Observations (B, D) less a mean (D,), over a scale (D,)."""
 
-    return {
-        "net_arch": {"pi": [64, 64], "vf": [64, 64]},
-        "features_extractor_class": StandardizedObservations,
-        "features_extractor_kwargs": {"size": task.observation_size},
-    }
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return (observations - self.mean) / self.scale
 
 
-def _keep_within_bounds(network: Any, task: Task) -> None:
-    """Put a tanh behind a new network's mean action, if actions are continuous."""
+def _fit_to_task(network: Any, task: Task) -> None:
+    """Put a standardization before a new network and, if actions are continuous, a tanh behind its mean action.
+
+    The network's optimizer knows its layers already; what is put beside them has no weights.
+    """
+    before = _Standardization(task.observation_size)
+    network.features_extractor = network.pi_features_extractor = network.vf_features_extractor = before
     if not task.discrete:
-        # The layer is part of the optimizer already; what is put behind it has no weights.
         network.action_net = nn.Sequential(network.action_net, nn.Tanh())
