@@ -214,16 +214,17 @@ def test_the_context_learns_from_both_models(cart_pole_log, network):
 
 
 def test_who_is_simulated_changes_the_prediction(model, cart_pole_log):
-    """Each agent's context is its own: exchanging agents exchanges contexts."""
+    """Each agent's context is its own: exchanging agents exchanges contexts, and what is predicted with them."""
     states, actions = cart_pole_log.observations[:2], np.array([0, 1])
-    one, other = (model.simulator(agents=pair).step(states, actions).next_observations for pair in ([0, 1], [1, 0]))
-    if model.config.probabilistic:
-        means = [model.agent_contexts(np.array(pair), torch.device("cpu")) for pair in ([0, 1], [1, 0])]
-        assert torch.allclose(means[0], means[1].flip(2)) and not torch.allclose(*means)
-    else:
-        assert np.abs(one - other).max() > 1e-6
-        alone = model.simulator(1).step(states[:1], actions[:1]).next_observations
-        np.testing.assert_allclose(alone[0], other[0], atol=1e-6)
+    contexts = [model.agent_contexts(np.array(pair), torch.device("cpu")) for pair in ([0, 1], [1, 0])]
+    assert torch.allclose(contexts[0], contexts[1].flip(2)) and not torch.allclose(*contexts)
+    one, other = (
+        model.simulator(agents=pair).deterministic().step(states, actions).next_observations
+        for pair in ([0, 1], [1, 0])
+    )
+    assert np.abs(one - other).max() > 1e-6
+    alone = model.simulator(1).deterministic().step(states[:1], actions[:1]).next_observations
+    np.testing.assert_allclose(alone[0], other[0], atol=1e-6)
 
 
 def test_a_member_gets_the_context_of_its_own_encoder(cart_pole_log):

@@ -24,7 +24,7 @@ class ToLearn:
         raise PerSimError(
             "this task has no such function of its own; fit learns it, and the tasks of its simulators have it "
             "(ensemble.simulator(agent).task). The models of persim_gym.baselines learn none: for them, give the task "
-            "these functions"
+            "these functions or, to plan, the planner an objective=PlanningObjective(reward, terminated)"
         )
 
     def __reduce__(self) -> str:
