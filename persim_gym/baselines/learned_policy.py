@@ -116,7 +116,7 @@ class LearnedPolicy(ABC):
         return other
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file: what `predict` needs, but its stream of random numbers; not what trains it."""
+        """Write one safetensors file: what `predict` needs but for its random numbers, and nothing that trains it."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in weights_of(self._networks()).items()}
         document = {**task_fields(self.task), "settings": self._settings(), "provenance": self.provenance}
         storage.write(path, self.kind, arrays, document)
